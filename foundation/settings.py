@@ -1,0 +1,140 @@
+"""Every setting, read from the environment in this one place; docs/settings.md lists the same and a test compares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import DavitError
+
+
+class SettingError(DavitError):
+    """An environment variable holds a value that Davit cannot use."""
+
+    id, status = "invalid_setting", 500
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address: ``host`` (no brackets) and ``port`` (0 to 65535)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def reachable(self) -> Address:
+        """The address that a client on this machine uses: a wildcard address becomes the loopback."""
+        return Address({"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host), self.port)
+
+
+def _setting(variable: str, default: str | None, meaning: str) -> Any:
+    return field(metadata={"variable": variable, "default": default, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one Davit, parsed. Build one with :func:`from_environment`; processes use :func:`settings`."""
+
+    home: Path = _setting("DAVIT_HOME", "/var/lib/davit", "everything that Davit keeps on this host")
+    domain: str = _setting("DAVIT_DOMAIN", "localhost", "apps answer at NAME.DOMAIN")
+    http: Address = _setting("DAVIT_HTTP", "127.0.0.1:8080", "the router's HTTP address")
+    https: Address | None = _setting("DAVIT_HTTPS", None, "the router's HTTPS address; off when unset")
+    api: Address = _setting("DAVIT_API", "127.0.0.1:5000", "the web process: API, git over HTTP")
+    ssh: Address = _setting("DAVIT_SSH", "127.0.0.1:2222", "git over SSH")
+    database_url: str = _setting("DATABASE_URL", None, "the database; SQLite under DAVIT_HOME when unset, or postgresql://…")
+    redis_url: str | None = _setting("REDIS_URL", None, "Redis; an own redis-server under DAVIT_HOME when unset, or redis://…")
+    slugs: str = _setting("DAVIT_SLUGS", "file", "where slugs are kept: `file` is a directory under DAVIT_HOME")
+    engine: str = _setting("DAVIT_ENGINE", "local", "what places dynos on hosts: `local` is this machine")
+    stacks: Path = _setting("DAVIT_STACKS", None, "where built stacks are kept; DAVIT_HOME/stacks when unset; several Davits may share it")
+    network: str | None = _setting("DAVIT_NETWORK", None, "the dynos' IPv4 network, e.g. 10.77.0.0/20; a free part of 198.18.0.0/15 when unset")
+    mirror: str | None = _setting("DAVIT_MIRROR", None, "the Debian mirror that stacks are built from; the distribution's default when unset")
+    build_slots: int = _setting("DAVIT_BUILD_SLOTS", None, "builds at the same time; one per core when unset")
+    build_timeout: int = _setting("DAVIT_BUILD_TIMEOUT", "1500", "seconds that a build may take")
+    build_memory: int = _setting("DAVIT_BUILD_MEMORY", "2048", "MiB of memory that a build may use")
+    build_disk: int = _setting("DAVIT_BUILD_DISK", "8192", "MiB of disk that a build may use")
+    push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
+    releases_kept: int = _setting("DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected")
+    web_threads: int = _setting("DAVIT_WEB_THREADS", "64", "requests that the web process works on at once (a push holds one while it builds)")
+    osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF")
+
+    @property
+    def run(self) -> Path:
+        """Sockets, pid files and dyno directories: valid until the next boot."""
+        return self.home / "run"
+
+    @property
+    def effective_redis_url(self) -> str:
+        """REDIS_URL, or the embedded server's unix socket."""
+        return self.redis_url or f"unix://{self.run / 'redis.sock'}"
+
+    def app_url(self, name: str) -> str:
+        """The public URL of the app NAME, with the port only where it is not the scheme's own."""
+        scheme, address, usual = ("https", self.https, 443) if self.https else ("http", self.http, 80)
+        assert address is not None
+        port = "" if address.port == usual else f":{address.port}"
+        return f"{scheme}://{name}.{self.domain}{port}/"
+
+    @property
+    def api_url(self) -> str:
+        """The API's base URL as clients on this machine reach it."""
+        return f"http://{self.api.reachable}"
+
+
+def _address(variable: str, text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise SettingError(f"{variable} is “{text}”; it must be HOST:PORT, for example 127.0.0.1:8080.")
+    return Address(host.strip("[]"), int(port))
+
+
+def _number(variable: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise SettingError(f"{variable} is “{text}”; it must be a whole number of at least 1.")
+    return int(text)
+
+
+def _absolute(variable: str, text: str) -> Path:
+    if not text.startswith("/"):
+        raise SettingError(f"{variable} is “{text}”; it must be an absolute path.")
+    return Path(text)
+
+
+def from_environment(environ: Mapping[str, str]) -> Settings:
+    """Parse the settings.
+
+    Args:
+        environ: environment variables; an empty value counts as unset.
+
+    Raises:
+        SettingError: a value cannot be used; the sentence names the variable and an example.
+    """
+    raw = {f.name: environ.get(f.metadata["variable"]) or f.metadata["default"] for f in fields(Settings)}
+    names = {f.name: f.metadata["variable"] for f in fields(Settings)}
+    home = _absolute("DAVIT_HOME", raw["home"] or "")
+    values: dict[str, Any] = dict(raw, home=home)
+    for name in ("http", "https", "api", "ssh"):
+        values[name] = _address(names[name], raw[name]) if raw[name] else None
+    for name in ("build_timeout", "build_memory", "build_disk", "push_limit", "releases_kept", "web_threads"):
+        values[name] = _number(names[name], raw[name] or "")
+    values["build_slots"] = _number("DAVIT_BUILD_SLOTS", raw["build_slots"] or str(os.cpu_count() or 1))
+    values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"
+    values["osv_kernel"] = _absolute("DAVIT_OSV_KERNEL", raw["osv_kernel"]) if raw["osv_kernel"] else None
+    values["database_url"] = raw["database_url"] or f"sqlite:///{home / 'davit.db'}"
+    if values["slugs"] != "file":
+        raise SettingError(f"DAVIT_SLUGS is “{raw['slugs']}”; this version knows only `file`.")
+    if values["engine"] != "local":
+        raise SettingError(f"DAVIT_ENGINE is “{raw['engine']}”; this version knows only `local`.")
+    return Settings(**values)
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read from its environment once."""
+    return from_environment(os.environ)

@@ -1,0 +1,165 @@
+"""The interface between the formation manager and what isolates a dyno (container, microVM, unikernel).
+
+A driver knows nothing of apps, releases or the database: it is given a :class:`DynoSpec` and keeps one dyno alive exactly
+as long as its command runs. All methods are called from the runtime process's asyncio loop; blocking work goes to
+threads inside the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a dyno may use.
+
+    Attributes:
+        memory: bytes that it is promised (the size's RAM); above it R14 is reported.
+        memory_max: bytes at which the kernel ends it.
+        cpu_shares: relative weight, 1024 for one standard share.
+        cpu_quota: CPUs at the most (2.0 = two cores); None for no cap.
+        pids: processes and threads at the most.
+        disk: bytes of its writable layer.
+    """
+
+    memory: int
+    memory_max: int
+    cpu_shares: int = 1024
+    cpu_quota: float | None = None
+    pids: int = 256
+    disk: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host file or directory shown inside, idmapped so that its owner appears as the dyno's user (uid 1000)."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class DynoSpec:
+    """All that a driver needs to start a dyno.
+
+    Attributes:
+        id: unique for ever; names its directory ``run/dynos/ID``, its cgroup and its container.
+        name: ``web.1``: the dyno's host name.
+        app: the app's name, for people who read process lists; the cgroup is ``…/APP_ID/ID``.
+        app_id: the app's identifier.
+        stack: the stack image to run on (a file that :mod:`slugs.image` can mount).
+        slug: the slug image, whose ``app/`` becomes /app; None for a dyno with an empty /app.
+        command: argv inside. Contains no secrets; those are in ``env``.
+        env: the whole environment. Secrets: never logged, never on a command line.
+        limits: see :class:`Limits`.
+        port: what a web dyno must listen on; None for others.
+        terminal: (rows, columns) when it gets a terminal instead of the two FIFOs.
+        stdio: three descriptors to use as standard input, output and error instead of FIFOs (one-off dynos, builds).
+        binds: further directories.
+        network: whether it gets a network at all.
+        readonly: no writable layer: the whole root is read-only (/tmp excepted).
+    """
+
+    id: str
+    name: str
+    app: str
+    app_id: str
+    stack: Path
+    slug: Path | None
+    command: Sequence[str]
+    env: Mapping[str, str]
+    limits: Limits
+    port: int | None = None
+    terminal: tuple[int, int] | None = None
+    stdio: tuple[int, int, int] | None = None
+    binds: Sequence[Bind] = field(default_factory=tuple)
+    network: bool = True
+    readonly: bool = False
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a dyno ended: ``status`` as a shell gives it (128 + signal for a signal), None when nobody could know
+    (it ended while the runtime process was down and the kernel does not keep it)."""
+
+    status: int | None
+    oom: bool = False
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a dyno uses now: bytes of memory (page cache left out), bytes of its writable layer, CPU seconds so far,
+    processes, and how often the kernel ended something in it for want of memory."""
+
+    memory: int
+    disk: int
+    cpu: float
+    pids: int
+    ooms: int
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening TCP socket inside the dyno: ``address`` as text, ``port``."""
+
+    address: str
+    port: int
+
+
+class RunningDyno(Protocol):
+    """A dyno that was started and not yet forgotten."""
+
+    spec_id: str
+    slot: int
+    address: str | None
+    pid: int
+    terminal_fd: int | None
+
+    async def wait(self) -> Exit:
+        """Return when it has ended; may be awaited by several, and again afterwards."""
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        """Send a signal to its command (through its init) or to every process in it; no error when it has ended."""
+
+    async def resize_terminal(self, rows: int, columns: int) -> None:
+        """Tell its terminal the new size."""
+
+    async def exec(self, command: Sequence[str], env: Mapping[str, str], *, terminal: tuple[int, int] | None, stdio: tuple[int, int, int] | None) -> RunningDyno:
+        """Run a further command inside it, as its user and within its limits."""
+
+    async def update(self, limits: Limits) -> None:
+        """Change its limits while it runs."""
+
+    def listeners(self) -> list[Listener]:
+        """Its listening TCP sockets, read without touching it."""
+
+    def stats(self) -> Stats:
+        """What it uses now."""
+
+    async def remove(self) -> None:
+        """End it if it still runs, then take away all that was made for it; idempotent."""
+
+
+class Driver(Protocol):
+    """One kind of isolation."""
+
+    async def open(self) -> None:
+        """Prepare the host (bridge, firewall, cgroups, warm slots); idempotent; removes what earlier runs left."""
+
+    async def start(self, spec: DynoSpec) -> RunningDyno:
+        """Start a dyno; returns as soon as its command runs.
+
+        Raises:
+            DavitError: it could not be started; nothing is left behind.
+        """
+
+    async def adopt(self) -> list[RunningDyno]:
+        """The dynos that an earlier runtime process started and that are still there (running or just ended)."""
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Let go of everything; with ``stop_dynos`` also end all dynos and remove bridge, firewall and cgroups."""

@@ -1,0 +1,290 @@
+"""The tables. Identifiers are UUID strings; times are aware UTC; secrets are encrypted (``bytes``) or hashed."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from foundation.clock import now
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC time on every database (SQLite stores no zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(timezone.utc) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+class Base(DeclarativeBase):
+    """Naming conventions make constraint names the same on SQLite and PostgreSQL, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Moment, dict[str, Any]: JSON, list[Any]: JSON, bytes: LargeBinary}
+
+
+def new_id() -> str:
+    """A random identifier."""
+    return str(uuid.uuid4())
+
+
+class Identified:
+    """Columns that every table has."""
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+
+
+class Account(Identified, Base):
+    __tablename__ = "accounts"
+
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    name: Mapped[str | None] = mapped_column(String(100))
+    password_hash: Mapped[str | None] = mapped_column(String(200))
+    is_admin: Mapped[bool] = mapped_column(default=False)
+
+
+class Token(Identified, Base):
+    """An API token. Only its SHA-256 is kept: tokens are 256 random bits, so a slow hash would add nothing."""
+
+    __tablename__ = "tokens"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    description: Mapped[str] = mapped_column(String(255), default="")
+    scope: Mapped[list[Any]] = mapped_column(default=lambda: ["global"])
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
+class SshKey(Identified, Base):
+    __tablename__ = "ssh_keys"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    fingerprint: Mapped[str] = mapped_column(String(100), unique=True)
+    public_key: Mapped[str] = mapped_column(Text)
+    comment: Mapped[str] = mapped_column(String(255), default="")
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
+class App(Identified, Base):
+    """An app.
+
+    ``config`` is the encrypted JSON object of the config vars as last set; what runs has the release's own snapshot.
+    ``restarted_at`` moves whenever all its dynos are to be replaced; see also Formation.restarted_at.
+    ``buildpacks`` holds the chosen buildpack URLs or names, in order; empty means detection.
+    """
+
+    __tablename__ = "apps"
+
+    name: Mapped[str] = mapped_column(String(30), unique=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
+    stack: Mapped[str] = mapped_column(String(50), default="davit-13")
+    config: Mapped[bytes]
+    buildpacks: Mapped[list[Any]] = mapped_column(default=list)
+    buildpack_provided_description: Mapped[str | None] = mapped_column(String(200))
+    maintenance: Mapped[bool] = mapped_column(default=False)
+    archived_at: Mapped[datetime | None]
+    released_at: Mapped[datetime | None]
+    restarted_at: Mapped[datetime | None]
+    repo_size: Mapped[int | None] = mapped_column(BigInteger)
+    slug_size: Mapped[int | None] = mapped_column(BigInteger)
+    destroying: Mapped[bool] = mapped_column(default=False)
+    owner: Mapped[Account] = relationship(lazy="joined")
+
+
+class Collaborator(Identified, Base):
+    __tablename__ = "collaborators"
+    __table_args__ = (UniqueConstraint("app_id", "account_id"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    permissions: Mapped[list[Any]] = mapped_column(default=lambda: ["view", "deploy", "operate"])
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
+class Slug(Identified, Base):
+    """What a build produced: ``digest`` names the sealed image in the store (``sha256:<hex>``)."""
+
+    __tablename__ = "slugs"
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    digest: Mapped[str | None] = mapped_column(String(80), index=True)
+    size: Mapped[int | None] = mapped_column(BigInteger)
+    stack: Mapped[str] = mapped_column(String(50))
+    stack_version: Mapped[str] = mapped_column(String(80), default="")
+    commit: Mapped[str | None] = mapped_column(String(64))
+    commit_description: Mapped[str | None] = mapped_column(Text)
+    process_types: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    default_config: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    healthchecks: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    buildpack_provided_description: Mapped[str | None] = mapped_column(String(200))
+
+
+class Build(Identified, Base):
+    """A build and where it stands.
+
+    ``status`` is the API's: pending, succeeded, failed. ``phase`` is ours: waiting (another build of the app runs),
+    queued, building, releasing, done. ``failure`` is the sentence that the pusher saw. ``ref`` is what the push wants
+    moved from ``old_sha`` to ``commit`` once it is released; None for builds that come from no push.
+    """
+
+    __tablename__ = "builds"
+    __table_args__ = (Index("ix_builds_app_id_created_at", "app_id", "created_at"), Index("ix_builds_status", "status"))
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    status: Mapped[str] = mapped_column(String(20), default="pending")
+    phase: Mapped[str] = mapped_column(String(20), default="waiting")
+    failure: Mapped[str | None] = mapped_column(Text)
+    failure_kind: Mapped[str | None] = mapped_column(String(40))
+    commit: Mapped[str | None] = mapped_column(String(64))
+    ref: Mapped[str | None] = mapped_column(Text)
+    old_sha: Mapped[str | None] = mapped_column(String(64))
+    source_version: Mapped[str | None] = mapped_column(String(255))
+    source_url: Mapped[str | None] = mapped_column(Text)
+    source_checksum: Mapped[str | None] = mapped_column(String(100))
+    buildpacks: Mapped[list[Any]] = mapped_column(default=list)
+    stack: Mapped[str] = mapped_column(String(50))
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    slug_id: Mapped[str | None] = mapped_column(ForeignKey("slugs.id", ondelete="SET NULL"))
+    release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    attempts: Mapped[int] = mapped_column(default=0)
+    finished_at: Mapped[datetime | None]
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
+class Release(Identified, Base):
+    """A numbered release: slug + config vars + process types; never edited but for ``status``, ``phase``, ``failure``.
+
+    ``status`` is the API's: pending, succeeded, failed. ``phase``: queued, release (its command runs), boot (its dynos
+    start), done. ``current`` is true for the newest that succeeded: what the app is, also after a reboot.
+    ``kind``: initial, deploy, config, rollback, other.
+    """
+
+    __tablename__ = "releases"
+    __table_args__ = (
+        UniqueConstraint("app_id", "version"),
+        Index("ix_releases_status", "status"),
+        Index("ix_releases_slug_id", "slug_id"),
+        Index("ix_releases_app_id_current", "app_id", "current"),
+    )
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(20), default="other")
+    description: Mapped[str] = mapped_column(Text)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    slug_id: Mapped[str | None] = mapped_column(ForeignKey("slugs.id"))
+    config: Mapped[bytes]
+    process_types: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    status: Mapped[str] = mapped_column(String(20), default="pending")
+    phase: Mapped[str] = mapped_column(String(20), default="queued")
+    failure: Mapped[str | None] = mapped_column(Text)
+    failure_kind: Mapped[str | None] = mapped_column(String(40))
+    current: Mapped[bool] = mapped_column(default=False)
+    finished_at: Mapped[datetime | None]
+    account: Mapped[Account] = relationship(lazy="joined")
+    slug: Mapped[Slug | None] = relationship(lazy="joined")
+
+
+class Formation(Identified, Base):
+    """How many dynos of a process type, at which size, in which isolation."""
+
+    __tablename__ = "formations"
+    __table_args__ = (UniqueConstraint("app_id", "type"), CheckConstraint("quantity >= 0", "quantity_positive"))
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    type: Mapped[str] = mapped_column(String(63))
+    quantity: Mapped[int] = mapped_column(default=0)
+    size: Mapped[str] = mapped_column(String(30), default="basic")
+    isolation: Mapped[str] = mapped_column(String(20), default="container")
+    restarted_at: Mapped[datetime | None]
+
+
+class Dyno(Identified, Base):
+    """A dyno that exists or is about to: written only by the runtime process.
+
+    ``name`` is web.1, run.4821. During a replacement two rows share a name; ``leaving`` marks the old one.
+    ``state`` is the API's: starting, up, crashed, down, idle. ``slot`` is the host's resource number while it runs: it
+    decides address and uid range. ``routed`` says that the router may send requests to ``address``:``port``.
+    """
+
+    __tablename__ = "dynos"
+    __table_args__ = (Index("ix_dynos_app_id", "app_id"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    release_version: Mapped[int] = mapped_column(default=0)
+    name: Mapped[str] = mapped_column(String(80))
+    type: Mapped[str] = mapped_column(String(63))
+    size: Mapped[str] = mapped_column(String(30))
+    isolation: Mapped[str] = mapped_column(String(20), default="container")
+    command: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(20), default="starting")
+    leaving: Mapped[bool] = mapped_column(default=False)
+    routed: Mapped[bool] = mapped_column(default=False)
+    slot: Mapped[int | None]
+    address: Mapped[str | None] = mapped_column(String(45))
+    port: Mapped[int | None]
+    crashes: Mapped[int] = mapped_column(default=0)
+    exit_status: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    one_off: Mapped[bool] = mapped_column(default=False)
+
+
+class Domain(Identified, Base):
+    __tablename__ = "domains"
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    hostname: Mapped[str] = mapped_column(String(253), unique=True)
+    kind: Mapped[str] = mapped_column(String(10), default="custom")
+
+
+class AuditEvent(Identified, Base):
+    """Who changed what and when; appended in the transaction of the change itself, and kept when the app is gone."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (Index("ix_audit_events_app_id_created_at", "app_id", "created_at"),)
+
+    account_id: Mapped[str | None] = mapped_column(String(36))
+    actor: Mapped[str] = mapped_column(String(254))
+    action: Mapped[str] = mapped_column(String(60))
+    app_id: Mapped[str | None] = mapped_column(String(36))
+    app_name: Mapped[str | None] = mapped_column(String(30))
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)
