@@ -1,0 +1,134 @@
+"""Fixtures for every room: real Redis, real PostgreSQL, a DAVIT_HOME, and the check that nothing stays behind.
+
+Servers listen on unix sockets in temporary directories, so that test runs never meet each other or the host's own.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import leftovers_of
+
+POSTGRES_PORT = 5432
+"""Only names the socket file: the private cluster listens on no TCP address."""
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
+    """Poll until ``condition()`` is true; fail with a sentence that names ``what`` after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not happen within {timeout:g} seconds")
+        time.sleep(0.02)
+
+
+def _short_directory(prefix: str) -> Path:
+    """A directory directly under /tmp: paths of unix sockets are limited to 108 bytes (unix(7))."""
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+
+
+def _stop(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
+    process.send_signal(number)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of a Redis of this test session: empty at first, without persistence, on a unix socket."""
+    directory = _short_directory("dvr")
+    path = directory / "redis.sock"
+    process = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: path.exists() or process.poll() is not None, "redis-server listening")
+        assert process.poll() is None, "redis-server ended at once"
+        yield f"unix://{path}"
+    finally:
+        _stop(process)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _postgres_programs() -> Path:
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not versions:
+        pytest.fail("PostgreSQL is not installed; `make setup` installs what the tests need.")
+    return versions[-1]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Callable[[], str]]:
+    """A private PostgreSQL cluster; calling the fixture's value makes a fresh, empty database and returns its URL."""
+    programs = _postgres_programs()
+    directory = _short_directory("dvp")
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    if os.geteuid() == 0:
+        shutil.chown(directory, user, user)
+    identity = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
+    data = directory / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "davit", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+        check=True, stdout=subprocess.DEVNULL, cwd=directory, **identity,
+    )  # fmt: skip
+    options = {
+        "listen_addresses": "", "unix_socket_directories": str(directory), "port": str(POSTGRES_PORT), "fsync": "off",
+        "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "32MB", "max_connections": "200",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())],
+        stdin=subprocess.DEVNULL, stderr=(directory / "log").open("wb"), cwd=directory, **identity,
+    )  # fmt: skip
+    made = 0
+
+    def sql(statement: str) -> subprocess.CompletedProcess[bytes]:
+        argv = [programs / "psql", "-h", directory, "-p", str(POSTGRES_PORT), "-U", "davit", "-d", "postgres", "-qc", statement]
+        return subprocess.run(argv, capture_output=True, cwd=directory)
+
+    def fresh() -> str:
+        nonlocal made
+        made += 1
+        created = sql(f"CREATE DATABASE davit{made}")
+        assert created.returncode == 0, created.stderr.decode()
+        return f"postgresql://davit@/davit{made}?host={directory}&port={POSTGRES_PORT}"
+
+    try:
+        wait_until(lambda: sql("SELECT 1").returncode == 0 or process.poll() is not None, "PostgreSQL answering")
+        assert process.poll() is None, (directory / "log").read_text()
+        yield fresh
+    finally:
+        _stop(process, signal.SIGINT)  # a fast shutdown: clients are cut off
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def davit_home() -> Iterator[Path]:
+    """An empty DAVIT_HOME (0700, a short path) for one test, which fails when it leaves a process or mount behind."""
+    home = _short_directory("dv")
+    try:
+        yield home
+        left = leftovers_of(home, patience=10)
+        assert not left, "left behind: " + "; ".join(left)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def leftovers() -> Callable[[Path], list[str]]:
+    """``leftovers(home)``: what still exists on this machine of the Davit in ``home``, one phrase each."""
+    return leftovers_of
