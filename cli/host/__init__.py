@@ -1,0 +1,1 @@
+"""The host that Davit runs on: starting and stopping Davit, its state, what is missing."""
