@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import IO
+from typing import IO, Any
 
 from foundation.errors import DavitError
 
@@ -53,9 +53,9 @@ def run(
         ProgramFailed: it is missing, took too long, or (with ``check``) failed; the sentence ends with its last words.
     """
     words = [str(word) for word in argv]
-    source = {"input": input} if input is not None else {"stdin": stdin if stdin is not None else subprocess.DEVNULL}
+    source: dict[str, Any] = {"input": input} if input is not None else {"stdin": stdin or subprocess.DEVNULL}
     try:
-        done = subprocess.run(  # type: ignore[call-overload]
+        done: subprocess.CompletedProcess[bytes] = subprocess.run(
             words, **source, capture_output=True, timeout=timeout, env=env, cwd=cwd, pass_fds=pass_fds
         )
     except FileNotFoundError:

@@ -52,16 +52,26 @@ class Settings:
     redis_url: str | None = _setting("REDIS_URL", None, "Redis; an own redis-server under DAVIT_HOME when unset, or redis://…")
     slugs: str = _setting("DAVIT_SLUGS", "file", "where slugs are kept: `file` is a directory under DAVIT_HOME")
     engine: str = _setting("DAVIT_ENGINE", "local", "what places dynos on hosts: `local` is this machine")
-    stacks: Path = _setting("DAVIT_STACKS", None, "where built stacks are kept; DAVIT_HOME/stacks when unset; several Davits may share it")
-    network: str | None = _setting("DAVIT_NETWORK", None, "the dynos' IPv4 network, e.g. 10.77.0.0/20; a free part of 198.18.0.0/15 when unset")
-    mirror: str | None = _setting("DAVIT_MIRROR", None, "the Debian mirror that stacks are built from; the distribution's default when unset")
+    stacks: Path = _setting(
+        "DAVIT_STACKS", None, "where built stacks are kept; DAVIT_HOME/stacks when unset; several Davits may share it"
+    )
+    network: str | None = _setting(
+        "DAVIT_NETWORK", None, "the dynos' IPv4 network, e.g. 10.77.0.0/20; a free part of 198.18.0.0/15 when unset"
+    )
+    mirror: str | None = _setting(
+        "DAVIT_MIRROR", None, "the Debian mirror that stacks are built from; the distribution's default when unset"
+    )
     build_slots: int = _setting("DAVIT_BUILD_SLOTS", None, "builds at the same time; one per core when unset")
     build_timeout: int = _setting("DAVIT_BUILD_TIMEOUT", "1500", "seconds that a build may take")
     build_memory: int = _setting("DAVIT_BUILD_MEMORY", "2048", "MiB of memory that a build may use")
     build_disk: int = _setting("DAVIT_BUILD_DISK", "8192", "MiB of disk that a build may use")
     push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
-    releases_kept: int = _setting("DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected")
-    web_threads: int = _setting("DAVIT_WEB_THREADS", "64", "requests that the web process works on at once (a push holds one while it builds)")
+    releases_kept: int = _setting(
+        "DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected"
+    )
+    web_threads: int = _setting(
+        "DAVIT_WEB_THREADS", "64", "requests that the web process works on at once (a push holds one while it builds)"
+    )
     osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF")
 
     @property

@@ -114,7 +114,9 @@ class Connection:
         return _unpack(data, list(received), self.path)
 
 
-def call(path: Path, name: str, params: Mapping[str, Any] | None = None, *, fds: Sequence[int] = (), timeout: float | None = 30) -> Reply:
+def call(
+    path: Path, name: str, params: Mapping[str, Any] | None = None, *, fds: Sequence[int] = (), timeout: float | None = 30
+) -> Reply:
     """One call on a connection of its own; see :class:`Connection`."""
     with Connection(path, timeout) as connection:
         return connection.call(name, params, fds)
@@ -285,7 +287,13 @@ class Server:
             return {"error": {"id": error.id, "message": error.message, "status": error.status}}
         except Exception:
             log.exception("a call failed", extra={"call": name})
-            return {"error": {"id": "internal_error", "message": f"“{name}” failed inside Davit; its log has the details.", "status": 500}}
+            return {
+                "error": {
+                    "id": "internal_error",
+                    "message": f"“{name}” failed inside Davit; its log has the details.",
+                    "status": 500,
+                }
+            }
 
 
 def _peek(connection: socket.socket) -> bool:
@@ -300,9 +308,9 @@ def _peek(connection: socket.socket) -> bool:
 
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(connection, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
     try:
-        await ready
+        await ready.wait()
     finally:
         loop.remove_reader(connection)

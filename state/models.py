@@ -266,6 +266,7 @@ class Dyno(Identified, Base):
     exit_status: Mapped[int | None]
     started_at: Mapped[datetime | None]
     one_off: Mapped[bool] = mapped_column(default=False)
+    restart_requested: Mapped[bool] = mapped_column(default=False)
 
 
 class Domain(Identified, Base):

@@ -1,0 +1,169 @@
+"""Builds: one at a time per app, in the order of their creation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from foundation.clock import now
+from foundation.errors import Conflict, NotFound
+from state import audit, notify
+from state.models import Account, App, Build, Release, Slug
+
+ACTIVE = ("queued", "building", "releasing")
+"""Phases in which a build holds its app's turn."""
+
+
+def create(
+    session: Session,
+    app: App,
+    account: Account,
+    *,
+    commit: str | None = None,
+    ref: str | None = None,
+    old_sha: str | None = None,
+    source_version: str | None = None,
+    source_url: str | None = None,
+    source_checksum: str | None = None,
+    buildpacks: Sequence[str] | None = None,
+) -> Build:
+    """Ask for a build; `builder.queue.enqueue_next(app_id)` starts it when its turn has come.
+
+    Args:
+        commit: the git commit to build; None when ``source_url`` is given.
+        ref, old_sha: what the push wants moved once this is released, and from where.
+        buildpacks: instead of the app's own choice.
+    """
+    build = Build(
+        app_id=app.id,
+        account_id=account.id,
+        commit=commit,
+        ref=ref,
+        old_sha=old_sha,
+        source_version=source_version or commit,
+        source_url=source_url,
+        source_checksum=source_checksum,
+        buildpacks=list(buildpacks if buildpacks is not None else app.buildpacks),
+        stack=app.stack,
+    )
+    session.add(build)
+    session.flush()
+    audit.record(session, account, "builds:create", app, commit=commit)
+    notify.announce(session, app.id, f"Build started by user {account.email}")
+    return build
+
+
+def find(session: Session, app: App, identity: str) -> Build:
+    """The app's build with this id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    build = session.get(Build, identity)
+    if build is None or build.app_id != app.id:
+        raise NotFound("Couldn't find that build.")
+    return build
+
+
+def all_of(session: Session, app: App) -> list[Build]:
+    """The app's builds, oldest first."""
+    return list(session.scalars(select(Build).where(Build.app_id == app.id).order_by(Build.created_at, Build.id)))
+
+
+def ahead(session: Session, build: Build) -> Build | None:
+    """The build of the same app that this one waits for, if any."""
+    return session.scalar(
+        select(Build)
+        .where(
+            Build.app_id == build.app_id, Build.status == "pending", Build.id != build.id, Build.created_at <= build.created_at
+        )
+        .order_by(Build.created_at)
+        .limit(1)
+    )
+
+
+def next_turn(session: Session, app_id: str) -> Build | None:
+    """Give the turn to the app's oldest waiting build when no other has it; returns that build."""
+    active = select(Build.id).where(Build.app_id == app_id, Build.status == "pending", Build.phase.in_(ACTIVE))
+    if session.scalar(active.limit(1)):
+        return None
+    build = session.scalar(
+        select(Build)
+        .where(Build.app_id == app_id, Build.status == "pending", Build.phase == "waiting")
+        .order_by(Build.created_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if build:
+        build.phase = "queued"
+    return build
+
+
+def begin(session: Session, build_id: str) -> Build:
+    """A worker starts on the build.
+
+    Raises:
+        NotFound: it is gone with its app.
+        Conflict: it is finished already.
+    """
+    build = session.get(Build, build_id)
+    if build is None:
+        raise NotFound("Couldn't find that build.")
+    if build.status != "pending":
+        raise Conflict("That build is finished.")
+    build.phase, build.attempts = "building", build.attempts + 1
+    return build
+
+
+def releasing(session: Session, build_id: str, slug: Slug, release: Release) -> None:
+    """The slug is sealed and its release made."""
+    session.execute(
+        update(Build)
+        .where(Build.id == build_id)
+        .values(phase="releasing", slug_id=slug.id, release_id=release.id, updated_at=now())
+    )
+
+
+def succeed(session: Session, build_id: str) -> None:
+    """The build's release serves."""
+    _finish(session, build_id, "succeeded", None, None)
+
+
+def fail(session: Session, build_id: str, kind: str, message: str) -> None:
+    """The build changed nothing.
+
+    Args:
+        kind: what the pusher's ref line says (``build failed``, ``release phase failed``, ``app did not start``, ``cancelled``).
+        message: the sentence for the person.
+    """
+    _finish(session, build_id, "failed", kind, message)
+
+
+def _finish(session: Session, build_id: str, status: str, kind: str | None, message: str | None) -> None:
+    build = session.get(Build, build_id)
+    if build is None or build.status != "pending":
+        return
+    build.status, build.phase, build.finished_at = status, "done", now()
+    build.failure_kind, build.failure = kind, message
+    notify.announce(session, build.app_id, "Build succeeded" if status == "succeeded" else f"Build failed: {message}")
+    notify.wake(session, f"build:{build_id}")
+
+
+def request_cancel(session: Session, account: Account, app: App, build: Build) -> None:
+    """Ask that a build be given up.
+
+    Raises:
+        Conflict: it is finished.
+    """
+    if build.status != "pending":
+        raise Conflict("That build is finished; there is nothing to cancel.", status=422)
+    build.cancel_requested = True
+    audit.record(session, account, "builds:cancel", app, build=build.id)
+    notify.wake(session, f"build:{build.id}")
+
+
+def unfinished(session: Session) -> list[Build]:
+    """Every pending build, oldest first: what a starting worker has to look after."""
+    return list(session.scalars(select(Build).where(Build.status == "pending").order_by(Build.created_at)))

@@ -1,0 +1,71 @@
+"""Config vars: what the person set, encrypted; every change is a release."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from foundation.errors import InvalidParams
+from state import audit, notify, releases, vault
+from state.models import Account, App, Release
+
+LIMIT = 64 * 1024
+"""Bytes of names and values together (Heroku's limit)."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_OURS = frozenset(("PORT", "DYNO"))
+
+
+def read(app: App) -> dict[str, str]:
+    """The config vars as last set, by name."""
+    return dict(sorted(vault.reveal(app.config).items()))
+
+
+def change(session: Session, account: Account, app: App, updates: Mapping[str, str | None]) -> Release | None:
+    """Set (a string) and unset (None) config vars; returns the release that this makes, None when nothing changed.
+
+    Raises:
+        InvalidParams: a name or value cannot be used, or all together are too large.
+    """
+    before = vault.reveal(app.config)
+    after = dict(before)
+    for name, value in updates.items():
+        if value is None:
+            after.pop(name, None)
+        else:
+            after[_check_name(name)] = _check_value(name, value)
+    if sum(len(k.encode()) + len(v.encode()) for k, v in after.items()) > LIMIT:
+        raise InvalidParams(f"Config vars may not exceed {LIMIT // 1024} KB together.")
+    if after == before:
+        return None
+    app.config = vault.seal(after)
+    gone = sorted(name for name in before if name not in after)
+    new = sorted(name for name in after if before.get(name) != after[name])
+    words = [f"{verb} {', '.join(names)} config vars" for verb, names in (("Set", new), ("Remove", gone)) if names]
+    description = ", ".join(words)
+    audit.record(session, account, "config:set", app, set=new, removed=gone)
+    notify.announce(session, app.id, f"{description} by user {account.email}")
+    return releases.create(session, app, account, kind="config", description=description)
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidParams(
+            f"Config var name {name!r} is not valid: use letters, digits and underscores, not starting with a digit."
+        )
+    if name in _OURS:
+        raise InvalidParams(f"Config var {name} is set by Davit for every dyno and cannot be changed.")
+    return name
+
+
+def _check_value(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidParams(f"The value of config var {name} must be a string.")
+    if "\x00" in value:
+        raise InvalidParams(f"The value of config var {name} contains a NUL byte, which no environment variable can hold.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidParams(f"The value of config var {name} is not valid UTF-8.") from None
+    return value

@@ -1,0 +1,103 @@
+"""The database: one engine a process, write transactions, read snapshots, migrations.
+
+SQLite runs in WAL mode: readers never wait, writers queue (``BEGIN IMMEDIATE``, so that two writers wait for each other
+instead of failing half-way). PostgreSQL needs nothing special.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from foundation.settings import settings
+
+log = logging.getLogger("state")
+
+BUSY_SECONDS = 20
+"""How long a SQLite writer waits for its turn."""
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for ``url``: ``sqlite:///PATH`` or ``postgresql://…`` (``postgres://`` as Heroku writes it, too)."""
+    parsed = make_url(url.replace("postgres://", "postgresql://", 1))
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=5, max_overflow=60)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, pool_size=5, max_overflow=60)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours: the driver's own comes too late to be IMMEDIATE
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+
+
+@lru_cache(maxsize=1)
+def engine() -> Engine:
+    """The process's engine, for ``settings().database_url``."""
+    return make_engine(settings().database_url)
+
+
+def _after_fork() -> None:
+    if engine.cache_info().currsize:
+        engine().dispose(close=False)  # the parent's connections are the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A session that writes: commits at the end of the block, rolls back on an exception.
+
+    What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
+    """
+    with Session(engine().execution_options(write=True), expire_on_commit=False) as session:
+        with session.begin():
+            yield session
+        for action in session.info.pop("after", []):
+            try:
+                action()
+            except Exception:
+                log.exception("an action after a commit failed")
+
+
+@contextmanager
+def snapshot() -> Iterator[Session]:
+    """A session that reads one consistent state; objects stay readable after the block."""
+    with Session(engine(), expire_on_commit=False) as session:
+        yield session
+
+
+def after_commit(session: Session, action: Callable[[], object]) -> None:
+    """Run ``action`` once the session's transaction is in force (nudges, log lines)."""
+    session.info.setdefault("after", []).append(action)
+
+
+def upgrade() -> None:
+    """Bring the database to the newest schema; safe to call at every start and by several processes at once."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine().execution_options(write=True).connect() as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7031415)")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,115 @@
+"""The formation: how many dynos of each process type, at which size; restarts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from foundation.clock import now
+from foundation.errors import InvalidParams, NotFound
+from state import audit, notify, releases, sizes
+from state.models import Account, App, Dyno, Formation
+
+MOST = 100
+"""Dynos of one process type at the most."""
+_QUANTITY = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+def all_of(session: Session, app: App) -> list[Formation]:
+    """The formation of the process types that the app has now, by type."""
+    base = releases.current(session, app.id)
+    types = set(base.process_types) if base else set()
+    rows = session.scalars(select(Formation).where(Formation.app_id == app.id).order_by(Formation.type))
+    return [row for row in rows if row.type in types]
+
+
+def find(session: Session, app: App, type: str) -> Formation:
+    """The formation of one process type.
+
+    Raises:
+        NotFound: the app has no such process type; the sentence lists those it has.
+    """
+    rows = all_of(session, app)
+    for row in rows:
+        if type in (row.type, row.id):
+            return row
+    names = ", ".join(row.type for row in rows) or "none yet: push some code first"
+    raise NotFound(f"Couldn't find that process type ({type}). {app.name} has: {names}.")
+
+
+def scale(session: Session, account: Account, app: App, updates: Sequence[Mapping[str, Any]]) -> list[Formation]:
+    """Change quantities and sizes, all or none.
+
+    Args:
+        updates: ``{"type", "quantity"?: 2 | "2" | "+1" | "-1", "size"?: "standard-1x"}`` each.
+
+    Raises:
+        InvalidParams, NotFound: a value or a type is wrong; nothing has changed then.
+    """
+    changed = []
+    for wanted in updates:
+        if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
+            raise InvalidParams('Each update needs a process type, for example {"type": "web", "quantity": 2}.')
+        row = find(session, app, wanted["type"])
+        if row.type == releases.RELEASE_TYPE and wanted.get("quantity") not in (None, 0, "0"):
+            raise InvalidParams("The release process type is run once for each release and cannot be scaled.")
+        if wanted.get("quantity") is not None:
+            row.quantity = _quantity(row, wanted["quantity"])
+        if wanted.get("size") is not None:
+            row.size = sizes.find(str(wanted["size"])).name
+        changed.append(row)
+    session.flush()
+    words = ", ".join(f"{row.type}@{row.quantity}:{sizes.find(row.size).label}" for row in changed)
+    audit.record(session, account, "ps:scale", app, formation=words)
+    notify.announce(session, app.id, f"Scaled to {words} by user {account.email}")
+    notify.runtime(session, app.id)
+    notify.router(session, app.id)
+    return changed
+
+
+def _quantity(row: Formation, value: object) -> int:
+    text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
+    if not _QUANTITY.fullmatch(text):
+        raise InvalidParams(f"{row.type}={value} is not a number of dynos; give one such as {row.type}=2 or {row.type}+1.")
+    number = row.quantity + int(text) if text[0] in "+-" else int(text)
+    if not 0 <= number <= MOST:
+        raise InvalidParams(f"{row.type}={text} would make {number} dynos; a process type has 0 to {MOST}.")
+    return number
+
+
+def restart(session: Session, account: Account, app: App, target: str | None = None) -> None:
+    """Replace dynos by fresh ones without losing a request.
+
+    Args:
+        target: a process type (``web``), a dyno (``web.1``), or None for all.
+
+    Raises:
+        NotFound: the app has no such process type or dyno.
+    """
+    if target is None:
+        app.restarted_at = now()
+    elif "." in target:
+        rows = session.scalars(select(Dyno).where(Dyno.app_id == app.id, Dyno.name == target, Dyno.leaving.is_(False))).all()
+        if not rows:
+            raise NotFound(f"Couldn't find that process ({target}).")
+        for row in rows:
+            row.restart_requested = True
+    else:
+        find(session, app, target).restarted_at = now()
+    audit.record(session, account, "ps:restart", app, target=target or "all")
+    notify.runtime(session, app.id)
+
+
+def dynos(session: Session, app: App) -> list[Dyno]:
+    """The app's dynos as people count them: those on their way out are left out."""
+    rows = session.scalars(select(Dyno).where(Dyno.app_id == app.id, Dyno.leaving.is_(False))).all()
+    shown: dict[str, Dyno] = {}
+    for row in sorted(rows, key=lambda row: row.created_at):
+        known = shown.get(row.name)
+        if known is None or row.state == "up" or known.state != "up":
+            shown[row.name] = row
+    return sorted(shown.values(), key=lambda row: (row.type, int(row.name.rpartition(".")[2])))

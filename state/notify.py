@@ -1,0 +1,53 @@
+"""Hurrying others after a commit. Nothing depends on these arriving: every process also looks for itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
+import redis
+from sqlalchemy.orm import Session
+
+from foundation import wire
+from foundation.settings import settings
+from state.db import after_commit
+
+log = logging.getLogger("state")
+
+announcer: Callable[[str, str], None] | None = None
+"""Set by each process to write ``app[api]`` lines: called with the app's id and the text."""
+
+
+@lru_cache(maxsize=1)
+def redis_client() -> redis.Redis:
+    """The process's Redis client (connects when used; reconnects by itself)."""
+    return redis.Redis.from_url(settings().effective_redis_url, socket_timeout=5, socket_connect_timeout=2)
+
+
+def runtime(session: Session, app_id: str) -> None:
+    """The app's wanted state changed: tell the runtime process."""
+    after_commit(session, lambda: wire.nudge(settings().run / "runtime.sock", "changed", {"app_id": app_id}))
+
+
+def router(session: Session, app_id: str) -> None:
+    """The app's domains or maintenance changed: tell the router process."""
+    after_commit(session, lambda: wire.nudge(settings().run / "router.sock", "sync", {"app_id": app_id}))
+
+
+def wake(session: Session, channel: str) -> None:
+    """Wake those who wait on a Redis channel (``build:ID``, ``release:ID``)."""
+    after_commit(session, lambda: publish(channel))
+
+
+def publish(channel: str) -> None:
+    """Publish a wake-up now; silent when Redis is away (those who wait also look for themselves)."""
+    try:
+        redis_client().publish(channel, b"")
+    except redis.RedisError:
+        log.debug("no wake-up: Redis is away")
+
+
+def announce(session: Session, app_id: str, text: str) -> None:
+    """Write ``text`` to the app's log as ``app[api]``, once the change is in force."""
+    after_commit(session, lambda: announcer(app_id, text) if announcer else None)
