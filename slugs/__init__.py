@@ -1,0 +1,1 @@
+"""The slug format (a sealed, read-only image), its store, its export."""

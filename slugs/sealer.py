@@ -1,0 +1,96 @@
+"""The process that seals a tree: sees the tree, the image and /usr, has no network, no privileges, and then becomes mkfs.
+
+Run by :mod:`slugs.image` in a bare interpreter (``python -I -S``), with one argument, a JSON object:
+
+``tree`` and ``image``: descriptors; ``uid``: what to become (null: stay); ``confine``: whether to leave the host's file
+system (needs root); ``open_up``: first give the owner read access everywhere; ``limit``: bytes of the image at the most;
+``seconds``: of CPU time at the most; ``command``: argv, where ``{tree}`` and ``{image}`` stand for their paths;
+``env``: its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from slugs import kernel
+
+
+def main(order: dict[str, Any]) -> None:
+    """Do what the module says; never returns when all goes well."""
+    tree, image = (_confine if order["confine"] else _in_place)(order["tree"], order["image"])
+    _drop_privileges(order["uid"])
+    if order["open_up"]:
+        os.chdir(tree)
+        open_up(".")
+        os.chdir("/")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (order["seconds"], order["seconds"] + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    argv = [word.format(tree=tree, image=image) for word in order["command"]]
+    os.execve(argv[0], argv, order["env"])  # noqa: S606
+
+
+def _in_place(tree: int, image: int) -> tuple[str, str]:
+    os.set_inheritable(tree, True)
+    os.set_inheritable(image, True)
+    return f"/proc/self/fd/{tree}/", f"/proc/self/fd/{image}"
+
+
+def _confine(tree: int, image: int) -> tuple[str, str]:
+    usr = os.open("/usr", os.O_PATH | os.O_CLOEXEC)
+    mounts = {"tree": kernel.clone_mount(tree), "image": kernel.clone_mount(image), "usr": kernel.clone_mount(usr)}
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("sealer", "/tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")  # noqa: S108
+    new = Path("/tmp")  # noqa: S108
+    for name in ("tree", "usr"):
+        (new / name).mkdir()
+    (new / "image").touch()
+    for name in ("bin", "lib", "lib64"):  # Debian 12+ and Ubuntu 22.04+ are all merged into /usr
+        (new / name).symlink_to(f"usr/{name}")
+    for name, descriptor in mounts.items():
+        kernel.attach_mount(descriptor, new / name)
+    kernel.pivot_into(str(new))
+    return "/tree", "/image"
+
+
+def _drop_privileges(uid: int | None) -> None:
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    kernel.no_new_privileges()
+
+
+def open_up(top: str) -> None:
+    """Give the owner read access to every file, and read and search access to every directory, below the relative path
+    ``top``; follows no symlink. What belongs to somebody else stays as it is."""
+    status = Path(top).stat()
+    if status.st_uid == os.geteuid():
+        os.chmod(top, stat.S_IMODE(status.st_mode) | 0o500)
+    # Top down: a directory's own mode is mended while its parent is visited, before it is listed itself.
+    for _, folders, files, here in os.fwalk(top):
+        for name in (*folders, *files):
+            _open_up(name, here)
+
+
+def _open_up(name: str, here: int) -> None:
+    try:
+        status = os.stat(name, dir_fd=here, follow_symlinks=False)
+        wanted = 0o500 if stat.S_ISDIR(status.st_mode) else 0o400
+        if (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)) and status.st_mode & wanted != wanted:
+            os.chmod(name, stat.S_IMODE(status.st_mode) | wanted, dir_fd=here)
+    except PermissionError:
+        pass
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
