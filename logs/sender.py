@@ -1,0 +1,190 @@
+"""Lines on their way to Redis: a bounded buffer and a thread that empties it, so that nobody waits for Redis.
+
+While Redis is away the buffer keeps the newest lines of every app. What had to go is counted, and said in the app's
+log (L12) before its next line. Delivery is in order per app; a batch whose answer was lost is sent again, so that at
+most one batch can appear twice and none is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+log = logging.getLogger("logs")
+
+LINES = 5_000
+"""Lines of one app that wait at the most."""
+BYTES = 16 << 20
+"""Bytes of all apps that wait at the most."""
+BATCH = 500
+_LINGER = 30.0
+"""Seconds after which an idle thread ends; a new one starts when it is wanted."""
+_RETRY = (0.1, 2.0)
+"""Seconds between attempts while Redis is away: the first, and the longest (each doubles the one before)."""
+
+
+class Pipeline(Protocol):
+    """What is used of a Redis client's pipeline."""
+
+    def execute_command(self, *command: Any) -> Any:
+        """Add a command."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send all."""
+
+
+class Redis(Protocol):
+    """What is used of a Redis client: redis-py's ``Redis`` and :class:`logs.resp.Client` both fit."""
+
+    def execute_command(self, *command: Any) -> Any:
+        """Send a command and return its answer."""
+
+    def pipeline(self, transaction: bool = True) -> Any:
+        """A :class:`Pipeline`."""
+
+
+class Sender:
+    """The buffer in front of one Redis.
+
+    Args:
+        redis: a blocking client.
+        append: composes the command that appends a line: ``append(app_id, packed line)``.
+        overflow: composes the packed line that tells of loss: ``overflow(count, since in seconds since the epoch)``.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        append: Callable[[str, bytes], Sequence[Any]],
+        overflow: Callable[[int, float], bytes],
+    ) -> None:
+        self._redis, self._append, self._overflow = redis, append, overflow
+        self._changed = threading.Condition()
+        self._waiting: dict[str, deque[bytes]] = {}
+        self._bytes = 0
+        self._lost: dict[str, tuple[int, float]] = {}
+        self._accepted = self._settled = 0
+        self._thread: threading.Thread | None = None
+        self.away = False
+
+    def put(self, app_id: str, packed: Sequence[bytes]) -> int:
+        """Take lines over; never blocks on Redis. Returns a mark for :meth:`wait`."""
+        with self._changed:
+            queue = self._waiting.get(app_id)
+            if queue is None:
+                queue = self._waiting[app_id] = deque()
+            queue.extend(packed)
+            self._bytes += sum(map(len, packed))
+            self._accepted += len(packed)
+            while len(queue) > LINES:
+                self._drop(app_id)
+            while self._bytes > BYTES:
+                self._drop(max(self._waiting, key=lambda app: len(self._waiting[app])))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="log-sender", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+            return self._accepted
+
+    def wait(self, mark: int, timeout: float) -> bool:
+        """Wait until every line up to ``mark`` is in Redis (or lost), for at most ``timeout`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._settled >= mark, timeout)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until nothing waits any more; False when the time was not enough."""
+        return self.wait(self._accepted, timeout)
+
+    def _drop(self, app_id: str) -> None:
+        queue = self._waiting[app_id]
+        self._bytes -= len(queue.popleft())
+        self._settled += 1
+        count, since = self._lost.get(app_id, (0, time.time()))
+        self._lost[app_id] = (count + 1, since)
+        if not queue:
+            del self._waiting[app_id]
+
+    def _work(self) -> None:
+        pause = _RETRY[0]
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._waiting, _LINGER):
+                    self._thread = None
+                    return
+                batch, losses = self._take()
+            if self._send(batch, losses):
+                pause = _RETRY[0]
+            else:
+                time.sleep(pause)
+                pause = min(_RETRY[1], pause * 2)
+
+    def _take(self) -> tuple[list[tuple[str, bytes]], dict[str, tuple[int, float]]]:
+        """The next batch, the apps in turn, a fair part of each; called with the lock held."""
+        batch: list[tuple[str, bytes]] = []
+        losses: dict[str, tuple[int, float]] = {}
+        fair = max(1, BATCH // len(self._waiting))
+        for app_id in list(self._waiting)[:BATCH]:
+            if app_id in self._lost:
+                losses[app_id] = self._lost.pop(app_id)
+                batch.append((app_id, self._overflow(*losses[app_id])))
+            queue = self._waiting.pop(app_id)  # and to the end of the row, when more of it waits
+            taken = [queue.popleft() for _ in range(min(fair, len(queue)))]
+            self._bytes -= sum(map(len, taken))
+            batch += [(app_id, line) for line in taken]
+            if queue:
+                self._waiting[app_id] = queue
+        return batch, losses
+
+    def _send(self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]]) -> bool:
+        try:
+            pipeline = self._redis.pipeline(transaction=False)
+            for app_id, line in batch:
+                pipeline.execute_command(*self._append(app_id, line))
+            answers = pipeline.execute(raise_on_error=False)
+            refusals = [answer for answer in answers if isinstance(answer, Exception)]
+            if refusals and (_starting(refusals[0])):
+                raise refusals[0]
+        except Exception as error:  # whatever the client raises: its lines wait, and nobody's program stops
+            self._put_back(batch, losses, error)
+            return False
+        if refusals:
+            log.warning("Redis refused log lines", extra={"lines": len(refusals), "reason": str(refusals[0])})
+        with self._changed:
+            if self.away:
+                log.info("Redis is back; the log window goes on")
+            self.away = False
+            self._settled += len(batch) - len(losses)
+            self._changed.notify_all()
+        return True
+
+    def _put_back(self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]], error: Exception) -> None:
+        with self._changed:
+            if not self.away:
+                log.warning("Redis is away; log lines wait", extra={"reason": f"{type(error).__name__}: {error}"})
+            self.away = True
+            told = set(losses)
+            back: dict[str, list[bytes]] = {}
+            for app_id, line in batch:
+                if app_id in told:
+                    told.discard(app_id)  # the first line of these is the report of the loss
+                    continue
+                back.setdefault(app_id, []).append(line)
+            for app_id, lines in back.items():
+                self._waiting.setdefault(app_id, deque()).extendleft(reversed(lines))
+                self._bytes += sum(map(len, lines))
+            for app_id, (count, since) in losses.items():
+                later = self._lost.get(app_id, (0, since))
+                self._lost[app_id] = (count + later[0], since)
+            for app_id in back:
+                while len(self._waiting.get(app_id, ())) > LINES:
+                    self._drop(app_id)
+            self._changed.notify_all()
+
+
+def _starting(error: Exception) -> bool:
+    """Whether Redis only said that it is reading its file back (redis-py has a class of that name)."""
+    return type(error).__name__ == "BusyLoadingError" or str(error).startswith("LOADING")
