@@ -1,0 +1,87 @@
+"""The commands for the host: up, down, status, doctor, stack:build. Thin: what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from foundation.settings import settings
+
+_SIGNS = {"ok": ("green", "ok"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}
+
+
+@click.command()
+@click.option("--detach", "-d", is_flag=True, help="Start in the background, return when everything answers.")
+def up(detach: bool) -> None:
+    """Start Davit on this machine."""
+    from cli.host import updown
+
+    updown.up(settings(), click.echo, detach=detach)
+    click.echo(f"Davit is up. Apps: {settings().app_url('NAME')}  API and git: {settings().api_url}")
+
+
+@click.command()
+@click.option("--keep-apps", is_flag=True, help="Leave dynos and HAProxy, so that apps serve on.")
+def down(keep_apps: bool) -> None:
+    """Stop Davit and, unless told otherwise, the apps."""
+    from cli.host import updown
+
+    updown.down(settings(), click.echo, keep_apps=keep_apps)
+
+
+@click.command()
+@click.option("--pids", is_flag=True, help="Only the process ids, one a line: Davit's own, HAProxy's, Redis's; not the apps'.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(pids: bool, as_json: bool) -> None:
+    """Show Davit's processes; exit status 1 when not all of them run."""
+    from cli.host import status as survey
+
+    rows = survey.survey(settings().home)
+    if pids:
+        for pid in (pid for row in rows for pid in row.pids):
+            click.echo(pid)
+    elif as_json:
+        click.echo(json.dumps([row.as_json() for row in rows], indent=2))
+    elif not rows:
+        click.echo(f"Davit is not running in {settings().home}; `davit up` starts it.")
+    else:
+        _table(rows)
+    if not rows or any(row.state != "running" for row in rows) or rows[0].process != "supervisor":
+        sys.exit(1)
+
+
+def _table(rows: list) -> None:  # type: ignore[type-arg]
+    from cli.host.status import ago
+
+    click.echo(f"{'PROCESS':<11} {'STATE':<8} {'PID':>8} {'SINCE':>6} {'RESTARTS':>8} {'MEMORY':>10}")
+    for row in rows:
+        since, size = ago(row.since), f"{row.memory / 2**20:.1f} MiB"
+        click.echo(f"{row.process:<11} {row.state:<8} {row.pid or '':>8} {since:>6} {row.restarts:>8} {size:>10}")
+    click.echo(f"{'':<11} {'':<8} {'':>8} {'':>6} {'together':>8} {sum(row.memory for row in rows) / 2**20:>6.1f} MiB")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(as_json: bool) -> None:
+    """Look at what Davit needs of this machine and say what to do; exit status 1 when something essential is missing."""
+    from cli.host import doctor as checks
+
+    points = checks.examine(settings())
+    if as_json:
+        click.echo(json.dumps([vars(point) for point in points], indent=2))
+    for point in () if as_json else points:
+        colour, sign = _SIGNS[point.level]
+        click.echo(f"{click.style(f'{sign:<4}', fg=colour)}  {point.name:<16} {point.message} {point.remedy}".rstrip())
+    if any(point.level == "fail" for point in points):
+        sys.exit(1)
+
+
+@click.command("stack:build")
+def stack_build() -> None:
+    """Build the stack anew; running apps move to it at their next release."""
+    from runtime import stacks
+
+    built = stacks.build(settings().stacks, mirror=settings().mirror, progress=click.echo)
+    click.echo(f"Built {built.name} {built.version}.")

@@ -1,0 +1,354 @@
+"""``davit doctor``: looks at everything that Davit needs of its host, and says what to do about what is missing.
+
+Each check is a small function from the settings to a :class:`Point`; what it decides on is read by the functions at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from cli.host import registries
+from foundation.settings import Settings
+
+Level = Literal["ok", "warn", "fail"]
+
+KERNEL = (5, 19)
+"""The first Linux in which overlayfs works on idmapped mounts (mount_setattr(2), overlayfs documentation)."""
+DISK_WANTED = 5 << 30
+DISK_LEAST = 1 << 30
+INODES_WANTED = 50_000
+MEMORY_WANTED = 1 << 30
+CLOCK_TOLERANCE = 300.0
+"""Seconds by which the clock may be wrong before certificates and package signatures are refused."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing looked at: ``message`` says what was found, ``remedy`` what to do (empty when ok)."""
+
+    name: str
+    level: Level
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that Davit runs: where it comes from and the version that it needs."""
+
+    program: str
+    package: str
+    least: tuple[int, ...] = ()
+    version_argument: str = "--version"
+    level: Level = "fail"
+
+
+TOOLS = (
+    Tool("crun", "crun"),
+    Tool("runc", "runc", level="warn"),
+    Tool("haproxy", "haproxy", (2, 4), "-v"),
+    Tool("nft", "nftables"),
+    Tool("git", "git", (2, 30)),
+    Tool("tini", "tini"),
+    Tool("mkfs.erofs", "erofs-utils", version_argument="-V", level="warn"),
+    Tool("mksquashfs", "squashfs-tools", version_argument="-version"),
+    Tool("mkfs.ext4", "e2fsprogs", version_argument="-V"),
+    Tool("mmdebstrap", "mmdebstrap"),
+)
+EMBEDDED_REDIS = Tool("redis-server", "redis-server", (6, 0))
+
+
+def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
+    """Look at everything; with ``essential`` only at what ``davit up`` cannot do without and that is quick to see."""
+    checks: list[Callable[[Settings], Point | Iterable[Point]]] = [
+        check_root, check_kernel, check_filesystems, check_namespaces, check_cgroups, check_tools, check_home, check_ports,
+    ]  # fmt: skip
+    if not essential:
+        checks += [check_disk, check_memory, check_stack, check_database, check_names, check_registries]
+    points: list[Point] = []
+    for check in checks:
+        found = check(settings)
+        points += [found] if isinstance(found, Point) else found
+    return points
+
+
+def check_root(settings: Settings) -> Point:
+    """Dynos need namespaces and mounts."""
+    if os.geteuid() == 0:
+        return Point("root", "ok", "this is root")
+    return Point("root", "fail", "this is not root; dynos need namespaces and mounts.", "Use sudo.")
+
+
+def check_kernel(settings: Settings) -> Point:
+    """The kernel's version, as uname gives it."""
+    release = os.uname().release
+    if version(release) >= KERNEL:
+        return Point("kernel", "ok", f"Linux {release}")
+    wanted = ".".join(map(str, KERNEL))
+    return Point(
+        "kernel", "fail", f"Linux {release} is older than {wanted}, which idmapped overlays need.",
+        "Install a newer kernel (Debian 12: its own; Ubuntu 22.04: `apt-get install linux-generic-hwe-22.04`) and reboot.",
+    )  # fmt: skip
+
+
+def check_filesystems(settings: Settings) -> Iterator[Point]:
+    """Overlay for dynos, one of erofs and squashfs for slugs, loop devices for images."""
+    known = {line.split()[-1] for line in _read("/proc/filesystems").splitlines()}
+    yield _filesystem("overlay", "overlay" in known or _module("overlay"), "overlay")
+    images = [name for name in ("erofs", "squashfs") if name in known or _module(name)]
+    yield Point("slug images", "ok", " and ".join(images)) if images else _filesystem("slug images", False, "squashfs")
+    loop = Path("/dev/loop-control").exists() or _module("loop")
+    yield _filesystem("loop devices", loop, "loop")
+
+
+def _filesystem(name: str, there: bool, module: str) -> Point:
+    if there:
+        return Point(name, "ok", "available")
+    return Point(
+        name, "fail", f"the kernel has no {module}.", f"Try `modprobe {module}`; in a container or small VM, ask for it."
+    )
+
+
+def check_namespaces(settings: Settings) -> Point:
+    """User, network, pid and mount namespaces can be made (a container without privileges refuses)."""
+    tried = _run(["unshare", "--user", "--map-root-user", "--net", "--pid", "--mount", "--fork", "true"])
+    if tried is not None and tried.returncode == 0:
+        return Point("namespaces", "ok", "user, network, pid and mount namespaces can be made")
+    said = tried.stderr.strip() if tried else "unshare (package util-linux) is not installed"
+    return Point(
+        "namespaces",
+        "fail",
+        f"namespaces cannot be made: {said}.",
+        "Set user.max_user_namespaces and kernel.unprivileged_userns_clone by sysctl; inside Docker, run privileged.",
+    )
+
+
+def check_cgroups(settings: Settings) -> Point:
+    """Memory, CPU and process limits, by cgroups of either version."""
+    unified = _read("/sys/fs/cgroup/cgroup.controllers")
+    missing = {"cpu", "memory", "pids"} - controllers(unified, _read("/proc/self/mountinfo"))
+    if not missing:
+        return Point("cgroups", "ok", f"version {2 if unified else 1} with cpu, memory and pids")
+    return Point(
+        "cgroups",
+        "fail",
+        f"the controllers {', '.join(sorted(missing))} are missing.",
+        "Boot with `cgroup_enable=memory swapaccount=1` on the kernel's command line, or mount /sys/fs/cgroup.",
+    )
+
+
+def controllers(unified: str, mountinfo: str) -> set[str]:
+    """The cgroup controllers: cgroup.controllers of version 2 together with what version 1 has mounted."""
+    found = set(unified.split())
+    for line in mountinfo.splitlines():
+        _, _, tail = line.partition(" - ")
+        kind, *rest = tail.split()
+        if kind == "cgroup" and len(rest) > 1:
+            found |= set(rest[1].split(","))
+    return found
+
+
+def check_tools(settings: Settings) -> Iterator[Point]:
+    """Programs and their versions."""
+    for tool in TOOLS if settings.redis_url else (*TOOLS, EMBEDDED_REDIS):
+        yield _tool(tool)
+
+
+def _tool(tool: Tool) -> Point:
+    if shutil.which(tool.program, path=_PATH) is None:
+        return Point(tool.program, tool.level, "not installed.", f"`apt-get install {tool.package}`, or `make setup`.")
+    said = _run([tool.program, tool.version_argument])
+    found = version(said.stdout + said.stderr) if said else ()
+    text = ".".join(map(str, found))
+    if tool.least and found < tool.least:
+        wanted = ".".join(map(str, tool.least))
+        return Point(tool.program, "fail", f"version {text} is older than {wanted}.", f"Install a newer {tool.package}.")
+    return Point(tool.program, "ok", text or "installed")
+
+
+def check_home(settings: Settings) -> Point:
+    """DAVIT_HOME holds keys: nobody else may read it."""
+    home = settings.home
+    if not home.exists():
+        return Point("home", "ok", f"{home} will be made")
+    mode = home.stat().st_mode & 0o777
+    if mode & 0o077:
+        return Point("home", "warn", f"{home} can be entered by others (mode {mode:o}).", f"`chmod 700 {home}`.")
+    if not os.access(home, os.W_OK):
+        return Point("home", "fail", f"{home} cannot be written.", "Use sudo, or choose another DAVIT_HOME.")
+    return Point("home", "ok", f"{home} is private")
+
+
+def check_ports(settings: Settings) -> Iterator[Point]:
+    """Each address is free, or this Davit's own."""
+    proxied = bool(processes.haproxies(settings.home))
+    running = {entry.name for entry in record.read(settings.run).living()}
+    for variable, address, ours in (
+        ("DAVIT_HTTP", settings.http, proxied),
+        ("DAVIT_HTTPS", settings.https, proxied),
+        ("DAVIT_API", settings.api, "web" in running),
+        ("DAVIT_SSH", settings.ssh, "ssh" in running),
+    ):
+        if address is not None:
+            yield Point(variable, "ok", f"{address} is Davit's") if ours else _port(variable, address)
+
+
+def _port(variable: str, address: Address) -> Point:
+    problem = cannot_bind(address)
+    if problem is None:
+        return Point(variable, "ok", f"{address} is free")
+    remedy = f"Stop what uses it (`ss -ltnp` shows it), or set {variable}=HOST:PORT."
+    return Point(variable, "fail", f"{address} cannot be used: {problem}.", remedy)
+
+
+def cannot_bind(address: Address) -> str | None:
+    """Why nothing can listen on ``address``; None when something can."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            probe.listen(1)
+        except socket.gaierror:
+            return f"there is no address named {address.host}"
+        except OSError as error:
+            return (error.strerror or "unknown reason").lower()
+    return None
+
+
+def check_disk(settings: Settings) -> Iterator[Point]:
+    """Space and inodes where the home is (or will be)."""
+    place = next(path for path in (settings.home, *settings.home.parents) if path.exists())
+    usage = os.statvfs(place)
+    free = usage.f_bavail * usage.f_frsize
+    level: Level = "ok" if free >= DISK_WANTED else "warn" if free >= DISK_LEAST else "fail"
+    remedy = "" if level == "ok" else "Builds and slugs need 5 GiB: free some, or put DAVIT_HOME on another disk."
+    yield Point("disk", level, f"{free / 2**30:.1f} GiB free for {settings.home}", remedy)
+    if usage.f_files and usage.f_favail < INODES_WANTED:
+        yield Point("inodes", "warn", f"only {usage.f_favail} inodes are free for {settings.home}.", "Remove many small files.")
+
+
+def check_memory(settings: Settings) -> Point:
+    """Memory that processes could get now (MemAvailable, proc(5))."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.M)
+    available = int(match[1]) * 1024 if match else 0
+    if available >= MEMORY_WANTED:
+        return Point("memory", "ok", f"{available / 2**30:.1f} GiB available")
+    found = f"only {available / 2**20:.0f} MiB are available; builds may be ended for want of it."
+    return Point("memory", "warn", found, "Add memory or swap.")
+
+
+def check_stack(settings: Settings) -> Point:
+    """There is a stack to run slugs on."""
+    from runtime import stacks
+
+    try:
+        stack = stacks.current(settings.stacks)
+    except DavitError as error:
+        return Point("stack", "warn", error.message, "`davit up` builds it by itself, too.")
+    return Point("stack", "ok", f"{stack.name} {stack.version} in {settings.stacks}")
+
+
+def check_database(settings: Settings) -> Point:
+    """The database answers; an SQLite file that is not there yet will be made."""
+    if settings.database_url.startswith("sqlite"):
+        path = settings.home / "davit.db"
+        return Point("database", "ok", f"SQLite, {path}" + ("" if path.exists() else " (will be made)"))
+    import sqlalchemy
+
+    from state import db
+
+    try:
+        with db.make_engine(settings.database_url).connect():
+            return Point("database", "ok", "PostgreSQL answers")
+    except sqlalchemy.exc.SQLAlchemyError:
+        return Point("database", "fail", "the database of DATABASE_URL does not answer.", "Start it, or correct DATABASE_URL.")
+
+
+def check_names(settings: Settings) -> Iterator[Point]:
+    """Builds look names up; behind a proxy the proxy does, and there is nothing to see here."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+        return
+    hosts = {urlsplit(url).hostname or "" for _, url in registries.urls(os.environ)}
+    for host in sorted(hosts):
+        try:
+            socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+            yield Point("DNS", "ok", f"{host} is found")
+        except OSError:
+            yield Point("DNS", "warn", f"{host} is not found; builds cannot fetch from there.", "Look at /etc/resolv.conf.")
+
+
+def check_registries(settings: Settings) -> Iterator[Point]:
+    """Package registries answer, and their clocks agree with ours."""
+    import httpx
+
+    skew: float | None = None
+    for name, url in registries.urls(os.environ):
+        try:
+            answer = httpx.head(url, timeout=10, follow_redirects=True)
+        except (httpx.HTTPError, OSError, ValueError):
+            yield Point(
+                name,
+                "warn",
+                "cannot be reached; builds that need it fail.",
+                "Look at the network, at HTTPS_PROXY and SSL_CERT_FILE.",
+            )
+            continue
+        yield Point(name, "ok", "answers")
+        skew = skew if skew is not None else clock_skew(answer.headers.get("date", ""), time.time())
+    if skew is not None and abs(skew) > CLOCK_TOLERANCE:
+        yield Point(
+            "clock", "warn", f"this clock is off by {skew:.0f} s.", "Install an NTP client: `apt-get install systemd-timesyncd`."
+        )
+    elif skew is not None:
+        yield Point("clock", "ok", "agrees with the registries'")
+
+
+def clock_skew(date: str, here: float) -> float | None:
+    """Seconds that our clock is ahead of an HTTP ``Date`` header; None when that cannot be read."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return here - parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The first dotted number in a text, as numbers: ``HAProxy version 2.6.12-1`` → (2, 6, 12); empty when there is none."""
+    match = re.search(r"\d+(?:\.\d+)+", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _run(argv: list[str]) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=10, env={**os.environ, "PATH": _PATH}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _module(name: str) -> bool:
+    """Whether the kernel has a module of that name, loaded on the way."""
+    done = _run(["modprobe", name])
+    return done is not None and done.returncode == 0

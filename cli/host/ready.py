@@ -1,0 +1,98 @@
+"""Whether Davit's processes answer: each is asked in the way that its clients use."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable, Collection
+
+from cli.host import logfiles, record
+from foundation import wire
+from foundation.errors import DavitError
+from foundation.settings import Address, Settings
+
+PATIENCE = 60.0
+"""Seconds in which a started Davit has to answer."""
+
+
+class NotReady(DavitError):
+    """A process of Davit's did not come up."""
+
+    id, status = "not_ready", 503
+
+
+def answers(name: str, settings: Settings) -> bool:
+    """Whether the process of that name in Procfile does its work now; one without a question of its own counts as ready."""
+    asked: dict[str, Callable[[Settings], bool]] = {
+        "redis": _redis,
+        "web": lambda settings: _http(settings.api.reachable),
+        "ssh": lambda settings: _ssh(settings.ssh.reachable),
+        "worker": _worker,
+    }
+    try:
+        if name in asked:
+            return asked[name](settings)
+        if name in ("runtime", "router", "logs"):
+            wire.call(settings.run / f"{name}.sock", "ping", timeout=5)
+        return True
+    except (OSError, DavitError, http.client.HTTPException):
+        return False
+
+
+def _http(address: Address) -> bool:
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    finally:
+        connection.close()
+
+
+def _ssh(address: Address) -> bool:
+    with socket.create_connection((address.host, address.port), timeout=5) as connection:
+        return connection.recv(4) == b"SSH-"
+
+
+def _redis(settings: Settings) -> bool:
+    import redis
+
+    try:
+        with redis.Redis.from_url(settings.effective_redis_url, socket_timeout=5) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _worker(settings: Settings) -> bool:
+    """RQ's workers keep a set of those that are alive."""
+    import redis
+
+    try:
+        with redis.Redis.from_url(settings.effective_redis_url, socket_timeout=5) as client:
+            return int(client.scard("rq:workers")) > 0
+    except redis.RedisError:
+        return False
+
+
+def wait(names: Collection[str], settings: Settings, patience: float = PATIENCE) -> None:
+    """Return when all these processes answer.
+
+    Raises:
+        NotReady: one did not in time; the message names it and quotes its log.
+    """
+    deadline = time.monotonic() + patience
+    for name in names:
+        while not answers(name, settings):
+            if time.monotonic() > deadline:
+                raise NotReady(_explain(name, settings, patience))
+            time.sleep(0.05)
+
+
+def _explain(name: str, settings: Settings, patience: float) -> str:
+    entry = next((entry for entry in record.read(settings.run).entries if entry.name == name), None)
+    restarts = f" and was started again {entry.restarts} times" if entry and entry.restarts else ""
+    log = settings.home / "log" / f"{name}.log"
+    lines = "\n".join(f"    {line}" for line in logfiles.last_lines(log))
+    said = f"The last lines of {log}:\n{lines}" if lines else f"Its log, {log}, is empty."
+    return f"Davit's {name} process did not answer within {patience:.0f} seconds{restarts}; `davit status` shows all. {said}"

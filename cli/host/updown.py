@@ -1,0 +1,116 @@
+"""``davit up`` and ``davit down``: the two stories, told step by step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cli.host import doctor, environment, home, logfiles, processes, procfile, ready, record, supervisor
+from foundation.errors import DavitError
+from foundation.programs import run
+from foundation.settings import Settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+Say = Callable[[str], None]
+
+
+class UpError(DavitError):
+    """Davit cannot be started here."""
+
+    id, status = "cannot_start", 500
+
+
+def up(settings: Settings, say: Say, *, detach: bool) -> None:
+    """Start Davit; in the foreground this process becomes the supervisor.
+
+    Raises:
+        UpError: something essential is missing; the sentence says what to do.
+        NotReady: a process did not answer.
+    """
+    _as_root("davit up")
+    already = record.running_supervisor(settings.run)
+    if already is not None:
+        say(f"Davit is already running in {settings.home} (process {already}).")
+        return
+    _essential(settings)
+    home.prepare(settings)
+    _stack(settings, say)
+    variables = environment.build(settings, os.environ)
+    argv = [sys.executable, "-m", "cli.host.supervisor"]
+    if not detach:
+        say(f"Davit starts in {settings.home}; Ctrl-C stops it, apps serve on (`davit down` stops them, too).")
+        os.chdir(CHECKOUT)
+        os.execve(argv[0], [*argv, "--foreground"], variables)  # noqa: S606 - no shell on purpose
+    _detached(argv, variables, settings)
+    ready.wait(list(procfile.wanted(CHECKOUT, variables)), settings)
+
+
+def _as_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise UpError(f"`{command}` must run as root, because dynos need namespaces and mounts: try `sudo {command}`.")
+
+
+def _essential(settings: Settings) -> None:
+    """Refuse to start on what would fail anyway, with the doctor's words."""
+    failed = [point for point in doctor.examine(settings, essential=True) if point.level == "fail"]
+    if failed:
+        raise UpError(
+            "\n".join(["Davit cannot start here:", *(f"  {point.name}: {point.message} {point.remedy}" for point in failed)])
+        )
+
+
+def _stack(settings: Settings, say: Say) -> None:
+    """Make sure that there is a stack to run slugs on; building it takes a few minutes, once."""
+    from runtime import stacks
+
+    stacks.ensure(settings.stacks, mirror=settings.mirror, progress=say)
+
+
+def _detached(argv: list[str], variables: dict[str, str], settings: Settings) -> None:
+    log = settings.home / "log" / "supervisor.log"
+    logfiles.rotate(log)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            argv, env=variables, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    deadline = time.monotonic() + 20
+    while record.running_supervisor(settings.run) != process.pid:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise UpError("\n".join(["Davit's supervisor did not start:", *logfiles.last_lines(log)]))
+        time.sleep(0.02)
+
+
+def down(settings: Settings, say: Say, *, keep_apps: bool) -> None:
+    """Stop Davit; returns when its processes are gone. Nothing to stop is fine.
+
+    Args:
+        keep_apps: leave dynos and HAProxy, so that apps serve on.
+    """
+    _as_root("davit down")
+    if not settings.run.is_dir():
+        say(f"Davit is not running in {settings.home}.")
+        return
+    pid = record.running_supervisor(settings.run)
+    if pid is not None:
+        say("Stopping Davit's processes.")
+        processes.stop([pid], 3 * supervisor.PATIENCE)
+    supervisor.end(record.read(settings.run).living())  # of a supervisor that was killed
+    if keep_apps:
+        say("Davit is down; apps serve on. `davit up` takes them over again, `davit down` stops them.")
+        return
+    _stop_apps(settings, say)
+    say("Davit is down.")
+
+
+def _stop_apps(settings: Settings, say: Say) -> None:
+    """HAProxy first, so that clients are refused at once rather than kept waiting for dynos that end."""
+    variables = environment.build(settings, os.environ)
+    for module, what in (("router", "the router"), ("runtime", "apps")):
+        say(f"Stopping {what}.")
+        run([sys.executable, "-m", module, "stop"], env=variables, cwd=CHECKOUT, timeout=120)
+    processes.stop(processes.haproxies(settings.home), 5.0)
