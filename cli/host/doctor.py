@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cli.host import registries
-from foundation.settings import Settings
+from cli.host import processes, record, registries
+from foundation.errors import DavitError
+from foundation.settings import Address, Settings
 
 Level = Literal["ok", "warn", "fail"]
 
