@@ -1,0 +1,139 @@
+"""The queue: which build runs next, and what becomes of builds whose worker is gone.
+
+The order is in the database (one build per app at a time, first come first served); RQ only carries a build's id to a
+worker. As no app has more than one build in RQ's queue, its first-in-first-out is fair between apps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import redis
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+
+from builder import output
+from foundation.clock import now
+from state import builds, notify
+from state.db import snapshot, transaction
+from state.models import Build
+
+log = logging.getLogger("builder")
+
+NAME = "builds"
+ATTEMPTS = 2
+"""A build whose worker died is taken up again once, from the same commit."""
+LOST_AFTER = timedelta(seconds=10)
+"""How long a build may be queued in the database without being in Redis (a worker has just taken it) before it counts as lost."""
+
+
+def queue() -> Queue:
+    """RQ's queue of builds."""
+    return Queue(NAME, connection=notify.redis_client())
+
+
+def enqueue_next(app_id: str) -> None:
+    """Start the app's oldest waiting build, unless another build of the app has its turn.
+
+    Redis may be away: then the build is started when a worker next looks for what was lost.
+    """
+    with transaction() as session:
+        build = builds.next_turn(session, app_id)
+    if build is not None:
+        _send(build.id)
+
+
+def _send(build_id: str) -> None:
+    try:
+        queue().enqueue(
+            "builder.job.build",
+            build_id,
+            job_id=build_id,
+            job_timeout=-1,
+            result_ttl=0,
+            failure_ttl=60,
+            description=f"build {build_id}",
+        )
+    except redis.RedisError:
+        log.warning("Redis is away; the build starts when it is back", extra={"build": build_id})
+
+
+@contextmanager
+def held(build_id: str) -> Iterator[bool]:
+    """Hold the build's lock; the value is whether it was free.
+
+    The kernel lets go of it when this process ends, however it ends: whoever gets it knows that nobody works on the build.
+    """
+    output.directory(build_id).mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(output.directory(build_id) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def recover() -> None:
+    """Look after every unfinished build: send on what was lost, take up again (or fail) what its worker left."""
+    with snapshot() as session:
+        unfinished = builds.unfinished(session)
+    for build in unfinished:
+        try:
+            _recover(build)
+        except Exception:
+            log.exception("a build could not be looked after", extra={"build": build.id})
+
+
+def _recover(build: Build) -> None:
+    if build.phase == "waiting":
+        enqueue_next(build.app_id)
+        return
+    if build.updated_at > now() - LOST_AFTER and build.phase == "queued":
+        return
+    if _in_redis(build.id):
+        return
+    with held(build.id) as free:
+        if not free:
+            return
+        if build.phase == "building" and build.attempts >= ATTEMPTS:
+            give_up(build.id, "The build was interrupted twice because Davit's worker process ended; push again.")
+            return
+        log.warning("a build was interrupted and is taken up again", extra={"build": build.id, "phase": build.phase})
+    _send(build.id)
+
+
+def _in_redis(build_id: str) -> bool:
+    """Whether RQ will still run the job: a job that a dead worker had taken is forgotten here."""
+    try:
+        job = Job.fetch(build_id, connection=notify.redis_client())
+    except NoSuchJobError:
+        return False
+    if queue().get_job_position(build_id) is not None:
+        return True
+    with held(build_id) as free:
+        if free:
+            job.delete()
+        return not free
+
+
+def give_up(build_id: str, message: str, kind: str = "build failed") -> None:
+    """End a build as failed and start the app's next; its commit is let go of."""
+    with transaction() as session:
+        builds.fail(session, build_id, kind, message)
+        build = session.get(Build, build_id)
+    out = output.Output(build_id)
+    out.warning(message)
+    out.finish(output.Outcome("failed", kind, message))
+    out.close()
+    if build is not None:
+        enqueue_next(build.app_id)

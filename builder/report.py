@@ -1,0 +1,161 @@
+"""The report of the program in the sandbox, read as what it is: bytes from a stranger."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from foundation.errors import DavitError
+
+LINE_LIMIT = 1 << 20
+LINES_LIMIT = 2000
+CONFIG_VARS = 100
+
+
+class ReportError(DavitError):
+    """The sandbox reported something that no build program of ours reports."""
+
+    id, status = "build_failed", 422
+
+
+class ReleaseError(DavitError):
+    """What a buildpack's bin/release printed cannot be used."""
+
+    id, status = "build_failed", 422
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Step(_Event):
+    """The build reached a step; what to name when it hangs there."""
+
+    event: Literal["step"]
+    step: Literal["checkout", "submodules", "fetch", "detect", "compile", "release", "pack"]
+    buildpack: str = Field(max_length=2000)
+
+    def __str__(self) -> str:
+        script = f"bin/{self.step} of {self.buildpack}"
+        return {
+            "checkout": "checking the source out",
+            "submodules": "fetching git submodules",
+            "fetch": f"fetching the buildpack {self.buildpack}",
+            "pack": "putting the result together",
+        }.get(self.step, script)
+
+
+class Detected(_Event):
+    """A buildpack said yes."""
+
+    event: Literal["detected"]
+    buildpack: str = Field(max_length=2000)
+    name: str = Field(max_length=2000)
+
+
+class Failed(_Event):
+    """The build failed, with the sentence for the person."""
+
+    event: Literal["failed"]
+    message: str = Field(max_length=20_000)
+
+
+class Done(_Event):
+    """The build is in place; what the host has to read is base64."""
+
+    event: Literal["done"]
+    release: str = Field(max_length=100_000)
+    procfile: str | None = Field(max_length=100_000)
+    app_json: str | None = Field(max_length=400_000)
+    buildpacks: list[str] = Field(max_length=20)
+    names: list[str] = Field(max_length=20)
+
+
+Event = Step | Detected | Failed | Done
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+@dataclass
+class Reader:
+    """Takes the report's bytes as they come and gives its events."""
+
+    _rest: bytes = b""
+    _lines: int = 0
+    ended: bool = False
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that ``data`` completes.
+
+        Raises:
+            ReportError: a line is too long, is no event, or comes after the end.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._lines += len(lines)
+        if len(self._rest) > LINE_LIMIT or self._lines > LINES_LIMIT:
+            raise ReportError("The build's report is longer than any that Davit's build program writes; the build was ended.")
+        return [self._event(line) for line in lines]
+
+    def _event(self, line: bytes) -> Event:
+        try:
+            event = _EVENT.validate_json(line)
+        except (ValidationError, RecursionError):
+            raise ReportError("The build wrote something into Davit's report of it; the build was ended.") from None
+        if self.ended:
+            raise ReportError("The build reported more than one end; it was ended.")
+        self.ended = isinstance(event, Failed | Done)
+        return event
+
+
+def content(text: str | None) -> bytes | None:
+    """A base64 field's bytes.
+
+    Raises:
+        ReportError: it is no base64.
+    """
+    if text is None:
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise ReportError("The build's report is damaged; the build was ended.") from None
+
+
+@dataclass
+class BuildpackRelease:
+    """What the last buildpack's bin/release said: default process types, default config vars (lowest precedence)."""
+
+    types: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def parse_release(printed: bytes, buildpack: str) -> BuildpackRelease:
+    """Read the YAML that bin/release printed; nothing at all, ``---`` and ``{}`` all mean nothing to say.
+
+    Raises:
+        ReleaseError: it is no YAML mapping, or what we read of it is of the wrong kind.
+    """
+    try:
+        document = yaml.safe_load(printed.decode("utf-8-sig"))
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
+        raise ReleaseError(f"What bin/release of the buildpack {buildpack} printed is not YAML.") from None
+    if document is None:
+        return BuildpackRelease()
+    if not isinstance(document, dict):
+        raise ReleaseError(f"What bin/release of the buildpack {buildpack} printed is YAML, but no mapping.")
+    types = _strings(document.get("default_process_types"), "default_process_types", buildpack)
+    config = _strings(document.get("config_vars"), "config_vars", buildpack)
+    return BuildpackRelease(types, config)
+
+
+def _strings(value: Any, key: str, buildpack: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    good = isinstance(value, dict) and all(isinstance(v, str | int | float | bool) for v in value.values())
+    if not good or len(value) > CONFIG_VARS:
+        raise ReleaseError(f"{key} in what bin/release of the buildpack {buildpack} printed is no mapping of names to texts.")
+    return {str(name): json.dumps(text) if isinstance(text, bool) else str(text) for name, text in value.items() if text != ""}
