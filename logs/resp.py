@@ -7,6 +7,7 @@ collector takes; this module costs 0.1. Both offer ``execute_command`` and ``pip
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,13 @@ class _Connection:
     def close(self) -> None:
         self.reader.close()
         self.socket.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether an idle connection can be used again: Redis has neither hung up nor said something unasked."""
+        poll = select.poll()  # select(2) takes no descriptor above 1023
+        poll.register(self.socket, select.POLLIN)
+        return not poll.poll(0)
 
     def talk(self, commands: Sequence[Sequence[object]], timeout: float) -> list[Any]:
         self.socket.settimeout(timeout)
@@ -82,9 +90,7 @@ class Client:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[_Connection]:
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        connection = connection or self._open()
+        connection = self._take_idle() or self._open()
         try:
             yield connection
         except BaseException:
@@ -92,6 +98,16 @@ class Client:
             raise
         with self._lock:
             self._idle.append(connection)
+
+    def _take_idle(self) -> _Connection | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.alive:
+                return connection
+            connection.close()
 
     def _open(self) -> _Connection:
         connection = _Connection(self._socket())

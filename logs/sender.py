@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 log = logging.getLogger("logs")
 
-LINES = 5_000
-"""Lines of one app that wait at the most."""
+LINES = 20_000
+"""Lines of one app that wait at the most: one read of a FIFO can bring half of that."""
 BYTES = 16 << 20
 """Bytes of all apps that wait at the most."""
+_OVERHEAD = 48  # bytes that Python adds to each line
 BATCH = 500
 _LINGER = 30.0
 """Seconds after which an idle thread ends; a new one starts when it is wanted."""
@@ -78,7 +79,7 @@ class Sender:
             if queue is None:
                 queue = self._waiting[app_id] = deque()
             queue.extend(packed)
-            self._bytes += sum(map(len, packed))
+            self._bytes += _size(packed)
             self._accepted += len(packed)
             while len(queue) > LINES:
                 self._drop(app_id)
@@ -101,7 +102,7 @@ class Sender:
 
     def _drop(self, app_id: str) -> None:
         queue = self._waiting[app_id]
-        self._bytes -= len(queue.popleft())
+        self._bytes -= len(queue.popleft()) + _OVERHEAD
         self._settled += 1
         count, since = self._lost.get(app_id, (0, time.time()))
         self._lost[app_id] = (count + 1, since)
@@ -133,7 +134,7 @@ class Sender:
                 batch.append((app_id, self._overflow(*losses[app_id])))
             queue = self._waiting.pop(app_id)  # and to the end of the row, when more of it waits
             taken = [queue.popleft() for _ in range(min(fair, len(queue)))]
-            self._bytes -= sum(map(len, taken))
+            self._bytes -= _size(taken)
             batch += [(app_id, line) for line in taken]
             if queue:
                 self._waiting[app_id] = queue
@@ -175,7 +176,7 @@ class Sender:
                 back.setdefault(app_id, []).append(line)
             for app_id, lines in back.items():
                 self._waiting.setdefault(app_id, deque()).extendleft(reversed(lines))
-                self._bytes += sum(map(len, lines))
+                self._bytes += _size(lines)
             for app_id, (count, since) in losses.items():
                 later = self._lost.get(app_id, (0, since))
                 self._lost[app_id] = (count + later[0], since)
@@ -183,6 +184,10 @@ class Sender:
                 while len(self._waiting.get(app_id, ())) > LINES:
                     self._drop(app_id)
             self._changed.notify_all()
+
+
+def _size(lines: Sequence[bytes]) -> int:
+    return sum(map(len, lines)) + _OVERHEAD * len(lines)
 
 
 def _starting(error: Exception) -> bool:
