@@ -1,0 +1,38 @@
+# What a person types. Everything here may be run again and again.
+.PHONY: demo setup test lint bench stack docs test-compose clean
+
+PYTHON = .venv/bin/python
+
+demo: ## install what is missing, start Davit, push an app, print its URL
+	@MAKE_TARGET=demo scripts/demo
+
+setup: ## only install what is missing
+	@MAKE_TARGET=setup scripts/setup run test
+
+test: ## install what is missing and run every test (but the slow proofs)
+	@MAKE_TARGET=test scripts/setup run test
+	@scripts/test $(TESTS)
+
+lint: ## style and types
+	@MAKE_TARGET=lint scripts/setup run test
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: ## measurements, side by side with what a user would pick instead
+	@MAKE_TARGET=bench scripts/setup run bench
+	$(PYTHON) -m bench
+
+stack: ## build the stack that apps run on anew
+	@MAKE_TARGET=stack scripts/setup run
+	bin/davit stack:build
+
+docs: ## write the generated parts of docs/
+	$(PYTHON) -m scripts.reference
+
+test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
+	@MAKE_TARGET=test-compose scripts/setup run test compose
+	$(PYTHON) -m pytest -m slow tests/compose
+
+clean: ## remove caches of the tools
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
