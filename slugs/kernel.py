@@ -15,7 +15,7 @@ import os
 import stat
 from pathlib import Path
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 1, 2, 4, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUSER = 0x20000, 0x4000000, 0x8000000, 0x40000000, 0x10000000
 PR_SET_NO_NEW_PRIVS = 38
@@ -70,8 +70,8 @@ def pivot_into(root: str) -> None:
 
 
 def clone_mount(descriptor: int) -> int:
-    """A detached copy of the mount under the file or directory that ``descriptor`` names; closing it ends it."""
-    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
+    """A detached copy of the mount (and of those below it) under the file or directory that ``descriptor`` names; closing it ends it."""
+    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | _AT_RECURSIVE | os.O_CLOEXEC
     return _checked(_libc.syscall(_OPEN_TREE, descriptor, b"", ctypes.c_uint(flags)), "open_tree")
 
 

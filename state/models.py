@@ -193,7 +193,8 @@ class Release(Identified, Base):
     """A numbered release: slug + config vars + process types; never edited but for ``status``, ``phase``, ``failure``.
 
     ``status`` is the API's: pending, succeeded, failed. ``phase``: queued, release (its command runs), boot (its dynos
-    start), done. ``current`` is true for the newest that succeeded: what the app is, also after a reboot.
+    start), done. ``stack_version`` is fixed when its turn comes: a rebuilt stack reaches an app with its next release.
+    ``current`` is true for the newest that succeeded: what the app is, also after a reboot.
     ``kind``: initial, deploy, config, rollback, other.
     """
 
@@ -213,6 +214,7 @@ class Release(Identified, Base):
     slug_id: Mapped[str | None] = mapped_column(ForeignKey("slugs.id"))
     config: Mapped[bytes]
     process_types: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    stack_version: Mapped[str] = mapped_column(String(80), default="")
     status: Mapped[str] = mapped_column(String(20), default="pending")
     phase: Mapped[str] = mapped_column(String(20), default="queued")
     failure: Mapped[str | None] = mapped_column(Text)

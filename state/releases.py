@@ -227,7 +227,7 @@ def rollback(session: Session, account: Account, app: App, to: Release) -> Relea
         raise InvalidParams(f"v{to.version} has no code; pick a release that has (`davit releases` lists them).")
     if to.slug.digest is None or not eligible(session, to):
         raise Conflict(
-            f"The slug of v{to.version} is no longer kept (those of the newest {settings().releases_kept} are); push that code again.",
+            f"The slug of v{to.version} is no longer kept (those of the newest {settings().releases_kept} are); push it again.",
             status=422,
         )
     app.config = to.config

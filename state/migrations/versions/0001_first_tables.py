@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+
 import state.models
 
 revision = '0001'
@@ -167,6 +168,7 @@ def upgrade() -> None:
     sa.Column('slug_id', sa.String(length=36), nullable=True),
     sa.Column('config', sa.LargeBinary(), nullable=False),
     sa.Column('process_types', sa.JSON(), nullable=False),
+    sa.Column('stack_version', sa.String(length=80), nullable=False),
     sa.Column('status', sa.String(length=20), nullable=False),
     sa.Column('phase', sa.String(length=20), nullable=False),
     sa.Column('failure', sa.Text(), nullable=True),

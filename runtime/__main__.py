@@ -1,0 +1,48 @@
+"""``python -m runtime``: the process. ``python -m runtime stop``: end every dyno and remove all traces of them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from foundation import journal
+from foundation.errors import DavitError
+from foundation.settings import settings
+from runtime.container import ContainerDriver
+from runtime.instance import Instance
+from runtime.process import Runtime
+
+
+async def _serve() -> None:
+    runtime = Runtime(settings(), ContainerDriver(settings(), Instance.claim(settings())))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await runtime.start()
+    await stop.wait()
+    await runtime.close(stop_dynos=False)
+
+
+async def _stop() -> None:
+    driver = ContainerDriver(settings(), Instance.claim(settings()))
+    await driver.open()
+    await driver.close(stop_dynos=True)
+
+
+def main(words: list[str]) -> int:
+    """Run; returns the exit status."""
+    log = journal.start("runtime")
+    if words not in ([], ["stop"]):
+        print("usage: python -m runtime [stop]", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(_stop() if words else _serve())
+    except DavitError as error:
+        log.error("%s", error.message)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,506 @@
+"""The formation manager of one app: makes what runs equal what the database wants, and loses no request on the way.
+
+One asyncio task per app does one thing at a time: bring up the next pending release, or else converge on the current one.
+Every step can be repeated: after a kill -9 the next runtime process adopts the dynos and goes on from the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from foundation.clock import now
+from foundation.errors import DavitError
+from runtime import applog, backoff, environment, health, records
+from runtime.driver import Driver, DynoSpec, RunningDyno
+from runtime.life import DidNotStart, DynoLife, Plan
+from runtime.records import AppState, Wanted
+from state.models import Dyno, Release, new_id
+from state.releases import RELEASE_TYPE, config_of
+
+log = logging.getLogger("runtime")
+
+WAVE = 4
+"""Dynos of an app that start at the same time; more would fight for the same cores and all be slow."""
+DRAIN_SECONDS = 30
+"""How long a dyno that left the routes may still answer what it was asked before."""
+POLL_SECONDS = 2.0
+
+
+class Router(Protocol):
+    """What the formation manager needs of the router."""
+
+    async def sync(self, app_id: str) -> None:
+        """Make the routes as the database says; returns when they are in force, however long that takes."""
+
+    async def drained(self, app_id: str, addresses: Sequence[tuple[str, int]], timeout: float) -> None:
+        """Return when none of these dynos answers a request any more, or after ``timeout`` seconds."""
+
+
+class ReleasePhase(Protocol):
+    """Runs a release's command."""
+
+    async def run(self, state: AppState, release: Release, line: str) -> str | None:
+        """Run it as a one-off dyno; None when it ended with status 0, else the sentence."""
+
+
+class Stacks(Protocol):
+    """Where images are."""
+
+    def version(self) -> str:
+        """The newest stack's version."""
+
+    def run_image(self, version: str) -> Path:
+        """The run image of this version, or of the newest when it is gone."""
+
+    def slug_image(self, digest: str) -> Path:
+        """A slug's image."""
+
+
+class AppManager:
+    """Keeps one app's dynos.
+
+    Args:
+        app_id: the app.
+        driver: starts them.
+        router: routes to them.
+        release_phase: runs the release command.
+        stacks: where images are.
+        run: DAVIT_HOME/run.
+        domain: for the Host header of health checks.
+        cores: CPUs that a dyno may use at the most.
+        gone: called when the app is destroyed and forgotten.
+    """
+
+    def __init__(
+        self,
+        app_id: str,
+        *,
+        driver: Driver,
+        router: Router,
+        release_phase: ReleasePhase,
+        stacks: Stacks,
+        run: Path,
+        domain: str,
+        cores: int,
+        gone: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.app_id = app_id
+        self.driver, self.router, self.release_phase, self.stacks = driver, router, release_phase, stacks
+        self.run_directory, self.domain, self.cores, self._gone = run, domain, cores, gone
+        self.lives: dict[str, DynoLife] = {}
+        self.crashes: dict[str, int] = {}
+        self.crashed_rows: dict[str, str] = {}
+        self.not_before: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._crash_release: str | None = None
+
+    # --- what others call
+
+    def start(self) -> None:
+        """Begin to manage."""
+        self._wake.set()
+        self._task = asyncio.create_task(self._manage(), name=f"app {self.app_id}")
+
+    def wake(self) -> None:
+        """Look again now."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Stop managing; the dynos run on."""
+        for task in [*self._background, *([self._task] if self._task else [])]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def adopt(self, row: Dyno, running: RunningDyno) -> None:
+        """Take over a dyno that an earlier runtime process started."""
+        life = DynoLife(self.driver, self.run_directory, row, self._life_ended)
+        self.lives[row.id] = life
+        if row.leaving or row.state not in ("up", "starting"):
+            await life.resume(running, None)
+            self._retire_later([life])
+        elif row.state == "up":
+            await life.resume(running, None)
+        else:
+            state = await asyncio.to_thread(records.read_app, self.app_id)
+            release = await asyncio.to_thread(_release_of, row)
+            plan = self._plan_for_adopted(state, release, row) if state and release else None
+            if plan is None:
+                await life.resume(running, None)
+                self._retire_later([life])
+                return
+            try:
+                await life.resume(running, plan)
+            except DidNotStart:
+                self.lives.pop(row.id, None)
+
+    def remember_crash(self, row: Dyno) -> None:
+        """A dyno had crashed when an earlier runtime process ended: it is due again at once."""
+        self.crashes[row.name] = row.crashes
+        self.crashed_rows[row.name] = row.id
+
+    # --- the one task
+
+    async def _manage(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                state = await asyncio.to_thread(records.read_app, self.app_id)
+                if state is None or state.app.destroying:
+                    await self._destroy(state)
+                    return
+                if state.pending is not None:
+                    await self._bring_up(state, state.pending)
+                    continue
+                await self._converge(state)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("managing an app failed; it is tried again", extra={"app_id": self.app_id})
+                await asyncio.sleep(1)
+                self._wake.set()
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._until_next_restart())
+
+    def _until_next_restart(self) -> float | None:
+        return max(0.0, min(self.not_before.values()) - time.monotonic()) if self.not_before else None
+
+    # --- a release
+
+    async def _bring_up(self, state: AppState, pending: Release) -> None:
+        """Release phase, boot beside the old, switch, retire the old; or fail and leave all as it was."""
+        release = await asyncio.to_thread(records.begin_release, pending.id, self.stacks.version())
+        if release is None:
+            return
+        try:
+            if release.slug is not None:
+                await self._run_release_phase(state, release)
+                await self._boot_and_switch(state, release)
+            await asyncio.to_thread(records.succeed, release.id)
+        except DidNotStart as error:
+            await self._abandon(release)
+            await asyncio.to_thread(records.fail, release.id, "app did not start", error.message)
+        except ReleasePhaseFailed as error:
+            await asyncio.to_thread(records.fail, release.id, "release phase failed", error.message)
+        self._wake.set()
+
+    async def _run_release_phase(self, state: AppState, release: Release) -> None:
+        line = release.process_types.get(RELEASE_TYPE)
+        if not line or release.phase == "boot":
+            return
+        if release.phase == "release":
+            raise ReleasePhaseFailed(
+                "Davit was restarted while the release command ran; nobody knows how it ended. Release again."
+            )
+        await asyncio.to_thread(records.set_phase, release.id, "release")
+        problem = await self.release_phase.run(state, release, line)
+        if problem:
+            raise ReleasePhaseFailed(problem)
+
+    async def _boot_and_switch(self, state: AppState, release: Release) -> None:
+        await asyncio.to_thread(records.set_phase, release.id, "boot")
+        self._forgive(release.id)
+        await self._replace_web(state, release)
+        await self._replace_others(state, release)
+
+    async def _replace_web(self, state: AppState, release: Release) -> None:
+        wanted = self._wanted(state, release, "web")
+        old = [life for life in self._present("web") if life.row.release_id != release.id]
+        names = [f"web.{index}" for index in range(1, wanted.quantity + 1)] if wanted else []
+        new = await self._start_all(state, release, wanted, names) if wanted else []
+        await self._switch(new, old)
+
+    async def _replace_others(self, state: AppState, release: Release) -> None:
+        """Other process types do not overlap: two clocks or two consumers at once are what nobody asked for."""
+        old = [life for life in self._present() if life.row.type != "web" and life.row.release_id != release.id]
+        await asyncio.gather(*(self._forget_after(life.stop()) for life in old))
+        for life in old:
+            self.lives.pop(life.id, None)
+
+    async def _forget_after(self, ending: Awaitable[None]) -> None:
+        try:
+            await ending
+        except Exception:
+            log.exception("a dyno could not be stopped cleanly")
+
+    async def _abandon(self, release: Release) -> None:
+        mine = [life for life in self.lives.values() if life.row.release_id == release.id and not life.row.routed]
+        await asyncio.gather(*(self._forget_after(life.stop(grace=5)) for life in mine))
+        for life in mine:
+            self.lives.pop(life.id, None)
+
+    # --- converging on the current release
+
+    async def _converge(self, state: AppState) -> None:
+        release = state.current
+        if release is None or release.slug is None:
+            await self._retire(self._present())
+            await self._clear_crashed(list(self.crashed_rows))
+            return
+        types = {type for type in release.process_types if type != RELEASE_TYPE}
+        await self._retire([life for life in self._present() if life.row.type not in types])
+        for type in sorted(types, key=lambda type: (type != "web", type)):
+            wanted = self._wanted(state, release, type)
+            if wanted:
+                await self._converge_type(state, release, wanted)
+
+    async def _converge_type(self, state: AppState, release: Release, wanted: Wanted) -> None:
+        names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
+        present = self._present(wanted.type)
+        stale = [life for life in present if self._stale(life, state, release, wanted)]
+        have = {life.name for life in present if life not in stale}
+        missing = [name for name in names if name not in have]
+        due = [name for name in missing if time.monotonic() >= self.not_before.get(name, 0.0)]
+        surplus = [life for life in present if life.name not in names]
+        await self._clear_crashed([name for name in self.crashed_rows if _type(name) == wanted.type and name not in names])
+        for start in range(0, len(due), WAVE):
+            batch = due[start : start + WAVE]
+            leaving = [life for life in stale if life.name in batch]
+            await self._renew(state, release, wanted, batch, leaving)
+        await self._retire([life for life in surplus if life.id in self.lives])
+
+    async def _renew(self, state: AppState, release: Release, wanted: Wanted, names: list[str], leaving: list[DynoLife]) -> None:
+        """Start dynos in place of those that are leaving or missing."""
+        if wanted.type != "web":
+            await self._retire(leaving, wait=True)
+            leaving = []
+        results = await asyncio.gather(*(self._start_one(state, release, wanted, name) for name in names), return_exceptions=True)
+        started = [life for life in results if isinstance(life, DynoLife)]
+        replaced = [life for life in leaving if life.name in {one.name for one in started}]
+        if wanted.type == "web" and (started or replaced):
+            await self._switch(started, replaced)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, DidNotStart):
+                await self._start_failed(name, result, [life for life in leaving if life.name == name])
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def _start_failed(self, name: str, error: DidNotStart, kept: list[DynoLife]) -> None:
+        if kept:  # the old one serves on; asking again is up to the person
+            applog.say(self.app_id, name, "Restart failed: the new dyno did not come up, so the old one serves on")
+            for life in kept:
+                life.started_at = now()
+            await asyncio.to_thread(records.change, [life.id for life in kept], restart_requested=False)
+            return
+        self._count_crash(name, 0.0)
+        if error.row is not None:
+            await asyncio.to_thread(records.insert_crashed, error.row, self.crashes[name])
+            self.crashed_rows[name] = error.row.id
+
+    async def _clear_crashed(self, names: Iterable[str]) -> None:
+        """Forget crashed dynos that are started again or no longer wanted."""
+        rows = [self.crashed_rows.pop(name) for name in list(names) if name in self.crashed_rows]
+        await asyncio.to_thread(records.remove, rows)
+
+    def _stale(self, life: DynoLife, state: AppState, release: Release, wanted: Wanted) -> bool:
+        asked = [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
+        return (
+            life.row.release_id != release.id
+            or life.row.size != wanted.size.name
+            or life.row.id in state.restart_dynos
+            or any(life.started_at < moment for moment in asked)
+        )
+
+    def _wanted(self, state: AppState, release: Release, type: str) -> Wanted | None:
+        return state.formation.get(type) if type in release.process_types else None
+
+    def _present(self, type: str | None = None) -> list[DynoLife]:
+        return [
+            life
+            for life in self.lives.values()
+            if not life.stopping and not life.row.leaving and life.up and life.exit is None and type in (None, life.row.type)
+        ]
+
+    # --- starting
+
+    async def _start_all(self, state: AppState, release: Release, wanted: Wanted, names: list[str]) -> list[DynoLife]:
+        """Start these dynos of a release, some at a time; all are up, or none is left.
+
+        Raises:
+            DidNotStart: the first that did not.
+        """
+        there = {life.name: life for life in self._present(wanted.type) if life.row.release_id == release.id}
+        missing = [name for name in names if name not in there]
+        for start in range(0, len(missing), WAVE):
+            batch = missing[start : start + WAVE]
+            results = await asyncio.gather(
+                *(self._start_one(state, release, wanted, name) for name in batch), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+                there[result.name] = result
+        return list(there.values())
+
+    async def _start_one(self, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
+        self.not_before.pop(name, None)
+        plan = await asyncio.to_thread(self._plan, state, release, wanted, name, new_id())
+        life = DynoLife(self.driver, self.run_directory, plan.row, self._life_ended)
+        self.lives[life.id] = life
+        try:
+            await self._clear_crashed([name])
+            await life.start(plan)
+        except DidNotStart as error:
+            self.lives.pop(life.id, None)
+            error.row = plan.row
+            raise
+        except BaseException:
+            self.lives.pop(life.id, None)
+            raise
+        return life
+
+    def _plan(self, state: AppState, release: Release, wanted: Wanted, name: str, dyno_id: str) -> Plan:
+        line = release.process_types[wanted.type]
+        assert release.slug is not None and release.slug.digest is not None
+        port = environment.PORT if wanted.type == "web" else None
+        row = Dyno(
+            id=dyno_id, app_id=self.app_id, release_id=release.id, release_version=release.version, name=name, type=wanted.type,
+            size=wanted.size.name, isolation=wanted.isolation, command=line, state="starting", leaving=False, routed=False,
+            crashes=self.crashes.get(name, 0), one_off=False, restart_requested=False,
+        )  # fmt: skip
+        env = environment.compose(wanted.size, name, config_of(release), release.slug.default_config, port=port, extra={})
+        spec = DynoSpec(
+            id=dyno_id,
+            name=name,
+            app=state.app.name,
+            app_id=self.app_id,
+            stack=self.stacks.run_image(release.stack_version),
+            slug=self.stacks.slug_image(release.slug.digest),
+            command=environment.command(line),
+            env=env,
+            limits=environment.limits(wanted.size, self.cores),
+            port=port,
+        )
+        return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type))
+
+    def _plan_for_adopted(self, state: AppState, release: Release, row: Dyno) -> Plan | None:
+        wanted = self._wanted(state, release, row.type)
+        return self._plan(state, release, wanted, row.name, row.id) if wanted else None
+
+    # --- switching and retiring
+
+    async def _switch(self, new: list[DynoLife], old: list[DynoLife]) -> None:
+        """Route to ``new`` instead of ``old``; the old finish what they were asked, then stop in the background."""
+        await asyncio.to_thread(records.switch, [life.id for life in new], [life.id for life in old])
+        for life in new:
+            life.row.routed = True
+        for life in old:
+            life.row.routed, life.row.leaving = False, True
+        await self.router.sync(self.app_id)
+        self._retire_later(old)
+
+    async def _retire(self, lives: Iterable[DynoLife], wait: bool = False) -> None:
+        leaving = list(lives)
+        if not leaving:
+            return
+        web = [life for life in leaving if life.row.routed]
+        await asyncio.to_thread(records.switch, [], [life.id for life in leaving])
+        for life in leaving:
+            life.row.routed, life.row.leaving = False, True
+        if web:
+            await self.router.sync(self.app_id)
+        self._retire_later(leaving, drained=not web)
+        if wait:
+            await asyncio.gather(*(self._until_gone(life) for life in leaving))
+
+    async def _until_gone(self, life: DynoLife) -> None:
+        while life.id in self.lives:
+            await asyncio.sleep(0.02)
+
+    def _retire_later(self, lives: list[DynoLife], drained: bool = False) -> None:
+        for life in lives:
+            task = asyncio.create_task(self._see_off(life, drained), name=f"retire {life.name}")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _see_off(self, life: DynoLife, drained: bool) -> None:
+        try:
+            if not drained and life.row.address and life.row.port and life.exit is None:
+                await self.router.drained(self.app_id, [(life.row.address, life.row.port)], DRAIN_SECONDS)
+            await life.stop()
+        except Exception:
+            log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})
+        finally:
+            self.lives.pop(life.id, None)
+            self._wake.set()
+
+    # --- crashes
+
+    def _life_ended(self, life: DynoLife) -> None:
+        task = asyncio.create_task(self._crashed(life), name=f"crash of {life.name}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _crashed(self, life: DynoLife) -> None:
+        applog.say(self.app_id, life.name, "State changed from up to crashed")
+        self._count_crash(life.name, (now() - life.started_at).total_seconds())
+        was_routed, life.row.routed = life.row.routed, False
+        await asyncio.to_thread(records.change, [life.id], state="crashed", routed=False, crashes=self.crashes[life.name])
+        if was_routed:
+            await self.router.sync(self.app_id)
+        self.crashed_rows[life.name] = life.id
+        self.lives.pop(life.id, None)
+        self._wake.set()
+        await self._forget_after(life.stop(grace=0, forget=False))
+
+    def _count_crash(self, name: str, lived: float) -> None:
+        crashes = self.crashes[name] = backoff.count(self.crashes.get(name, 0), lived)
+        pause = backoff.pause(crashes)
+        self.not_before[name] = time.monotonic() + pause * random.uniform(1.0, 1.1)
+        if pause:
+            applog.say(self.app_id, name, f"Crashed {crashes} times in a row; the next start is in {pause:g} seconds")
+        self._wake.set()
+
+    def _forgive(self, release_id: str) -> None:
+        """A new release starts over with the crash pauses."""
+        if self._crash_release != release_id:
+            self._crash_release = release_id
+            self.crashes.clear()
+            self.not_before.clear()
+
+    # --- the end of the app
+
+    async def _destroy(self, state: AppState | None) -> None:
+        if state is not None:
+            await self.router.sync(self.app_id)
+        await asyncio.gather(*(self._forget_after(life.stop(grace=10)) for life in list(self.lives.values())))
+        self.lives.clear()
+        if state is not None:
+            await asyncio.to_thread(records.forget_app, self.app_id)
+        await self._gone(self.app_id)
+
+
+class ReleasePhaseFailed(DavitError):
+    """The release command ended badly."""
+
+    id, status = "release_phase_failed", 422
+
+
+def _type(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _checks(release: Release, type: str) -> list[health.Check]:
+    assert release.slug is not None
+    names = ("path", "attempts", "timeout", "wait", "content")
+    found = (release.slug.healthchecks or {}).get(type, [])
+    return [health.Check(**{name: check[name] for name in names if name in check}) for check in found if check.get("path")]
+
+
+def _release_of(row: Dyno) -> Release | None:
+    from state.db import snapshot
+
+    with snapshot() as session:
+        release = session.get(Release, row.release_id) if row.release_id else None
+        if release is not None:
+            _ = release.slug
+        return release

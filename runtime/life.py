@@ -1,0 +1,252 @@
+"""The life of one dyno: starting, up, crashed or stopped, gone; its row, its log lines, its health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from foundation.clock import now
+from foundation.errors import DavitError
+from runtime import applog, health, records
+from runtime.driver import Driver, DynoSpec, Exit, RunningDyno
+from state.models import Dyno
+
+log = logging.getLogger("runtime")
+
+BOOT_SECONDS = 60
+"""A web dyno binds PORT within this, or R10."""
+GRACE_SECONDS = 30
+"""From SIGTERM to SIGKILL, or R12."""
+DRAIN_OUTPUT_SECONDS = 5
+"""How long the last lines of an ended dyno wait for the logs process before the directory stays for later."""
+
+
+class DidNotStart(DavitError):
+    """A dyno ended, hung or stayed unreachable before it was up; the sentence says which and what to do."""
+
+    id, status = "app_did_not_start", 422
+    row: Dyno | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dyno is to be, decided by the formation manager.
+
+    Attributes:
+        row: its (unsaved) database row.
+        spec: what the driver starts.
+        host: the Host header of health checks.
+        checks: health checks that must pass before it counts as up.
+        boot_seconds: the time it has for that.
+    """
+
+    row: Dyno
+    spec: DynoSpec
+    host: str
+    checks: Sequence[health.Check] = ()
+    boot_seconds: float = BOOT_SECONDS
+
+
+class DynoLife:
+    """One dyno from its start to its end.
+
+    Args:
+        ended: called (with this life) when it has ended by itself, not when :meth:`stop` ended it.
+
+    Attributes:
+        row: the database row as this process last wrote it.
+        running: the driver's handle; None before it started.
+    """
+
+    def __init__(self, driver: Driver, run: Path, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
+        self.driver = driver
+        self.row = row
+        self.running: RunningDyno | None = None
+        self.stopping = False
+        self.up = False
+        self.exit: Exit | None = None
+        self.started_at: datetime = now()
+        self._ended = ended
+        self._directory = run / "dynos" / row.id
+        self._held: list[int] = []
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The dyno's id."""
+        return self.row.id
+
+    @property
+    def name(self) -> str:
+        """``web.1``."""
+        return self.row.name
+
+    async def start(self, plan: Plan) -> None:
+        """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
+
+        Raises:
+            DidNotStart: it is not going to be up; it has been stopped and removed.
+        """
+        row = self.row
+        await asyncio.to_thread(records.insert, row)
+        applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
+        try:
+            self._take(await self.driver.start(plan.spec))
+        except DavitError as error:
+            await asyncio.to_thread(records.remove, [row.id])
+            applog.say(row.app_id, row.name, f"Error R99 (Platform error) -> {error.message}")
+            raise DidNotStart(f"{row.name} could not be started: {error.message}") from error
+        except BaseException:
+            await asyncio.to_thread(records.remove, [row.id])
+            raise
+        await self._become_up(plan)
+
+    async def resume(self, running: RunningDyno, plan: Plan | None) -> None:
+        """Carry on with a dyno that an earlier runtime process started; ``plan`` when it was still starting.
+
+        Raises:
+            DidNotStart: as :meth:`start`.
+        """
+        self._take(running)
+        self.started_at = self.row.started_at or now()
+        self.up = plan is None
+        if plan is not None:
+            await self._become_up(plan)
+
+    def _take(self, running: RunningDyno) -> None:
+        self.running = running
+        self.row.slot, self.row.address = running.slot, running.address
+        self._hold_output()
+        self._watcher = asyncio.create_task(self._watch(running), name=f"watch {self.row.name}")
+
+    def _hold_output(self) -> None:
+        """Keep a reader on its FIFOs, so that its last words outlive it also when the logs process is away."""
+        for stream in ("stdout", "stderr"):
+            with contextlib.suppress(OSError):
+                self._held.append(os.open(self._directory / stream, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    async def _become_up(self, plan: Plan) -> None:
+        running, row = self.running, self.row
+        assert running is not None
+        await asyncio.to_thread(
+            records.change, [row.id], slot=row.slot, address=row.address, port=plan.spec.port, started_at=self.started_at
+        )
+        row.port, row.started_at = plan.spec.port, self.started_at
+        if plan.spec.port is not None:
+            problem = await self._until_reachable(plan, running)
+            if problem:
+                await self._give_up(problem)
+        self.up, row.state = True, "up"
+        await asyncio.to_thread(records.change, [row.id], state="up")
+        applog.say(row.app_id, row.name, "State changed from starting to up")
+
+    async def _until_reachable(self, plan: Plan, running: RunningDyno) -> str | None:
+        """Wait for the port and the health checks; None when all is well, else the sentence."""
+        port = plan.spec.port
+        assert port is not None and running.address is not None
+        exiting = asyncio.ensure_future(running.wait())
+        ready = asyncio.ensure_future(health.until_listening(running.listeners, port))
+        try:
+            await asyncio.wait({exiting, ready}, timeout=plan.boot_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and not ready.exception() and not exiting.done():
+                for check in plan.checks:
+                    problem = await health.until_healthy(check, running.address, port, plan.host)
+                    if problem:
+                        return f"{self.name} failed its health check GET {check.path}: {problem}."
+                return None
+            if exiting.done():
+                return f"{self.name} ended before it listened on $PORT, {describe(exiting.result())}. `davit logs` shows why."
+            why = health.explain(running.listeners(), port)
+            applog.say(
+                self.row.app_id, self.name,
+                f"Error R10 (Boot timeout) -> Web process failed to bind to $PORT within {plan.boot_seconds:g} seconds of launch",
+                why,
+            )  # fmt: skip
+            return f"{self.name} did not bind $PORT within {plan.boot_seconds:g} seconds. {why}"
+        finally:
+            ready.cancel()
+            exiting.cancel()
+
+    async def _give_up(self, problem: str) -> None:
+        applog.say(self.row.app_id, self.name, "State changed from starting to crashed")
+        await self.stop(grace=0)
+        raise DidNotStart(problem)
+
+    async def _watch(self, running: RunningDyno) -> None:
+        exit = await running.wait()
+        self.exit = exit
+        if exit.oom:
+            applog.say(
+                self.row.app_id, self.name,
+                "Error R15 (Memory quota vastly exceeded) -> the process was killed: it used more than twice its dyno's memory",
+            )  # fmt: skip
+        applog.say(self.row.app_id, self.name, f"Process exited with status {'unknown' if exit.status is None else exit.status}")
+        if not self.stopping and self.up:
+            self._ended(self)
+
+    async def stop(self, grace: float = GRACE_SECONDS, forget: bool = True) -> None:
+        """SIGTERM, then SIGKILL after ``grace`` seconds, then remove every trace; returns when it is gone.
+
+        Args:
+            forget: remove its row, too; otherwise it stays, to say that the dyno crashed.
+        """
+        if self.stopping:
+            if self._watcher:
+                await asyncio.wait({self._watcher})
+            return
+        self.stopping = True
+        running = self.running
+        if running is not None:
+            await self._end(running, grace)
+            await self._last_words()
+            await running.remove()
+        if forget:
+            await asyncio.to_thread(records.remove, [self.row.id])
+
+    async def _end(self, running: RunningDyno, grace: float) -> None:
+        assert self._watcher is not None
+        if self.exit is None and grace > 0:
+            applog.say(self.row.app_id, self.name, "Stopping all processes with SIGTERM")
+            await running.signal(signal.SIGTERM)
+            await asyncio.wait({self._watcher}, timeout=grace)
+        if self.exit is None:
+            if grace > 0:
+                applog.say(
+                    self.row.app_id, self.name,
+                    f"Error R12 (Exit timeout) -> Process failed to exit within {grace:g} seconds of SIGTERM",
+                    "Stopping process with SIGKILL",
+                )  # fmt: skip
+            await running.signal(signal.SIGKILL, everyone=True)
+            await asyncio.wait({self._watcher}, timeout=10)
+
+    async def _last_words(self) -> None:
+        """Tell the logs process that the last lines are due, and wait until it has read them."""
+        if not self._held:
+            return
+        with contextlib.suppress(OSError):
+            (self._directory / "ended").touch()
+        pause, waited = 0.005, 0.0
+        while waited < DRAIN_OUTPUT_SECONDS and any((self._directory / name).exists() for name in ("stdout", "stderr")):
+            await asyncio.sleep(pause)
+            waited, pause = waited + pause, min(pause * 2, 0.1)
+        for fd in self._held:
+            os.close(fd)
+        self._held.clear()
+
+
+def describe(exit: Exit) -> str:
+    if exit.oom:
+        return "killed because it used more than twice its dyno's memory"
+    if exit.status is None:
+        return "with an unknown status"
+    if exit.status > 128:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(exit.status - 128).name}"
+    return f"with status {exit.status}"

@@ -1,0 +1,252 @@
+"""One-off dynos: ``davit run``, detached or attached, and the release phase's command."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foundation.clock import now
+from foundation.errors import Conflict, InvalidParams, NotFound
+from foundation.wire import Call
+from runtime import applog, environment, records
+from runtime.driver import Driver, DynoSpec, RunningDyno
+from runtime.formation import Stacks
+from runtime.life import describe
+from runtime.records import AppState
+from state import sizes
+from state.models import Dyno, Release, new_id
+from state.releases import config_of
+
+log = logging.getLogger("runtime")
+
+LONGEST_SECONDS = 24 * 3600
+"""How long a one-off may run."""
+RELEASE_SECONDS = 3600
+"""How long a release command may run (Heroku's limit)."""
+HANGUP_SECONDS = 10
+"""From SIGHUP (the client has gone) to SIGKILL."""
+OUTPUT_CAP = 10 << 20
+"""Bytes of a release command's output that are kept."""
+
+
+class OneOffs:
+    """Starts and ends one-off dynos.
+
+    Args:
+        driver, stacks: as the formation manager's.
+        run: DAVIT_HOME/run.
+        cores: CPUs that a dyno may use at the most.
+    """
+
+    def __init__(self, driver: Driver, stacks: Stacks, run: Path, cores: int) -> None:
+        self.driver, self.stacks, self.run_directory, self.cores = driver, stacks, run, cores
+        self.running: dict[str, RunningDyno] = {}
+        self.rows: dict[str, Dyno] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- calls on the runtime's socket
+
+    async def start(self, call: Call) -> dict[str, Any]:
+        """``oneoff.start``: see docs/architecture.md. Descriptors: three for standard input, output and error, or none."""
+        params = call.params
+        state = await asyncio.to_thread(records.read_app, str(params["app_id"]))
+        if state is None:
+            raise NotFound("Couldn't find that app.")
+        release = state.current
+        if release is None or release.slug is None:
+            raise Conflict(f"{state.app.name} has no code yet, so nothing can run; push some first.", status=422)
+        terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
+        attached = terminal is not None or bool(call.fds)
+        if call.fds and len(call.fds) != 3:
+            raise InvalidParams("A one-off without a terminal takes three descriptors: standard input, output and error.")
+        try:
+            dyno = await self._launch(
+                state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
+                env=dict(params.get("env") or {}), terminal=terminal, fds=call.fds,
+            )  # fmt: skip
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+        row = self.rows[dyno.spec_id]
+        if terminal is not None and dyno.terminal_fd is not None:
+            call.reply_fds.append(os.dup(dyno.terminal_fd))
+        self._keep(self._until_over(row, dyno, int(params.get("time_to_live") or LONGEST_SECONDS)))
+        if attached:
+            call.at_hangup(lambda: self._keep(self._client_gone(row)))
+        return {"dyno_id": row.id, "name": row.name}
+
+    async def wait(self, call: Call) -> dict[str, Any]:
+        """``oneoff.wait {dyno_id}`` → ``{status}``."""
+        exit = await self._find(call).wait()
+        return {"status": exit.status, "oom": exit.oom}
+
+    async def signal(self, call: Call) -> None:
+        """``oneoff.signal {dyno_id, number}``."""
+        await self._find(call).signal(int(call.params["number"]), everyone=True)
+
+    async def resize(self, call: Call) -> None:
+        """``oneoff.resize {dyno_id, rows, columns}``."""
+        await self._find(call).resize_terminal(int(call.params["rows"]), int(call.params["columns"]))
+
+    async def stop(self, call: Call) -> None:
+        """``oneoff.stop {dyno_id}``: SIGTERM, and SIGKILL after the grace period."""
+        dyno = self._find(call)
+        await dyno.signal(signal.SIGTERM)
+        self._keep(self._kill_later(dyno, 30))
+
+    def _find(self, call: Call) -> RunningDyno:
+        dyno = self.running.get(str(call.params["dyno_id"]))
+        if dyno is None:
+            raise NotFound("Couldn't find that process.")
+        return dyno
+
+    # --- the release phase
+
+    async def run(self, state: AppState, release: Release, line: str) -> str | None:
+        """Run a release's command; None when it ended with status 0, else the sentence (runtime.formation.ReleasePhase)."""
+        reader, writer = os.pipe()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        try:
+            dyno = await self._launch(
+                state, release, line, type="release", size=None, env={}, terminal=None, fds=[nothing, writer, writer]
+            )
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(nothing)
+            os.close(writer)
+        row = self.rows[dyno.spec_id]
+        reading = asyncio.ensure_future(self._relay(release.id, row, reader))
+        try:
+            exit = await asyncio.wait_for(dyno.wait(), RELEASE_SECONDS)
+            await asyncio.wait({reading}, timeout=5)
+        except (asyncio.TimeoutError, TimeoutError):
+            await dyno.signal(signal.SIGKILL, everyone=True)
+            return f"The release command `{line}` did not end within {RELEASE_SECONDS // 60} minutes."
+        finally:
+            reading.cancel()
+            await self._clean_up(row, dyno)
+        return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {describe(exit)}."
+
+    async def _relay(self, release_id: str, row: Dyno, reader: int) -> None:
+        """Append what the command prints to the release's output file and to the app's log."""
+        path = self.run_directory.parent / "releases" / release_id / "output"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reader, "rb"))
+        kept, rest = 0, b""
+        try:
+            with path.open("ab", buffering=0) as file:
+                while chunk := await stream.read(65536):
+                    file.write(chunk[: max(0, OUTPUT_CAP - kept)])
+                    kept += len(chunk)
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    applog.output(row.app_id, row.name, *(one.decode(errors="replace") for one in lines))
+                    rest = rest[-10_000:]
+            if rest:
+                applog.output(row.app_id, row.name, rest.decode(errors="replace"))
+        finally:
+            transport.close()
+
+    # --- one dyno
+
+    async def _launch(
+        self, state: AppState, release: Release, line: str, *, type: str, size: str | None, env: Mapping[str, str],
+        terminal: tuple[int, int] | None, fds: list[int],
+    ) -> RunningDyno:  # fmt: skip
+        row, spec = await asyncio.to_thread(self._plan, state, release, line, type, size, env, terminal, fds)
+        await asyncio.to_thread(records.insert, row)
+        applog.say(row.app_id, row.name, f"Starting process with command `{line}`")
+        try:
+            dyno = await self.driver.start(spec)
+        except BaseException:
+            await asyncio.to_thread(records.remove, [row.id])
+            raise
+        await asyncio.to_thread(records.change, [row.id], state="up", slot=dyno.slot, address=dyno.address, started_at=now())
+        applog.say(row.app_id, row.name, "State changed from starting to up")
+        self.running[row.id], self.rows[row.id] = dyno, row
+        return dyno
+
+    def _plan(
+        self, state: AppState, release: Release, line: str, type: str, size_name: str | None, env: Mapping[str, str],
+        terminal: tuple[int, int] | None, fds: list[int],
+    ) -> tuple[Dyno, DynoSpec]:  # fmt: skip
+        assert release.slug is not None and release.slug.digest is not None
+        wanted = state.formation.get(type)
+        size = sizes.find(size_name) if size_name else (wanted.size if wanted else sizes.find(sizes.DEFAULT))
+        taken = {row.name for row in self.rows.values() if row.app_id == state.app.id}
+        name = next(name for name in iter(lambda: f"{type}.{random.randint(1000, 9999)}", None) if name not in taken)
+        row = Dyno(
+            id=new_id(), app_id=state.app.id, release_id=release.id, release_version=release.version, name=name, type=type,
+            size=size.name, isolation="container", command=line, state="starting", one_off=True, leaving=False, routed=False,
+            crashes=0, restart_requested=False,
+        )  # fmt: skip
+        values = environment.compose(size, name, config_of(release), release.slug.default_config, port=None, extra=env)
+        spec = DynoSpec(
+            id=row.id, name=name, app=state.app.name, app_id=state.app.id,
+            stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),
+            command=environment.command(line), env=values, limits=environment.limits(size, self.cores), terminal=terminal,
+            stdio=(fds[0], fds[1], fds[2]) if fds else None,
+        )  # fmt: skip
+        return row, spec
+
+    async def _until_over(self, row: Dyno, dyno: RunningDyno, seconds: int) -> None:
+        try:
+            exit = await asyncio.wait_for(dyno.wait(), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            applog.say(row.app_id, row.name, f"Stopping process with SIGKILL: it ran for {seconds} seconds")
+            await dyno.signal(signal.SIGKILL, everyone=True)
+            exit = await dyno.wait()
+        status = "unknown" if exit.status is None else exit.status
+        applog.say(row.app_id, row.name, f"Process exited with status {status}", "State changed from up to complete")
+        await self._clean_up(row, dyno)
+
+    async def _clean_up(self, row: Dyno, dyno: RunningDyno) -> None:
+        directory = self.run_directory / "dynos" / row.id
+        if (directory / "stdout").exists():
+            (directory / "ended").touch()
+            for _ in range(50):
+                if not (directory / "stdout").exists():
+                    break
+                await asyncio.sleep(0.05)
+        await dyno.remove()
+        await asyncio.to_thread(records.remove, [row.id])
+        self._keep(self._forget(row.id))
+
+    async def _forget(self, dyno_id: str) -> None:
+        """Those who ask for the exit status right after the end still get it."""
+        await asyncio.sleep(60)
+        self.running.pop(dyno_id, None)
+        self.rows.pop(dyno_id, None)
+
+    async def _client_gone(self, row: Dyno) -> None:
+        dyno = self.running.get(row.id)
+        if dyno is None:
+            return
+        finished = asyncio.ensure_future(dyno.wait())
+        done, _ = await asyncio.wait({finished}, timeout=1)
+        finished.cancel()
+        if done:
+            return
+        applog.say(row.app_id, row.name, "Client connection closed. Sending SIGHUP to all processes")
+        await dyno.signal(signal.SIGHUP, everyone=True)
+        await self._kill_later(dyno, HANGUP_SECONDS)
+
+    async def _kill_later(self, dyno: RunningDyno, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(dyno.wait(), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            await dyno.signal(signal.SIGKILL, everyone=True)
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,201 @@
+"""The runtime process: adopts what runs, manages every app, answers on its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any
+
+from foundation.clock import now
+from foundation.settings import Settings
+from foundation.wire import Call, Server
+from runtime import applog, records
+from runtime.driver import Driver, RunningDyno
+from runtime.formation import POLL_SECONDS, AppManager
+from runtime.images import Images
+from runtime.oneoffs import OneOffs
+from runtime.routes import RouterClient
+from runtime.sandboxes import Sandboxes
+from state import sizes
+
+log = logging.getLogger("runtime")
+
+MEMORY_SECONDS = 20
+"""How often the dynos' memory is looked at, as often as Heroku reports R14."""
+
+
+class Runtime:
+    """Everything that the runtime process does.
+
+    Args:
+        settings: of this Davit.
+        driver: what isolates dynos.
+    """
+
+    def __init__(self, settings: Settings, driver: Driver) -> None:
+        self.settings, self.driver = settings, driver
+        self.cores = os.cpu_count() or 1
+        self.images = Images(settings)
+        self.router = RouterClient(settings.run / "router.sock")
+        self.oneoffs = OneOffs(driver, self.images, settings.run, self.cores)
+        self.sandboxes = Sandboxes(driver, self.images, settings)
+        self.managers: dict[str, AppManager] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.server = Server(
+            settings.run / "runtime.sock",
+            {
+                "ping": self._ping,
+                "changed": self._changed,
+                "stats": self._stats,
+                "oneoff.start": self.oneoffs.start,
+                "oneoff.wait": self.oneoffs.wait,
+                "oneoff.signal": self.oneoffs.signal,
+                "oneoff.resize": self.oneoffs.resize,
+                "oneoff.stop": self.oneoffs.stop,
+                "sandbox.open": self.sandboxes.open,
+                "sandbox.wait": self.sandboxes.wait,
+                "sandbox.kill": self.sandboxes.kill,
+                "sandbox.seal": self.sandboxes.seal,
+                "sandbox.commit_cache": self.sandboxes.commit_cache,
+            },
+        )
+
+    async def start(self) -> None:
+        """Prepare the host, take over what runs, manage every app, listen."""
+        await self.driver.open()
+        await self._adopt()
+        for app_id in await asyncio.to_thread(records.all_app_ids):
+            self._manager(app_id)
+        for manager in self.managers.values():
+            manager.start()
+        await self.server.start()
+        for work in (self._poll, self._watch_memory):
+            self._tasks.append(asyncio.create_task(self._forever(work), name=work.__name__))
+        log.info("the runtime is ready", extra={"apps": len(self.managers)})
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Stop managing; with ``stop_dynos`` end all dynos, too."""
+        self.server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(manager.close() for manager in self.managers.values()))
+        await self.driver.close(stop_dynos)
+
+    # --- taking over
+
+    async def _adopt(self) -> None:
+        rows = await asyncio.to_thread(records.rows_of_dynos)
+        adopted = await self.driver.adopt()
+        keep: list[Coroutine[Any, Any, None]] = []
+        drop: list[RunningDyno] = []
+        for running in adopted:
+            row = rows.pop(running.spec_id, None)
+            if row is None or row.one_off:
+                drop.append(running)
+                if row is not None:
+                    await asyncio.to_thread(records.remove, [row.id])
+            else:
+                keep.append(self._manager(row.app_id).adopt(row, running))
+        for row in rows.values():
+            if row.state == "crashed" and not row.one_off:
+                self._manager(row.app_id).remember_crash(row)
+            else:
+                await asyncio.to_thread(records.remove, [row.id])
+        await asyncio.gather(*keep)
+        await asyncio.gather(*(running.remove() for running in drop))
+        log.info("dynos were found again", extra={"kept": len(keep), "removed": len(drop)})
+
+    def _manager(self, app_id: str) -> AppManager:
+        if app_id not in self.managers:
+            self.managers[app_id] = AppManager(
+                app_id,
+                driver=self.driver,
+                router=self.router,
+                release_phase=self.oneoffs,
+                stacks=self.images,
+                run=self.settings.run,
+                domain=self.settings.domain,
+                cores=self.cores,
+                gone=self._gone,
+            )
+        return self.managers[app_id]
+
+    async def _gone(self, app_id: str) -> None:
+        """An app was destroyed: its files go, too."""
+        self.managers.pop(app_id, None)
+        await asyncio.to_thread(self._remove_files, app_id)
+
+    def _remove_files(self, app_id: str) -> None:
+        (self.settings.home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
+        shutil.rmtree(self.settings.home / "repos" / f"{app_id}.git", ignore_errors=True)
+
+    # --- the socket
+
+    async def _ping(self, call: Call) -> dict[str, Any]:
+        return {"pid": os.getpid(), "apps": len(self.managers)}
+
+    async def _changed(self, call: Call) -> None:
+        self._wake(str(call.params["app_id"]))
+
+    def _wake(self, app_id: str) -> None:
+        manager = self.managers.get(app_id)
+        if manager is None:
+            self._manager(app_id).start()
+        else:
+            manager.wake()
+
+    async def _stats(self, call: Call) -> dict[str, Any]:
+        """``stats {app_id}`` → ``{dynos: {name: {memory, disk, cpu, pids}}}``."""
+        manager = self.managers.get(str(call.params["app_id"]))
+        found = {}
+        for life in list(manager.lives.values()) if manager else []:
+            if life.running is not None and life.exit is None:
+                with contextlib.suppress(OSError):
+                    stats = life.running.stats()
+                    found[life.name] = {"memory": stats.memory, "disk": stats.disk, "cpu": stats.cpu, "pids": stats.pids}
+        return {"dynos": found}
+
+    # --- looking for oneself
+
+    async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                log.exception("a background task failed; it goes on")
+                await asyncio.sleep(1)
+
+    async def _poll(self) -> None:
+        """Find changes whose nudge was lost."""
+        since = now() - timedelta(seconds=10)
+        while True:
+            started = now()
+            for app_id in await asyncio.to_thread(records.changed_since, since):
+                self._wake(app_id)
+            since = started - timedelta(seconds=5)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _watch_memory(self) -> None:
+        """R14: a dyno uses more than its size promises."""
+        while True:
+            await asyncio.sleep(MEMORY_SECONDS)
+            for manager in list(self.managers.values()):
+                for life in list(manager.lives.values()):
+                    if life.running is None or life.exit is not None or not life.up:
+                        continue
+                    quota = sizes.find(life.row.size).memory * sizes.MIB
+                    with contextlib.suppress(OSError):
+                        used = life.running.stats().memory
+                        if used > quota:
+                            applog.say(
+                                life.row.app_id, life.name,
+                                f"Process running mem={used // sizes.MIB}M({100 * used / quota:.1f}%)",
+                                "Error R14 (Memory quota exceeded)",
+                            )  # fmt: skip

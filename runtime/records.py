@@ -1,0 +1,150 @@
+"""What the runtime process reads from and writes to the database: the dynos' rows and the wanted state of an app."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, or_, select, update
+
+from foundation.clock import now
+from state import apps, releases, sizes
+from state.db import snapshot, transaction
+from state.models import App, Dyno, Formation, Release
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One process type's part of the formation."""
+
+    type: str
+    quantity: int
+    size: sizes.Size
+    isolation: str
+    restarted_at: datetime | None
+
+
+@dataclass(frozen=True)
+class AppState:
+    """An app as the database says it should be."""
+
+    app: App
+    current: Release | None
+    pending: Release | None
+    formation: dict[str, Wanted]
+    restart_dynos: frozenset[str] = field(default_factory=frozenset)
+
+
+def read_app(app_id: str) -> AppState | None:
+    """The app's wanted state; None when there is no such app any more."""
+    with snapshot() as session:
+        app = session.get(App, app_id)
+        if app is None:
+            return None
+        rows = session.scalars(select(Formation).where(Formation.app_id == app_id))
+        formation = {
+            row.type: Wanted(row.type, row.quantity, sizes.find(row.size), row.isolation, row.restarted_at) for row in rows
+        }
+        restart = session.scalars(select(Dyno.id).where(Dyno.app_id == app_id, Dyno.restart_requested.is_(True)))
+        return AppState(
+            app, releases.current(session, app_id), releases.next_pending(session, app_id), formation, frozenset(restart)
+        )
+
+
+def all_app_ids() -> list[str]:
+    """Every app, those under destruction included."""
+    with snapshot() as session:
+        return list(session.scalars(select(App.id)))
+
+
+def changed_since(moment: datetime) -> set[str]:
+    """Apps whose wanted state may have changed since ``moment``."""
+    with snapshot() as session:
+        ids = set(session.scalars(select(App.id).where(or_(App.updated_at >= moment, App.destroying.is_(True)))))
+        ids |= set(session.scalars(select(Formation.app_id).where(Formation.updated_at >= moment)))
+        ids |= set(releases.apps_with_pending(session))
+        ids |= set(session.scalars(select(Dyno.app_id).where(Dyno.restart_requested.is_(True))))
+        return ids
+
+
+def rows_of_dynos() -> dict[str, Dyno]:
+    """Every dyno's row, by id."""
+    with snapshot() as session:
+        return {row.id: row for row in session.scalars(select(Dyno))}
+
+
+def insert(dyno: Dyno) -> None:
+    """A dyno is about to start."""
+    with transaction() as session:
+        session.add(dyno)
+
+
+def insert_crashed(row: Dyno, crashes: int) -> None:
+    """A dyno did not come up: show it as crashed until the next attempt."""
+    with transaction() as session:
+        columns = {column.key: getattr(row, column.key) for column in Dyno.__mapper__.column_attrs}
+        columns |= {"state": "crashed", "crashes": crashes, "slot": None, "address": None, "routed": False}
+        session.merge(Dyno(**columns))
+
+
+def change(dyno_ids: Sequence[str], **values: Any) -> None:
+    """Set columns of dynos."""
+    if dyno_ids:
+        with transaction() as session:
+            session.execute(update(Dyno).where(Dyno.id.in_(dyno_ids)).values(updated_at=now(), **values))
+
+
+def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
+    """Move the route from some dynos to others, in one transaction; those that leave the route are leaving."""
+    with transaction() as session:
+        session.execute(update(Dyno).where(Dyno.id.in_(routed)).values(routed=True, state="up", updated_at=now()))
+        session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
+
+
+def remove(dyno_ids: Sequence[str]) -> None:
+    """Dynos are gone."""
+    if dyno_ids:
+        with transaction() as session:
+            session.execute(delete(Dyno).where(Dyno.id.in_(dyno_ids)))
+
+
+def begin_release(release_id: str, stack_version: str) -> Release | None:
+    """A pending release's turn has come: rebase it, fix its stack; None when it is no longer pending."""
+    with transaction() as session:
+        release = session.get(Release, release_id)
+        if release is None or release.status != "pending":
+            return None
+        releases.rebase(session, release)
+        if not release.stack_version:
+            release.stack_version = stack_version
+        return release
+
+
+def set_phase(release_id: str, phase: str) -> None:
+    """Record where a release stands."""
+    with transaction() as session:
+        releases.set_phase(session, release_id, phase)
+
+
+def succeed(release_id: str) -> None:
+    """The release serves."""
+    with transaction() as session:
+        release = session.get(Release, release_id)
+        if release is not None and release.status == "pending":
+            releases.succeed(session, release)
+
+
+def fail(release_id: str, kind: str, message: str) -> None:
+    """The release did not come up."""
+    with transaction() as session:
+        release = session.get(Release, release_id)
+        if release is not None and release.status == "pending":
+            releases.fail(session, release, kind, message)
+
+
+def forget_app(app_id: str) -> None:
+    """The last trace of a destroyed app."""
+    with transaction() as session:
+        apps.forget(session, app_id)

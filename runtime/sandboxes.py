@@ -1,0 +1,238 @@
+"""Build sandboxes: a dyno on the build stack whose writable layer is then sealed into a slug and a cache.
+
+The caller's connection owns the sandbox: when it ends, for whatever reason, the sandbox is killed and removed.
+Everything in the tree is hostile: paths are opened component by component without following links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
+from foundation.settings import Settings
+from foundation.wire import Call
+from runtime.driver import Driver, DynoSpec, Exit, Limits, RunningDyno
+from slugs import image, kernel
+from slugs.store import Store
+from state.sizes import MIB
+
+log = logging.getLogger("runtime")
+
+PIDS = 4096
+"""Processes and threads of a build: compilers and npm like many."""
+CACHE_LIMIT = 2048 * MIB
+"""A larger build cache is not kept."""
+
+
+class BuildRoot(Protocol):
+    """What a container shows of itself to the host (both in this process's mount namespace)."""
+
+    root: Path
+    upper: Path
+    uid: int
+
+
+class BuildImages(Protocol):
+    """Where the build stack's image is."""
+
+    def build_image(self) -> Path:
+        """The newest build stack."""
+
+
+@dataclass
+class Sandbox:
+    """One build's sandbox."""
+
+    build_id: str
+    app_id: str
+    dyno: Any
+    exit: Exit | None = None
+    timed_out: bool = False
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+
+class Sandboxes:
+    """Answers the ``sandbox.*`` calls.
+
+    Args:
+        driver: starts containers.
+        images: where the build stack is.
+        settings: limits, and where slugs and caches are.
+    """
+
+    def __init__(self, driver: Driver, images: BuildImages, settings: Settings) -> None:
+        self.driver, self.images, self.settings = driver, images, settings
+        self.store = Store(settings.home / "slugs")
+        self.sandboxes: dict[str, Sandbox] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def open(self, call: Call) -> None:
+        """``sandbox.open {build_id, app_id, app, env, command}`` and three descriptors (source in, report out, output out)."""
+        params = call.params
+        build_id = str(params["build_id"])
+        try:
+            if len(call.fds) != 3:
+                raise InvalidParams("A sandbox takes three descriptors.")
+            if build_id in self.sandboxes:
+                raise Conflict("That build has a sandbox already.")
+            spec = self._spec(build_id, str(params["app_id"]), str(params["app"]), params, call.fds)
+            dyno: RunningDyno = await self.driver.start(spec)
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+        sandbox = self.sandboxes[build_id] = Sandbox(build_id, str(params["app_id"]), dyno)
+        call.at_hangup(lambda: self._keep(self._close(sandbox)))
+
+    def _spec(self, build_id: str, app_id: str, app: str, params: dict[str, Any], fds: list[int]) -> DynoSpec:
+        cache = self.cache_path(app_id)
+        memory = self.settings.build_memory * MIB
+        return DynoSpec(
+            id=f"build-{build_id}",
+            name="build",
+            app=app,
+            app_id=app_id,
+            stack=self.images.build_image(),
+            slug=cache if cache.exists() else None,
+            command=[str(word) for word in params["command"]],
+            env={str(k): str(v) for k, v in params["env"].items()},
+            limits=Limits(
+                memory=memory, memory_max=memory, cpu_shares=512, cpu_quota=None, pids=PIDS, disk=self.settings.build_disk * MIB
+            ),
+            stdio=(fds[0], fds[1], fds[2]),
+        )
+
+    def cache_path(self, app_id: str) -> Path:
+        """Where the app's build cache is."""
+        return self.settings.home / "caches" / f"{app_id}.img"
+
+    async def wait(self, call: Call) -> dict[str, Any]:
+        """``sandbox.wait {build_id, timeout?}`` → ``{status, oom, timed_out}``; kills it after the build time limit."""
+        sandbox = self._find(call)
+        seconds = min(float(call.params.get("timeout") or self.settings.build_timeout), self.settings.build_timeout)
+        if sandbox.exit is None:
+            try:
+                sandbox.exit = await asyncio.wait_for(sandbox.dyno.wait(), seconds)
+            except (asyncio.TimeoutError, TimeoutError):
+                sandbox.timed_out = True
+                await sandbox.dyno.signal(signal.SIGKILL, everyone=True)
+                sandbox.exit = await sandbox.dyno.wait()
+        assert sandbox.exit is not None
+        return {"status": sandbox.exit.status, "oom": sandbox.exit.oom, "timed_out": sandbox.timed_out}
+
+    async def kill(self, call: Call) -> None:
+        """``sandbox.kill {build_id}``: end every process in it."""
+        await self._find(call).dyno.signal(signal.SIGKILL, everyone=True)
+
+    async def seal(self, call: Call) -> dict[str, Any]:
+        """``sandbox.seal {build_id, path}`` → ``{digest, size}``: the tree at ``path`` (whose content is ``app/…``) as a slug."""
+        sandbox = self._ended(call)
+        return await asyncio.to_thread(self._seal, sandbox, str(call.params["path"]))
+
+    def _seal(self, sandbox: Sandbox, path: str) -> dict[str, Any]:
+        target = self.settings.home / "slugs" / "incoming" / f"{sandbox.build_id}.img"
+        tree = open_beneath(sandbox.dyno.root, path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.seal(Path(f"/proc/self/fd/{tree}"), target, user=sandbox.dyno.uid)
+            stored = self.store.put(target)
+        finally:
+            os.close(tree)
+            target.unlink(missing_ok=True)
+        return {"digest": stored.digest, "size": stored.size}
+
+    async def commit_cache(self, call: Call) -> dict[str, Any]:
+        """``sandbox.commit_cache {build_id}`` → ``{changed}``: what the build left in /cache is the app's cache from now on."""
+        sandbox = self._ended(call)
+        return {"changed": await asyncio.to_thread(self._commit_cache, sandbox)}
+
+    def _commit_cache(self, sandbox: Sandbox) -> bool:
+        try:
+            written = open_beneath(sandbox.dyno.upper, "/cache")
+        except DavitError:
+            return False  # the build changed nothing there
+        try:
+            if not os.listdir(written):
+                return False
+        finally:
+            os.close(written)
+        target = self.cache_path(sandbox.app_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f"{target.name}.{sandbox.build_id}")
+        staging = self.settings.run / f"cache-{sandbox.build_id}"
+        tree = open_beneath(sandbox.dyno.root, "/cache")
+        try:
+            (staging / "cache").mkdir(parents=True)
+            kernel.mount(f"/proc/self/fd/{tree}", staging / "cache", None, kernel.MS_BIND)
+            image.seal(staging, fresh, user=sandbox.dyno.uid, limit=CACHE_LIMIT)
+            fresh.rename(target)
+            return True
+        except image.SlugTooLarge:
+            log.warning("a build cache is too large to be kept", extra={"app_id": sandbox.app_id})
+            return False
+        finally:
+            os.close(tree)
+            image.unmount(staging / "cache")
+            shutil.rmtree(staging, ignore_errors=True)
+            fresh.unlink(missing_ok=True)
+
+    def _find(self, call: Call) -> Sandbox:
+        sandbox = self.sandboxes.get(str(call.params["build_id"]))
+        if sandbox is None:
+            raise NotFound("That build has no sandbox.")
+        return sandbox
+
+    def _ended(self, call: Call) -> Sandbox:
+        sandbox = self._find(call)
+        if sandbox.exit is None:
+            raise Conflict("The sandbox is still at work.")
+        return sandbox
+
+    async def _close(self, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.dyno.remove()
+        except Exception:
+            log.exception("a sandbox could not be removed cleanly", extra={"build": sandbox.build_id})
+        finally:
+            self.sandboxes.pop(sandbox.build_id, None)
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget_app(self, app_id: str) -> None:
+        """A destroyed app's cache."""
+        self.cache_path(app_id).unlink(missing_ok=True)
+        shutil.rmtree(self.settings.home / "repos" / f"{app_id}.git", ignore_errors=True)
+
+
+def open_beneath(root: Path, path: str) -> int:
+    """Open the directory ``path`` below ``root`` without following any link on the way.
+
+    Returns:
+        A descriptor (O_PATH is not enough to read it: it is opened for reading).
+
+    Raises:
+        DavitError: a component is missing, no directory, or a link.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in Path(path).parts:
+            if part == "/":
+                continue
+            if part == "..":
+                raise DavitError(f"{path} is not a path below the sandbox's root.")
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+    except OSError as error:
+        os.close(descriptor)
+        raise DavitError(f"The build left no directory at {path}.", id="build_failed", status=422) from error
+    return descriptor
