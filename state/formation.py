@@ -75,7 +75,8 @@ def _quantity(row: Formation, value: object) -> int:
     text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
     if not _QUANTITY.fullmatch(text):
         raise InvalidParams(f"{row.type}={value} is not a number of dynos; give one such as {row.type}=2 or {row.type}+1.")
-    number = row.quantity + int(text) if text[0] in "+-" else int(text)
+    relative = isinstance(value, str) and text[0] in "+-"
+    number = row.quantity + int(text) if relative else int(text)
     if not 0 <= number <= MOST:
         raise InvalidParams(f"{row.type}={text} would make {number} dynos; a process type has 0 to {MOST}.")
     return number

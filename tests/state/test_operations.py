@@ -1,0 +1,301 @@
+"""Operations on what is true, on both databases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from foundation.clock import now
+from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
+from state import accounts, apps, builds, config, db, domains, formation, releases, vault
+from state.models import Account, App, AuditEvent, Base, Release, Slug
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv0h0bZKkXqT8i0S7m0m1y2oO5yY3m0n5m1y2oO5yY3 ann@laptop"
+
+
+def deploy(session: Session, app: App, owner: Account, digest: str = "sha256:aa", **types: str) -> Release:
+    """A release with code, as the builder makes it, brought up as the runtime does."""
+    slug = Slug(app_id=app.id, digest=digest, size=1, stack=app.stack, process_types=types or {"web": "serve"})
+    session.add(slug)
+    session.flush()
+    release = releases.create(session, app, owner, kind="deploy", description="Deploy abc1234", slug=slug)
+    session.flush()
+    session.refresh(release)
+    releases.succeed(session, release)
+    return release
+
+
+def test_the_migrations_make_what_the_models_say(database: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with db.engine().connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_upgrading_twice_changes_nothing(database: str) -> None:
+    db.upgrade()
+
+
+def test_a_new_app_has_a_first_release_and_a_domain(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner, "bright-bay")
+    first = releases.current(session, app.id)
+    assert first is not None and (first.version, first.description, first.status) == (1, "Initial release", "succeeded")
+    assert [domain.hostname for domain in domains.all_of(session, app)] == ["bright-bay.localhost"]
+
+
+@pytest.mark.parametrize("name", ["", "ab", "Upper", "1abc", "abc-", "a" * 31, "a b", "a/b", "a\n", "www"])
+def test_an_impossible_app_name_is_refused_with_the_rule(session: Session, owner: Account, name: str) -> None:
+    with pytest.raises(InvalidParams, match="Name"):
+        apps.create(session, owner, name)
+
+
+def test_a_taken_name_is_refused(session: Session, owner: Account, stranger: Account) -> None:
+    apps.create(session, owner, "bright-bay")
+    with pytest.raises(Conflict, match="already taken"):
+        apps.create(session, stranger, "bright-bay")
+
+
+def test_an_absent_and_a_foreign_app_are_the_same_to_a_stranger(session: Session, owner: Account, stranger: Account) -> None:
+    apps.create(session, owner, "bright-bay")
+    with pytest.raises(NotFound) as foreign:
+        apps.find(session, stranger, "bright-bay")
+    with pytest.raises(NotFound) as absent:
+        apps.find(session, stranger, "no-such-app")
+    assert foreign.value.message == absent.value.message
+
+
+def test_a_collaborator_may_do_what_was_granted_and_no_more(session: Session, owner: Account, stranger: Account) -> None:
+    app = apps.create(session, owner, "bright-bay")
+    apps.add_collaborator(session, owner, app, stranger.email, ["view", "deploy"])
+    assert apps.find(session, stranger, "bright-bay", "deploy").id == app.id
+    with pytest.raises(Forbidden):
+        apps.find(session, stranger, "bright-bay", "manage")
+    apps.remove_collaborator(session, owner, app, stranger.email)
+    with pytest.raises(NotFound):
+        apps.find(session, stranger, "bright-bay")
+
+
+def test_a_token_works_until_it_expires(session: Session, owner: Account) -> None:
+    text, _ = accounts.issue_token(session, owner, "laptop", lifetime=timedelta(hours=1))
+    assert accounts.authenticate_token(session, text).id == owner.id
+    with pytest.raises(Unauthorized):
+        accounts.find_token(session, text, at=now() + timedelta(hours=2))
+    with pytest.raises(Unauthorized):
+        accounts.authenticate_token(session, text + "x")
+
+
+def test_a_token_is_not_in_the_database(session: Session, owner: Account) -> None:
+    text, token = accounts.issue_token(session, owner, "laptop")
+    assert text not in (token.sha256, token.description, token.id)
+
+
+def test_an_ssh_key_belongs_to_one_account(session: Session, owner: Account, stranger: Account) -> None:
+    accounts.add_key(session, owner, KEY)
+    found = accounts.authenticate_key(session, KEY.rsplit(" ", 1)[0])
+    assert found is not None and found.id == owner.id
+    with pytest.raises(Conflict):
+        accounts.add_key(session, stranger, KEY)
+    accounts.remove_key(session, owner, "ann@laptop")
+    assert accounts.authenticate_key(session, KEY) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 !!!", "-----BEGIN OPENSSH PRIVATE KEY-----"]
+)
+def test_what_is_no_public_key_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParams, match="SSH public key"):
+        accounts.parse_key(text)
+
+
+def test_every_config_change_is_a_release_and_no_change_is_none(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner, "bright-bay")
+    release = config.change(session, owner, app, {"A": "1", "B": "two"})
+    assert release is not None and (release.version, release.description) == (2, "Set A, B config vars")
+    assert config.change(session, owner, app, {"A": "1"}) is None
+    removed = config.change(session, owner, app, {"A": None, "C": "3"})
+    assert removed is not None and removed.description == "Set C config vars, Remove A config vars"
+    assert config.read(app) == {"B": "two", "C": "3"}
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "Ä", "PORT", "DYNO", "../x"])
+def test_an_impossible_config_var_name_is_refused(session: Session, owner: Account, name: str) -> None:
+    app = apps.create(session, owner)
+    with pytest.raises(InvalidParams, match="Config var"):
+        config.change(session, owner, app, {name: "x"})
+
+
+def test_config_vars_have_a_size_limit(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    config.change(session, owner, app, {"A": "x" * (config.LIMIT - 1)})
+    with pytest.raises(InvalidParams, match="64 KB"):
+        config.change(session, owner, app, {"B": "y"})
+
+
+def test_config_vars_are_not_readable_in_the_database(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    config.change(session, owner, app, {"SECRET": "hunter2hunter2"})
+    events = [str(event.details) for event in session.scalars(select(AuditEvent))]
+    assert b"hunter2" not in app.config and not any("hunter2" in event for event in events)
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(
+    values=st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,20}", fullmatch=True), st.text().filter(lambda v: "\x00" not in v))
+)
+def test_config_vars_come_back_as_they_were_set(database: str, values: dict[str, str]) -> None:
+    values = {k: v for k, v in values.items() if k not in ("PORT", "DYNO") and v.encode(errors="ignore").decode() == v}
+    assert vault.reveal(vault.seal(values)) == values
+
+
+def test_a_rotated_key_reads_everything_and_the_old_key_is_gone(database: str) -> None:
+    with db.transaction() as session:
+        owner = accounts.create(session, None, "ann@example.com")
+        app = apps.create(session, owner, "bright-bay")
+        config.change(session, owner, app, {"A": "1"})
+    old = vault.key_file().read_bytes().split()
+    with db.transaction() as session:
+        assert vault.rotate(session) == 3  # the app and two releases
+    vault.forget_old_keys()
+    assert not set(old) & set(vault.key_file().read_bytes().split())
+    with db.snapshot() as session:
+        app = apps.find(session, owner, "bright-bay")
+        assert config.read(app) == {"A": "1"}
+    assert vault.key_file().stat().st_mode & 0o777 == 0o600
+
+
+def test_a_rollback_is_a_new_release_with_code_config_and_types_of_then(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    config.change(session, owner, app, {"A": "then"})
+    then = deploy(session, app, owner, "sha256:aa", web="old", worker="work")
+    config.change(session, owner, app, {"A": "now"})
+    for pending in session.scalars(select(Release).where(Release.status == "pending")):
+        releases.succeed(session, pending)
+    deploy(session, app, owner, "sha256:bb", web="new")
+    back = releases.rollback(session, owner, app, then)
+    assert back.description == f"Rollback to v{then.version}" and back.version == 6
+    assert back.slug_id == then.slug_id and back.process_types == {"web": "old", "worker": "work"}
+    assert config.read(app) == {"A": "then"} == releases.config_of(back)
+
+
+def test_there_is_no_rollback_to_a_release_without_code(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    with pytest.raises(InvalidParams, match="no code"):
+        releases.rollback(session, owner, app, releases.find(session, app, "v1"))
+    with pytest.raises(InvalidParams, match="no earlier release"):
+        releases.last_good_before(session, app)
+    with pytest.raises(NotFound):
+        releases.find(session, app, "v7")
+
+
+def test_a_config_release_takes_the_code_of_a_deploy_that_finished_before_its_turn(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    deploy(session, app, owner, "sha256:aa")
+    late = config.change(session, owner, app, {"A": "1"})
+    newer = deploy(session, app, owner, "sha256:bb", web="newer")
+    assert late is not None
+    releases.rebase(session, late)
+    assert late.slug_id == newer.slug_id and late.process_types == {"web": "newer"}
+
+
+def test_a_first_deploy_gets_one_web_dyno_and_no_others(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    deploy(session, app, owner, web="serve", worker="work")
+    assert {row.type: row.quantity for row in formation.all_of(session, app)} == {"web": 1, "worker": 0}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "result"), [(2, 2), ("3", 3), ("+1", 2), ("-1", 0), (0, 0), ("abc", None), ("10000", None), (-1, None), ("-2", None), (True, None), (1.5, None)]
+)  # fmt: skip
+def test_scaling(session: Session, owner: Account, quantity: object, result: int | None) -> None:
+    app = apps.create(session, owner)
+    deploy(session, app, owner)
+    if result is None:
+        with pytest.raises(InvalidParams, match="web="):
+            formation.scale(session, owner, app, [{"type": "web", "quantity": quantity}])
+    else:
+        formation.scale(session, owner, app, [{"type": "web", "quantity": quantity, "size": "Standard-2X"}])
+        row = formation.find(session, app, "web")
+        assert (row.quantity, row.size) == (result, "standard-2x")
+
+
+def test_scaling_an_unknown_type_lists_those_there_are(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner)
+    deploy(session, app, owner, web="a", clock="b")
+    with pytest.raises(NotFound, match="clock, web"):
+        formation.scale(session, owner, app, [{"type": "wrker", "quantity": 1}])
+
+
+@pytest.mark.parametrize(
+    "hostname", ["", "a", "a b.com", "-a.com", "a..com", "x.localhost", "1.2.3.4", "a" * 64 + ".com", None, 7]
+)
+def test_an_impossible_domain_is_refused(session: Session, owner: Account, hostname: object) -> None:
+    with pytest.raises(InvalidParams, match="Domain"):
+        domains.add(session, owner, apps.create(session, owner), hostname)
+
+
+def test_a_domain_belongs_to_one_app(session: Session, owner: Account) -> None:
+    one, two = apps.create(session, owner), apps.create(session, owner)
+    assert domains.add(session, owner, one, "WWW.Bücher.example.").hostname == "www.xn--bcher-kva.example"
+    with pytest.raises(Conflict, match="in use"):
+        domains.add(session, owner, two, "www.xn--bcher-kva.example")
+    domains.remove(session, owner, one, "www.xn--bcher-kva.example")
+    domains.add(session, owner, two, "www.xn--bcher-kva.example")
+
+
+def test_builds_of_an_app_take_turns_in_order(session: Session, owner: Account) -> None:
+    app, other = apps.create(session, owner), apps.create(session, owner)
+    first = builds.create(session, app, owner, commit="a" * 40)
+    second = builds.create(session, app, owner, commit="b" * 40)
+    elsewhere = builds.create(session, other, owner, commit="c" * 40)
+    assert builds.next_turn(session, app.id) is first
+    session.flush()
+    assert builds.next_turn(session, app.id) is None
+    assert builds.next_turn(session, other.id) is elsewhere
+    ahead = builds.ahead(session, second)
+    assert ahead is not None and ahead.id == first.id
+    builds.fail(session, first.id, "build failed", "It failed.")
+    session.flush()
+    assert builds.next_turn(session, app.id) is second
+
+
+def test_a_destroyed_app_is_gone_at_once_and_its_name_is_free(session: Session, owner: Account) -> None:
+    app = apps.create(session, owner, "bright-bay")
+    deploy(session, app, owner)
+    builds.create(session, app, owner, commit="a" * 40)
+    apps.destroy(session, owner, app)
+    session.flush()
+    with pytest.raises(NotFound):
+        apps.find(session, owner, "bright-bay")
+    apps.create(session, owner, "bright-bay")
+    apps.forget(session, app.id)
+    assert session.get(App, app.id) is None
+    assert session.scalar(select(AuditEvent).where(AuditEvent.action == "apps:destroy")) is not None
+
+
+def test_what_a_rolled_back_transaction_was_to_tell_is_never_told(database: str) -> None:
+    told: list[str] = []
+    with pytest.raises(RuntimeError), db.transaction() as session:
+        db.after_commit(session, lambda: told.append("no"))
+        raise RuntimeError
+    with db.transaction() as session:
+        db.after_commit(session, lambda: told.append("yes"))
+        assert told == []
+    assert told == ["yes"]
+
+
+def test_the_owner_gets_an_account_and_a_token_that_works(database: str) -> None:
+    for _ in range(2):
+        with db.transaction() as session:
+            accounts.ensure_owner(session)
+    with db.snapshot() as session:
+        account = accounts.authenticate_token(session, accounts.owner_token_file().read_text().strip())
+        assert account.is_admin and accounts.count(session) == 1
+    assert accounts.owner_token_file().stat().st_mode & 0o777 == 0o600
