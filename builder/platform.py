@@ -1,0 +1,136 @@
+"""What the git doors (HTTP and SSH) ask of the rest of Davit: who is it, which app, build this, how did it go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from builder import output, queue
+from foundation.errors import Unauthorized
+from state import accounts, apps, builds, db
+from state.models import Account, Build
+
+
+@dataclass(frozen=True)
+class Pusher:
+    """An account that came through a door."""
+
+    account_id: str
+    email: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An app that the pusher may push to."""
+
+    app_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a build ended.
+
+    Attributes:
+        succeeded: its release serves.
+        reason: what the pusher's ref line says otherwise, in a few words ("build failed").
+    """
+
+    succeeded: bool
+    reason: str = ""
+
+
+class Platform(Protocol):
+    """The doors' only way to the rest of Davit; tests put a small one of their own in its place."""
+
+    def by_token(self, token: str) -> Pusher:
+        """The account of an API token.
+
+        Raises:
+            Unauthorized: the token is none.
+        """
+
+    def by_key(self, public_key: str) -> Pusher | None:
+        """The account of an SSH public key in OpenSSH's text form, or None."""
+
+    def app(self, pusher: Pusher, name: str) -> Target:
+        """The app NAME, whose code the account may read and push.
+
+        Raises:
+            NotFound: absent or another's, in the same words.
+            Forbidden: seen, but without the permission to deploy.
+        """
+
+    def build(self, pusher: Pusher, target: Target, *, commit: str, ref: str, old: str, keep: Callable[[str], None]) -> str:
+        """Ask for a build and return its id.
+
+        Args:
+            old: what the ref is before, 40 zeros when it is new.
+            keep: called with the build's id before the request is in force; makes the commit outlast this process.
+        """
+
+    def start(self, app_id: str) -> None:
+        """Start the app's next build, when its turn has come."""
+
+    def follow(self, build_id: str) -> Iterator[bytes | None]:
+        """What the build prints as it comes; None when it has been quiet for a second; ends with the build."""
+
+    def outcome(self, build_id: str) -> Outcome:
+        """How the finished build ended."""
+
+    def standing(self, build_id: str) -> str | None:
+        """A build's status (pending, succeeded, failed), or None when there is no such build."""
+
+
+class Davit:
+    """The real one: the database, the queue and the build's output file."""
+
+    def by_token(self, token: str) -> Pusher:
+        with db.snapshot() as session:
+            account = accounts.authenticate_token(session, token)
+            return Pusher(account.id, account.email)
+
+    def by_key(self, public_key: str) -> Pusher | None:
+        with db.snapshot() as session:
+            account = accounts.authenticate_key(session, public_key)
+            return Pusher(account.id, account.email) if account else None
+
+    def app(self, pusher: Pusher, name: str) -> Target:
+        with db.snapshot() as session:
+            account = session.get(Account, pusher.account_id)
+            if account is None:
+                raise Unauthorized("Your account is gone.")
+            app = apps.find(session, account, name, "deploy")
+            return Target(app.id, app.name)
+
+    def build(self, pusher: Pusher, target: Target, *, commit: str, ref: str, old: str, keep: Callable[[str], None]) -> str:
+        with db.transaction() as session:
+            account = session.get(Account, pusher.account_id)
+            if account is None:
+                raise Unauthorized("Your account is gone.")
+            app = apps.find(session, account, target.app_id, "deploy")  # it may have changed while the pack came in
+            build = builds.create(session, app, account, commit=commit, ref=ref, old_sha=old)
+            keep(build.id)
+            return build.id
+
+    def start(self, app_id: str) -> None:
+        queue.enqueue_next(app_id)
+
+    def follow(self, build_id: str) -> Iterator[bytes | None]:
+        return iter(output.follow(build_id))
+
+    def outcome(self, build_id: str) -> Outcome:
+        with db.snapshot() as session:
+            build = session.get(Build, build_id)
+            if build is None:
+                return Outcome(False, "the app was destroyed")
+            if build.status != "pending":
+                return Outcome(build.status == "succeeded", build.failure_kind or "build failed")
+        said = output.outcome(build_id)
+        return Outcome(bool(said and said.status == "succeeded"), (said and said.kind) or "build failed")
+
+    def standing(self, build_id: str) -> str | None:
+        with db.snapshot() as session:
+            build = session.get(Build, build_id)
+            return build.status if build else None

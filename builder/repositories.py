@@ -1,0 +1,443 @@
+"""The apps' bare git repositories: ``DAVIT_HOME/repos/APP_ID.git``, and beside them what has not been decided yet.
+
+``repos/incoming/`` holds one quarantine (see :mod:`builder.quarantine`) for each push under way and each build that came
+from a push. A ref that deploys moves only by :meth:`Repositories.move_ref`, called by the build job in the same breath as
+the release's success; :meth:`Repositories.unpin` then removes the quarantine, as it does when the build failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dulwich.repo import Repo
+
+from builder import git
+from builder.quarantine import ZERO, Move, Quarantine
+from foundation import clock
+from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
+from foundation.settings import settings
+
+log = logging.getLogger("builder.repositories")
+
+DEPLOYED = (b"refs/heads/main", b"refs/heads/master")
+"""The branches that deploy; the first wins when a push moves both."""
+HIDDEN = b"refs/davit/"
+"""Refs that are Davit's own: never shown, never taken from a push."""
+PACKS = 20
+"""Packs that a repository may have before they are put together."""
+SUBMODULES = 200
+"""Submodules that an app may have."""
+
+_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+class FetchFirst(Conflict):
+    """The branch has moved since the pusher last looked, to something that the push does not contain."""
+
+    id = "fetch_first"
+
+    def __init__(self, ref: bytes) -> None:
+        name = ref.decode(errors="replace").removeprefix("refs/heads/")
+        super().__init__(f"{name} was pushed by someone else in the meantime. Fetch first, then push again.")
+
+
+@dataclass(frozen=True)
+class Submodule:
+    """A submodule as a commit names it: hostile in every part but its shape."""
+
+    path: str
+    url: str
+    sha: str
+
+
+class Repositories:
+    """The repositories under one directory.
+
+    Args:
+        root: ``DAVIT_HOME/repos``; made when it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # The repositories themselves
+
+    def path(self, app_id: str) -> Path:
+        """Where the app's repository is (or will be)."""
+        if not _ID.fullmatch(app_id):
+            raise ValueError(f"not an app id: {app_id!r}")
+        return self.root / f"{app_id}.git"
+
+    def ensure(self, app_id: str) -> Path:
+        """The app's repository, made when there is none; any number of processes may do so at once."""
+        path = self.path(app_id)
+        if path.is_dir():
+            return path
+        fresh = self.root / f".{app_id}.{secrets.token_hex(6)}"
+        try:
+            git.run(git.environment(fresh), "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(fresh))
+            (fresh / "info").mkdir()
+            # git archive leaves out and rewrites what a tree's attributes tell it to; a checkout does neither.
+            (fresh / "info" / "attributes").write_text("* -export-ignore -export-subst\n")
+            fresh.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return path
+
+    def remove(self, app_id: str) -> None:
+        """Remove the app's repository and all that was coming in for it."""
+        for quarantine in self._quarantines(app_id):
+            quarantine.discard()
+        shutil.rmtree(self.path(app_id), ignore_errors=True)
+
+    def size(self, app_id: str) -> int:
+        """Bytes that the app's repository takes on disk."""
+        return sum(file.lstat().st_blocks * 512 for file in self.path(app_id).rglob("*") if file.is_file())
+
+    def refs(self, app_id: str) -> dict[bytes, bytes]:
+        """Every ref that a client may see, and its object id."""
+        with contextlib.closing(Repo(str(self.ensure(app_id)))) as repo:
+            found = repo.refs.as_dict(b"refs")  # type: ignore[arg-type]
+        named = {b"refs/" + bytes(name): bytes(sha) for name, sha in found.items()}
+        return {name: sha for name, sha in named.items() if not name.startswith(HIDDEN)}
+
+    def current(self, app_id: str, ref: bytes) -> bytes:
+        """What ``ref`` points at; 40 zeros when it does not exist."""
+        with contextlib.closing(Repo(str(self.ensure(app_id)))) as repo:
+            try:
+                return bytes(repo.refs[ref])  # type: ignore[index]
+            except KeyError:
+                return ZERO
+
+    def deployed_branch(self, app_id: str) -> bytes:
+        """The branch that was deployed last (HEAD)."""
+        text = (self.ensure(app_id) / "HEAD").read_bytes().strip()
+        return text.removeprefix(b"ref: ")
+
+    # Pushes
+
+    @contextlib.contextmanager
+    def receiving(self, app_id: str) -> Iterator[Quarantine]:
+        """A quarantine for a push; gone at the end of the block unless a build was given it."""
+        repository = self.ensure(app_id)
+        with self._locked(app_id, fcntl.LOCK_SH):
+            quarantine = Quarantine.create(self.incoming, app_id, repository)
+        try:
+            yield quarantine
+        finally:
+            quarantine.close()
+
+    def store(self, app_id: str, quarantine: Quarantine, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:
+        """Move refs that wait for no build, all or (``atomic``) none; says which moved."""
+        with self._locked(app_id, fcntl.LOCK_SH):
+            if any(move.new != ZERO for move in moves):
+                quarantine.admit()
+            if any(move.old != ZERO for move in moves):
+                self._mark_garbage(app_id)
+            return self._update(app_id, moves, atomic=atomic)
+
+    def _update(self, app_id: str, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:
+        env = git.environment(self.path(app_id))
+        lines = [_transaction_line(move) for move in moves]
+        if git.run(env, "update-ref", "-z", "--stdin", input=b"".join(lines), check=False).returncode == 0:
+            return {move.ref: True for move in moves}
+        if atomic or len(moves) == 1:
+            return {move.ref: False for move in moves}
+        return {
+            move.ref: git.run(env, "update-ref", "-z", "--stdin", input=line, check=False).returncode == 0
+            for move, line in zip(moves, lines, strict=True)
+        }
+
+    # Builds
+
+    def archive(self, app_id: str, commit: str, build_id: str | None = None) -> subprocess.Popen[bytes]:
+        """The commit's files as a tar stream on ``.stdout`` of the process that writes it.
+
+        Every file as a checkout has it (``export-ignore`` and ``export-subst`` have no effect), submodules as empty
+        directories. The caller reads to the end, waits, and checks ``returncode``: anything but 0 means that the stream
+        is not whole.
+
+        Args:
+            build_id: the build whose push brought the commit; looked for in everything that is coming in when unknown.
+
+        Raises:
+            NotFound: the app has no such commit.
+        """
+        env = self._reading(app_id, commit, build_id)
+        return subprocess.Popen(
+            git.command("archive", "--format=tar", commit),
+            env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def submodules(self, app_id: str, commit: str, build_id: str | None = None) -> list[Submodule]:
+        """The commit's submodules that .gitmodules has a URL for, in the order of their paths.
+
+        Raises:
+            NotFound: the app has no such commit.
+            DavitError: .gitmodules cannot be read, or holds something no honest one does.
+        """
+        env = self._reading(app_id, commit, build_id)
+        urls = self._submodule_urls(env, commit)
+        if not urls:
+            return []
+        found = []
+        with git.running(env, "ls-tree", "-r", "-z", commit, stdout=subprocess.PIPE) as listing:
+            assert listing.stdout is not None
+            for entry in _records(listing.stdout.read):
+                head, _, path = entry.partition(b"\t")
+                mode, _, sha = head.decode().split(" ")
+                name = os.fsdecode(path)
+                if mode == "160000" and name in urls:
+                    found.append(Submodule(name, urls[name], sha))
+            if listing.wait() != 0:
+                raise DavitError("The commit's files cannot be listed.")
+        if len(found) > SUBMODULES:
+            raise InvalidParams(f"The app has {len(found)} submodules; {SUBMODULES} is the most.")
+        return found
+
+    def _submodule_urls(self, env: dict[str, str], commit: str) -> dict[str, str]:
+        """Path → URL, from .gitmodules."""
+        spec = f"{commit}:.gitmodules"
+        size = git.run(env, "cat-file", "--batch-check=%(objecttype) %(objectsize)", input=spec.encode() + b"\n").stdout.split()
+        if size[:1] != [b"blob"]:
+            return {}
+        if int(size[1]) > 1 << 20:
+            raise InvalidParams("The file .gitmodules is larger than 1 MiB.")
+        pattern = r"^submodule\..*\.(path|url)$"
+        done = git.run(env, "config", "-z", "--no-includes", "--blob", spec, "--get-regexp", pattern, check=False)
+        if done.returncode not in (0, 1):
+            raise InvalidParams("The file .gitmodules cannot be read: it is malformed.")
+        values: dict[str, dict[str, str]] = {}
+        for record in done.stdout.split(b"\0"):
+            key, _, value = record.partition(b"\n")
+            section, _, name = key.rpartition(b".")
+            values.setdefault(os.fsdecode(section), {})[name.decode()] = os.fsdecode(value)
+        pairs = {v["path"]: v["url"] for v in values.values() if "path" in v and "url" in v}
+        for path, url in pairs.items():
+            _check_submodule(path, url)
+        return pairs
+
+    def _reading(self, app_id: str, commit: str, build_id: str | None) -> dict[str, str]:
+        """The environment that sees the commit."""
+        if not _SHA.fullmatch(commit):
+            raise NotFound(f"“{commit[:80]}” is not the name of a commit.")
+        repository = self.path(app_id)
+        suffix = f".{build_id}" if build_id else ""
+        pinned = [q.path for q in self._quarantines(app_id) if q.kept and q.path.name.endswith(suffix)]
+        env = git.environment(repository, alternates=pinned)
+        if not repository.is_dir() or git.run(env, "cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode != 0:
+            raise NotFound(f"The app has no commit {commit[:12]}.")
+        return env
+
+    def check_turn(self, app_id: str, ref: str, old: str, new: str) -> str:
+        """Whether a push may still move ``ref``; asked when it comes in and again when its build's turn has come.
+
+        A push is an answer to what the branch was when the pusher looked. Where it has moved since, it must contain
+        what it is now, as for any push without force.
+
+        Returns:
+            What the ref is now: the ``old`` for :meth:`move_ref`.
+
+        Raises:
+            FetchFirst: it moved to something that ``new`` does not contain.
+        """
+        name = ref.encode()
+        now = self.current(app_id, name)
+        if now in (old.encode(), new.encode(), ZERO):
+            return now.decode()
+        pinned = [q.path for q in self._quarantines(app_id) if q.kept or not q.abandoned()]
+        env = git.environment(self.path(app_id), alternates=pinned)
+        contained = git.run(env, "merge-base", "--is-ancestor", now.decode(), new, check=False)
+        if contained.returncode != 0:
+            raise FetchFirst(name)
+        return now.decode()
+
+    def move_ref(self, app_id: str, ref: str, old: str, new: str, build_id: str | None = None) -> None:
+        """Move the deployed branch: admit the build's objects, move the ref (and those of an atomic push), point HEAD at it.
+
+        Does nothing when the ref is there already; may be repeated after a crash.
+
+        Args:
+            old: what it must be now (40 zeros: absent).
+
+        Raises:
+            Conflict: it is something else.
+            DavitError: the objects are not there.
+        """
+        move = Move(ref.encode(), old.encode(), new.encode())
+        for quarantine in self._quarantines(app_id):
+            if quarantine.kept and (quarantine.path.name.endswith(f".{build_id}") if build_id else True):
+                waiting = quarantine.moves
+                if waiting and (waiting[0].ref, waiting[0].new) == (move.ref, move.new):
+                    break
+        else:
+            quarantine, waiting = None, []
+        with self._locked(app_id, fcntl.LOCK_SH):
+            if quarantine:
+                quarantine.admit()
+            if self.current(app_id, move.ref) != move.new:
+                moved = self._update(app_id, [move, *waiting[1:]], atomic=True)[move.ref]
+                # The release serves already: the deployed branch follows it, whatever became of the refs beside it.
+                if not moved and not self._update(app_id, [move], atomic=True)[move.ref]:
+                    raise Conflict(f"{ref} is not at {old[:12]}, or {new[:12]} is not there: it was not moved.")
+                if move.old != ZERO:
+                    self._mark_garbage(app_id)
+            git.run(git.environment(self.path(app_id)), "symbolic-ref", "HEAD", ref)
+
+    def unpin(self, build_id: str) -> None:
+        """The build is decided: remove what its push brought (what was released is in the repository by now)."""
+        if not _ID.fullmatch(build_id):
+            raise ValueError(f"not a build id: {build_id!r}")
+        for path in self.incoming.glob(f"*.{build_id}"):
+            Quarantine(self.root / f"{path.name.partition('.')[0]}.git", path).discard()
+
+    # Housekeeping
+
+    def housekeeping(self, standing: Callable[[str], str | None]) -> None:
+        """Bring order in after a start: what crashes left behind, and packs that want to be put together.
+
+        Args:
+            standing: a build's status by its id, None when there is no such build.
+        """
+        for quarantine in self._quarantines():
+            app_id, _, build_id = quarantine.path.name.partition(".")
+            with contextlib.suppress(FileNotFoundError), self._locked(app_id, fcntl.LOCK_EX):
+                # A quarantine is made and locked below the repository's lock: what is unlocked now has lost its process.
+                if not quarantine.abandoned():
+                    continue
+            status = standing(build_id) if quarantine.kept else None
+            if status == "pending":
+                continue
+            if status == "succeeded":
+                self._finish(app_id, quarantine, build_id)
+            quarantine.discard()
+        for stale in self.root.glob(".*"):
+            if stale.stat().st_mtime < clock.now().timestamp() - 3600:
+                shutil.rmtree(stale, ignore_errors=True)
+        for repository in sorted(self.root.glob("*.git")):
+            self.tidy(repository.name.removesuffix(".git"))
+
+    def _finish(self, app_id: str, quarantine: Quarantine, build_id: str) -> None:
+        """The release succeeded and then the power went: make the move that was due."""
+        for move in quarantine.moves[:1]:
+            try:
+                now = self.current(app_id, move.ref)
+                self.move_ref(app_id, move.ref.decode(), now.decode(), move.new.decode(), build_id)
+            except DavitError as error:
+                log.warning("a released branch could not be moved", extra={"app": app_id, "why": error.message})
+
+    def tidy(self, app_id: str) -> None:
+        """Put packs together when there are many, and drop what no ref reaches any more; cheap when there is nothing to do."""
+        repository = self.path(app_id)
+        env = git.environment(repository)
+        try:
+            garbage = repository / "davit-garbage"
+            if garbage.exists():
+                with self._locked(app_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    # Exclusive, and nothing coming in: nobody relies on an object that no ref reaches.
+                    if not self._quarantines(app_id):
+                        garbage.unlink(missing_ok=True)
+                        git.run(env, "repack", "-a", "-d", "-q")
+                        git.run(env, "prune", "--expire=now")
+            elif len(list((repository / "objects" / "pack").glob("*.pack"))) > PACKS:
+                git.run(env, "repack", "--geometric=2", "-d", "-q")  # loses nothing, so it needs nobody to wait
+        except BlockingIOError:
+            pass  # somebody is pushing; there will be another time
+        except DavitError as error:
+            log.warning("a repository could not be tidied", extra={"app": app_id, "why": error.message})
+
+    def _mark_garbage(self, app_id: str) -> None:
+        (self.path(app_id) / "davit-garbage").touch()
+
+    def _quarantines(self, app_id: str | None = None) -> list[Quarantine]:
+        found = []
+        for path in sorted(self.incoming.glob(f"{app_id}.*" if app_id else "*.*")):
+            found.append(Quarantine(self.root / f"{path.name.partition('.')[0]}.git", path))
+        return found
+
+    @contextlib.contextmanager
+    def _locked(self, app_id: str, how: int) -> Iterator[None]:
+        """Hold the repository: shared to bring something in, exclusively to throw something away."""
+        fd = os.open(self.path(app_id) / "davit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, how)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _transaction_line(move: Move) -> bytes:
+    if move.new == ZERO:
+        return b"delete " + move.ref + b"\0" + (move.old if move.old != ZERO else b"") + b"\0"
+    return b"update " + move.ref + b"\0" + move.new + b"\0" + move.old + b"\0"
+
+
+def _records(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """NUL-terminated records of a stream, whatever its length."""
+    rest = b""
+    while data := read(65536):
+        *whole, rest = (rest + data).split(b"\0")
+        yield from whole
+
+
+def _check_submodule(path: str, url: str) -> None:
+    """Refuse what reaches outside the checkout or is an option instead of a URL (as git's fsck does)."""
+    parts = path.split("/")
+    if not path or path.startswith(("/", "-")) or any(part in ("", ".", "..") or part.lower() == ".git" for part in parts):
+        raise InvalidParams(f"The submodule path {path[:200]!r} in .gitmodules is not allowed.")
+    if not url or url.startswith("-") or any(ord(c) < 32 for c in url):
+        raise InvalidParams(f"The URL of the submodule at {path[:200]!r} is not allowed.")
+
+
+# What the other rooms use: this process's own repositories.
+
+
+def repositories() -> Repositories:
+    """The repositories of this process's Davit."""
+    return Repositories(settings().home / "repos")
+
+
+def archive(app_id: str, commit: str, build_id: str | None = None) -> subprocess.Popen[bytes]:
+    """See :meth:`Repositories.archive`."""
+    return repositories().archive(app_id, commit, build_id)
+
+
+def submodules(app_id: str, commit: str, build_id: str | None = None) -> list[tuple[str, str, str]]:
+    """``(path, url, sha)`` of each; see :meth:`Repositories.submodules`."""
+    return [(found.path, found.url, found.sha) for found in repositories().submodules(app_id, commit, build_id)]
+
+
+def check_turn(app_id: str, ref: str, old: str, new: str) -> str:
+    """See :meth:`Repositories.check_turn`."""
+    return repositories().check_turn(app_id, ref, old, new)
+
+
+def move_ref(app_id: str, ref: str, old: str, new: str, build_id: str | None = None) -> None:
+    """See :meth:`Repositories.move_ref`."""
+    repositories().move_ref(app_id, ref, old, new, build_id)
+
+
+def unpin(build_id: str) -> None:
+    """See :meth:`Repositories.unpin`."""
+    repositories().unpin(build_id)
+
+
+def remove(app_id: str) -> None:
+    """See :meth:`Repositories.remove`."""
+    repositories().remove(app_id)

@@ -1,0 +1,297 @@
+"""Git over SSH: ``python -m builder.ssh``.
+
+An asyncssh server that knows public keys and two commands. The loop only moves bytes: each session's work is done in a
+thread, between two pipes, so that a slow database or a long build never holds up another session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import asyncssh
+from dulwich.errors import GitProtocolError
+from dulwich.protocol import pkt_line
+
+from builder import git
+from builder.platform import Davit, Platform, Pusher, Target
+from builder.receive import PusherGone, ReceivePack
+from builder.repositories import Repositories
+from foundation import journal
+from foundation.errors import BadRequest, DavitError
+from foundation.settings import Address, Settings, settings
+
+log = logging.getLogger("ssh")
+
+CONNECTIONS = 256
+"""Connections at the same time."""
+LINGER = 8
+"""How many times the push limit is read on after a refusal, so that the client gets to read it."""
+
+_REPOSITORY = re.compile(r"/?(?:~/)?(?P<name>[^/]+?)(?:\.git)?/?")
+_VERSION = re.compile(r"version=[0-2]")
+GREETING = "This is Davit's door for git: it knows git push, git fetch and git clone, and no shell."
+
+
+def parse_command(command: str | None) -> tuple[str, str]:
+    """What a client wants to run: (``git-receive-pack`` or ``git-upload-pack``, the app's name).
+
+    Raises:
+        BadRequest: anything else, with a sentence.
+    """
+    try:
+        words = shlex.split(command or "")
+    except ValueError:
+        words = []
+    if words[:1] == ["git"] and len(words) == 3:
+        words = [f"git-{words[1]}", words[2]]
+    if len(words) != 2 or words[0] not in ("git-receive-pack", "git-upload-pack"):
+        raise BadRequest(GREETING)
+    found = _REPOSITORY.fullmatch(words[1])
+    if not found:
+        raise BadRequest("Name the app like this: ssh://HOST:PORT/APP.git")
+    return words[0], found["name"]
+
+
+class SshDoor:
+    """The server.
+
+    Args:
+        repositories, platform: where things are kept, and the rest of Davit.
+        limit: bytes that the pack of one push may have.
+        host_key: the private host key's file; made when it is missing.
+        sessions: pushes and fetches at the same time; more wait.
+    """
+
+    def __init__(self, repositories: Repositories, platform: Platform, limit: int, host_key: Path, sessions: int = 64) -> None:
+        self.repositories = repositories
+        self.platform = platform
+        self.limit = limit
+        self.host_key = host_key
+        self.connections = 0
+        self._threads = ThreadPoolExecutor(sessions, thread_name_prefix="git")
+        self._asking = ThreadPoolExecutor(4, thread_name_prefix="key")
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+
+    async def start(self, address: Address) -> int:
+        """Listen; returns the port."""
+        ensure_host_key(self.host_key)
+        self._acceptor = await asyncssh.create_server(
+            lambda: _Connection(self), address.host, address.port,
+            server_host_keys=[str(self.host_key)],
+            process_factory=self._session,
+            encoding=None, line_editor=False, allow_pty=False, allow_scp=False,
+            agent_forwarding=False, x11_forwarding=False,
+            compression_algs=["none"],
+            server_version="Davit",
+            login_timeout=30, keepalive_interval=30, keepalive_count_max=4,
+            reuse_address=True,
+        )  # fmt: skip
+        return self._acceptor.get_port()
+
+    async def close(self) -> None:
+        """Stop listening and hang up; builds under way go on without their audience."""
+        if self._acceptor:
+            self._acceptor.close()
+            self._acceptor.abort() if hasattr(self._acceptor, "abort") else None
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._asking.shutdown(wait=False)
+
+    async def by_key(self, public_key: str) -> Pusher | None:
+        return await asyncio.get_running_loop().run_in_executor(self._asking, self.platform.by_key, public_key)
+
+    # A session
+
+    async def _session(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Run one command between two pipes, and hang up with its status."""
+        pusher: Pusher = process.get_extra_info("connection").get_extra_info("pusher")
+        version = dict(process.env).get("GIT_PROTOCOL", "")
+        from_client, to_us = os.pipe()
+        from_us, to_client = os.pipe()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._serve, pusher, process.command, version, from_client, to_client
+        )
+        try:
+            await process.redirect(stdin=os.fdopen(to_us, "wb", 0), stdout=os.fdopen(from_us, "rb", 0), send_eof=False)
+            status, last_words = await work
+            await process.stdout.drain()
+            if last_words:
+                process.stderr.write(last_words)
+            process.exit(status)
+        except (OSError, asyncssh.Error) as error:
+            log.info("a session broke off", extra={"why": type(error).__name__})
+            process.close()
+
+    def _serve(self, pusher: Pusher, command: str | None, version: str, stdin: int, stdout: int) -> tuple[int, bytes]:
+        """The session's work, in a thread: (exit status, what goes to standard error)."""
+        try:
+            try:
+                service, name = parse_command(command)
+                target = self.platform.app(pusher, name)
+            except DavitError as error:
+                if (command or "").startswith("git"):
+                    _write_all(stdout, pkt_line(b"ERR " + error.message.encode()))  # git prints it as "remote error: …"
+                    return 1, b""
+                return 1, f"{error.message}\n".encode()
+            if service == "git-receive-pack":
+                return self._receive(pusher, target, stdin, stdout)
+            return self._upload(target, version, stdin, stdout)
+        except OSError:
+            return 1, b""  # the client is gone
+        except Exception:
+            log.exception("a git session failed")
+            return 1, b"Davit failed; its log has the details.\n"
+        finally:
+            os.close(stdout)
+            os.close(stdin)
+
+    def _receive(self, pusher: Pusher, target: Target, stdin: int, stdout: int) -> tuple[int, bytes]:
+        incoming = PipeIncoming(stdin, self.limit * LINGER)
+
+        def write(data: bytes) -> None:
+            _write_all(stdout, data)
+
+        try:
+            ReceivePack(self.repositories, self.platform, pusher, target, incoming, write, limit=self.limit).handle()
+        except PusherGone:
+            log.info("the pusher is gone; the build goes on", extra={"app": target.name})
+        except GitProtocolError:
+            return 1, b"Git's request cannot be read.\n"
+        return 0, b""
+
+    def _upload(self, target: Target, version: str, stdin: int, stdout: int) -> tuple[int, bytes]:
+        repository = self.repositories.ensure(target.app_id)
+        env = git.environment(repository)
+        if _VERSION.fullmatch(version):
+            env["GIT_PROTOCOL"] = version
+        words = ("upload-pack", "--strict", str(repository))
+        with git.running(env, *words, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL) as process:
+            return process.wait(), b""
+
+
+class _Connection(asyncssh.SSHServer):
+    """Who is at the other end of a connection."""
+
+    def __init__(self, door: SshDoor) -> None:
+        self._door = door
+        self._pusher: Pusher | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._conn = conn
+        self._door.connections += 1
+        if self._door.connections > CONNECTIONS:
+            conn.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.connections -= 1
+
+    def begin_auth(self, username: str) -> bool:
+        return True  # always; and whichever the user name, it is the key that counts
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def password_auth_supported(self) -> bool:
+        return False
+
+    def kbdint_auth_supported(self) -> bool:
+        return False
+
+    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        # Called for a key that is offered and again for the one that has signed, which therefore comes last.
+        self._pusher = await self._door.by_key(key.export_public_key("openssh").decode())
+        return self._pusher is not None
+
+    def auth_completed(self) -> None:
+        self._conn.set_extra_info(pusher=self._pusher)
+
+
+class PipeIncoming:
+    """The client's bytes in a pipe; git reads the pack from the same pipe."""
+
+    declared: int | None = None
+
+    def __init__(self, fd: int, linger: int) -> None:
+        self._fd = fd
+        self._linger = linger
+
+    def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := os.read(self._fd, size - len(data))):
+            data += more
+        return data
+
+    def pack(self) -> Callable[[int], bytes] | int:
+        return self._fd
+
+    def drain(self) -> None:
+        while self._linger > 0 and (data := os.read(self._fd, 65536)):
+            self._linger -= len(data)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def ensure_host_key(path: Path) -> None:
+    """Make the host key when there is none: once, whole or not at all, readable by its owner only."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    key = asyncssh.generate_private_key("ssh-ed25519", comment=f"davit@{socket.gethostname()}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            _write_key(file, key)
+        os.link(fresh, path)
+    except FileExistsError:
+        pass  # another process was faster
+    finally:
+        fresh.unlink()
+
+
+def _write_key(file: BinaryIO, key: asyncssh.SSHKey) -> None:
+    file.write(key.export_private_key("openssh"))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+async def serve(door: SshDoor, address: Address) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    port = await door.start(address)
+    log.info("listening", extra={"address": Address(address.host, port)})
+    await stop.wait()
+    await door.close()
+
+
+def main(configuration: Settings | None = None) -> None:
+    """The process: bring order in, then serve."""
+    journal.start("ssh")
+    chosen = configuration or settings()
+    platform = Davit()
+    repositories = Repositories(chosen.home / "repos")
+    repositories.housekeeping(platform.standing)
+    door = SshDoor(repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads)
+    asyncio.run(serve(door, chosen.ssh))
+    os._exit(0)  # threads that relay a build would keep the process alive; their builds do not need them
+
+
+if __name__ == "__main__":
+    main()

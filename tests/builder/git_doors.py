@@ -1,0 +1,183 @@
+"""The vocabulary of the git tests: a real git client, working copies, and the two doors it knocks at.
+
+Import the fixtures (``doors``, ``door``) where they are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from builder.repositories import Repositories
+from tests.conftest import wait_until
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 8 << 20
+"""Bytes that the test servers take in one pack."""
+
+_names = itertools.count(1)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """A git client's environment that knows nothing of this machine's user."""
+    return {
+        "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0", "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.com", "GIT_COMMITTER_NAME": "A",
+        "GIT_COMMITTER_EMAIL": "a@example.com", "PYTHONPATH": str(ROOT), **more,
+    }  # fmt: skip
+
+
+@dataclass
+class Result:
+    """What a git command said and how it ended."""
+
+    status: int
+    text: str
+
+    def __bool__(self) -> bool:
+        return self.status == 0
+
+
+class Doors:
+    """Both doors of one home, each in a process of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.repositories = Repositories(home / "repos")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in ("alice", "bob", "stranger"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", home / name], check=True)
+
+    def start(self, which: str) -> None:
+        """Start a door and wait until it listens."""
+        (self.home / f"{which}.port").unlink(missing_ok=True)
+        self.processes[which] = subprocess.Popen(
+            [sys.executable, "-m", "tests.builder.git_server", which, str(self.home), str(LIMIT)],
+            env=clean_environment(), cwd=ROOT, stdin=subprocess.DEVNULL, stderr=(self.home / f"{which}.log").open("ab"),
+        )  # fmt: skip
+        wait_until((self.home / f"{which}.port").exists, f"the {which} door listening")
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@dataclass
+class Door:
+    """One transport, as alice uses it."""
+
+    doors: Doors
+    which: str
+
+    def url(self, app: str, user: str = "alice") -> str:
+        port = (self.doors.home / f"{self.which}.port").read_text()
+        if self.which == "http":
+            return f"http://{user}:{user}-token@127.0.0.1:{port}/{app}.git"
+        return f"ssh://git@127.0.0.1:{port}/{app}.git"
+
+    def environment(self, user: str = "alice") -> dict[str, str]:
+        key = self.doors.home / user
+        options = f"-F none -i {key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        return clean_environment(GIT_SSH_COMMAND=f"ssh {options}")
+
+    def app(self) -> App:
+        """A new app of alice's, and a working copy with one commit on main."""
+        return App(self, f"alice-{next(_names)}")
+
+
+class App:
+    """An app and the working copy that is pushed to it."""
+
+    def __init__(self, door: Door, name: str) -> None:
+        self.door = door
+        self.name = name
+        self.home = door.doors.home
+        self.repositories = door.doors.repositories
+        self.work = self.home / "work" / name
+        self.work.mkdir(parents=True)
+        self.git("init", "-q", "-b", "main")
+        self.git("remote", "add", "davit", door.url(name))
+        self.commit("say hello")
+
+    def git(self, *words: str, user: str = "alice", check: bool = True, cwd: Path | None = None) -> Result:
+        done = subprocess.run(
+            ["git", *words], cwd=cwd or self.work, env=self.door.environment(user), capture_output=True, timeout=60
+        )  # fmt: skip
+        result = Result(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+        assert not check or result, result.text
+        return result
+
+    def commit(self, script: str = "say hello", **files: str) -> str:
+        """Commit a build script (and files); returns the commit."""
+        for name, text in {"script": script, **files}.items():
+            (self.work / name).write_text(text)
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "a commit")
+        return self.head()
+
+    def head(self, name: str = "HEAD") -> str:
+        return self.git("rev-parse", name).text.strip()
+
+    def push(self, *words: str, user: str = "alice") -> Result:
+        return self.git("push", *(words or ("davit", "main")), user=user, check=False)
+
+    def pushing(self, *words: str) -> subprocess.Popen[bytes]:
+        """A push that goes on by itself."""
+        return subprocess.Popen(
+            ["git", "push", *(words or ("davit", "main"))],
+            cwd=self.work, env=self.door.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def refs(self) -> dict[str, str]:
+        """The refs on the server."""
+        return {name.decode(): sha.decode() for name, sha in self.repositories.refs(self.name).items()}
+
+    def objects(self) -> list[str]:
+        """Every object in the app's repository on the server, reachable or not."""
+        done = subprocess.run(
+            ["git", "cat-file", "--batch-all-objects", "--batch-check=%(objectname)"],
+            env={**clean_environment(), "GIT_DIR": str(self.repositories.path(self.name))}, capture_output=True, check=True,
+        )  # fmt: skip
+        return sorted(done.stdout.decode().split())
+
+    def incoming(self) -> list[str]:
+        """What has not been decided for the app."""
+        return sorted(path.name for path in self.repositories.incoming.glob(f"{self.name}.*"))
+
+    def let(self, name: str) -> None:
+        """Let a script go on that waits for the file NAME."""
+        (self.home / name).touch()
+
+
+@pytest.fixture(scope="module")
+def doors() -> Iterator[Doors]:
+    home = Path(tempfile.mkdtemp(prefix="dvg", dir="/tmp"))
+    made = Doors(home)
+    try:
+        for which in ("http", "ssh"):
+            made.start(which)
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(params=["http", "ssh"])
+def door(doors: Doors, request: pytest.FixtureRequest) -> Door:
+    return Door(doors, request.param)
