@@ -24,16 +24,34 @@ from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from slugs import kernel, mounting
 from slugs.mounting import format_of
+from slugs.sealer import TREE_TOO_LARGE
 
-__all__ = ["FORMATS", "LARGEST", "SealFailed", "format_of", "mount", "preferred_format", "seal", "seal_system", "unmount"]
+__all__ = [
+    "FORMATS",
+    "LARGEST",
+    "LARGEST_TREE",
+    "SealFailed",
+    "SlugTooLarge",
+    "choose_format",
+    "format_of",
+    "mount",
+    "preferred_format",
+    "seal",
+    "seal_command",
+    "seal_system",
+    "too_large",
+    "unmount",
+]
 
 FORMATS = ("erofs", "squashfs")
 LARGEST = 1 << 30
 """Bytes of a slug image at the most."""
+LARGEST_TREE = 16 << 30
+"""Bytes that the files in a slug may claim to hold: a sparse file of a terabyte takes no disk space, but time to read."""
 OWNER = 1000
 """uid and gid of everything in a slug: the dyno's user."""
 SECONDS = 300
-"""How long sealing may take: a tree of sparse files can claim to hold petabytes."""
+"""How long sealing may take."""
 TOPS = frozenset({"app", "cache"})
 
 # Any fixed value: the same for all images, so that it says nothing and changes nothing.
@@ -162,6 +180,14 @@ def seal_command(form: str, program: str, owner: int | None, erofs_options: Sequ
     return [program, "{tree}", "{image}", *options, *power, *owners]
 
 
+def too_large(limit: int) -> str:
+    """The sentence for a slug image of more than ``limit`` bytes."""
+    return (
+        f"The slug is larger than {limit >> 20} MB compressed, the most that a slug may be. Leave out what the app does not"
+        " need when it runs: list it in .slugignore, or keep large files in object storage."
+    )
+
+
 def _seal(directory: int, image: Path, *, owner: int | None, user: int | None, form: str, limit: int) -> None:
     program = _program(form)
     command = seal_command(form, program, owner, _erofs_extras(program) if form == "erofs" else ())
@@ -173,6 +199,7 @@ def _seal(directory: int, image: Path, *, owner: int | None, user: int | None, f
         "confine": os.geteuid() == 0,
         "open_up": False,
         "limit": limit,
+        "tree_limit": LARGEST_TREE,
         "seconds": SECONDS,
         "command": command,
         "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **({"SOURCE_DATE_EPOCH": _EPOCH} if form == "erofs" else {})},
@@ -207,9 +234,10 @@ def _order(order: dict[str, object]) -> None:
 def _explain_size(failed: ProgramFailed, file: int, limit: int) -> None:
     # RLIMIT_FSIZE ends mkfs by SIGXFSZ (-25), or by an error that it words itself once the file cannot grow.
     if failed.returncode == -25 or os.fstat(file).st_size >= limit:
+        raise SlugTooLarge(too_large(limit)) from failed
+    if failed.returncode == TREE_TOO_LARGE:
         raise SlugTooLarge(
-            f"The slug is larger than {limit >> 20} MB compressed, the most that a slug may be. Leave out what the app does not"
-            " need when it runs: list it in .slugignore, or keep large files in object storage."
+            f"The files of the slug claim to hold more than {LARGEST_TREE >> 30} GB, the most that a slug may hold uncompressed."
         ) from failed
 
 

@@ -70,7 +70,7 @@ def pivot_into(root: str) -> None:
 
 
 def clone_mount(descriptor: int) -> int:
-    """A detached copy of the mount (and of those below it) under the file or directory that ``descriptor`` names; closing it ends it."""
+    """A detached copy of the mount, and of those below it, under the file or directory ``descriptor``; closing it ends it."""
     flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | _AT_RECURSIVE | os.O_CLOEXEC
     return _checked(_libc.syscall(_OPEN_TREE, descriptor, b"", ctypes.c_uint(flags)), "open_tree")
 
