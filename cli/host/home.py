@@ -11,6 +11,8 @@ from foundation.settings import Settings
 DIRECTORIES = ("keys", "repos", "builds", "caches", "slugs", "run", "log")
 REDIS_MEMORY = "256mb"
 """A bound, because queues and the log window must never take the machine; a full Redis refuses writes, it drops nothing."""
+LONGEST = 50
+"""Bytes of DAVIT_HOME's path: with a dyno's directory behind it, a socket's path may have 107 (unix(7))."""
 
 
 class HomeError(DavitError):
@@ -34,6 +36,8 @@ def prepare(settings: Settings) -> None:
 
 def make_directories(home: Path) -> None:
     """The home (0700) and what is in it; an existing home keeps its owner."""
+    if len(os.fsencode(home)) > LONGEST:
+        raise HomeError(f"DAVIT_HOME ({home}) is too long a path for unix sockets; choose one of at most {LONGEST} bytes.")
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
@@ -41,9 +45,6 @@ def make_directories(home: Path) -> None:
             (home / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise HomeError(f"DAVIT_HOME ({home}) cannot be made ready: {error.strerror}. Choose another directory.") from None
-    longest = home / "run" / "dynos" / ("0" * 36) / "stdout"
-    if len(os.fsencode(longest)) > 107:
-        raise HomeError(f"DAVIT_HOME ({home}) is too long a path for unix sockets; choose one of at most 50 bytes.")
 
 
 def give_to_owner(home: Path) -> None:

@@ -1,0 +1,256 @@
+"""The host commands' parts, each alone: Procfile, environment, log files, records, what the doctor reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.host import doctor, environment, home, logfiles, procfile, record, registries, status
+from cli.host.processes import Identity
+from cli.main import COMMANDS, cli
+from foundation.settings import Address, from_environment
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def settings_of(home: Path, **variables: str):  # type: ignore[no-untyped-def]
+    return from_environment({"DAVIT_HOME": str(home), **variables})
+
+
+# ---- Procfile
+
+
+def test_comments_and_empty_lines_in_procfile_are_nothing() -> None:
+    parsed = procfile.parse("# a\n\nweb: gunicorn app:app\n  ssh:   python -m x\n")
+    assert parsed == {"web": "gunicorn app:app", "ssh": "python -m x"}
+
+
+@pytest.mark.parametrize("text", ["web gunicorn", "web:", "web: a\nweb: b"])
+def test_a_line_that_is_no_process_is_refused(text: str) -> None:
+    with pytest.raises(procfile.ProcfileError, match="Line"):
+        procfile.parse(text)
+
+
+def test_a_value_with_spaces_stays_one_argument() -> None:
+    assert procfile.arguments("run $X 'a b'", {"X": "1 2; rm"}) == ["run", "1 2; rm", "a b"]
+
+
+def test_an_unknown_variable_is_named() -> None:
+    with pytest.raises(procfile.ProcfileError, match="NOPE"):
+        procfile.arguments("run $NOPE", {})
+
+
+def test_redis_is_ours_only_when_none_is_given(tmp_path: Path) -> None:
+    embedded = environment.build(settings_of(tmp_path), {})
+    given = environment.build(settings_of(tmp_path, REDIS_URL="redis://elsewhere"), {})
+    assert "redis" in procfile.wanted(CHECKOUT, embedded)
+    assert "redis" not in procfile.wanted(CHECKOUT, given)
+
+
+# ---- environment
+
+
+def test_processes_get_settings_and_proxies_and_nothing_else_of_the_shell(tmp_path: Path) -> None:
+    given = {"HTTPS_PROXY": "http://proxy:3128", "AWS_SECRET_ACCESS_KEY": "s", "SSH_AUTH_SOCK": "/x", "PYTHONPATH": "/evil"}
+    built = environment.build(settings_of(tmp_path, DAVIT_DOMAIN="example.test"), given)
+    assert built["DAVIT_DOMAIN"] == "example.test"
+    assert built["DAVIT_API"] == "127.0.0.1:5000"
+    assert built["HTTPS_PROXY"] == "http://proxy:3128"
+    assert not {"AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "PYTHONPATH", "REDIS_URL", "DAVIT_HTTPS"} & built.keys()
+
+
+def test_processes_read_the_same_settings_that_up_read(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, DAVIT_HTTP="[::]:80", DAVIT_BUILD_SLOTS="3")
+    assert from_environment(environment.build(settings, {})) == settings
+
+
+# ---- the home
+
+
+def test_the_home_and_all_in_it_is_private(davit_home: Path) -> None:
+    home.make_directories(davit_home / "davit")
+    made = [davit_home / "davit", *(davit_home / "davit").iterdir()]
+    assert len(made) > 5
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
+def test_a_home_whose_sockets_would_have_too_long_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(home.HomeError, match="too long"):
+        home.make_directories(tmp_path / ("x" * 60) / ("y" * 40))
+
+
+def test_a_home_that_is_a_file_is_refused_with_a_sentence(davit_home: Path) -> None:
+    (davit_home / "file").write_text("")
+    with pytest.raises(home.HomeError, match="cannot be made ready"):
+        home.make_directories(davit_home / "file" / "davit")
+
+
+# ---- log files
+
+
+def test_a_grown_log_file_is_put_aside_and_its_writer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "web.log"
+    with path.open("a") as writer:
+        for round in range(5):
+            writer.write(f"round {round} " + "x" * 100 + "\n")
+            writer.flush()
+            logfiles.rotate(path, largest=100)
+        writer.write("after\n")
+    assert path.read_text() == "after\n"
+    assert [(tmp_path / f"web.log.{n}").read_text()[:7] for n in (1, 2, 3)] == ["round 4", "round 3", "round 2"]
+    assert not (tmp_path / "web.log.4").exists()
+
+
+def test_the_last_lines_of_a_log_are_quoted(tmp_path: Path) -> None:
+    (tmp_path / "web.log").write_text("".join(f"{n}\n" for n in range(100)))
+    assert logfiles.last_lines(tmp_path / "web.log", 2) == ["98", "99"]
+    assert logfiles.last_lines(tmp_path / "none.log") == []
+
+
+def test_the_terminal_shows_whole_new_lines_behind_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    web, ssh = tmp_path / "web.log", tmp_path / "worker.log"
+    web.write_text("before\n")
+    echo = logfiles.Echo([web, ssh])
+    with web.open("a") as file:
+        file.write("one\nhal")
+    ssh.write_text("two\n")
+    echo.show()
+    with web.open("a") as file:
+        file.write("f\n")
+    echo.show()
+    assert capsys.readouterr().out.splitlines() == ["web    | one", "worker | two", "web    | half"]
+
+
+# ---- the record
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    me = Identity.of(os.getpid())
+    kept = record.Record(me, [record.Entry("web", "running", me, 1.5, 2, "ab"), record.Entry("ssh", "waiting")])
+    record.write(tmp_path, kept)
+    assert record.read(tmp_path) == kept
+    assert [entry.name for entry in kept.living()] == ["web"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"entries": [{}]}'])
+def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "supervisor.json").write_text(text)
+    assert record.read(tmp_path) == record.Record(None, [])
+
+
+def test_a_pid_that_was_used_again_is_another_process() -> None:
+    me = Identity.of(os.getpid())
+    assert me is not None and me.lives()
+    assert not Identity(me.pid, me.started + 1, me.boot).lives()
+    assert not Identity(me.pid, me.started, "an earlier boot").lives()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5s"), (65, "1m"), (7300, "2h"), (200_000, "2d")])
+def test_durations_are_said_as_people_do(seconds: int, text: str) -> None:
+    assert status.ago(time.time() - seconds) == text
+
+
+# ---- the doctor
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("HAProxy version 2.6.12-1+deb12u4 2025/10/03", (2, 6, 12)),
+        ("git version 2.39.5", (2, 39, 5)),
+        ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0", (7, 0, 15)),
+        ("6.18.44-fc", (6, 18, 44)),
+        ("no number", ()),
+    ],
+)
+def test_versions_are_found_in_what_programs_say(text: str, numbers: tuple[int, ...]) -> None:
+    assert doctor.version(text) == numbers
+
+
+def test_a_kernel_of_two_digits_is_newer_than_one_of_one() -> None:
+    assert doctor.version("5.4.0") < doctor.KERNEL <= doctor.version("5.19.0-50-generic") < doctor.version("6.1.0")
+
+
+def test_controllers_of_both_cgroup_versions_count() -> None:
+    hybrid = (
+        "30 23 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup none rw,cpu,cpuacct\n"
+        "32 23 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+    )
+    assert {"memory", "cpu"} <= doctor.controllers("", hybrid)
+    assert "pids" not in doctor.controllers("", hybrid)
+    assert doctor.controllers("cpuset cpu io memory pids\n", "") >= {"cpu", "memory", "pids"}
+
+
+def test_a_port_that_another_has_fails_and_names_the_setting(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings = settings_of(tmp_path, DAVIT_API=f"127.0.0.1:{port}", DAVIT_HTTP="127.0.0.1:0", DAVIT_SSH="127.0.0.1:0")
+        points = {point.name: point for point in doctor.check_ports(settings)}
+    assert points["DAVIT_API"].level == "fail"
+    assert "DAVIT_API=HOST:PORT" in points["DAVIT_API"].remedy
+    assert points["DAVIT_HTTP"].level == "ok"
+
+
+def test_an_address_of_another_machine_cannot_be_bound() -> None:
+    assert doctor.cannot_bind(Address("192.0.2.1", 0)) == "cannot assign requested address"
+
+
+def test_a_missing_program_is_named_with_its_package() -> None:
+    point = doctor._tool(doctor.Tool("davit-no-such-program", "some-package"))
+    assert (point.level, "some-package" in point.remedy) == ("fail", True)
+
+
+def test_an_old_program_fails() -> None:
+    assert doctor._tool(doctor.Tool("git", "git", (99,))).level == "fail"
+
+
+def test_a_home_that_others_may_enter_is_a_warning(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert doctor.check_home(settings_of(tmp_path)).level == "warn"
+
+
+def test_the_clock_is_compared_with_a_server() -> None:
+    assert doctor.clock_skew("Thu, 01 Jan 1970 00:01:00 GMT", 100.0) == 40.0
+    assert doctor.clock_skew("yesterday", 100.0) is None
+
+
+def test_every_point_that_is_not_ok_says_what_to_do(tmp_path: Path) -> None:
+    points = doctor.examine(settings_of(tmp_path), essential=True)
+    assert points
+    assert all(point.remedy for point in points if point.level != "ok")
+
+
+@pytest.mark.parametrize(
+    ("sources", "mirror"),
+    [
+        ("# deb http://commented.test/\ndeb [signed-by=/k] http://mirror.test/debian bookworm main\n", "http://mirror.test/debian"),
+        ("Types: deb\nURIs: https://mirror.test/ubuntu\nSuites: noble\n", "https://mirror.test/ubuntu"),
+        ("", None),
+    ],
+)
+def test_the_mirror_is_the_one_that_apt_uses(sources: str, mirror: str | None) -> None:
+    assert registries.apt_mirror(sources) == mirror
+
+
+# ---- the command line
+
+
+def test_every_command_in_the_table_loads() -> None:
+    context = cli.make_context("davit", ["--help"], resilient_parsing=True)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None and command.help, name
+
+
+def test_a_misspelled_command_gets_a_suggestion() -> None:
+    result = CliRunner().invoke(cli, ["stauts"])
+    assert result.exit_code == 2
+    assert "Did you mean “status”?" in result.output
