@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.errors import Conflict, NotFound
 from state import audit, notify
+from state.db import lock_app
 from state.models import Account, App, Build, Release, Slug
 
 ACTIVE = ("queued", "building", "releasing")
@@ -86,6 +87,7 @@ def ahead(session: Session, build: Build) -> Build | None:
 
 def next_turn(session: Session, app_id: str) -> Build | None:
     """Give the turn to the app's oldest waiting build when no other has it; returns that build."""
+    lock_app(session, app_id)
     active = select(Build.id).where(Build.app_id == app_id, Build.status == "pending", Build.phase.in_(ACTIVE))
     if session.scalar(active.limit(1)):
         return None
@@ -94,7 +96,6 @@ def next_turn(session: Session, app_id: str) -> Build | None:
         .where(Build.app_id == app_id, Build.status == "pending", Build.phase == "waiting")
         .order_by(Build.created_at)
         .limit(1)
-        .with_for_update(skip_locked=True)
     )
     if build:
         build.phase = "queued"

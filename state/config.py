@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import InvalidParams
 from state import audit, notify, releases, vault
+from state.db import lock_app
 from state.models import Account, App, Release
 
 LIMIT = 64 * 1024
@@ -28,6 +29,8 @@ def change(session: Session, account: Account, app: App, updates: Mapping[str, s
     Raises:
         InvalidParams: a name or value cannot be used, or all together are too large.
     """
+    lock_app(session, app.id)
+    session.refresh(app, ["config"])
     before = vault.reveal(app.config)
     after = dict(before)
     for name, value in updates.items():

@@ -14,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from foundation.settings import settings
+from state.models import App
 
 log = logging.getLogger("state")
 
@@ -82,6 +83,11 @@ def snapshot() -> Iterator[Session]:
     """A session that reads one consistent state; objects stay readable after the block."""
     with Session(engine(), expire_on_commit=False) as session:
         yield session
+
+
+def lock_app(session: Session, app_id: str) -> None:
+    """Changes to one app wait for each other from here to the end of the transaction (on SQLite all writers do anyway)."""
+    session.execute(select(App.id).where(App.id == app_id).with_for_update())
 
 
 def after_commit(session: Session, action: Callable[[], object]) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from state import audit, notify, releases, sizes
+from state.db import lock_app
 from state.models import Account, App, Dyno, Formation
 
 MOST = 100
@@ -50,6 +51,7 @@ def scale(session: Session, account: Account, app: App, updates: Sequence[Mappin
     Raises:
         InvalidParams, NotFound: a value or a type is wrong; nothing has changed then.
     """
+    lock_app(session, app.id)
     changed = []
     for wanted in updates:
         if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):

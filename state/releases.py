@@ -14,7 +14,7 @@ from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.settings import settings
 from state import audit, notify, vault
-from state.db import snapshot
+from state.db import lock_app, snapshot
 from state.models import Account, App, Formation, Release, Slug
 
 RELEASE_TYPE = "release"
@@ -74,6 +74,7 @@ def create(
     Returns:
         The release; already succeeded when there is nothing to run (no slug).
     """
+    lock_app(session, app.id)
     base = current(session, app.id)
     version = (session.scalar(select(func.max(Release.version)).where(Release.app_id == app.id)) or 0) + 1
     if process_types is None:

@@ -212,7 +212,9 @@ def test_a_first_deploy_gets_one_web_dyno_and_no_others(session: Session, owner:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "result"), [(2, 2), ("3", 3), ("+1", 2), ("-1", 0), (0, 0), ("abc", None), ("10000", None), (-1, None), ("-2", None), (True, None), (1.5, None)]
+    ("quantity", "result"),
+    [(2, 2), ("3", 3), ("+1", 2), ("-1", 0), (0, 0), ("abc", None), ("10000", None),
+     (-1, None), ("-2", None), (True, None), (1.5, None)],
 )  # fmt: skip
 def test_scaling(session: Session, owner: Account, quantity: object, result: int | None) -> None:
     app = apps.create(session, owner)
