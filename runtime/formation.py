@@ -19,7 +19,7 @@ from foundation.clock import now
 from foundation.errors import DavitError
 from runtime import applog, backoff, environment, health, records
 from runtime.driver import Driver, DynoSpec, RunningDyno
-from runtime.life import DidNotStart, DynoLife, Plan
+from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan
 from runtime.records import AppState, Wanted
 from state.models import Dyno, Release, new_id
 from state.releases import RELEASE_TYPE, config_of
@@ -76,6 +76,7 @@ class AppManager:
         domain: for the Host header of health checks.
         cores: CPUs that a dyno may use at the most.
         gone: called when the app is destroyed and forgotten.
+        boot_seconds: the time a web dyno has to bind PORT.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class AppManager:
         domain: str,
         cores: int,
         gone: Callable[[str], Awaitable[None]],
+        boot_seconds: float = BOOT_SECONDS,
     ) -> None:
         self.app_id = app_id
         self.driver, self.router, self.release_phase, self.stacks = driver, router, release_phase, stacks
@@ -98,6 +100,7 @@ class AppManager:
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
         self.not_before: dict[str, float] = {}
+        self._boot_seconds = boot_seconds
         self._wake = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -380,7 +383,7 @@ class AppManager:
             limits=environment.limits(wanted.size, self.cores),
             port=port,
         )
-        return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type))
+        return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type), self._boot_seconds)
 
     def _plan_for_adopted(self, state: AppState, release: Release, row: Dyno) -> Plan | None:
         wanted = self._wanted(state, release, row.type)

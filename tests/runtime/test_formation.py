@@ -1,0 +1,429 @@
+"""The formation manager's story, told with a driver that starts nothing: what it does in which order, and what it leaves alone.
+
+The driver and router here are fakes because the order of events is the subject; the real ones have their own suites and
+tests/e2e runs all of it together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from foundation.settings import settings
+from runtime import records
+from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats
+from runtime.formation import AppManager
+from state import accounts, apps, config, db, formation, notify, releases, vault
+from state.models import Account, App, Dyno, Release, Slug
+
+
+class FakeDyno:
+    def __init__(self, spec: DynoSpec, slot: int, events: list[str], behaviour: str) -> None:
+        self.spec, self.spec_id, self.slot, self.pid = spec, spec.id, slot, 1
+        self.address: str | None = f"198.18.0.{slot}"
+        self.terminal_fd = None
+        self.events, self.behaviour = events, behaviour
+        self.over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.memory = 1
+        if behaviour == "crashes at start":
+            self.over.set_result(Exit(7))
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self.over)
+
+    def end(self, status: int) -> None:
+        if not self.over.done():
+            self.over.set_result(Exit(status))
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        self.events.append(f"signal {int(number)} {self.spec.name}")
+        if self.behaviour != "ignores SIGTERM" or number == 9:
+            self.end(128 + number)
+
+    def listeners(self) -> list[Listener]:
+        return {
+            "listens on loopback": [Listener("127.0.0.1", 8080)],
+            "listens elsewhere": [Listener("0.0.0.0", 3000)],
+            "never listens": [],
+        }.get(self.behaviour, [Listener("0.0.0.0", 8080)])
+
+    def stats(self) -> Stats:
+        return Stats(self.memory, 0, 0.0, 1, 0)
+
+    async def remove(self) -> None:
+        self.end(137)
+        self.events.append(f"removed {self.spec.name}")
+
+    async def resize_terminal(self, rows: int, columns: int) -> None: ...
+
+    async def update(self, limits: Limits) -> None: ...
+
+    async def exec(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class FakeDriver:
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.dynos: list[FakeDyno] = []
+        self.behaviour = "serves"
+
+    async def start(self, spec: DynoSpec) -> FakeDyno:
+        dyno = FakeDyno(spec, len(self.dynos) + 2, self.events, self.behaviour)
+        self.events.append(f"start {spec.name}")
+        self.dynos.append(dyno)
+        return dyno
+
+    def alive(self) -> list[str]:
+        return sorted(dyno.spec.name for dyno in self.dynos if not dyno.over.done())
+
+
+class FakeRouter:
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    async def sync(self, app_id: str) -> None:
+        with db.snapshot() as session:
+            rows = session.scalars(select(Dyno).where(Dyno.app_id == app_id, Dyno.routed.is_(True)).order_by(Dyno.name)).all()
+            routed = " ".join(f"{row.name}@v{row.release_version}" for row in rows)
+        self.events.append(f"routes [{routed}]")
+
+    async def drained(self, app_id: str, addresses: Any, timeout: float) -> None:
+        self.events.append("drained")
+
+
+class FakeReleasePhase:
+    verdict: str | None = None
+    ran = 0
+
+    async def run(self, state: Any, release: Release, line: str) -> str | None:
+        self.ran += 1
+        return self.verdict
+
+
+class FakeStacks:
+    def version(self) -> str:
+        return "1"
+
+    def run_image(self, version: str) -> Path:
+        return Path("/stack")
+
+    def slug_image(self, digest: str) -> Path:
+        return Path("/slug")
+
+
+class World:
+    """An app with its manager."""
+
+    def __init__(self) -> None:
+        self.driver = FakeDriver()
+        self.events = self.driver.events
+        self.router = FakeRouter(self.events)
+        self.phase = FakeReleasePhase()
+        self.gone: list[str] = []
+        with db.transaction() as session:
+            self.owner: Account = accounts.create(session, None, "ann@example.com")
+            self.app: App = apps.create(session, self.owner, "bright-bay")
+        self.manager = self.make_manager()
+
+    def make_manager(self) -> AppManager:
+        async def gone(app_id: str) -> None:
+            self.gone.append(app_id)
+
+        return AppManager(
+            self.app.id, driver=self.driver, router=self.router, release_phase=self.phase,
+            stacks=FakeStacks(), run=settings().run, domain="localhost", cores=2, boot_seconds=0.3, gone=gone,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def deploy(self, **types: str) -> str:
+        with db.transaction() as session:
+            app = session.get_one(App, self.app.id)
+            slug = Slug(app_id=app.id, digest="sha256:aa", size=1, stack=app.stack, process_types=types or {"web": "serve"})
+            session.add(slug)
+            session.flush()
+            release = releases.create(
+                session, app, session.get_one(Account, self.owner.id), kind="deploy", description="Deploy", slug=slug
+            )
+        self.manager.wake()
+        return release.id
+
+    def scale(self, **quantities: int) -> None:
+        with db.transaction() as session:
+            app, owner = session.get_one(App, self.app.id), session.get_one(Account, self.owner.id)
+            formation.scale(session, owner, app, [{"type": t, "quantity": q} for t, q in quantities.items()])
+        self.manager.wake()
+
+    def change(self, operation: Callable[..., Any], *args: Any) -> None:
+        with db.transaction() as session:
+            operation(session, session.get_one(Account, self.owner.id), session.get_one(App, self.app.id), *args)
+        self.manager.wake()
+
+    async def settled(self, release_id: str) -> Release:
+        return await until(lambda: _finished(release_id), "the release finished")
+
+    async def until_alive(self, *names: str) -> None:
+        await until(lambda: self.driver.alive() == sorted(names) or None, f"alive: {names}, is {self.driver.alive()}")
+
+    def rows(self) -> list[tuple[str, str, bool]]:
+        with db.snapshot() as session:
+            rows = session.scalars(select(Dyno).order_by(Dyno.name, Dyno.created_at))
+            return [(row.name, row.state, row.routed) for row in rows]
+
+
+def _finished(release_id: str) -> Release | None:
+    with db.snapshot() as session:
+        release = session.get(Release, release_id)
+        return release if release and release.status != "pending" else None
+
+
+async def until(check: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+    for _ in range(int(seconds / 0.01)):
+        if value := check():
+            return value
+        await asyncio.sleep(0.01)
+    pytest.fail(f"did not happen: {what}")
+
+
+@pytest.fixture
+def world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("DAVIT_HOME", str(davit_home))
+    monkeypatch.setenv("REDIS_URL", redis_server)
+    for cached in (settings, db.engine, notify.redis_client):
+        cached.cache_clear()
+    vault.ensure_keys()
+    db.upgrade()
+    yield World()
+    db.engine().dispose()
+    for cached in (settings, db.engine, notify.redis_client):
+        cached.cache_clear()
+
+
+def play(world: World, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        world.manager.start()
+        try:
+            await story()
+        finally:
+            await world.manager.close()
+
+    asyncio.run(whole())
+
+
+def test_a_first_deploy_boots_one_web_dyno_and_routes_to_it(world: World) -> None:
+    async def story() -> None:
+        release = await world.settled(world.deploy(web="serve", worker="work"))
+        assert (release.status, release.current) == ("succeeded", True)
+        assert world.rows() == [("web.1", "up", True)]
+        assert world.events.index("start web.1") < world.events.index("routes [web.1@v2]")
+
+    play(world, story)
+
+
+def test_the_old_dyno_is_told_to_stop_only_after_the_route_moved_and_it_was_idle(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.events.clear()
+        await world.settled(world.deploy())
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the old dyno is forgotten")
+        order = ["start web.1", "routes [web.1@v3]", "drained", "signal 15 web.1", "removed web.1"]
+        assert [event for event in world.events if event in order] == order
+        assert world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("crashes at start", "ended before it listened on $PORT, with status 7"),
+        ("never listens", "It listens on no port at all"),
+        ("listens on loopback", "It listens on 127.0.0.1:8080 only"),
+        ("listens elsewhere", "It listens on port 3000 instead of $PORT (8080)"),
+    ],
+)
+def test_a_release_that_does_not_come_up_fails_and_the_old_one_serves_on(world: World, behaviour: str, sentence: str) -> None:
+    async def story() -> None:
+        good = await world.settled(world.deploy())
+        world.driver.behaviour = behaviour
+        bad = await world.settled(world.deploy())
+        assert bad.status == "failed" and bad.failure_kind == "app did not start"
+        assert sentence in (bad.failure or "")
+        assert world.rows() == [("web.1", "up", True)] and world.driver.alive() == ["web.1"]
+        with db.snapshot() as session:
+            current = releases.current(session, world.app.id)
+            assert current is not None and current.id == good.id
+
+    play(world, story)
+
+
+def test_a_release_command_that_fails_vetoes_the_release(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.phase.verdict = "The release command `migrate` ended with status 1."
+        bad = await world.settled(world.deploy(web="serve", release="migrate"))
+        assert (bad.status, bad.failure_kind, bad.failure) == ("failed", "release phase failed", world.phase.verdict)
+        assert world.events.count("start web.1") == 1
+
+    play(world, story)
+
+
+def test_a_release_command_runs_once_and_is_never_a_dyno_of_the_formation(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", release="migrate"))
+        assert world.phase.ran == 1
+        assert world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
+def test_scaling_up_and_down(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(web=3, worker=2)
+        await world.until_alive("web.1", "web.2", "web.3", "worker.1", "worker.2")
+        await until(lambda: "routes [web.1@v2 web.2@v2 web.3@v2]" in world.events, "all are routed")
+        world.events.clear()
+        world.scale(web=1, worker=0)
+        await world.until_alive("web.1")
+        gone = next(index for index, event in enumerate(world.events) if event.startswith("signal 15 web"))
+        assert world.events.index("routes [web.1@v2]") < gone
+
+    play(world, story)
+
+
+def test_scaling_web_to_nothing_stops_all_web_dynos(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.scale(web=0)
+        await world.until_alive()
+        await until(lambda: world.rows() == [], "no row is left")
+
+    play(world, story)
+
+
+def test_a_restart_replaces_each_dyno_by_a_fresh_one_before_the_old_stops(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        first = world.driver.dynos[0]
+        world.events.clear()
+        world.change(formation.restart)
+        await until(lambda: "removed web.1" in world.events, "the old dyno is removed")
+        assert first.over.done() and world.driver.alive() == ["web.1"]
+        assert world.events.index("start web.1") < world.events.index("signal 15 web.1")
+        await asyncio.sleep(0.1)
+        assert world.events.count("start web.1") == 1, "one restart is one restart"
+
+    play(world, story)
+
+
+def test_a_restart_whose_new_dyno_does_not_come_up_keeps_the_old_one(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "crashes at start"
+        world.change(formation.restart, "web.1")
+        await until(lambda: len(world.driver.dynos) == 2, "a new dyno was tried")
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the old one is the one")
+        assert not world.driver.dynos[0].over.done()
+
+    play(world, story)
+
+
+def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.dynos[0].end(1)
+        await until(lambda: len(world.driver.dynos) == 2, "started again")
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up again")
+        world.driver.dynos[1].end(1)
+        await until(lambda: world.rows() == [("web.1", "crashed", False)], "shown as crashed")
+        await asyncio.sleep(0.2)
+        assert len(world.driver.dynos) == 2, "the second restart waits"
+        await world.settled(world.deploy())
+        assert world.rows() == [("web.1", "up", True)], "a new release starts over"
+
+    play(world, story)
+
+
+def test_a_config_change_restarts_with_the_new_value(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(config.change, {"GREETING": "hello"})
+        await until(lambda: len(world.driver.dynos) == 2, "a new dyno")
+        assert world.driver.dynos[1].spec.env["GREETING"] == "hello"
+        assert "hello" not in " ".join(world.driver.dynos[1].spec.command)
+
+    play(world, story)
+
+
+def test_releases_are_brought_up_one_after_the_other(world: World) -> None:
+    async def story() -> None:
+        ids = [world.deploy(), world.deploy(), world.deploy()]
+        done = [await world.settled(one) for one in ids]
+        assert [one.version for one in done] == [2, 3, 4] and all(one.status == "succeeded" for one in done)
+        await until(lambda: world.driver.alive() == ["web.1"], "one dyno is left")
+        await until(lambda: world.rows() == [("web.1", "up", True)], "one row is left")
+
+    play(world, story)
+
+
+def test_a_worker_of_the_old_release_is_gone_before_the_new_one_starts(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", clock="tick"))
+        world.scale(clock=1)
+        await world.until_alive("clock.1", "web.1")
+        world.events.clear()
+        await world.settled(world.deploy(web="serve", clock="tick"))
+        await until(lambda: "start clock.1" in world.events, "a new clock")
+        assert world.events.index("removed clock.1") < world.events.index("start clock.1")
+
+    play(world, story)
+
+
+def test_an_app_whose_process_died_in_the_middle_of_a_release_is_finished_by_the_next_process(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        await world.manager.close()
+        release_id = world.deploy()
+        records.begin_release(release_id, "1")
+        records.set_phase(release_id, "boot")
+        old = world.driver.dynos[0]
+        rows = records.rows_of_dynos()
+        world.manager = world.make_manager()
+        await world.manager.adopt(rows[old.spec_id], old)
+        world.manager.start()
+        release = await world.settled(release_id)
+        assert release.status == "succeeded"
+        await until(lambda: world.driver.alive() == ["web.1"], "the old one is gone")
+
+    play(world, story)
+
+
+def test_a_release_command_that_was_interrupted_is_not_run_a_second_time(world: World) -> None:
+    async def story() -> None:
+        await world.manager.close()
+        release_id = world.deploy(web="serve", release="migrate")
+        records.begin_release(release_id, "1")
+        records.set_phase(release_id, "release")
+        world.manager = world.make_manager()
+        world.manager.start()
+        release = await world.settled(release_id)
+        assert (release.status, world.phase.ran) == ("failed", 0)
+        assert "nobody knows how it ended" in (release.failure or "")
+
+    play(world, story)
+
+
+def test_a_destroyed_app_leaves_nothing(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(apps.destroy)
+        await until(lambda: world.gone == [world.app.id], "it is gone")
+        assert world.driver.alive() == [] and world.rows() == []
+        with db.snapshot() as session:
+            assert session.get(App, world.app.id) is None
+
+    play(world, story)
