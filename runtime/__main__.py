@@ -11,11 +11,13 @@ from foundation.errors import DavitError
 from foundation.settings import settings
 from runtime.container import ContainerDriver
 from runtime.instance import Instance
+from runtime.oci import USER
 from runtime.process import Runtime
 
 
 async def _serve() -> None:
-    runtime = Runtime(settings(), ContainerDriver(settings(), Instance.claim(settings())))
+    instance = Instance.claim(settings())
+    runtime = Runtime(settings(), ContainerDriver(settings(), instance), lambda slot: instance.uids(slot) + USER)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

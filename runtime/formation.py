@@ -72,7 +72,6 @@ class AppManager:
         router: routes to them.
         release_phase: runs the release command.
         stacks: where images are.
-        run: DAVIT_HOME/run.
         domain: for the Host header of health checks.
         cores: CPUs that a dyno may use at the most.
         gone: called when the app is destroyed and forgotten.
@@ -87,7 +86,6 @@ class AppManager:
         router: Router,
         release_phase: ReleasePhase,
         stacks: Stacks,
-        run: Path,
         domain: str,
         cores: int,
         gone: Callable[[str], Awaitable[None]],
@@ -95,7 +93,7 @@ class AppManager:
     ) -> None:
         self.app_id = app_id
         self.driver, self.router, self.release_phase, self.stacks = driver, router, release_phase, stacks
-        self.run_directory, self.domain, self.cores, self._gone = run, domain, cores, gone
+        self.domain, self.cores, self._gone = domain, cores, gone
         self.lives: dict[str, DynoLife] = {}
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
@@ -126,7 +124,7 @@ class AppManager:
 
     async def adopt(self, row: Dyno, running: RunningDyno) -> None:
         """Take over a dyno that an earlier runtime process started."""
-        life = DynoLife(self.driver, self.run_directory, row, self._life_ended)
+        life = DynoLife(self.driver, row, self._life_ended)
         self.lives[row.id] = life
         if row.leaving or row.state not in ("up", "starting"):
             await life.resume(running, None)
@@ -347,7 +345,7 @@ class AppManager:
     async def _start_one(self, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
         self.not_before.pop(name, None)
         plan = await asyncio.to_thread(self._plan, state, release, wanted, name, new_id())
-        life = DynoLife(self.driver, self.run_directory, plan.row, self._life_ended)
+        life = DynoLife(self.driver, plan.row, self._life_ended)
         self.lives[life.id] = life
         try:
             await self._clear_crashed([name])

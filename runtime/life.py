@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from foundation.clock import now
 from foundation.errors import DavitError
@@ -24,8 +22,6 @@ BOOT_SECONDS = 60
 """A web dyno binds PORT within this, or R10."""
 GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL, or R12."""
-DRAIN_OUTPUT_SECONDS = 5
-"""How long the last lines of an ended dyno wait for the logs process before the directory stays for later."""
 
 
 class DidNotStart(DavitError):
@@ -65,7 +61,7 @@ class DynoLife:
         running: the driver's handle; None before it started.
     """
 
-    def __init__(self, driver: Driver, run: Path, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
+    def __init__(self, driver: Driver, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
         self.driver = driver
         self.row = row
         self.running: RunningDyno | None = None
@@ -74,8 +70,6 @@ class DynoLife:
         self.exit: Exit | None = None
         self.started_at: datetime = now()
         self._ended = ended
-        self._directory = run / "dynos" / row.id
-        self._held: list[int] = []
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -123,14 +117,7 @@ class DynoLife:
     def _take(self, running: RunningDyno) -> None:
         self.running = running
         self.row.slot, self.row.address = running.slot, running.address
-        self._hold_output()
         self._watcher = asyncio.create_task(self._watch(running), name=f"watch {self.row.name}")
-
-    def _hold_output(self) -> None:
-        """Keep a reader on its FIFOs, so that its last words outlive it also when the logs process is away."""
-        for stream in ("stdout", "stderr"):
-            with contextlib.suppress(OSError):
-                self._held.append(os.open(self._directory / stream, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     async def _become_up(self, plan: Plan) -> None:
         running, row = self.running, self.row
@@ -205,7 +192,6 @@ class DynoLife:
         running = self.running
         if running is not None:
             await self._end(running, grace)
-            await self._last_words()
             await running.remove()
         if forget:
             await asyncio.to_thread(records.remove, [self.row.id])
@@ -225,20 +211,6 @@ class DynoLife:
                 )  # fmt: skip
             await running.signal(signal.SIGKILL, everyone=True)
             await asyncio.wait({self._watcher}, timeout=10)
-
-    async def _last_words(self) -> None:
-        """Tell the logs process that the last lines are due, and wait until it has read them."""
-        if not self._held:
-            return
-        with contextlib.suppress(OSError):
-            (self._directory / "ended").touch()
-        pause, waited = 0.005, 0.0
-        while waited < DRAIN_OUTPUT_SECONDS and any((self._directory / name).exists() for name in ("stdout", "stderr")):
-            await asyncio.sleep(pause)
-            waited, pause = waited + pause, min(pause * 2, 0.1)
-        for fd in self._held:
-            os.close(fd)
-        self._held.clear()
 
 
 def describe(exit: Exit) -> str:

@@ -40,12 +40,12 @@ class OneOffs:
 
     Args:
         driver, stacks: as the formation manager's.
-        run: DAVIT_HOME/run.
+        home: DAVIT_HOME.
         cores: CPUs that a dyno may use at the most.
     """
 
-    def __init__(self, driver: Driver, stacks: Stacks, run: Path, cores: int) -> None:
-        self.driver, self.stacks, self.run_directory, self.cores = driver, stacks, run, cores
+    def __init__(self, driver: Driver, stacks: Stacks, home: Path, cores: int) -> None:
+        self.driver, self.stacks, self.home, self.cores = driver, stacks, home, cores
         self.running: dict[str, RunningDyno] = {}
         self.rows: dict[str, Dyno] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +137,7 @@ class OneOffs:
 
     async def _relay(self, release_id: str, row: Dyno, reader: int) -> None:
         """Append what the command prints to the release's output file and to the app's log."""
-        path = self.run_directory.parent / "releases" / release_id / "output"
+        path = self.home / "releases" / release_id / "output"
         path.parent.mkdir(parents=True, exist_ok=True)
         loop = asyncio.get_running_loop()
         stream = asyncio.StreamReader()
@@ -210,13 +210,6 @@ class OneOffs:
         await self._clean_up(row, dyno)
 
     async def _clean_up(self, row: Dyno, dyno: RunningDyno) -> None:
-        directory = self.run_directory / "dynos" / row.id
-        if (directory / "stdout").exists():
-            (directory / "ended").touch()
-            for _ in range(50):
-                if not (directory / "stdout").exists():
-                    break
-                await asyncio.sleep(0.05)
         await dyno.remove()
         await asyncio.to_thread(records.remove, [row.id])
         self._keep(self._forget(row.id))

@@ -17,7 +17,7 @@ from foundation.wire import Call, Server
 from runtime import applog, records
 from runtime.driver import Driver, RunningDyno
 from runtime.formation import POLL_SECONDS, AppManager
-from runtime.images import Images
+from runtime.library import Library
 from runtime.oneoffs import OneOffs
 from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
@@ -35,15 +35,16 @@ class Runtime:
     Args:
         settings: of this Davit.
         driver: what isolates dynos.
+        user: the host's uid of the dyno's user in a slot.
     """
 
-    def __init__(self, settings: Settings, driver: Driver) -> None:
+    def __init__(self, settings: Settings, driver: Driver, user: Callable[[int], int]) -> None:
         self.settings, self.driver = settings, driver
         self.cores = os.cpu_count() or 1
-        self.images = Images(settings)
+        self.library = Library(settings)
         self.router = RouterClient(settings.run / "router.sock")
-        self.oneoffs = OneOffs(driver, self.images, settings.run, self.cores)
-        self.sandboxes = Sandboxes(driver, self.images, settings)
+        self.oneoffs = OneOffs(driver, self.library, settings.home, self.cores)
+        self.sandboxes = Sandboxes(driver, self.library, settings, user)
         self.managers: dict[str, AppManager] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.server = Server(
@@ -117,8 +118,7 @@ class Runtime:
                 driver=self.driver,
                 router=self.router,
                 release_phase=self.oneoffs,
-                stacks=self.images,
-                run=self.settings.run,
+                stacks=self.library,
                 domain=self.settings.domain,
                 cores=self.cores,
                 gone=self._gone,

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,14 +30,6 @@ PIDS = 4096
 """Processes and threads of a build: compilers and npm like many."""
 CACHE_LIMIT = 2048 * MIB
 """A larger build cache is not kept."""
-
-
-class BuildRoot(Protocol):
-    """What a container shows of itself to the host (both in this process's mount namespace)."""
-
-    root: Path
-    upper: Path
-    uid: int
 
 
 class BuildImages(Protocol):
@@ -65,9 +58,11 @@ class Sandboxes:
         driver: starts containers.
         images: where the build stack is.
         settings: limits, and where slugs and caches are.
+        user: the host's uid of the dyno's user in a slot.
     """
 
-    def __init__(self, driver: Driver, images: BuildImages, settings: Settings) -> None:
+    def __init__(self, driver: Driver, images: BuildImages, settings: Settings, user: Callable[[int], int]) -> None:
+        self.user = user
         self.driver, self.images, self.settings = driver, images, settings
         self.store = Store(settings.home / "slugs")
         self.sandboxes: dict[str, Sandbox] = {}
@@ -140,7 +135,7 @@ class Sandboxes:
         tree = open_beneath(sandbox.dyno.root, path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            image.seal(Path(f"/proc/self/fd/{tree}"), target, user=sandbox.dyno.uid)
+            image.seal(Path(f"/proc/self/fd/{tree}"), target, user=self.user(sandbox.dyno.slot))
             stored = self.store.put(target)
         finally:
             os.close(tree)
@@ -170,7 +165,7 @@ class Sandboxes:
         try:
             (staging / "cache").mkdir(parents=True)
             kernel.mount(f"/proc/self/fd/{tree}", staging / "cache", None, kernel.MS_BIND)
-            image.seal(staging, fresh, user=sandbox.dyno.uid, limit=CACHE_LIMIT)
+            image.seal(staging, fresh, user=self.user(sandbox.dyno.slot), limit=CACHE_LIMIT)
             fresh.rename(target)
             return True
         except image.SlugTooLarge:
@@ -206,11 +201,6 @@ class Sandboxes:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def forget_app(self, app_id: str) -> None:
-        """A destroyed app's cache."""
-        self.cache_path(app_id).unlink(missing_ok=True)
-        shutil.rmtree(self.settings.home / "repos" / f"{app_id}.git", ignore_errors=True)
 
 
 def open_beneath(root: Path, path: str) -> int:

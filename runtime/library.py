@@ -1,0 +1,46 @@
+"""Where the images are that dynos and builds start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foundation.errors import NotFound
+from foundation.settings import Settings
+from runtime import stacks
+from slugs.store import Store
+
+
+class Library:
+    """Stacks and slugs of this host (runtime.formation.Stacks, runtime.sandboxes.BuildImages)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.home / "slugs")
+
+    def version(self) -> str:
+        """The newest stack's version."""
+        return stacks.current(self.settings.stacks).version
+
+    def run_image(self, version: str) -> Path:
+        """The run image of this version, or of the newest when that one is gone."""
+        newest = stacks.current(self.settings.stacks)
+        if version and version != newest.version:
+            kept = newest.run.parent.parent / version / newest.run.name
+            if kept.exists():
+                return kept
+        return newest.run
+
+    def build_image(self) -> Path:
+        """The newest build stack."""
+        return stacks.current(self.settings.stacks).build
+
+    def slug_image(self, digest: str) -> Path:
+        """A slug's image.
+
+        Raises:
+            NotFound: it is not on this host.
+        """
+        path = self.store.path(digest)
+        if not path.exists():
+            raise NotFound(f"The slug {digest[:19]}… is not on this host; push the code again.")
+        return path
