@@ -136,7 +136,7 @@ class World:
 
         return AppManager(
             self.app.id, driver=self.driver, router=self.router, release_phase=self.phase,
-            stacks=FakeStacks(), run=settings().run, domain="localhost", cores=2, boot_seconds=0.3, gone=gone,
+            stacks=FakeStacks(), domain="localhost", cores=2, boot_seconds=0.3, gone=gone,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def deploy(self, **types: str) -> str:
