@@ -1,0 +1,329 @@
+"""Attached one-off dynos: what the runtime hands over (a terminal or three pipes) is bridged to the client's WebSocket.
+
+Frames (subprotocol of our own). Binary: one byte that names the stream, then its bytes: 0 standard input, 1 standard
+output (or the terminal), 2 standard error. Text, JSON: ``{"resize": [rows, columns]}``, ``{"eof": true}`` and
+``{"signal": "INT"}`` from the client; ``{"exit": 3}`` from the server, which then closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
+
+from api import streams
+from api.websocket import WebSocket
+from foundation import wire
+from foundation.errors import DavitError, NotFound
+from foundation.settings import settings
+
+log = logging.getLogger("web")
+
+PATIENCE_SECONDS = 30
+"""How long a dyno waits for its client (Heroku's R13)."""
+DRAIN_SECONDS = 3
+"""How long output is read on when the command has ended but something keeps its output open."""
+BUFFER = 1 << 18
+"""Bytes that wait in one direction at the most."""
+LONGEST_ORDER = 1000
+STDIN, STDOUT, STDERR = 0, 1, 2
+_SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "QUIT": signal.SIGQUIT}
+
+
+@dataclass
+class Attachment:
+    """A started dyno whose client is due or here.
+
+    Attributes:
+        line: the connection to the runtime that started the dyno: when it ends, the dyno gets SIGHUP.
+        input: where its standard input is written; None after its end.
+        outputs: descriptor → stream number.
+        terminal: whether ``input`` and the one output are a terminal's master side.
+    """
+
+    dyno_id: str
+    account_id: str
+    line: wire.Connection
+    input: int | None
+    outputs: dict[int, int]
+    terminal: bool
+    give_back: Callable[[], None]
+    timer: threading.Timer | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Let go of everything; the runtime ends the dyno if it still runs."""
+        self.line.close()
+        for fd in {*self.outputs, *([self.input] if self.input is not None else [])}:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.input, self.outputs = None, {}
+        self.give_back()
+
+
+def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None) -> Attachment:
+    """Have the runtime start a one-off dyno that this process is attached to.
+
+    Args:
+        params: ``oneoff.start``'s.
+        size: (rows, columns) of its terminal; None for three pipes.
+
+    Raises:
+        DavitError: it could not be started.
+    """
+    give_back = streams.slots.take(account_id)
+    try:
+        line = wire.Connection(settings().run / "runtime.sock", timeout=90)
+        try:
+            found = _start_terminal(line, params, size) if size else _start_pipes(line, params)
+        except BaseException:
+            line.close()
+            raise
+    except BaseException:
+        give_back()
+        raise
+    dyno_id, input, outputs = found
+    return Attachment(dyno_id, account_id, line, input, outputs, size is not None, give_back)
+
+
+def _start_terminal(line: wire.Connection, params: dict[str, Any], size: tuple[int, int]) -> tuple[str, int, dict[int, int]]:
+    reply = line.call("oneoff.start", {**params, "terminal": list(size)})
+    if len(reply.fds) != 1:
+        raise DavitError("The runtime gave no terminal.")
+    return reply.result["dyno_id"], reply.fds[0], {reply.fds[0]: STDOUT}
+
+
+def _start_pipes(line: wire.Connection, params: dict[str, Any]) -> tuple[str, int, dict[int, int]]:
+    pipes = [os.pipe(), os.pipe(), os.pipe()]
+    theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
+    ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
+    try:
+        reply = line.call("oneoff.start", params, theirs)
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return reply.result["dyno_id"], ours[0], {ours[1]: STDOUT, ours[2]: STDERR}
+
+
+class Waiting:
+    """Dynos whose client has not come yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._attachments: dict[str, Attachment] = {}
+
+    def add(self, attachment: Attachment) -> None:
+        """Wait for the client; without one the dyno ends after :data:`PATIENCE_SECONDS`."""
+        attachment.timer = threading.Timer(PATIENCE_SECONDS, self._give_up, [attachment])
+        attachment.timer.daemon = True
+        with self._lock:
+            self._attachments[attachment.dyno_id] = attachment
+        attachment.timer.start()
+
+    def take(self, dyno_id: str, account_id: str) -> Attachment:
+        """The client is here.
+
+        Raises:
+            NotFound: no such dyno waits for this account.
+        """
+        with self._lock:
+            attachment = self._attachments.get(dyno_id)
+            if attachment is None or attachment.account_id != account_id:
+                raise NotFound("No dyno of yours with this id waits for you; start one first.")
+            del self._attachments[dyno_id]
+        if attachment.timer:
+            attachment.timer.cancel()
+        return attachment
+
+    def _give_up(self, attachment: Attachment) -> None:
+        with self._lock:
+            if self._attachments.pop(attachment.dyno_id, None) is None:
+                return
+        log.info("nobody attached in time (R13)", extra={"dyno": attachment.dyno_id})
+        attachment.close()
+
+
+waiting = Waiting()
+
+
+def bridge(web: WebSocket, attachment: Attachment) -> None:
+    """Carry bytes both ways until the command has ended or the client has gone; then let go of everything."""
+    assert web.socket is not None
+    timeout = web.socket.gettimeout()
+    web.socket.setblocking(False)
+    try:
+        _Bridge(web, attachment).run()
+    finally:
+        attachment.close()
+        with contextlib.suppress(OSError):
+            web.socket.settimeout(timeout)
+
+
+class _Bridge:
+    def __init__(self, web: WebSocket, attachment: Attachment) -> None:
+        self.web, self.attachment = web, attachment
+        self.to_command = bytearray()
+        self.ended_input = False
+        self.inside_message = self.to_stdin = False
+        self.order = ""
+        self.status: int | None = None
+        self.deadline: float | None = None
+        self._ended, self._tell = os.pipe()
+
+    def run(self) -> None:
+        for fd in {*self.attachment.outputs, self.attachment.input}:
+            if fd is not None:
+                os.set_blocking(fd, False)
+        threading.Thread(target=self._wait, daemon=True).start()
+        try:
+            while self.web.open and not self._finished():
+                self._step()
+            self._say_goodbye()
+        finally:
+            os.close(self._ended)
+
+    def _wait(self) -> None:
+        """In a thread: how the command ended, on a connection of its own; the dyno's end is bounded, so this is."""
+        status = None
+        try:
+            reply = wire.call(settings().run / "runtime.sock", "oneoff.wait", {"dyno_id": self.attachment.dyno_id}, timeout=None)
+            status = reply.result.get("status")
+        except DavitError as error:
+            log.warning("a one-off's exit status is unknown: %s", error.message)
+        self.status = status
+        with contextlib.suppress(OSError):
+            os.close(self._tell)
+
+    def _finished(self) -> bool:
+        if self.deadline is None:
+            return False
+        return not self.attachment.outputs or time.monotonic() > self.deadline
+
+    def _step(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for fd, events in self._interests():
+                selector.register(fd, events)
+            ready = {key.fd: events for key, events in selector.select(1.0)}
+        if not streams.working():
+            self.web.open = False
+            return
+        if self._ended in ready:
+            self.deadline = time.monotonic() + DRAIN_SECONDS
+        web = ready.get(self.web.fileno(), 0)
+        if web & selectors.EVENT_READ:
+            self._from_client()
+        for fd in [fd for fd in self.attachment.outputs if ready.get(fd, 0) & selectors.EVENT_READ]:
+            self._from_command(fd)
+        self._to_command()
+        self.web.flush()
+
+    def _interests(self) -> Iterator[tuple[int, int]]:
+        masks: dict[int, int] = {self.web.fileno(): 0}
+        if len(self.to_command) < BUFFER:
+            masks[self.web.fileno()] |= selectors.EVENT_READ
+        if self.web.pending:
+            masks[self.web.fileno()] |= selectors.EVENT_WRITE
+        if len(self.web.pending) < BUFFER:
+            masks |= {fd: selectors.EVENT_READ for fd in self.attachment.outputs}
+        if self.to_command and self.attachment.input is not None:
+            masks[self.attachment.input] = masks.get(self.attachment.input, 0) | selectors.EVENT_WRITE
+        if self.deadline is None:
+            masks[self._ended] = selectors.EVENT_READ
+        return ((fd, mask) for fd, mask in masks.items() if mask)
+
+    def _from_client(self) -> None:
+        for event in self.web.receive():  # a message may come in pieces; only its first byte names the stream
+            if isinstance(event, BytesMessage):
+                data = bytes(event.data)
+                if not self.inside_message:
+                    self.to_stdin, data = data[:1] == bytes([STDIN]), data[1:]
+                self.inside_message = not event.message_finished
+                if self.to_stdin and not self.ended_input:
+                    self.to_command += data
+            elif isinstance(event, TextMessage):
+                self.order += event.data
+                if len(self.order) > LONGEST_ORDER:
+                    self.web.send(CloseConnection(code=1009, reason="That order is too long."))
+                elif event.message_finished:
+                    self._obey(self.order)
+                    self.order = ""
+
+    def _obey(self, text: str) -> None:
+        try:
+            order = json.loads(text)
+            if "resize" in order:
+                rows, columns = (max(1, min(int(n), 10_000)) for n in order["resize"])
+                self._runtime("oneoff.resize", {"rows": rows, "columns": columns})
+            elif "signal" in order and order["signal"] in _SIGNALS:
+                self._runtime("oneoff.signal", {"number": int(_SIGNALS[order["signal"]])})
+            elif order.get("eof"):
+                self.ended_input = True
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self.web.send(CloseConnection(code=1003, reason="That is no order."))
+
+    def _runtime(self, name: str, params: dict[str, int]) -> None:
+        with contextlib.suppress(DavitError):  # it may have ended just now
+            wire.call(settings().run / "runtime.sock", name, {"dyno_id": self.attachment.dyno_id, **params}, timeout=5)
+
+    def _to_command(self) -> None:
+        fd = self.attachment.input
+        if fd is None:
+            self.to_command.clear()
+            return
+        try:
+            while self.to_command:
+                del self.to_command[: os.write(fd, self.to_command[:65536])]
+        except BlockingIOError:
+            return
+        except OSError:  # it reads no more
+            self.to_command.clear()
+            self._end_input(fd)
+            return
+        if self.ended_input:
+            self._end_input(fd)
+
+    def _end_input(self, fd: int) -> None:
+        self.ended_input, self.attachment.input = True, None
+        if self.attachment.terminal:
+            with contextlib.suppress(OSError):
+                os.write(fd, b"\x04")  # ^D: a terminal's end of file (termios(3), VEOF)
+        if fd not in self.attachment.outputs:
+            os.close(fd)
+
+    def _from_command(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 32768)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: nobody has the terminal open any more
+            data = b""
+        if data:
+            self.web.send(BytesMessage(bytes([self.attachment.outputs[fd]]) + data))
+            return
+        del self.attachment.outputs[fd]
+        if fd != self.attachment.input:
+            os.close(fd)
+
+    def _say_goodbye(self) -> None:
+        if self.web.open:
+            self.web.send(TextMessage(json.dumps({"exit": self.status})))
+            self.web.send(CloseConnection(code=1000))
+        give_up = time.monotonic() + 5
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.web.fileno(), selectors.EVENT_WRITE)
+            while self.web.pending and time.monotonic() < give_up:
+                selector.select(1.0)
+                self.web.flush()

@@ -1,0 +1,83 @@
+"""What holds for every answer: Heroku's error form, Request-Id, ETag and 304, caching, the size of a body."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from http import HTTPStatus
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from api.body import LIMIT
+from api.unserved import is_known
+from foundation.errors import DavitError
+
+log = logging.getLogger("web")
+
+REMAINING = 4500
+"""What ``RateLimit-Remaining`` says: clients want the header; Davit does not limit."""
+_IDS = re.compile(r"[A-Za-z0-9,_.-]{1,300}")
+
+
+def install(flask: Flask) -> None:
+    """Teach the app its manners."""
+    flask.before_request(_name_request)
+    flask.after_request(_finish)
+    flask.register_error_handler(DavitError, _refuse)
+    flask.register_error_handler(HTTPException, _refuse_http)
+    flask.register_error_handler(Exception, _apologize)
+
+
+def _name_request() -> None:
+    given = request.headers.get("Request-Id", "")
+    g.request_id = ",".join(([given] if _IDS.fullmatch(given) else []) + [str(uuid.uuid4())])
+
+
+def error(id: str, message: str, status: int) -> Response:
+    """Heroku's error form."""
+    response = jsonify({"id": id, "message": message})
+    response.status_code = status
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="davit"'
+    return response
+
+
+def _refuse(problem: DavitError) -> Response:
+    if problem.status >= 500:
+        log.warning("request failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
+    return error(problem.id, problem.message, problem.status)
+
+
+def _refuse_http(problem: HTTPException) -> Response:
+    if isinstance(problem, RequestEntityTooLarge):
+        return error("request_entity_too_large", f"The request body is larger than {LIMIT // 1024} KiB.", 413)
+    if problem.code in (404, 405) and is_known(request.path):
+        words = f"{request.method} {request.path} is part of the Platform API, and this version of Davit does not serve it."
+        return error("not_implemented", words + " GET /schema lists what it serves.", 501)
+    if problem.code == 404:
+        return error("not_found", "There is no such endpoint; GET /schema lists those that there are.", 404)
+    if problem.code == 405:
+        return error("method_not_allowed", f"{request.path} cannot be asked with {request.method}.", 405)
+    return error("bad_request", problem.description or "The request cannot be read.", problem.code or 400)
+
+
+def _apologize(problem: Exception) -> Response:
+    log.error("request crashed", exc_info=problem, extra={"request": g.get("request_id", "-"), "path": request.path})
+    return error("internal_error", "Something went wrong inside Davit; its log has the details under this Request-Id.", 500)
+
+
+def _finish(response: Response) -> Response:
+    response.headers["Request-Id"] = g.get("request_id", "-")
+    response.headers["RateLimit-Remaining"] = str(REMAINING)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "private, no-cache" if request.method == "GET" else "no-store")
+    response.vary.update(("Authorization", "Accept", "Range"))
+    if request.method in ("GET", "HEAD") and response.status_code in (200, 206) and not response.is_streamed:
+        response.add_etag(weak=True)
+        status = response.status_code
+        response.make_conditional(request, accept_ranges=False)
+        if response.status_code not in (status, 304):  # our Range is Heroku's, not RFC 9110's
+            response.status_code = status
+    return response

@@ -1,0 +1,125 @@
+"""Pages of lists by the ``Range`` header: ``Range: name ]last..; max=200, order=desc`` and ``Next-Range`` (Platform API)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from foundation.errors import DavitError
+from state.pages import Page, Window
+
+T = TypeVar("T")
+USUAL, MOST = 200, 1000
+"""Items of a page when nothing is said, and at the most."""
+_BOUND = re.compile(r"[\]\[]?[^\x00-\x20;,]*")
+
+
+class BadRange(DavitError):
+    """A Range header asks for something that the list cannot be cut by."""
+
+    id, status = "requested_range_not_satisfiable", 416
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a list can be sorted by: attribute → reader of the attribute; the first is the usual one.
+
+    ``kinds`` says which bounds are numbers or times; the others are text.
+    """
+
+    attributes: Mapping[str, Callable[[Any], Any]]
+    kinds: Mapping[str, type]
+    usual_descending: bool = False
+
+    @property
+    def usual(self) -> str:
+        """The attribute that the list is sorted by when nothing is said."""
+        return next(iter(self.attributes))
+
+
+def parse(header: str | None, order: Order) -> Window:
+    """The window that a Range header asks for. Lenient: an unknown attribute or unit gives the usual order.
+
+    Raises:
+        BadRange: a bound is not of its attribute's kind, or ``max`` is no number.
+    """
+    first, _, rest = (header or "").replace(",", ";").partition(";")
+    options = dict(_option(part) for part in rest.split(";"))
+    attribute, _, bounds = first.strip().partition(" ")
+    if attribute not in order.attributes:
+        attribute, bounds = order.usual, ""
+    start, _, end = bounds.strip().partition("..")
+    if not (_BOUND.fullmatch(start) and _BOUND.fullmatch(end)):
+        raise BadRange(f"Range {header!r} cannot be read; write it like “{attribute} ..; max=100, order=desc”.")
+    maximum = options.get("max", str(USUAL))
+    if not (maximum.isascii() and maximum.isdigit() and len(maximum) < 10 and int(maximum)):
+        raise BadRange(f"max={maximum} in the Range header must be a number from 1 to {MOST}.")
+    kind = order.kinds.get(attribute, str)
+    return Window(
+        attribute=attribute,
+        start=_bound(kind, start.lstrip("[]")),
+        end=_bound(kind, end.lstrip("[]")),
+        after=start.startswith("]"),
+        maximum=min(int(maximum), MOST),
+        descending=options["order"] == "desc" if "order" in options else order.usual_descending and not bounds,
+    )
+
+
+def _option(part: str) -> tuple[str, str]:
+    name, _, value = part.partition("=")
+    return name.strip(), value.strip()
+
+
+def _bound(kind: type, text: str) -> str | int | datetime | None:
+    if not text:
+        return None
+    try:
+        if kind is int:
+            return max(-1, min(int(text), 2**31 - 1)) if len(text) < 12 else int(text[:1] + "0")
+        if kind is datetime:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    except ValueError:
+        raise BadRange(f"“{text}” in the Range header is not a bound of that attribute.") from None
+    return text
+
+
+def cut(rows: Sequence[T], order: Order, window: Window) -> Page[T]:
+    """The window's part of a short list that is in memory anyway."""
+    read = order.attributes[window.attribute]
+    chosen = sorted(rows, key=read, reverse=window.descending)
+
+    def reached(row: T) -> bool:
+        if window.start is None:
+            return True
+        value = read(row)
+        if value == window.start:
+            return not window.after
+        return bool((value < window.start) == window.descending)
+
+    def within(row: T) -> bool:
+        return window.end is None or bool(read(row) >= window.end if window.descending else read(row) <= window.end)
+
+    chosen = [row for row in chosen if reached(row) and within(row)]
+    return Page(chosen[: window.maximum], len(chosen) > window.maximum)
+
+
+def headers(page: Page[Any], order: Order, window: Window) -> dict[str, str]:
+    """The response headers that describe the page."""
+    read = order.attributes[window.attribute]
+    described = {"Accept-Ranges": ", ".join(order.attributes)}
+    if page.items:
+        first, last = _text(read(page.items[0])), _text(read(page.items[-1]))
+        described["Content-Range"] = f"{window.attribute} {first}..{last}"
+        if page.more:
+            descending = ", order=desc" if window.descending else ""
+            end = _text(window.end) if window.end is not None else ""
+            described["Next-Range"] = f"{window.attribute} ]{last}..{end}; max={window.maximum}{descending}"
+    return described
+
+
+def _text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,107 @@
+"""The caller's account, and (Davit's own) an admin's work on accounts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api import ranges, serialize
+from api.manners import REMAINING
+from api.routing import Call, Reply, Resource
+from foundation.errors import InvalidParams, NotFound
+from state import accounts, authorizations, people
+from state.models import Account
+
+resource = Resource("account")
+
+ORDER = ranges.Order({"email": lambda row: row.email, "id": lambda row: row.id}, {})
+
+
+@resource.on("GET", "/account", needs="account")
+def show(call: Call) -> Any:
+    """The caller's account."""
+    return serialize.account(call.account)
+
+
+@resource.on("PATCH", "/account", needs="account")
+def update(call: Call) -> Any:
+    """Change the caller's name, or (Davit's own field) password."""
+    return serialize.account(_update(call, call.account))
+
+
+@resource.on("GET", "/users/<user>", needs="account")
+def show_user(call: Call, user: str) -> Any:
+    """An account: the caller's (~, address or id), or any for an admin."""
+    return serialize.account(_user(call, user))
+
+
+@resource.on("PATCH", "/users/<user>", needs="account")
+def update_user(call: Call, user: str) -> Any:
+    """Change an account's name or password: one's own, or any for an admin."""
+    return serialize.account(_update(call, _user(call, user)))
+
+
+def _user(call: Call, identity: str) -> Account:
+    if identity in ("~", call.account.email, call.account.id):
+        return call.account
+    found = people.find(call.session, identity) if call.account.is_admin else None
+    if found is None:
+        raise NotFound("Couldn't find that user.")
+    return found
+
+
+def _update(call: Call, account: Account) -> Account:
+    if "name" in call.body.values:
+        people.rename(call.session, call.account, account, call.body.text("name", most=100))
+    if "password" in call.body.values:
+        authorizations.set_password(call.session, call.account, account, call.body.text("password"))
+    return account
+
+
+@resource.on("GET", "/account/rate-limits", needs="account")
+def rate_limits(call: Call) -> Any:
+    """How many calls are left: always the same, Davit does not limit."""
+    return {"remaining": REMAINING}
+
+
+@resource.on("GET", "/account/features", needs="account")
+def features(call: Call) -> Any:
+    """There are no account features."""
+    return []
+
+
+@resource.on("GET", "/users/<user>/addons", needs="account")
+def addons(call: Call, user: str) -> Any:
+    """There are no add-ons."""
+    _user(call, user)
+    return []
+
+
+@resource.on("GET", "/davit/accounts", needs="admin", ours=True)
+def index(call: Call) -> Reply:
+    """Every account of this Davit."""
+    return call.short_listing(people.everybody(call.session), ORDER, serialize.account)
+
+
+@resource.on("POST", "/davit/accounts", needs="admin", ours=True)
+def create(call: Call) -> Reply:
+    """Make an account; the answer holds its first token, which is shown only now."""
+    email = call.body.need("email", most=254)
+    account = accounts.create(
+        call.session, call.account, email, name=call.body.text("name", most=100), admin=call.body.flag("admin") or False
+    )
+    if (password := call.body.text("password")) is not None:
+        authorizations.set_password(call.session, call.account, account, password)
+    text, token = accounts.issue_token(call.session, account, "made with the account")
+    return Reply({**serialize.account(account), "access_token": {"id": token.id, "token": text, "expires_in": None}}, 201)
+
+
+@resource.on("DELETE", "/davit/accounts/<user>", needs="admin", ours=True)
+def destroy(call: Call, user: str) -> Any:
+    """Remove an account that owns no app."""
+    account = people.find(call.session, user)
+    if account is None:
+        raise NotFound("Couldn't find that user.")
+    if account.id == call.account.id:
+        raise InvalidParams("You cannot remove the account that you are using.")
+    people.remove(call.session, call.account, account)
+    return serialize.account(account)

@@ -1,0 +1,79 @@
+"""Apps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api import links, ranges, serialize
+from api.resources.catalogue import check_region, check_stack
+from api.routing import Call, Reply, Resource
+from foundation.errors import NotFound
+from foundation.settings import settings
+from state import apps, listings
+from state.models import App
+
+resource = Resource("apps")
+
+ORDER = ranges.Order({"name": lambda app: app.name, "id": lambda app: app.id}, {})
+
+
+def render(app: App) -> Any:
+    """An app as this caller sees its addresses."""
+    return serialize.app(app, git_url=f"{links.base_url()}/{app.name}.git", web_url=settings().app_url(app.name))
+
+
+def _listing(call: Call, everything: bool) -> Reply:
+    window = call.window(ORDER)
+    return call.listing(listings.apps(call.session, call.account, window, everything=everything), ORDER, window, render)
+
+
+@resource.on("GET", "/apps", needs="account")
+def index(call: Call) -> Reply:
+    """Every app that the caller may see: all of this Davit for an admin."""
+    return _listing(call, everything=True)
+
+
+@resource.on("GET", "/users/<user>/apps", needs="account")
+def index_of_user(call: Call, user: str) -> Reply:
+    """The apps that the caller (~) owns or collaborates on."""
+    if user not in ("~", call.account.email, call.account.id):
+        raise NotFound("Couldn't find that user.")
+    return _listing(call, everything=False)
+
+
+@resource.on("POST", "/apps", needs="account")
+def create(call: Call) -> Reply:
+    """Make an app; its name is chosen when none is given."""
+    check_region(call.body.reference("region"))
+    stack = check_stack(call.body.reference("stack"))
+    app = apps.create(call.session, call.account, call.body.text("name"), stack=stack)
+    return Reply(render(app), 201)
+
+
+@resource.on("GET", "/apps/<app>", needs="view")
+def show(call: Call) -> Any:
+    """One app."""
+    return render(call.app)
+
+
+@resource.on("PATCH", "/apps/<app>", needs="view")
+def update(call: Call) -> Any:
+    """Change its name (which takes the permission manage), maintenance mode or build_stack (operate)."""
+    if (name := call.body.text("name")) is not None:
+        apps.find(call.session, call.account, call.app.id, "manage")
+        apps.rename(call.session, call.account, call.app, name)
+    if {"maintenance", "build_stack"} & call.body.values.keys():
+        apps.find(call.session, call.account, call.app.id, "operate")
+    if (maintenance := call.body.flag("maintenance")) is not None:
+        apps.set_maintenance(call.session, call.account, call.app, maintenance)
+    check_stack(call.body.reference("build_stack"))  # there is one, which the app has
+    call.session.flush()
+    return render(call.app)
+
+
+@resource.on("DELETE", "/apps/<app>", needs="manage")
+def destroy(call: Call) -> Any:
+    """Destroy the app."""
+    shown = render(call.app)
+    apps.destroy(call.session, call.account, call.app)
+    return shown

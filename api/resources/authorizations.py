@@ -1,0 +1,76 @@
+"""API tokens, which the Platform API calls OAuth authorizations."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from api import ranges, serialize
+from api.routing import Call, Reply, Resource
+from foundation.clock import now
+from foundation.errors import InvalidParams, NotFound
+from state import accounts, authorizations
+from state.models import Token
+
+resource = Resource("authorizations")
+
+ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+TEN_YEARS = 10 * 365 * 24 * 3600
+
+
+def _render(call: Call, row: Token) -> Any:
+    """A token as lists show it: redacted."""
+    own = call.token is not None and row.id == call.token.id and call.identity is not None
+    text = call.identity.text if own and call.identity else ""
+    return serialize.authorization(row, now(), serialize.redacted(text))
+
+
+@resource.on("GET", "/oauth/authorizations", needs="account")
+def index(call: Call) -> Any:
+    """The caller's tokens, redacted."""
+    return [_render(call, row) for row in authorizations.all_of(call.session, call.account)]
+
+
+@resource.on("POST", "/oauth/authorizations", needs="login")
+def create(call: Call) -> Reply:
+    """Make a token, shown only now; by e-mail address and password, or by another token."""
+    scope = call.body.items("scope", most=20) if call.body.values.get("scope") is not None else ["global"]
+    if scope != ["global"]:
+        raise InvalidParams('Field scope must be ["global"]; narrower tokens are not served by this version.')
+    lifetime = call.body.whole("expires_in", 1, TEN_YEARS)
+    text, row = accounts.issue_token(
+        call.session, call.account, call.body.text("description", most=255) or "", scope=scope,
+        lifetime=timedelta(seconds=lifetime) if lifetime else None,
+    )  # fmt: skip
+    call.session.refresh(row)
+    return Reply(serialize.authorization(row, now(), text), 201)
+
+
+@resource.on("GET", "/oauth/authorizations/<authorization>", needs="account")
+def show(call: Call, authorization: str) -> Any:
+    """One token, redacted."""
+    return _render(call, authorizations.find(call.session, call.account, authorization))
+
+
+@resource.on("DELETE", "/oauth/authorizations/<authorization>", needs="account")
+def destroy(call: Call, authorization: str) -> Any:
+    """Take a token away."""
+    return _render(call, authorizations.remove(call.session, call.account, authorization))
+
+
+@resource.on("DELETE", "/oauth/sessions/~", needs="account", writes=False)
+def destroy_session(call: Call) -> Any:
+    """End the caller's session: tokens here belong to none."""
+    raise NotFound("Couldn't find that session.")
+
+
+@resource.on("GET", "/oauth/sessions", needs="account")
+def sessions(call: Call) -> Any:
+    """The caller's sessions: there are none."""
+    return []
+
+
+@resource.on("GET", "/oauth/clients", needs="account")
+def clients(call: Call) -> Any:
+    """The caller's OAuth clients: there are none."""
+    return []

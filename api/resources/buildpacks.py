@@ -1,0 +1,45 @@
+"""Buildpack installations: the buildpacks of the next build, in order."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from api import serialize
+from api.routing import Call, Resource
+from foundation.errors import InvalidParams
+from state import apps
+
+resource = Resource("buildpack-installations")
+
+_REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
+_MOST = 50
+
+
+def _name(sent: str) -> str:
+    """A buildpack as it is kept: the public registry's archive URL, which clients send for a name, becomes the name again."""
+    found = _REGISTRY.fullmatch(sent)
+    return found[1] if found else sent.removeprefix("urn:buildpack:")
+
+
+def _render(call: Call) -> Any:
+    return [serialize.buildpack_installation(ordinal, text) for ordinal, text in enumerate(call.app.buildpacks)]
+
+
+@resource.on("GET", "/apps/<app>/buildpack-installations", needs="view")
+def index(call: Call) -> Any:
+    """The chosen buildpacks, in order; none means detection."""
+    return _render(call)
+
+
+@resource.on("PUT", "/apps/<app>/buildpack-installations", needs="deploy")
+def update(call: Call) -> Any:
+    """Choose the buildpacks, in order."""
+    names = []
+    for update in call.body.objects("updates", most=_MOST):
+        names.append(_name(update.need("buildpack", most=1000)))
+    for name in names:
+        if name.startswith("file:") and not call.account.is_admin:
+            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+    apps.set_buildpacks(call.session, call.account, call.app, names)
+    return _render(call)

@@ -1,0 +1,44 @@
+"""Domains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api import ranges, serialize
+from api.routing import Call, Reply, Resource
+from foundation.settings import settings
+from state import domains
+from state.models import Domain
+
+resource = Resource("domains")
+
+ORDER = ranges.Order({"hostname": lambda row: row.hostname, "id": lambda row: row.id}, {})
+
+
+def _render(call: Call, row: Domain) -> Any:
+    return serialize.domain(call.app, row, f"{call.app.name}.{settings().domain}")
+
+
+@resource.on("GET", "/apps/<app>/domains", needs="view")
+def index(call: Call) -> Reply:
+    """The app's domains."""
+    return call.short_listing(domains.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
+
+
+@resource.on("GET", "/apps/<app>/domains/<domain>", needs="view")
+def show(call: Call, domain: str) -> Any:
+    """One domain, by host name or id."""
+    return _render(call, domains.find(call.session, call.app, domain))
+
+
+@resource.on("POST", "/apps/<app>/domains", needs="operate")
+def create(call: Call) -> Reply:
+    """Route a host name to the app."""
+    row = domains.add(call.session, call.account, call.app, call.body.need("hostname", most=300))
+    return Reply(_render(call, row), 201)
+
+
+@resource.on("DELETE", "/apps/<app>/domains/<domain>", needs="operate")
+def destroy(call: Call, domain: str) -> Any:
+    """Stop routing a host name to the app."""
+    return _render(call, domains.remove(call.session, call.account, call.app, domain))

@@ -1,0 +1,161 @@
+"""Dynos: what runs, restarts, one-off dynos."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from flask import request
+
+from api import attach, links, ranges, serialize
+from api.routing import Call, Reply, Resource
+from api.websocket import Handover, WebSocket
+from foundation import wire
+from foundation.errors import InvalidParams, NotFound
+from foundation.settings import settings
+from state import formation, sizes
+from state.db import snapshot
+from state.models import Dyno
+
+resource = Resource("dynos")
+
+ORDER = ranges.Order({"name": lambda row: row.name, "id": lambda row: row.id}, {})
+LONGEST_SECONDS = 24 * 3600
+_VARIABLE = re.compile(r"\w{1,255}", re.ASCII)
+_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_ENVIRONMENT_BYTES = 64 * 1024
+_UNDER_WAY = Reply({}, 202)
+
+
+def _dyno(call: Call, identity: str) -> Dyno:
+    for row in formation.dynos(call.session, call.app):
+        if identity in (row.name, row.id):
+            return row
+    raise NotFound(f"Couldn't find that process ({identity}).")
+
+
+@resource.on("GET", "/apps/<app>/dynos", needs="view")
+def index(call: Call) -> Any:
+    """The app's dynos."""
+    rows = formation.dynos(call.session, call.app)
+    if "Range" in request.headers:
+        return call.short_listing(rows, ORDER, lambda row: serialize.dyno(call.app, row))
+    return [serialize.dyno(call.app, row) for row in rows]  # by type and number, as people count
+
+
+@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view")
+def show(call: Call, dyno: str) -> Any:
+    """One dyno, by name or id."""
+    return serialize.dyno(call.app, _dyno(call, dyno))
+
+
+@resource.on("DELETE", "/apps/<app>/dynos", needs="operate")
+def restart_all(call: Call) -> Reply:
+    """Restart all dynos of the formation."""
+    formation.restart(call.session, call.account, call.app)
+    return _UNDER_WAY
+
+
+@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate")
+def restart_type(call: Call, type: str) -> Reply:
+    """Restart the dynos of one process type."""
+    formation.restart(call.session, call.account, call.app, formation.find(call.session, call.app, type).type)
+    return _UNDER_WAY
+
+
+@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate")
+def stop_type(call: Call, type: str) -> Reply:
+    """Stop the dynos of one process type; the formation starts new ones in their place."""
+    return restart_type(call, type)  # type: ignore[no-any-return]
+
+
+@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate")
+def restart(call: Call, dyno: str) -> Reply:
+    """Restart one dyno; a one-off dyno ends."""
+    row = _dyno(call, dyno)
+    if row.one_off:
+        _end(row)
+    else:
+        formation.restart(call.session, call.account, call.app, row.name)
+    return _UNDER_WAY
+
+
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate")
+def stop(call: Call, dyno: str) -> Reply:
+    """Stop one dyno; the formation starts a new one in its place, a one-off dyno ends."""
+    return restart(call, dyno)  # type: ignore[no-any-return]
+
+
+def _end(row: Dyno) -> None:
+    wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id}, timeout=10)
+
+
+@resource.on("POST", "/apps/<app>/dynos", needs="operate", writes=False)
+def create(call: Call) -> Reply:
+    """Run a command in a one-off dyno, detached or attached (GET …/dynos/ID/attach)."""
+    params = _parameters(call)
+    attached = call.body.flag("attach") or False
+    if not attached:
+        reply = wire.call(settings().run / "runtime.sock", "oneoff.start", params, timeout=90)
+        return Reply(_started(call, reply.result["dyno_id"]), 201)
+    size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
+    attachment = attach.start(call.account.id, params, size)
+    attach.waiting.add(attachment)
+    return Reply(_started(call, attachment.dyno_id, attached=True), 201)
+
+
+def _parameters(call: Call) -> dict[str, Any]:
+    """What ``oneoff.start`` is given."""
+    body = call.body
+    command = body.need("command")
+    if not command.strip():
+        raise InvalidParams("Field command is empty.")
+    type = body.text("type") or "run"
+    if not _TYPE.fullmatch(type):
+        raise InvalidParams("Field type must be a process type: letters, digits, dashes and underscores, starting with a letter.")
+    env = body.texts("env")
+    if wrong := [name for name in env if not _VARIABLE.fullmatch(name)]:
+        raise InvalidParams(f"Field env: {wrong[0]!r} is not the name of an environment variable.")
+    if sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > _ENVIRONMENT_BYTES:
+        raise InvalidParams(f"Field env may have at most {_ENVIRONMENT_BYTES // 1024} KB.")
+    size = body.reference("size")
+    return {
+        "app_id": call.app.id,
+        "command": command,
+        "type": type,
+        "size": sizes.find(size).name if size else None,
+        "env": env,
+        "time_to_live": body.whole("time_to_live", 1, LONGEST_SECONDS) or LONGEST_SECONDS,
+    }
+
+
+def _terminal_size(env: dict[str, str]) -> tuple[int, int]:
+    def number(name: str, usual: int) -> int:
+        text = env.get(name, "")
+        return max(1, min(int(text), 10_000)) if text.isascii() and text.isdigit() and len(text) < 6 else usual
+
+    return number("LINES", 24), number("COLUMNS", 80)
+
+
+def _started(call: Call, dyno_id: str, *, attached: bool = False) -> Any:
+    with snapshot() as session:  # not the call's own session: the runtime wrote the row after that began to read
+        row = session.get(Dyno, dyno_id)
+    if row is None:
+        raise NotFound("The process has ended already.")
+    url = f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{dyno_id}/attach" if attached else None
+    return serialize.dyno(call.app, row, attach_url=url)
+
+
+@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True)
+def attach_to(call: Call, dyno: str) -> Handover:
+    """A WebSocket to an attached one-off dyno that the caller has just started."""
+    web = WebSocket(request.environ)
+    attachment = attach.waiting.take(dyno, call.account.id)
+    started = time.monotonic()
+
+    def run() -> None:
+        attach.bridge(web, attachment)
+        attach.log.info("detached", extra={"dyno": dyno, "seconds": int(time.monotonic() - started)})
+
+    return Handover(run)

@@ -1,0 +1,142 @@
+"""Log sessions and the streams behind secret URLs: logs, build output, release output."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from flask import Response, request
+
+from api import links, serialize, streams
+from api.routing import Call, Reply, Resource
+from builder import output
+from foundation.clock import now
+from foundation.errors import DavitError, InvalidParams, NotFound
+from foundation.settings import settings
+from logs import stream
+from state import apps
+from state.db import snapshot
+from state.models import Account, Release, new_id
+
+resource = Resource("log-sessions")
+
+QUIET_SECONDS = 10.0
+"""From one heartbeat to the next."""
+RECHECK_SECONDS = 60.0
+"""How often a tail asks whether its reader may still see the app."""
+_DYNO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
+
+
+@lru_cache(maxsize=1)
+def _redis() -> Any:
+    return stream.connect(settings().effective_redis_url)
+
+
+@resource.on("POST", "/apps/<app>/log-sessions", needs="view", writes=False)
+def create(call: Call) -> Reply:
+    """Make a URL that gives the app's last lines and, with tail, every new one."""
+    lines = call.body.whole("lines", 0, 10**9)
+    source = call.body.text("source")
+    if source not in (None, "app", "heroku"):
+        raise InvalidParams("Field source must be app or heroku.")
+    dyno = call.body.text("dyno") or call.body.text("dyno_name") or call.body.text("type")
+    if dyno and not _DYNO.fullmatch(dyno):
+        raise InvalidParams("Field dyno must be the name of a dyno (web.1) or a process type (web).")
+    what = {
+        "app": call.app.id, "account": call.account.id, "lines": stream.WINDOW if lines is None else min(lines, stream.WINDOW),
+        "tail": call.body.flag("tail") or False, "source": source, "dyno": dyno,
+    }  # fmt: skip
+    url = f"{links.base_url()}/streams/logs/{links.sign('log', what, links.LOG_SECONDS)}"
+    return Reply(serialize.log_session(new_id(), now(), url), 201)
+
+
+@resource.on("GET", "/streams/logs/<secret>", needs="nothing", ours=True)
+def read(call: Call, secret: str) -> Response:
+    """The lines of a log session: server-sent events when asked for, plain text otherwise."""
+    what = links.read("log", secret)
+    if not _may_read(what):
+        raise NotFound("There is no such stream.")
+    events = "text/event-stream" in request.headers.get("Accept", "")
+    pieces = _lines(what, request.headers.get("Last-Event-ID"), _event if events else _text)
+    kind = "text/event-stream" if events else "text/plain"
+    heartbeat = b": still here\n\n" if events else b""
+    return streams.respond(pieces, f"{kind}; charset=utf-8", what["account"], heartbeat=heartbeat)
+
+
+def _event(id: str, line: stream.Line) -> bytes:
+    return f"id: {id}\ndata: {stream.format_line(line)}\n\n".encode()
+
+
+def _text(id: str, line: stream.Line) -> bytes:
+    return f"{stream.format_line(line)}\n".encode()
+
+
+def _may_read(what: dict[str, Any]) -> bool:
+    with snapshot() as session:
+        account = session.get(Account, what["account"])
+        try:
+            return account is not None and apps.find(session, account, what["app"]) is not None
+        except DavitError:
+            return False
+
+
+def _lines(what: dict[str, Any], after: str | None, render: Any) -> Iterator[bytes | None]:
+    source, dyno = what["source"], what["dyno"]
+    if not what["tail"]:
+        for id, line in stream.recent(_redis(), what["app"], what["lines"], source, dyno):
+            yield render(id, line)
+        return
+    checked = time.monotonic()
+    follow = stream.follow(_redis(), what["app"], what["lines"], source, dyno, after_id=after, quiet=QUIET_SECONDS)
+    for found in follow:
+        yield render(*found) if found else None
+        if time.monotonic() > checked + RECHECK_SECONDS:
+            checked = time.monotonic()
+            if not _may_read(what):
+                return
+
+
+@resource.on("GET", "/streams/builds/<secret>", needs="nothing", ours=True)
+def read_build(call: Call, secret: str) -> Response:
+    """What a build prints, as it happens, until it has ended."""
+    build_id = links.read("build", secret)["build"]
+    return streams.respond(output.follow(build_id), "text/plain; charset=utf-8", build_id)
+
+
+@resource.on("GET", "/streams/releases/<secret>", needs="nothing", ours=True)
+def read_release(call: Call, secret: str) -> Response:
+    """What a release's command prints, as it happens, until the release has come up or failed."""
+    release_id = links.read("release", secret)["release"]
+    return streams.respond(_release_output(release_id), "text/plain; charset=utf-8", release_id)
+
+
+def _release_output(release_id: str) -> Iterator[bytes | None]:
+    path = settings().home / "releases" / release_id / "output"
+    offset, asked, over = 0, 0.0, False
+    while True:
+        if time.monotonic() > asked + 1:
+            asked = time.monotonic()
+            with snapshot() as session:
+                release = session.get(Release, release_id)
+            over = release is None or release.phase in ("boot", "done")
+        data = _chunk(path, offset)
+        offset += len(data)
+        if data:
+            yield data
+        elif over:
+            return
+        else:
+            yield None
+            time.sleep(0.1)
+
+
+def _chunk(path: Any, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return bytes(file.read(65536))
+    except FileNotFoundError:
+        return b""

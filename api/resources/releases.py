@@ -1,0 +1,83 @@
+"""Releases and rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from api import links, ranges, serialize
+from api.routing import Call, Reply, Resource
+from foundation.errors import InvalidParams, NotFound
+from state import listings, releases
+from state.models import Release, Slug
+
+resource = Resource("releases")
+
+ORDER = ranges.Order({"version": lambda row: row.version, "id": lambda row: row.id}, {"version": int})
+
+
+def _render(call: Call, rows: Sequence[Release]) -> list[Any]:
+    eligible = listings.eligible_for_rollback(call.session, call.app, rows)
+    return [
+        serialize.release(
+            call.app,
+            row,
+            eligible=row.id in eligible,
+            output_stream_url=links.release_output(row.id) if releases.RELEASE_TYPE in row.process_types else None,
+        )
+        for row in rows
+    ]
+
+
+@resource.on("GET", "/apps/<app>/releases", needs="view")
+def index(call: Call) -> Reply:
+    """The app's releases, by version."""
+    window = call.window(ORDER)
+    page = listings.releases(call.session, call.app, window)
+    rendered = dict(zip((row.id for row in page.items), _render(call, page.items), strict=True))
+    return call.listing(page, ORDER, window, lambda row: rendered[row.id])
+
+
+@resource.on("GET", "/apps/<app>/releases/<release>", needs="view")
+def show(call: Call, release: str) -> Any:
+    """One release, by v7, 7 or id."""
+    return _render(call, [releases.find(call.session, call.app, release)])[0]
+
+
+@resource.on("POST", "/apps/<app>/releases", needs="deploy")
+def create(call: Call) -> Reply:
+    """Roll back to a release (release), or release a slug of the app's again (slug)."""
+    identity = call.body.values.get("release")
+    if isinstance(identity, int) and not isinstance(identity, bool):
+        identity = str(identity)
+    elif identity is not None:
+        identity = call.body.need("release", most=100)
+    if identity is not None:
+        target = releases.find(call.session, call.app, identity)
+        made = releases.rollback(call.session, call.account, call.app, target)
+    else:
+        made = _release_slug(call, call.body.reference("slug"))
+    return Reply(_render(call, [made])[0], 201)
+
+
+def _release_slug(call: Call, identity: str | None) -> Release:
+    if identity is None:
+        raise InvalidParams("Field release (what to roll back to) or field slug (what to release) is required.")
+    slug = _slug(call, identity)
+    if slug.digest is None:
+        raise InvalidParams("That slug is no longer kept; push its code again.")
+    description = call.body.text("description", most=200) or f"Deploy {(slug.commit or slug.id)[:8]}"
+    return releases.create(call.session, call.app, call.account, kind="deploy", description=description, slug=slug)
+
+
+def _slug(call: Call, identity: str) -> Slug:
+    slug = call.session.get(Slug, identity)
+    if slug is None or slug.app_id != call.app.id:
+        raise NotFound("Couldn't find that slug.")
+    return slug
+
+
+@resource.on("GET", "/apps/<app>/slugs/<slug>", needs="view")
+def show_slug(call: Call, slug: str) -> Any:
+    """A slug: what a release runs."""
+    return serialize.slug(_slug(call, slug))

@@ -1,0 +1,198 @@
+"""One place that says who may call what: every route declares it, and nothing is served that does not.
+
+    resource = Resource("domains")
+
+    @resource.on("GET", "/apps/<app>/domains", needs="view")
+    def index(call: Call) -> Reply: …
+
+A call is authenticated in a snapshot of the database, its body is read before a write transaction opens (so that neither
+a stranger nor a slow client holds the database), and its app is looked up, with the permission that the route declares,
+in the very transaction that the view works in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from flask import Blueprint, Flask, Response, jsonify, request
+from sqlalchemy.orm import Session
+
+from api import body, ranges
+from api.credentials import Identity, identify
+from foundation.errors import Forbidden, NotFound
+from state import apps
+from state.db import snapshot, transaction
+from state.models import Account, App, Token
+from state.pages import Page, Window
+
+Needs = Literal["nothing", "login", "account", "admin", "view", "deploy", "operate", "manage"]
+"""What a caller must show: ``nothing`` (public, or the URL itself is the secret), ``login`` (a token, or e-mail address and
+password), ``account`` (a token), ``admin`` (an admin's token), or a permission on the app that the path names."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A served endpoint.
+
+    Attributes:
+        needs: see :data:`Needs`.
+        writes: whether its view works in a write transaction.
+        summary: the first line of the view's docstring, for ``GET /schema`` and docs/api.md.
+        ours: whether it is Davit's own rather than the Platform API's.
+    """
+
+    method: str
+    path: str
+    needs: Needs
+    writes: bool
+    summary: str
+    ours: bool
+
+    @property
+    def on_app(self) -> bool:
+        """Whether it takes a permission on an app."""
+        return self.needs in apps.PERMISSIONS
+
+
+@dataclass
+class Reply:
+    """What a view answers: a JSON value, a status and further headers."""
+
+    value: Any
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Call:
+    """A request whose caller may make it.
+
+    ``account``, ``app`` raise when the route's declaration does not promise them: a mistake of ours, never of the caller's.
+    """
+
+    session: Session
+    body: body.Body
+    identity: Identity | None
+    found: App | None = None
+
+    @property
+    def account(self) -> Account:
+        """Who calls."""
+        assert self.identity is not None
+        return self.identity.account
+
+    @property
+    def token(self) -> Token | None:
+        """The token that the caller showed; None after a login by password."""
+        return self.identity.token if self.identity else None
+
+    @property
+    def app(self) -> App:
+        """The app that the path names."""
+        assert self.found is not None
+        return self.found
+
+    def window(self, order: ranges.Order) -> Window:
+        """The part of a list that the caller asks for."""
+        return ranges.parse(request.headers.get("Range"), order)
+
+    def listing(self, page: Page[T], order: ranges.Order, window: Window, render: Callable[[T], Any]) -> Reply:
+        """A page of a list: 206 when it goes on."""
+        return Reply([render(item) for item in page.items], 206 if page.more else 200, ranges.headers(page, order, window))
+
+    def short_listing(self, rows: Sequence[T], order: ranges.Order, render: Callable[[T], Any]) -> Reply:
+        """:meth:`listing` for a list that is in memory anyway."""
+        window = self.window(order)
+        return self.listing(ranges.cut(rows, order, window), order, window, render)
+
+
+View = Callable[..., Any]
+
+
+class Resource(Blueprint):
+    """A resource's routes; as a Flask blueprint, but with :meth:`on` as the only way to add one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, __name__)
+        self.operations: list[Operation] = []
+
+    def on(
+        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False
+    ) -> Callable[[View], View]:
+        """Serve ``method path``.
+
+        Args:
+            needs: who may; a permission on an app takes ``<app>`` in the path.
+            writes: in a write transaction; every method but GET by default.
+            ours: Davit's own endpoint, not the Platform API's.
+        """
+
+        def register(view: View) -> View:
+            changes = method != "GET" if writes is None else writes
+            summary = (view.__doc__ or "").strip().split("\n")[0]
+            operation = Operation(method, path, needs, changes, summary, ours)
+            if operation.on_app != ("<app>" in path):
+                raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
+            self.operations.append(operation)
+            served = _serve(operation, view)
+            endpoint = f"{len(self.operations)}-{view.__name__}"
+            self.add_url_rule(path, endpoint, served, methods=[method], provide_automatic_options=False)
+            return view
+
+        return register
+
+
+def _serve(operation: Operation, view: View) -> Callable[..., Response]:
+    def served(**places: str) -> Response:
+        if any("\x00" in value for value in places.values()):
+            raise NotFound("There is nothing with a NUL character in its name.")
+        sent = body.Body({}) if operation.method == "GET" else body.parse(request.get_data(cache=False))
+        with snapshot() as session:
+            identity = _admit(session, operation)
+            if not operation.writes:
+                return _answer(session, operation, view, sent, identity, places)
+        with transaction() as session:
+            return _answer(session, operation, view, sent, identity, places)
+
+    served.operation = operation  # type: ignore[attr-defined]
+    return served
+
+
+def _admit(session: Session, operation: Operation) -> Identity | None:
+    if operation.needs == "nothing":
+        return None
+    identity = identify(session, request.headers.get("Authorization"), passwords=operation.needs == "login")
+    if operation.needs == "admin" and not identity.account.is_admin:
+        raise Forbidden("That takes an admin's account.")
+    return identity
+
+
+def _answer(
+    session: Session, operation: Operation, view: View, sent: body.Body, identity: Identity | None, places: dict[str, str]
+) -> Response:
+    call = Call(session, sent, identity.within(session) if identity else None)
+    if operation.on_app:
+        call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
+    answer = view(call, **places)
+    if isinstance(answer, Response):
+        return answer
+    reply = answer if isinstance(answer, Reply) else Reply(answer)
+    response = jsonify(reply.value)
+    response.status_code = reply.status
+    response.headers.update(reply.headers)
+    return response
+
+
+def check(flask: Flask) -> None:
+    """Refuse to start when a route has no declaration.
+
+    Raises:
+        TypeError: there is one; its path is named.
+    """
+    for rule in flask.url_map.iter_rules():
+        if not isinstance(getattr(flask.view_functions[rule.endpoint], "operation", None), Operation):
+            raise TypeError(f"{rule.rule} does not say who may call it; serve it with Resource.on.")

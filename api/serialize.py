@@ -1,0 +1,346 @@
+"""State as the Platform API writes it: pure, complete key sets (the public schema's), times in UTC to the second."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from state import sizes
+from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, Slug, SshKey, Token
+from state.sizes import Size
+
+Json = dict[str, Any]
+
+BEGINNING = "2026-11-24T00:00:00Z"
+"""The creation time of what was never created: regions, stacks, sizes."""
+
+
+def steady_id(kind: str, name: str) -> str:
+    """A UUID for something that has no row, always the same."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"davit:{kind}:{name}"))
+
+
+def moment(at: datetime | None) -> str | None:
+    """``2026-11-23T16:00:00Z``"""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ") if at else None
+
+
+def named(kind: str, name: str) -> Json:
+    """A reference to something that has no row."""
+    return {"id": steady_id(kind, name), "name": name}
+
+
+def _app_reference(app: App) -> Json:
+    return {"id": app.id, "name": app.name}
+
+
+def _user(account: Account) -> Json:
+    return {"id": account.id, "email": account.email}
+
+
+GENERATION = named("generation", "cedar")
+REGION = named("region", "local")
+
+
+def account(row: Account) -> Json:
+    """GET /account"""
+    return {
+        "allow_tracking": False,
+        "beta": False,
+        "country_of_residence": None,
+        "created_at": moment(row.created_at),
+        "default_organization": None,
+        "default_team": None,
+        "delinquent_at": None,
+        "email": row.email,
+        "federated": False,
+        "id": row.id,
+        "identity_provider": None,
+        "last_login": None,
+        "name": row.name,
+        "sms_number": None,
+        "suspended_at": None,
+        "two_factor_authentication": False,
+        "updated_at": moment(row.updated_at),
+        "verified": True,
+    }
+
+
+def app(row: App, *, git_url: str, web_url: str) -> Json:
+    """GET /apps/NAME"""
+    stack = named("stack", row.stack)
+    return {
+        "acm": False,
+        "archived_at": moment(row.archived_at),
+        "build_stack": stack,
+        "buildpack_provided_description": row.buildpack_provided_description,
+        "create_status": "complete",
+        "created_at": moment(row.created_at),
+        "generation": GENERATION,
+        "git_url": git_url,
+        "id": row.id,
+        "internal_routing": False,
+        "joined": False,
+        "locked": False,
+        "maintenance": row.maintenance,
+        "name": row.name,
+        "organization": None,
+        "owner": _user(row.owner),
+        "region": REGION,
+        "released_at": moment(row.released_at),
+        "repo_size": row.repo_size,
+        "slug_size": row.slug_size,
+        "space": None,
+        "stack": stack,
+        "team": None,
+        "updated_at": moment(row.updated_at),
+        "web_url": web_url,
+    }
+
+
+def build(row: Build, *, output_stream_url: str) -> Json:
+    """GET /apps/NAME/builds/ID; ``phase`` and ``failure`` are Davit's own."""
+    return {
+        "app": {"id": row.app_id},
+        "buildpacks": [buildpack(name) for name in row.buildpacks] or None,
+        "created_at": moment(row.created_at),
+        "failure": row.failure,
+        "generation": "cedar",
+        "id": row.id,
+        "output_stream_url": output_stream_url,
+        "phase": row.phase,
+        "release": {"id": row.release_id} if row.release_id else None,
+        "slug": {"id": row.slug_id} if row.slug_id else None,
+        "source_blob": {
+            "checksum": row.source_checksum,
+            "url": row.source_url or "",
+            "version": row.source_version,
+            "version_description": None,
+        },
+        "stack": row.stack,
+        "status": row.status,
+        "updated_at": moment(row.updated_at),
+        "user": _user(row.account),
+    }
+
+
+def buildpack(text: str) -> Json:
+    """A buildpack: its URL (``urn:buildpack:NAME`` for a bundled one) and its name."""
+    url = text if "://" in text else f"urn:buildpack:{text}"
+    return {"name": text, "url": url}
+
+
+def buildpack_installation(ordinal: int, text: str) -> Json:
+    """GET /apps/NAME/buildpack-installations"""
+    return {"ordinal": ordinal, "buildpack": buildpack(text)}
+
+
+_PERMISSIONS = {
+    "view": "See the app, its releases and its logs",
+    "deploy": "Push code, roll back, read config vars",
+    "operate": "Scale, restart, run, configure",
+    "manage": "Change who may do what, rename, destroy",
+}
+
+
+def _collaborator(app: App, user: Account, role: str, permissions: list[str], row: Json) -> Json:
+    return {
+        "app": _app_reference(app),
+        "permissions": [{"name": name, "description": _PERMISSIONS[name]} for name in permissions],
+        "role": role,
+        "user": {**_user(user), "federated": False},
+        **row,
+    }
+
+
+def collaborator(app: App, row: Collaborator) -> Json:
+    """GET /apps/NAME/collaborators"""
+    times = {"id": row.id, "created_at": moment(row.created_at), "updated_at": moment(row.updated_at)}
+    allowed = [name for name in _PERMISSIONS if name in row.permissions or name == "view"]
+    return _collaborator(app, row.account, "collaborator", allowed, times)
+
+
+def owner(app: App) -> Json:
+    """The owner, as the list of collaborators shows them."""
+    created = moment(app.created_at)
+    row = {"id": steady_id("owner", app.id), "created_at": created, "updated_at": created}
+    return _collaborator(app, app.owner, "owner", list(_PERMISSIONS), row)
+
+
+def domain(app: App, row: Domain, own: str) -> Json:
+    """GET /apps/NAME/domains; ``own`` is the app's own host name, which a custom domain's DNS record points to."""
+    return {
+        "acm_status": None,
+        "acm_status_reason": None,
+        "app": _app_reference(app),
+        "cname": own if row.kind == "custom" else None,
+        "created_at": moment(row.created_at),
+        "hostname": row.hostname,
+        "id": row.id,
+        "kind": row.kind,
+        "sni_endpoint": None,
+        "status": "none",
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def dyno(app: App, row: Dyno, *, attach_url: str | None = None) -> Json:
+    """GET /apps/NAME/dynos; ``exit_status`` is Davit's own."""
+    return {
+        "app": _app_reference(app),
+        "attach_url": attach_url,
+        "command": row.command,
+        "created_at": moment(row.created_at),
+        "exit_status": row.exit_status,
+        "id": row.id,
+        "name": row.name,
+        "release": {"id": row.release_id, "version": row.release_version},
+        "size": sizes.find(row.size).label,
+        "state": row.state,
+        "type": row.type,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def dyno_size(size: Size) -> Json:
+    """GET /dyno-sizes; memory in GB as Heroku has it."""
+    return {
+        "architecture": "amd64",
+        "compute": max(1, size.cpu_shares // 1024),
+        "cost": None,
+        "dedicated": size.dedicated,
+        "generation": GENERATION,
+        "id": steady_id("dyno-size", size.label),
+        "memory": round(size.memory / 1024, 2),
+        "name": size.label,
+        "precise_dyno_units": 0.0,
+        "private_space_only": False,
+    }
+
+
+def formation(app: App, row: Formation, command: str) -> Json:
+    """GET /apps/NAME/formation"""
+    label = sizes.find(row.size).label
+    return {
+        "app": _app_reference(app),
+        "command": command,
+        "created_at": moment(row.created_at),
+        "dyno_size": {"id": steady_id("dyno-size", label), "name": label},
+        "id": row.id,
+        "quantity": row.quantity,
+        "size": label,
+        "type": row.type,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def key(row: SshKey) -> Json:
+    """GET /account/keys"""
+    return {
+        "comment": row.comment,
+        "created_at": moment(row.created_at),
+        "email": row.account.email,
+        "fingerprint": row.fingerprint,
+        "id": row.id,
+        "public_key": f"{row.public_key} {row.comment}".strip(),
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def authorization(row: Token, at: datetime, text: str) -> Json:
+    """GET /oauth/authorizations; ``text`` is the token as it may be shown."""
+    left: timedelta | None = row.expires_at - at if row.expires_at else None
+    return {
+        "access_token": {"expires_in": int(left.total_seconds()) if left else None, "id": row.id, "token": text},
+        "client": None,
+        "created_at": moment(row.created_at),
+        "description": row.description,
+        "grant": None,
+        "id": row.id,
+        "refresh_token": None,
+        "scope": row.scope,
+        "session": None,
+        "updated_at": moment(row.updated_at),
+        "user": {**_user(row.account), "full_name": row.account.name},
+    }
+
+
+def redacted(text: str = "") -> str:
+    """A token as lists show it: the beginning, ten asterisks, the end. Only the caller's own has an end that is known."""
+    return text[:8] + "*" * 10 + text[-4:] if text else "davit-" + "*" * 10
+
+
+def release(app: App, row: Release, *, eligible: bool, output_stream_url: str | None) -> Json:
+    """GET /apps/NAME/releases; ``failure`` is Davit's own."""
+    return {
+        "addon_plan_names": [],
+        "app": _app_reference(app),
+        "artifacts": [{"type": "slug", "id": row.slug_id}] if row.slug_id else [],
+        "created_at": moment(row.created_at),
+        "current": row.current,
+        "description": row.description,
+        "eligible_for_rollback": eligible,
+        "failure": row.failure,
+        "id": row.id,
+        "output_stream_url": output_stream_url,
+        "slug": {"id": row.slug_id} if row.slug_id else None,
+        "status": row.status,
+        "updated_at": moment(row.updated_at),
+        "user": _user(row.account),
+        "version": row.version,
+    }
+
+
+def slug(row: Slug, *, blob_url: str = "") -> Json:
+    """GET /apps/NAME/slugs/ID"""
+    return {
+        "blob": {"method": "get", "url": blob_url},
+        "buildpack_provided_description": row.buildpack_provided_description,
+        "checksum": row.digest.replace("sha256:", "SHA256:") if row.digest else None,
+        "commit": row.commit,
+        "commit_description": row.commit_description,
+        "created_at": moment(row.created_at),
+        "deleted_at": None if row.digest else moment(row.updated_at),
+        "id": row.id,
+        "process_types": dict(row.process_types),
+        "size": row.size,
+        "stack": named("stack", row.stack),
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def region() -> Json:
+    """GET /regions: there is one, this Davit."""
+    return {
+        **REGION,
+        "country": "Here",
+        "created_at": BEGINNING,
+        "description": "This Davit",
+        "locale": "Here",
+        "private_capable": False,
+        "provider": {"name": "davit", "region": "local"},
+        "updated_at": BEGINNING,
+    }
+
+
+def stack(name: str, default: bool) -> Json:
+    """GET /stacks"""
+    return {
+        **named("stack", name),
+        "created_at": BEGINNING,
+        "default": default,
+        "state": "public",
+        "updated_at": BEGINNING,
+    }
+
+
+def log_session(id: str, at: datetime, url: str) -> Json:
+    """POST /apps/NAME/log-sessions"""
+    return {"created_at": moment(at), "id": id, "logplex_url": url, "updated_at": moment(at)}
+
+
+def config(values: Mapping[str, str]) -> Json:
+    """GET /apps/NAME/config-vars"""
+    return dict(values)

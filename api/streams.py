@@ -1,0 +1,100 @@
+"""Answers that go on for long: log tails, build output. Each holds a thread of the web process, so they are counted."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from flask import Response, request
+
+from foundation.errors import DavitError
+from foundation.settings import settings
+
+EACH = 16
+"""Streams that one account (or one secret URL's account) may have open at once."""
+
+working: Callable[[], bool] = lambda: True  # noqa: E731
+"""Whether this process goes on; set by the server's configuration, so that streams end when it is told to stop."""
+
+
+class TooManyStreams(DavitError):
+    """All of the threads that streams may have are taken."""
+
+    id, status = "too_many_streams", 503
+
+
+class Slots:
+    """How many streams are open: half of the web process's threads at the most, so that the other half answers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: Counter[str] = Counter()
+
+    def take(self, account_id: str) -> Callable[[], None]:
+        """Count one more; returns what gives it back (any number of times).
+
+        Raises:
+            TooManyStreams: there are too many already.
+        """
+        with self._lock:
+            if self._open.total() >= max(1, settings().web_threads // 2):
+                raise TooManyStreams("Too many logs and outputs are being followed at the moment; try again later.")
+            if self._open[account_id] >= EACH:
+                raise TooManyStreams(f"You follow {EACH} logs and outputs already; end one of them first.")
+            self._open[account_id] += 1
+        given_back = threading.Event()
+
+        def give_back() -> None:
+            with self._lock:
+                if not given_back.is_set():
+                    given_back.set()
+                    self._open[account_id] -= 1
+                    self._open += Counter()  # forgets who has none
+
+        return give_back
+
+
+slots = Slots()
+
+
+def client_gone() -> Callable[[], bool]:
+    """A check for the present request's client having hung up, for streams that have nothing to write for long."""
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+
+    def gone() -> bool:
+        if connection is None:
+            return False
+        try:
+            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    return gone
+
+
+def respond(pieces: Iterator[bytes | None], content_type: str, account_id: str, *, heartbeat: bytes = b"") -> Response:
+    """Stream ``pieces``.
+
+    Args:
+        pieces: bytes as they come; None at least every few seconds when there are none.
+        heartbeat: written for a None, where the format has something that readers skip.
+    """
+    give_back = slots.take(account_id)
+    gone = client_gone()
+
+    def body() -> Iterator[bytes]:
+        for piece in pieces:
+            if not working() or (piece is None and gone()):
+                return
+            if piece or heartbeat:
+                yield piece or heartbeat
+
+    response = Response(body(), content_type=content_type, direct_passthrough=True)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"
+    response.call_on_close(give_back)
+    return response

@@ -1,0 +1,96 @@
+"""The Flask application: every resource, and the two pages that say what this is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+
+from api import body, manners, routing
+from api.resources import (
+    account,
+    apps,
+    authorizations,
+    buildpacks,
+    builds,
+    catalogue,
+    collaborators,
+    config_vars,
+    domains,
+    dynos,
+    formation,
+    keys,
+    logs,
+    releases,
+)
+from api.routing import Call, Operation, Resource
+from foundation.settings import settings
+
+VERSION = "0.1.0"
+
+about = Resource("about")
+
+RESOURCES = (
+    about,
+    account.resource,
+    apps.resource,
+    authorizations.resource,
+    builds.resource,
+    buildpacks.resource,
+    catalogue.resource,
+    collaborators.resource,
+    config_vars.resource,
+    domains.resource,
+    dynos.resource,
+    formation.resource,
+    keys.resource,
+    logs.resource,
+    releases.resource,
+)
+
+
+def operations() -> list[Operation]:
+    """Every endpoint that is served, by path."""
+    return sorted((o for resource in RESOURCES for o in resource.operations), key=lambda o: (o.path, o.method))
+
+
+@about.on("GET", "/", needs="nothing")
+def home(call: Call) -> Any:
+    """What this is."""
+    return {
+        "name": "davit",
+        "version": VERSION,
+        "about": "This is Davit's API: the Heroku Platform API v3, on a machine of your own. GET /schema lists what it serves.",
+        "schema": "/schema",
+        "apps": settings().app_url("NAME"),
+    }
+
+
+@about.on("GET", "/schema", needs="nothing")
+def schema(call: Call) -> Any:
+    """The endpoints that are served."""
+    return {
+        "title": "Davit's part of the Heroku Platform API v3",
+        "version": VERSION,
+        "links": [
+            {"method": o.method, "href": o.path, "description": o.summary, "needs": o.needs, "davit": o.ours}
+            for o in operations()
+        ],
+    }
+
+
+def create_app() -> Flask:
+    """The API as a WSGI application.
+
+    Raises:
+        TypeError: a route does not say who may call it.
+    """
+    flask = Flask("davit", static_folder=None)
+    flask.config["MAX_CONTENT_LENGTH"] = body.LIMIT
+    flask.json.sort_keys = False  # type: ignore[attr-defined]
+    flask.url_map.strict_slashes = False
+    manners.install(flask)
+    for resource in RESOURCES:
+        flask.register_blueprint(resource)
+    routing.check(flask)
+    return flask
