@@ -1,0 +1,78 @@
+"""``python -m router``: the process that keeps HAProxy. ``python -m router stop`` ends HAProxy as well."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Collection, Mapping, Sequence
+
+from foundation import journal
+from foundation.settings import Settings, settings
+from foundation.wire import Call, Server
+from logs.stream import Line, connect, emit
+from router import service
+from router.accesslog import Access
+from router.routes import AppRows, read_rows
+from router.watch import Watch
+from state.db import snapshot
+
+
+def read_database(app_ids: Collection[str] | None) -> Sequence[AppRows]:
+    """The rows of these apps (None: of all), from the database."""
+    with snapshot() as session:
+        return read_rows(session, app_ids)
+
+
+class Deliverer:
+    """Puts access lines into the apps' logs."""
+
+    def __init__(self, own: Settings) -> None:
+        self._redis = connect(own.effective_redis_url)
+
+    async def __call__(self, batch: Mapping[str, Sequence[Access]]) -> None:
+        await asyncio.to_thread(self._deliver, batch)
+
+    def _deliver(self, batch: Mapping[str, Sequence[Access]]) -> None:
+        for app_id, lines in batch.items():
+            emit(self._redis, app_id, [Line(one.at, "heroku", "router", one.text) for one in lines])
+
+
+async def serve(own: Settings) -> None:
+    """Run until SIGTERM or SIGINT; HAProxy runs on."""
+    router = service.Router(own, read_database, Deliverer(own))
+    await router.start()
+
+    async def sync(call: Call) -> None:
+        await router.sync(str(call.params["app_id"]))
+
+    async def sync_all(call: Call) -> None:
+        await router.sync_all()
+
+    async def ping(call: Call) -> dict[str, object]:
+        return router.status()
+
+    server = Server(own.run / "router.sock", {"sync": sync, "sync_all": sync_all, "ping": ping})
+    await server.start()
+    watch = asyncio.ensure_future(Watch(router).run())
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+    watch.cancel()
+    server.close()
+    await router.close()
+
+
+def main() -> None:
+    """The command."""
+    journal.start("router")
+    own = settings()
+    if sys.argv[1:] == ["stop"]:
+        service.stop(own)
+    else:
+        asyncio.run(serve(own))
+
+
+if __name__ == "__main__":
+    main()

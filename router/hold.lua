@@ -1,0 +1,48 @@
+-- Holds a request while its app boots, until the app's state changes, the backlog is full, or the time is up.
+-- One Lua state serves all threads (lua-load), so the counts below are exact; it runs only for requests that wait.
+
+local states = Map.new(os.getenv("DAVIT_STATES"), Map._str)
+local patience = tonumber(os.getenv("DAVIT_HOLD_MS")) / 1000
+local held = {}
+local total = 0
+
+-- Waiting requests look again every 10 ms; when very many wait, less often, so that waiting stays cheap.
+local function pause()
+    return math.max(10, math.min(250, total // 20))
+end
+
+local function now()
+    local t = core.now()
+    return t.sec + t.usec / 1000000
+end
+
+core.register_action("hold", { "http-req" }, function(txn)
+    local slot = txn:get_var("txn.slot")
+    local limit = tonumber(string.match(txn:get_var("txn.state") or "", "^starting:(%d+)$"))
+    if limit == nil then return end
+    local waiting = held[slot] or 0
+    if waiting >= limit then
+        txn:set_var("txn.state", "full")
+        return
+    end
+    held[slot] = waiting + 1
+    total = total + 1
+    local deadline = now() + patience
+    local state
+    repeat
+        core.msleep(pause())
+        state = states:lookup(slot)
+    until state == nil or string.sub(state, 1, 9) ~= "starting" or now() >= deadline
+    total = total - 1
+    held[slot] = held[slot] - 1
+    if held[slot] == 0 then held[slot] = nil end
+    if state == nil then
+        txn:unset_var("txn.state")
+        -- the clock that tells H12 from H13 starts when the request goes on
+        txn:set_var("txn.t", core.now().sec * 1000 + core.now().usec // 1000)
+    elseif string.sub(state, 1, 9) == "starting" then
+        txn:set_var("txn.state", "timeout")
+    else
+        txn:set_var("txn.state", state)
+    end
+end, 0)
