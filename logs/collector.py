@@ -7,8 +7,8 @@ What a noisy dyno meets, in this order:
    its own ``write`` (the FIFO holds 1 MiB). It waits, it never stops: reading goes on whatever happens.
 2. **Its lines are kept up to a budget** (a burst, then lines and bytes per second); what is beyond is read, counted and
    forgotten, and the app's log says so (L10).
-3. **All dynos together** get a quarter of one CPU: after a pass that took long the loop rests three times as long. Many
-   noisy dynos share one budget of kept lines.
+3. **All dynos together** get a quarter of one CPU: after a pass the loop rests three times as long as it took, whatever
+   it was that kept it busy. Many noisy dynos share one budget of kept lines.
 
 Nothing is waited for that an app could hold up, and nothing an app prints can fill memory: a FIFO has one unfinished
 line (10,000 bytes) here, and what waits for Redis is bounded in :mod:`logs.sender`.
@@ -59,7 +59,7 @@ LAST_WORDS = 4 << 20
 """Bytes that are read at the most from the FIFO of a dyno that has ended."""
 
 _SIZES = (1 << 20, 1 << 18)  # of a FIFO; without privilege the kernel may refuse the larger
-_NEWS = inotify.CREATE | inotify.MOVED_TO | inotify.CLOSE_WRITE
+_NEWS = inotify.CREATE | inotify.MOVED_TO | inotify.CLOSE_WRITE | inotify.ATTRIB  # root makes it, then lets us in
 _GONE = inotify.DELETE | inotify.MOVED_FROM
 
 
@@ -135,7 +135,7 @@ class Collector:
             self._show_partial_lines()
             self._report_losses()
             self._attend([fd for fd, _ in events if fd not in self._sources])
-            if busy:
+            if events:
                 self._rest()
         for source in list(self._sources.values()):
             self._flush(source)
@@ -167,7 +167,7 @@ class Collector:
     def _open_inotify(self) -> inotify.Inotify | None:
         try:
             news = inotify.Inotify()
-            self._watches[news.watch(self._root, inotify.CREATE | inotify.MOVED_TO | _GONE)] = ""
+            self._watches[news.watch(self._root, _NEWS | _GONE)] = ""
         except OSError as error:
             log.warning("inotify is not available; dynos are looked for every second", extra={"reason": str(error)})
             return None
@@ -231,9 +231,9 @@ class Collector:
             # read-write: a FIFO without writers would be readable for ever, and its bytes would go with the last opener
             fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno not in (errno.ENOENT, errno.EACCES):
                 log.warning("a dyno's output cannot be opened", extra={"path": path, "reason": error.strerror})
-            return
+            return  # not there yet, or not ours yet; both changes are news
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.close(fd)
             return

@@ -345,6 +345,9 @@ class App:
 # Killing Davit's processes
 
 
+SUPERVISOR = "cli.host.supervisor"
+
+
 def name_of(argv: Sequence[str]) -> str:
     """What a process of Davit's is, from its command line: ``router``, ``haproxy``, ``redis-server``, ``web``…"""
     words = [word for word in argv if word]
@@ -361,7 +364,7 @@ def name_of(argv: Sequence[str]) -> str:
     first = names[0]
     if re.fullmatch(r"python[\d.]*", first) and len(names) > 1:
         first = names[1]
-    return first.rstrip(":") + (f" {words[words.index('up')]}" if first == "davit" and "up" in words else "")
+    return first.rstrip(":")
 
 
 def processes(pids: Sequence[int]) -> dict[int, str]:
@@ -385,6 +388,8 @@ async def kill(app: App, name: str) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+    if name == SUPERVISOR:  # what starts the others again is started again by a person, or by systemd
+        await asyncio.to_thread(subprocess.run, [*platform.command, "up", "--detach"], capture_output=True, timeout=PATIENCE)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         now = processes(await asyncio.to_thread(platform.pids))
@@ -436,7 +441,7 @@ async def run(platform: Platform, plan: Plan, *, progress: Callable[[str], None]
     await app.create()
     try:
         found = set(processes(platform.pids()).values())
-        names = sorted(found, key=lambda name: (name.startswith("davit"), name))  # last the one that starts the others again
+        names = sorted(found, key=lambda name: (name == SUPERVISOR, name))
         return await watch(app.load(plan.rate), plan.events(app, names), progress=progress)
     finally:
         await app.destroy()

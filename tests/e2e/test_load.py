@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from tests.e2e import load as kinds
-from tests.e2e.chaos import Event, TookTooLong, name_of, processes, watch
+from tests.e2e.chaos import SUPERVISOR, Event, TookTooLong, name_of, processes, watch
 from tests.e2e.load import Load, Tally
 
 ANSWER = re.compile(rb"^version=(\w+)\n$")
@@ -232,7 +232,7 @@ def test_failures_count_for_the_event_during_which_they_were_sent() -> None:
         (["/usr/sbin/haproxy", "-W", "-f", "x"], "haproxy"),
         (["redis-server *:0"], "redis-server"),
         (["/usr/bin/redis-server unixsocket:/tmp/x"], "redis-server"),
-        (["/x/.venv/bin/python3.11", "/x/bin/davit", "up", "--detach"], "davit up"),
+        (["/x/.venv/bin/python3.11", "-m", "cli.host.supervisor"], SUPERVISOR),
         (["davit: runtime"], "runtime"),
         (["", ""], "unknown"),
     ],

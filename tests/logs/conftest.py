@@ -89,8 +89,9 @@ def own_redis(davit_home: Path) -> Iterator[OwnRedis]:
 class Logs:
     """``python -m logs`` for one DAVIT_HOME, and dynos whose output it collects."""
 
-    def __init__(self, home: Path, redis_url: str) -> None:
+    def __init__(self, home: Path, redis_url: str, user: str | None = None) -> None:
         self.home = home
+        self.user = user
         self.environment = {**os.environ, "DAVIT_HOME": str(home), "REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}
         self.client = stream.connect(redis_url)
         self.process: subprocess.Popen[bytes] | None = None
@@ -98,7 +99,9 @@ class Logs:
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
-        self.process = subprocess.Popen([sys.executable, "-m", "logs"], env=self.environment, cwd=ROOT)
+        identity = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        argv = [sys.executable, "-m", "logs"]
+        self.process = subprocess.Popen(argv, env=self.environment, cwd=ROOT, **identity)  # type: ignore[call-overload]
         from foundation import wire
         from foundation.errors import Unavailable
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from foundation import wire
 from foundation.errors import DavitError
 from logs import stream
+from runtime.dynodir import DynoDirectory, Record, boot_id
 from tests.conftest import wait_until
 from tests.logs.conftest import Logs, OwnRedis
 
@@ -72,6 +74,31 @@ def test_a_directory_may_be_made_in_any_order(logs: Logs, app_id: str, order: st
         assert logs.wait_for(app_id, bool) == ["here"]
     finally:
         os.close(fd)
+
+
+@pytest.mark.root
+def test_as_another_user_it_reads_what_the_runtime_makes_as_root(davit_home: Path, own_redis: OwnRedis, app_id: str) -> None:
+    user = "daemon"
+    own_redis.socket.chmod(0o666)
+    dynos = davit_home / "run/dynos"
+    dynos.mkdir(parents=True)
+    for path in (davit_home, davit_home / "run", dynos):
+        shutil.chown(path, user, user)
+    logs = Logs(davit_home, own_redis.url, user)
+    fds: tuple[int, ...] = ()
+    try:
+        logs.start()
+        directory = DynoDirectory(dynos / "d1")
+        directory.create(Record("d1", app_id, "web.1", 1, "/x", boot_id()))
+        fds = directory.make_fifos(0x10010000)
+        os.write(fds[0], b"hello\n")
+        assert logs.wait_for(app_id, bool) == ["hello"]
+        directory.end()
+        wait_until(lambda: not (directory.path / "stdout").exists(), "the FIFOs being taken away")
+    finally:
+        for fd in fds:
+            os.close(fd)
+        logs.close()
 
 
 def test_other_directories_do_no_harm(logs: Logs, app_id: str) -> None:
