@@ -129,7 +129,14 @@ class RunningDyno(Protocol):
     async def resize_terminal(self, rows: int, columns: int) -> None:
         """Tell its terminal the new size."""
 
-    async def exec(self, command: Sequence[str], env: Mapping[str, str], *, terminal: tuple[int, int] | None, stdio: tuple[int, int, int] | None) -> RunningDyno:
+    async def exec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        terminal: tuple[int, int] | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> RunningDyno:
         """Run a further command inside it, as its user and within its limits."""
 
     async def update(self, limits: Limits) -> None:
@@ -158,7 +165,7 @@ class Driver(Protocol):
             DavitError: it could not be started; nothing is left behind.
         """
 
-    async def adopt(self) -> list[RunningDyno]:
+    async def adopt(self) -> Sequence[RunningDyno]:
         """The dynos that an earlier runtime process started and that are still there (running or just ended)."""
 
     async def close(self, stop_dynos: bool) -> None:

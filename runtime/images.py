@@ -1,46 +1,73 @@
-"""Where the images are that dynos and builds start from."""
+"""Each image is mounted once, however many dynos run on it: they share its pages in memory."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
-from foundation.errors import NotFound
-from foundation.settings import Settings
-from runtime import stacks
-from slugs.store import Store
+Mounter = Callable[[Path, Path], None]
+
+
+def _mount(image: Path, target: Path) -> None:
+    from slugs import image as images
+
+    images.mount(image, target)
 
 
 class Images:
-    """Stacks and slugs of this host (runtime.formation.Stacks, runtime.sandboxes.BuildImages)."""
+    """Mounted images, kept while in use and a few beyond that.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.store = Store(settings.home / "slugs")
+    Args:
+        directory: where the mount points are made.
+        mount: mounts an image at a directory; :func:`slugs.image.mount` by default.
+        unmount: the reverse.
+        idle: how many unused ones stay mounted for the next start.
+    """
 
-    def version(self) -> str:
-        """The newest stack's version."""
-        return stacks.current(self.settings.stacks).version
+    def __init__(self, directory: Path, mount: Mounter | None, unmount: Callable[[Path], None], idle: int = 4) -> None:
+        self.directory, self._mount, self._unmount, self._keep = directory, mount or _mount, unmount, idle
+        self._points: dict[Path, Path] = {}
+        self._users: dict[Path, int] = {}
+        self._idle: OrderedDict[Path, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._count = 0
 
-    def run_image(self, version: str) -> Path:
-        """The run image of this version, or of the newest when that one is gone."""
-        newest = stacks.current(self.settings.stacks)
-        if version and version != newest.version:
-            kept = newest.run.parent.parent / version / newest.run.name
-            if kept.exists():
-                return kept
-        return newest.run
+    def use(self, image: Path) -> Path:
+        """The directory at which ``image`` is mounted; call :meth:`done` once for each call of this."""
+        with self._lock:
+            if image not in self._points:
+                self._count += 1
+                point = self.directory / str(self._count)
+                point.mkdir()
+                try:
+                    self._mount(image, point)
+                except BaseException:
+                    point.rmdir()
+                    raise
+                self._points[image] = point
+            self._users[image] = self._users.get(image, 0) + 1
+            self._idle.pop(image, None)
+            return self._points[image]
 
-    def build_image(self) -> Path:
-        """The newest build stack."""
-        return stacks.current(self.settings.stacks).build
+    def done(self, image: Path) -> None:
+        """One user less."""
+        with self._lock:
+            self._users[image] -= 1
+            if self._users[image] == 0:
+                self._idle[image] = None
+            while len(self._idle) > self._keep:
+                self._drop(self._idle.popitem(last=False)[0])
 
-    def slug_image(self, digest: str) -> Path:
-        """A slug's image.
+    def close(self) -> None:
+        """Unmount everything."""
+        with self._lock:
+            for image in list(self._points):
+                self._drop(image)
 
-        Raises:
-            NotFound: it is not on this host.
-        """
-        path = self.store.path(digest)
-        if not path.exists():
-            raise NotFound(f"The slug {digest[:19]}… is not on this host; push the code again.")
-        return path
+    def _drop(self, image: Path) -> None:
+        point = self._points.pop(image)
+        self._users.pop(image, None)
+        self._unmount(point)
+        point.rmdir()

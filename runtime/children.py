@@ -1,0 +1,214 @@
+"""Processes that the runtime started, adopted, or inherited as their subreaper: start, wait, exit status, reaping.
+
+Waiting goes by pidfd: nothing polls, and nobody's child is reaped but one's own. ``waitpid(-1)`` is never called, because
+it would steal the exit status from asyncio's and subprocess's children; :func:`reap_orphans` says which it may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+_CATCHABLE = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_sessions: set[int] = set()
+"""Sessions of the OCI runtime's programs: what is left over in them is ours to reap."""
+
+
+def become_subreaper() -> None:
+    """Let containers, whose parent (the OCI runtime's program) ends at once, become this process's children."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def status_of(wait_status: int) -> int:
+    """A wait status as a shell shows it: 128 + signal for a signal."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return 128 - code if code < 0 else code
+
+
+def start_time(pid: int) -> int | None:
+    """When ``pid`` started, in clock ticks since boot: with the pid it names a process for ever. None when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
+class Process:
+    """A process known by its pidfd; :meth:`wait` gives its status.
+
+    Args:
+        pid: a child of this process, or (adopted) of another.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int | None] = self._loop.create_future()
+        self._attempts = 0
+        self._loop.add_reader(self._pidfd, self._readable)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.done()
+
+    async def wait(self) -> int | None:
+        """Its status as a shell gives it; None when the kernel does not tell (another's child, before Linux 6.15)."""
+        return await asyncio.shield(self._ended)
+
+    def send(self, number: int) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def forget(self) -> None:
+        """Stop watching it; it goes on."""
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _readable(self) -> None:
+        known, status = self._collect()
+        if not known:
+            # it has ended but its parent has not reaped it yet: the kernel tells us after that
+            self._loop.remove_reader(self._pidfd)
+            self._attempts += 1
+            self._loop.call_later(0.01, self._again)
+            return
+        self.forget()
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    def _again(self) -> None:
+        if self._pidfd >= 0:
+            self._readable()
+
+    def _collect(self) -> tuple[bool, int | None]:
+        try:
+            pid, wait_status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            status = exit_information(self._pidfd)
+            return status is not None or self._attempts >= 50 or not _has_exit_information(), status
+        return pid != 0, status_of(wait_status) if pid else None
+
+
+def exit_information(pidfd: int) -> int | None:
+    """The status of a reaped process, from its pidfd (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15)."""
+    info = bytearray(struct.pack("=Q56x", _PIDFD_INFO_EXIT))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    (mask,) = struct.unpack_from("=Q", info)
+    (code,) = struct.unpack_from("=i", info, 60)
+    return status_of(code) if mask & _PIDFD_INFO_EXIT else None
+
+
+def _has_exit_information() -> bool:
+    release = os.uname().release.split("-")[0].split(".")
+    return tuple(int(part) if part.isdigit() else 0 for part in release[:2]) >= (6, 15)
+
+
+def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
+    """Start a program in a session of its own, by vfork as posix_spawn does it; no descriptor but ``stdio`` reaches it.
+
+    Args:
+        argv: the program's path and arguments.
+        stdio: what becomes descriptors 0, 1 and 2.
+
+    Returns:
+        its pid.
+    """
+    # clear of 0..2, so that no dup2 overwrites another's source
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio]
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
+        # Python ignores SIGPIPE, and an ignored signal stays ignored across exec: an app would inherit that
+        pid = os.posix_spawn(argv[0], list(argv), env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_CATCHABLE)
+    finally:
+        for fd in high:
+            os.close(fd)
+    _sessions.add(pid)
+    return pid
+
+
+def forget_session(pid: int) -> None:
+    """Nothing of the program's session is left to look after."""
+    _sessions.discard(pid)
+
+
+def reap_orphans(known: set[int]) -> list[int]:
+    """Reap children that nobody waits for: container processes and remains of the OCI runtime, inherited as subreaper.
+
+    A process that lives in a nested pid namespace cannot have been started by asyncio or subprocess here, nor one whose
+    session is that of a program that :func:`spawn` started; all others belong to whoever started them.
+
+    Args:
+        known: pids that are watched elsewhere.
+
+    Returns:
+        the pids that were reaped.
+    """
+    reaped = []
+    for pid in _children() - known:
+        if not (_nested(pid) or _session(pid) in _sessions):
+            continue
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                reaped.append(pid)
+        except OSError as error:
+            if error.errno != errno.ECHILD:
+                raise
+    return reaped
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.update(int(word) for word in (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def _nested(pid: int) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        own = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return False
+    return _levels(lines) > _levels(own)
+
+
+def _levels(status: list[str]) -> int:
+    return next((len(line.split()) - 1 for line in status if line.startswith("NSpid:")), 1)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1

@@ -1,0 +1,820 @@
+"""The container driver: a dyno is an OCI container, started by crun (or runc) and from then on looked after without it.
+
+The program that starts a container ends as soon as the container runs. What keeps the dyno is the kernel alone: its init
+is watched by pidfd, limits and numbers are files of its cgroup, and its file system lives as long as its processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import socket
+import struct
+import termios
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, TypeVar
+
+from foundation.errors import DavitError
+from foundation.settings import Settings
+from runtime import cgroups, children, firewall, mounts, oci, userns
+from runtime.children import Process
+from runtime.driver import Bind, DynoSpec, Exit, Limits, Listener, Stats
+from runtime.dynodir import DynoDirectory, Record, boot_id
+from runtime.images import Images, Mounter
+from runtime.instance import Instance
+from runtime.network import Network
+from runtime.ociruntime import OciRuntime, choose
+from runtime.proctcp import listeners
+from runtime.slots import Pool, Slot
+
+log = logging.getLogger("runtime")
+_T = TypeVar("_T")
+
+WARM_DISK = 1 << 30
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TICK = 5.0
+_LOGS_PATIENCE = 600 / _TICK  # ticks that output waits for a `logs` process that is not there
+
+
+class StartFailed(DavitError):
+    """A dyno could not be started."""
+
+    id, status = "dyno_start_failed", 500
+
+
+@dataclass
+class _Prepared:
+    """A dyno on its way: what has been made for it so far."""
+
+    spec: DynoSpec
+    slot: Slot
+    directory: DynoDirectory
+    work: Path
+    record: Record
+    images: list[Path] = field(default_factory=list)
+    mounted: list[Path] = field(default_factory=list)
+    stdio: tuple[int, int, int] | None = None
+    fifos: list[int] = field(default_factory=list)
+    upper_fd: int = -1
+    root_fd: int = -1
+    console: socket.socket | None = None
+
+
+class ContainerDyno:
+    """A running (or just ended) container; see :class:`runtime.driver.RunningDyno`.
+
+    Attributes:
+        root: the merged file system, through a descriptor of this process; valid until :meth:`remove`.
+        upper: its writable layer, likewise; of an adopted dyno None.
+    """
+
+    def __init__(self, driver: ContainerDriver, record: Record, process: Process | None) -> None:
+        self._driver, self.record, self._process = driver, record, process
+        self.spec_id, self.slot, self.pid = record.id, record.slot, record.pid or 0
+        self.address = driver.instance.address(record.slot) if record.network else None
+        self.terminal_fd: int | None = None
+        self.cgroup = cgroups.Cgroup(record.cgroup)
+        self.root_fd, self.upper_fd = -1, -1
+        self.images: list[Path] = []
+        self.fifos: list[int] = []
+        self._oom_fd: int | None = None
+        self._out_of_memory = False
+        self._exit: asyncio.Task[Exit] = asyncio.get_running_loop().create_task(self._watch())
+        self._removing: asyncio.Task[None] | None = None
+
+    @property
+    def root(self) -> Path:
+        """The merged file system."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.root_fd}") if self.root_fd >= 0 else Path(f"/proc/{self.pid}/root")
+
+    @property
+    def upper(self) -> Path | None:
+        """The writable layer."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.upper_fd}") if self.upper_fd >= 0 else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its command has ended."""
+        return self._process is None or self._process.ended
+
+    async def _watch(self) -> Exit:
+        self._watch_memory()
+        status = await self._process.wait() if self._process else None
+        if self._oom_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._oom_fd)
+            os.close(self._oom_fd)
+            self._oom_fd = None
+        ooms = self.cgroup.ooms()
+        return Exit(status, oom=self._out_of_memory or (ooms > 0 and status in (None, 128 + SIGKILL)))
+
+    def _watch_memory(self) -> None:
+        """A dyno whose memory ran out ends as a whole, as on Heroku: what is left of it would be a riddle, not an app."""
+        if self._process is None:
+            return
+        self._oom_fd = self.cgroup.oom_event()
+        if self._oom_fd is not None:
+            asyncio.get_running_loop().add_reader(self._oom_fd, self._memory_ran_out)
+
+    def _memory_ran_out(self) -> None:
+        with suppress(OSError):
+            os.read(self._oom_fd or -1, 8)
+        if self.cgroup.ooms() and self._process:
+            self._out_of_memory = True
+            self._process.send(SIGKILL)
+
+    async def wait(self) -> Exit:
+        """How it ended, when it has."""
+        return await asyncio.shield(self._exit)
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        """Send a signal to its command through the init, or to all its processes but the init."""
+        if self.ended or self._process is None:
+            return
+        others = [pid for pid in self.cgroup.pids() if pid != self.pid] if everyone and number != SIGKILL else []
+        if not others:
+            self._process.send(number)  # SIGKILL to the init of a pid namespace ends everything in it
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def resize_terminal(self, rows: int, columns: int) -> None:
+        """Tell its terminal the new size."""
+        if self.terminal_fd is not None:
+            _resize(self.terminal_fd, rows, columns)
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        terminal: tuple[int, int] | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> ExecutedCommand:
+        """Run a further command inside it; see :class:`runtime.driver.RunningDyno`.
+
+        Raises:
+            StartFailed: it has ended, or the command cannot be found in it.
+        """
+        if self.ended:
+            raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
+        return await self._driver.execute(self, command, env, terminal, stdio)
+
+    async def update(self, limits: Limits) -> None:
+        """Change its limits while it runs (the size of its file system stays)."""
+        await self._driver.in_thread(self.cgroup.update, limits)
+
+    def listeners(self) -> list[Listener]:
+        """Its listening TCP sockets."""
+        return listeners(self.pid)
+
+    def stats(self) -> Stats:
+        """What it uses now."""
+        group = self.cgroup
+        return Stats(group.memory(), self._disk(), group.cpu(), group.tasks(), group.ooms())
+
+    def _disk(self) -> int:
+        try:
+            figures = os.statvfs(self.root)
+        except OSError:
+            return 0
+        return 0 if figures.f_flag & os.ST_RDONLY else (figures.f_blocks - figures.f_bfree) * figures.f_frsize
+
+    async def remove(self) -> None:
+        """End it if it still runs, and take everything away that was made for it; idempotent."""
+        if self._removing is None:
+            self._removing = asyncio.get_running_loop().create_task(self._remove())
+        await asyncio.shield(self._removing)
+
+    async def _remove(self) -> None:
+        if not self.ended:
+            await self.signal(SIGKILL, everyone=True)
+        await self.wait()
+        await self._driver.take_away(self)
+
+    def let_go(self) -> None:
+        """Forget it without ending it: descriptors are closed, nothing else changes."""
+        if self._process is not None:
+            self._process.forget()
+        self._exit.cancel()
+        if self._oom_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._oom_fd)
+        for fd in (self.root_fd, self.upper_fd, *self.fifos, self.terminal_fd, self._oom_fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.root_fd = self.upper_fd = -1
+        self.fifos, self.terminal_fd, self._oom_fd = [], None, None
+
+
+class ExecutedCommand:
+    """A further command in a dyno."""
+
+    def __init__(self, dyno: ContainerDyno, process: Process, terminal_fd: int | None) -> None:
+        self._dyno, self._process, self.terminal_fd = dyno, process, terminal_fd
+        self.spec_id, self.slot, self.address, self.pid = dyno.spec_id, dyno.slot, dyno.address, process.pid
+
+    async def wait(self) -> Exit:
+        """How it ended, when it has."""
+        return Exit(await self._process.wait())
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        """Send it a signal (``everyone``: to its process group as well)."""
+        if everyone and not self._process.ended:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(os.getpgid(self.pid), number)
+        self._process.send(number)
+
+    async def resize_terminal(self, rows: int, columns: int) -> None:
+        """Tell its terminal the new size."""
+        if self.terminal_fd is not None:
+            _resize(self.terminal_fd, rows, columns)
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        terminal: tuple[int, int] | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> ExecutedCommand:
+        """Run yet another command in the dyno."""
+        return await self._dyno.exec(command, env, terminal=terminal, stdio=stdio)
+
+    async def update(self, limits: Limits) -> None:
+        """The dyno's limits."""
+        await self._dyno.update(limits)
+
+    def listeners(self) -> list[Listener]:
+        """The dyno's."""
+        return self._dyno.listeners()
+
+    def stats(self) -> Stats:
+        """The dyno's."""
+        return self._dyno.stats()
+
+    async def remove(self) -> None:
+        """End it; the dyno goes on."""
+        await self.signal(SIGKILL)
+        await self._process.wait()
+        self._dyno._driver.forget(self.pid)
+        if self.terminal_fd is not None:
+            os.close(self.terminal_fd)
+            self.terminal_fd = None
+
+
+class ContainerDriver:
+    """See :class:`runtime.driver.Driver`.
+
+    Args:
+        settings: DAVIT_HOME and the router's addresses.
+        instance: a claimed instance; :meth:`close` lets it go.
+        mount_image: mounts a stack or slug image at a directory; :func:`slugs.image.mount` by default.
+        warm: slots kept ready for the next starts.
+        environ: the host's environment, for its proxies.
+        oci_runtime: the name of the OCI runtime to use; the first that works by default.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        instance: Instance,
+        *,
+        mount_image: Mounter | None = None,
+        warm: int = 4,
+        environ: Mapping[str, str] | None = None,
+        oci_runtime: str | None = None,
+    ) -> None:
+        self.settings, self.instance = settings, instance
+        self.dynos = settings.run / "dynos"
+        self.work = instance.directory / "work"
+        self._environ = os.environ if environ is None else environ
+        self._warm, self._wanted_runtime = warm, oci_runtime
+        self.network = Network(instance)
+        self.images = Images(self.work / "images", mount_image, mounts.unmount)
+        self.running: dict[str, ContainerDyno] = {}
+        self._threads = ThreadPoolExecutor(4, "driver")
+        self._watched: set[int] = set()
+        self._emptying: dict[Path, tuple[list[int], float]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._policy: firewall.Policy | None = None
+        self._surveyed: list[tuple[Record, bool]] = []
+        self._open = False
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Prepare the host; idempotent. See :class:`runtime.driver.Driver`.
+
+        Raises:
+            DavitError: the kernel, the network or the firewall does not allow it; the sentence says what to do.
+        """
+        if self._open:
+            return
+        mounts.isolate()
+        children.become_subreaper()
+        _raise_descriptor_limit()
+        await self.in_thread(self._prepare_host)
+        records = await self.in_thread(self._survey)
+        used = {record.slot for record, alive in records if alive}
+        await self.in_thread(self._sweep, {record.id for record, alive in records if alive}, used)
+        self._surveyed = records
+        self.pool = Pool(self.instance, self.network, self.settings.run, self.work / "slots", self._warm, WARM_DISK)
+        await self.pool.open(used)
+        self._keep(self._maintain())
+        self._open = True
+
+    def _prepare_host(self) -> None:
+        for path in (self.settings.run, self.dynos):
+            path.mkdir(parents=True, exist_ok=True)
+        owner = self.settings.home.stat()
+        for path in (self.settings.run, self.dynos):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        self.instance.directory.mkdir(parents=True, exist_ok=True)
+        self.instance.directory.chmod(0o711)  # containers' binds are looked up by their own, unprivileged root
+        for name, mode in (("crun", 0o700), ("etc", 0o711), ("work", 0o711)):
+            (self.instance.directory / name).mkdir(exist_ok=True)
+            (self.instance.directory / name).chmod(mode)
+        mounts.tmpfs(self.work, "mode=0711")
+        for name in ("images", "slots", "dynos"):
+            (self.work / name).mkdir(mode=0o711)
+        cgroups.prepare(self.instance.cgroup)
+        self.network.open()
+        self._apply_policy()
+        states, trial = self.instance.directory / "crun", self.work / "probe"
+        self.oci: OciRuntime = choose(states, trial, self.instance.cgroup, self._wanted_runtime)
+
+    def _apply_policy(self) -> None:
+        """Firewall and resolv.conf as the host's networks and resolvers are now."""
+        policy = firewall.policy(self.settings, self._environ, self.network.local_networks())
+        if policy == self._policy:
+            return
+        firewall.apply(self.instance, policy)
+        try:
+            host = Path("/etc/resolv.conf").read_text()
+        except OSError:
+            host = ""
+        # written in place: live dynos have this very file bound
+        self.resolv_conf.write_text(firewall.resolv_conf(host, policy.resolvers))
+        self.resolv_conf.chmod(0o644)
+        if not policy.resolvers:
+            log.warning("no name server that dynos could reach is known; see /etc/resolv.conf")
+        self._policy = policy
+
+    @property
+    def resolv_conf(self) -> Path:
+        """The dynos' resolv.conf, on the host's file system so that it outlives this process."""
+        return self.instance.directory / "etc" / "resolv.conf"
+
+    def _survey(self) -> list[tuple[Record, bool]]:
+        """What earlier runtime processes left in run/dynos: records, and whether the dyno lives."""
+        found = []
+        boot = boot_id()
+        for path in self.dynos.iterdir():
+            directory = DynoDirectory(path)
+            record = directory.read()
+            if record is None or record.boot != boot or (path / "ended").exists():
+                self._leave_to_logs(directory, record is not None and record.boot == boot)
+                continue
+            found.append((record, self._lives(record)))
+        return found
+
+    def _lives(self, record: Record) -> bool:
+        if record.pid is None or not cgroups.Cgroup(record.cgroup).holds(record.pid):
+            return False
+        return record.started in (None, children.start_time(record.pid))
+
+    def _sweep(self, alive: set[str], used: set[int]) -> None:
+        """Remove what belongs to no living dyno: cgroups with whatever is in them, containers' states, cables."""
+        for top in cgroups.layout().directories(self.instance.cgroup):
+            for app in top.iterdir():
+                for dyno in app.iterdir() if app.is_dir() else ():
+                    if dyno.is_dir() and dyno.name not in alive:
+                        group = cgroups.Cgroup(f"{self.instance.cgroup}/{app.name}/{dyno.name}")
+                        group.kill()
+                        group.remove()
+        for state in self.oci.root.iterdir():
+            if state.name not in alive:
+                shutil.rmtree(state, ignore_errors=True)
+        for slot in self.network.cables() - used:
+            self.network.disconnect(slot)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: DynoSpec) -> ContainerDyno:
+        """Start a dyno; see :class:`runtime.driver.Driver`.
+
+        Raises:
+            StartFailed: the container could not be started; nothing is left behind.
+        """
+        if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
+            raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
+        # a caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed
+        starting = self._keep(self._start(spec))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._remove_unwanted)
+            raise
+
+    def _remove_unwanted(self, started: asyncio.Task[ContainerDyno]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self._keep(started.result().remove())
+
+    async def _start(self, spec: DynoSpec) -> ContainerDyno:
+        slot = await self.pool.take(spec.limits.disk)
+        prepared = self._plan(spec, slot)
+        try:
+            await self.in_thread(self._prepare, prepared)
+            await self._run_container(prepared)
+            dyno = self._running(prepared)
+        except BaseException as error:
+            await self._undo(prepared)
+            if isinstance(error, OSError):
+                raise StartFailed(f"The dyno {spec.name} could not be started: {error.strerror or error}.") from error
+            raise
+        self._keep(self.in_thread(self._tidy, prepared))
+        return dyno
+
+    def _plan(self, spec: DynoSpec, slot: Slot) -> _Prepared:
+        cgroup = f"{self.instance.cgroup}/{spec.app_id}/{spec.id}"
+        fifos = spec.terminal is None and spec.stdio is None
+        record = Record(spec.id, spec.app_id, spec.name, slot.number, cgroup, boot_id(), network=spec.network, fifos=fifos)
+        return _Prepared(spec, slot, DynoDirectory(self.dynos / spec.id), self.work / "dynos" / spec.id, record)
+
+    def _prepare(self, plan: _Prepared) -> None:
+        """Files, mounts, configuration."""
+        plan.directory.create(plan.record)
+        plan.work.mkdir(mode=0o711)
+        self._mount_root(plan)
+        binds = self._bind_sources(plan)
+        self._open_stdio(plan)
+        self._write_bundle(plan, binds)
+
+    def _mount_root(self, plan: _Prepared) -> None:
+        spec, slot = plan.spec, plan.slot
+        lower = []
+        for name, image in (("slug", spec.slug), ("stack", spec.stack)):
+            if image is not None:
+                source = self.images.use(image)
+                plan.images.append(image)
+                layer = self._point(plan, name)
+                mounts.idmapped(source, layer, slot.userns)
+                lower.append(layer)
+        upper, work = slot.scratch / "upper", slot.scratch / "work"
+        root = self._point(plan, "rootfs")
+        if spec.readonly:
+            if len(lower) == 1:
+                mounts.idmapped(self.images.use(spec.stack), root, slot.userns)
+                self.images.done(spec.stack)
+            else:
+                mounts.overlay_readonly(root, lower)
+            return
+        if spec.slug is None:
+            (upper / "app").mkdir(mode=0o755)
+            os.chown(upper / "app", slot.uid_base + oci.USER, slot.uid_base + oci.USER)
+        mounts.overlay(root, lower, upper, work)
+        plan.upper_fd = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _point(self, plan: _Prepared, name: str) -> Path:
+        point = plan.work / name
+        point.mkdir(mode=0o755)
+        plan.mounted.append(point)
+        return point
+
+    def _bind_sources(self, plan: _Prepared) -> list[oci.Mounted]:
+        spec = plan.spec
+        hosts = plan.work / "hosts"
+        try:
+            known = Path("/etc/hosts").read_text()
+        except OSError:
+            known = ""
+        hosts.write_text(oci.hosts_file(known, spec.name, plan.slot.address if spec.network else None))
+        hosts.chmod(0o644)
+        binds = [
+            oci.Mounted(str(self.oci.init), oci.INIT),
+            oci.Mounted(str(self.resolv_conf), "/etc/resolv.conf", executable=False),
+            oci.Mounted(str(hosts), "/etc/hosts", executable=False),
+        ]
+        if _CERTIFICATES.exists():
+            binds.append(oci.Mounted(os.path.realpath(_CERTIFICATES), str(_CERTIFICATES), executable=False))
+        for number, bind in enumerate(spec.binds):
+            binds.append(oci.Mounted(str(self._shifted(plan, number, bind)), bind.target, bind.writable))
+        return binds
+
+    def _shifted(self, plan: _Prepared, number: int, bind: Bind) -> Path:
+        """``bind``'s source with its owner shown as the dyno's user."""
+        facts = bind.source.stat()
+        user = plan.slot.uid_base + oci.USER
+        target = plan.work / f"bind{number}"
+        if bind.source.is_dir():
+            target.mkdir()
+        else:
+            target.touch()
+        plan.mounted.append(target)
+        namespace = userns.mapped(f"{facts.st_uid} {user} 1", f"{facts.st_gid} {user} 1")
+        try:
+            mounts.idmapped(bind.source, target, namespace, readonly=not bind.writable)
+        finally:
+            os.close(namespace)
+        return target
+
+    def _open_stdio(self, plan: _Prepared) -> None:
+        if plan.record.fifos:
+            plan.fifos = list(plan.directory.make_fifos(plan.slot.uid_base + oci.USER))
+            plan.stdio = (_null(), plan.fifos[0], plan.fifos[1])
+        elif plan.spec.stdio is not None:
+            plan.stdio = plan.spec.stdio
+        else:
+            plan.stdio = (_null(), _null(), _null())
+            plan.console = _console(plan.work / "console")
+
+    def _write_bundle(self, plan: _Prepared, binds: Sequence[oci.Mounted]) -> None:
+        spec = plan.spec
+        config = oci.compose(
+            oci.Container(
+                rootfs=str(plan.work / "rootfs"),
+                hostname=spec.name,
+                command=spec.command,
+                env=spec.env,
+                limits=spec.limits,
+                uid_base=plan.slot.uid_base,
+                cgroup=plan.record.cgroup,
+                network=f"/proc/{os.getpid()}/fd/{plan.slot.netns}" if spec.network else None,
+                binds=binds,
+                terminal=spec.terminal,
+                readonly=spec.readonly,
+                features=self.oci.features,
+            )
+        )
+        bundle = plan.work / "bundle"
+        bundle.mkdir(mode=0o700)
+        (bundle / "config.json").write_text(json.dumps(config))
+
+    async def _run_container(self, plan: _Prepared) -> None:
+        assert plan.stdio is not None
+        work, console = plan.work, plan.work / "console" if plan.console is not None else None
+        argv = self.oci.run_argv(plan.spec.id, work / "bundle", plan.directory.pid_file, console, work / "log")
+        status = await self._run_program(argv, plan.stdio)
+        if status != 0:
+            raise StartFailed(f"The dyno {plan.spec.name} could not be started: {self.oci.reason(plan.work / 'log')}")
+
+    async def _run_program(self, argv: Sequence[str], stdio: Sequence[int]) -> int | None:
+        pid = await self.in_thread(children.spawn, argv, stdio, self.oci.environment)
+        self._watched.add(pid)
+        try:
+            return await Process(pid).wait()
+        finally:
+            self._watched.discard(pid)
+            children.forget_session(pid)
+
+    def _running(self, plan: _Prepared) -> ContainerDyno:
+        pid = int(plan.directory.pid_file.read_text())
+        self._watched.add(pid)
+        plan.record = Record(**{**vars(plan.record), "pid": pid, "started": children.start_time(pid)})
+        dyno = ContainerDyno(self, plan.record, Process(pid))
+        if plan.console is not None:
+            dyno.terminal_fd = _receive_terminal(plan.console)
+            _resize(dyno.terminal_fd, *(plan.spec.terminal or (24, 80)))
+        plan.root_fd = mounts.detached(plan.work / "rootfs")
+        dyno.root_fd, dyno.upper_fd = plan.root_fd, plan.upper_fd
+        dyno.images, dyno.fifos = plan.images, plan.fifos
+        self.running[plan.spec.id] = dyno
+        return dyno
+
+    def _tidy(self, plan: _Prepared) -> None:
+        """After the start, off its path: the dyno keeps what it needs, and no secret stays in a file."""
+        with suppress(FileNotFoundError):
+            plan.directory.write(plan.record)
+        self.oci.scrub(plan.spec.id)
+        self._close_plan(plan)
+
+    def _close_plan(self, plan: _Prepared) -> None:
+        for point in reversed(plan.mounted):
+            mounts.unmount(point)
+        shutil.rmtree(plan.work, ignore_errors=True)
+        plan.slot.close()
+        if plan.console is not None:
+            plan.console.close()
+        if plan.stdio is not None and plan.spec.stdio is None:
+            for fd in set(plan.stdio) - set(plan.fifos):
+                os.close(fd)
+
+    async def _undo(self, plan: _Prepared) -> None:
+        def undo() -> None:
+            group = cgroups.Cgroup(plan.record.cgroup)
+            group.kill()
+            for fd in (plan.root_fd, plan.upper_fd, *plan.fifos):
+                if fd >= 0:
+                    os.close(fd)
+            self._close_plan(plan)
+            group.remove()
+            self.oci.forget(plan.spec.id)
+            for image in plan.images:
+                self.images.done(image)
+            plan.directory.remove()
+
+        await self.in_thread(undo)
+        self.pool.free(plan.slot.number)
+
+    async def execute(
+        self,
+        dyno: ContainerDyno,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        terminal: tuple[int, int] | None,
+        stdio: tuple[int, int, int] | None,
+    ) -> ExecutedCommand:
+        """Run a further command in ``dyno``: see :meth:`ContainerDyno.exec`."""
+        work = self.work / f"exec-{os.urandom(8).hex()}"
+        work.mkdir(mode=0o700)
+        console = _console(work / "console") if terminal is not None else None
+        null = _null()
+        try:
+            (work / "process.json").write_text(json.dumps(oci.process(command, env, terminal, self.oci.features)))
+            argv = self.oci.exec_argv(dyno.spec_id, work, console is not None)
+            status = await self._run_program(argv, stdio if stdio is not None and console is None else (null, null, null))
+            if status != 0:
+                raise StartFailed(f"The command could not be started in {dyno.record.name}: {self.oci.reason(work / 'log')}")
+            pid = int((work / "pid").read_text())
+            self._watched.add(pid)
+            master = _receive_terminal(console) if console is not None else None
+            if master is not None and terminal is not None:
+                _resize(master, *terminal)
+            return ExecutedCommand(dyno, Process(pid), master)
+        finally:
+            os.close(null)
+            if console is not None:
+                console.close()
+            shutil.rmtree(work, ignore_errors=True)
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    async def take_away(self, dyno: ContainerDyno) -> None:
+        """Remove everything that was made for ``dyno``, which has ended."""
+
+        def away() -> None:
+            for fd in (dyno.root_fd, dyno.upper_fd):
+                if fd >= 0:
+                    os.close(fd)
+            if not dyno.cgroup.remove():
+                log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
+            self.oci.forget(dyno.spec_id)
+            for image in dyno.images:
+                self.images.done(image)
+
+        await self.in_thread(away)
+        dyno.root_fd = dyno.upper_fd = -1
+        if dyno.terminal_fd is not None:
+            os.close(dyno.terminal_fd)
+            dyno.terminal_fd = None
+        self.forget(dyno.pid)
+        self.running.pop(dyno.spec_id, None)
+        self.pool.free(dyno.slot)
+        self._leave_to_logs(DynoDirectory(self.dynos / dyno.spec_id), dyno.record.fifos, dyno.fifos)
+        dyno.fifos = []
+
+    def _leave_to_logs(self, directory: DynoDirectory, fifos: bool, held: Sequence[int] = ()) -> None:
+        """The last lines wait in the FIFOs, which exist only while somebody has them open, until `logs` has read them."""
+        if not fifos or directory.read_out:
+            for fd in held:
+                os.close(fd)
+            directory.remove()
+            return
+        directory.end()
+        self._emptying[directory.path] = (list(held) or directory.open_fifos(), 0)
+
+    def _clear_read_out(self) -> None:
+        for path, (held, ticks) in list(self._emptying.items()):
+            directory = DynoDirectory(path)
+            if directory.read_out or ticks > _LOGS_PATIENCE:
+                self._close_directory(path)
+            else:
+                self._emptying[path] = (held, ticks + 1)
+
+    def _close_directory(self, path: Path) -> None:
+        for fd in self._emptying.pop(path)[0]:
+            os.close(fd)
+        DynoDirectory(path).remove()
+
+    def forget(self, pid: int) -> None:
+        """``pid`` is watched no longer."""
+        self._watched.discard(pid)
+
+    # -- finding again, closing ------------------------------------------------------------------------------------
+
+    async def adopt(self) -> list[ContainerDyno]:
+        """The dynos that an earlier runtime process started; see :class:`runtime.driver.Driver`."""
+        adopted = []
+        for record, alive in self._surveyed:
+            process = None
+            if alive and record.pid is not None:
+                try:
+                    process = Process(record.pid)
+                except ProcessLookupError:
+                    process = None
+            dyno = ContainerDyno(self, record, process)
+            if record.fifos:
+                dyno.fifos = DynoDirectory(self.dynos / record.id).open_fifos()
+            self.running[record.id] = dyno
+            adopted.append(dyno)
+        self._surveyed = []
+        return adopted
+
+    async def _maintain(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            self._clear_read_out()
+            try:
+                children.reap_orphans(self._watched)
+                await self.in_thread(self._apply_policy)
+            except (DavitError, OSError) as error:
+                log.warning("maintenance failed: %s", error)
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Let go of everything; see :class:`runtime.driver.Driver`."""
+        if stop_dynos:
+            await self.adopt()
+            await asyncio.gather(*(dyno.remove() for dyno in list(self.running.values())), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for dyno in self.running.values():
+            dyno.let_go()
+        if self._open:
+            await self.pool.close()
+        for path in list(self._emptying):
+            if stop_dynos:
+                self._close_directory(path)
+        await self.in_thread(self._close_host, stop_dynos)
+        self._threads.shutdown()
+        self._open = False
+
+    def _close_host(self, remove: bool) -> None:
+        self.images.close()
+        mounts.unmount(self.work)
+        if remove:
+            firewall.remove(self.instance)
+            self.network.remove()
+            cgroups.remove_tree(self.instance.cgroup)
+            shutil.rmtree(self.instance.directory, ignore_errors=True)
+        self.network.close()
+        if remove:
+            self.instance.release()
+        else:
+            self.instance.let_go()
+
+    # -- threads and tasks -----------------------------------------------------------------------------------------
+
+    async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Run blocking work beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    def _keep(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task: asyncio.Task[_T] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _null() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _console(path: Path) -> socket.socket:
+    """Where the OCI runtime sends the terminal's descriptor before the command begins."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(str(path))
+    listener.listen(1)
+    listener.settimeout(5)
+    return listener
+
+
+def _receive_terminal(listener: socket.socket) -> int:
+    connection, _ = listener.accept()
+    with connection:
+        _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+    if not fds:
+        raise StartFailed("The container's terminal did not arrive.")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _resize(terminal: int, rows: int, columns: int) -> None:
+    with suppress(OSError):
+        ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

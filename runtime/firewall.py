@@ -1,0 +1,221 @@
+"""What dynos may reach: one nftables table per instance (and one for the bridge's ports), composed as text, replaced at once.
+
+An app reaches the internet and DNS; it reaches no other app, not this host, no private or link-local network (cloud metadata
+included), and none of the networks that this host is connected to. The router reaches apps: it speaks from the host itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from foundation import programs
+from foundation.errors import DavitError
+from foundation.settings import Address, Settings
+from runtime.instance import SLOTS, Instance
+
+PRIVATE = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
+    "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+)  # fmt: skip
+"""IANA's special-purpose registry (RFC 6890): not the internet."""
+
+_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+
+
+class FirewallFailed(DavitError):
+    """The firewall could not be put in force; without it no dyno is started."""
+
+    id, status = "firewall_failed", 500
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the rules depend on besides the instance.
+
+    Attributes:
+        resolvers: IPv4 addresses that may be asked for names.
+        proxies: further (address, port) pairs that are allowed though private: the host's own HTTP proxy.
+        local: networks that this host is connected to.
+        router: (address or None for every address, port) at which apps may call each other by public name.
+    """
+
+    resolvers: Sequence[str] = ()
+    proxies: Sequence[tuple[str, int]] = ()
+    local: Sequence[str] = ()
+    router: Sequence[tuple[str | None, int]] = field(default_factory=tuple)
+
+
+def ruleset(instance: Instance, policy: Policy) -> str:
+    """The text that replaces the instance's table in one transaction; pure."""
+    t, br, net = instance.table, instance.bridge, str(instance.network)
+    blocked = ", ".join(collapse([*PRIVATE, *policy.local, net]))
+    dns = _set_rules("ip daddr", policy.resolvers, "{} meta l4proto {{ tcp, udp }} th dport 53 accept")
+    proxies = "".join(f"    ip daddr {address} tcp dport {port} accept\n" for address, port in policy.proxies)
+    doors = (f"ip daddr {address} tcp dport {port}" if address else f"tcp dport {port}" for address, port in policy.router)
+    router = "".join(f"    {door} accept\n" for door in doors)
+    return f"""\
+table inet {t}
+delete table inet {t}
+table inet {t} {{
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname != "{br}" oifname != "{br}" return
+    iifname "{br}" oifname "{br}" drop
+    oifname "{br}" ct state established,related accept
+    oifname "{br}" drop
+    meta nfproto != ipv4 drop
+    ip saddr != {net} drop
+    ct state invalid drop
+    ct state established,related accept
+{dns}{proxies}    ip daddr {{ {blocked} }} reject with icmpx admin-prohibited
+    tcp dport 25 reject with icmpx admin-prohibited
+    accept
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != "{br}" return
+    meta nfproto != ipv4 drop
+    ip saddr != {net} drop
+    ct state established,related accept
+{dns}{proxies}{router}    reject with icmpx admin-prohibited
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {net} oifname != "{br}" masquerade
+  }}
+}}
+"""
+
+
+def port_ruleset(instance: Instance) -> str:
+    """Which address may speak on which port of the bridge: a dyno cannot take another's, whatever runs in it; pure."""
+    t = instance.table
+    ports = ", ".join(f'"{instance.veth(slot)}" . {instance.address(slot)}' for slot in SLOTS)
+    return f"""\
+table bridge {t}
+delete table bridge {t}
+table bridge {t} {{
+  set ports {{
+    type ifname . ipv4_addr
+    elements = {{ {ports} }}
+  }}
+  chain prerouting {{
+    type filter hook prerouting priority -300; policy accept;
+    iifname != "{instance.veth(0)[:-1]}*" return
+    ether type ip iifname . ip saddr @ports accept
+    ether type arp iifname . arp saddr ip @ports accept
+    drop
+  }}
+}}
+"""
+
+
+def _set_rules(match: str, addresses: Iterable[str], rule: str) -> str:
+    joined = ", ".join(sorted(set(addresses)))
+    return f"    {rule.format(f'{match} {{ {joined} }}')}\n" if joined else ""
+
+
+def collapse(networks: Iterable[str]) -> list[str]:
+    """The networks without overlaps, which a set of nftables must not have."""
+    parsed = (ipaddress.IPv4Network(network, strict=False) for network in networks)
+    return [str(network) for network in ipaddress.collapse_addresses(parsed)]
+
+
+def parse_resolvers(text: str) -> list[str]:
+    """The IPv4 name servers of a resolv.conf."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append(str(ipaddress.IPv4Address(words[1])))
+            except ValueError:
+                continue  # IPv6: dynos have none
+    return found
+
+
+def resolvers(files: Sequence[Path] = _RESOLV_CONF) -> list[str]:
+    """The name servers that dynos can ask: the host's, or those behind its loopback resolver."""
+    for file in files:
+        try:
+            found = parse_resolvers(file.read_text())
+        except OSError:
+            continue
+        usable = [address for address in found if not ipaddress.IPv4Address(address).is_loopback]
+        if usable:
+            return usable
+    return []
+
+
+def resolv_conf(host: str, servers: Sequence[str]) -> str:
+    """A dyno's resolv.conf: the host's search list and options with the name servers that the dyno can reach; pure."""
+    kept = [line for line in host.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
+    return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])
+
+
+def proxies(environ: Mapping[str, str]) -> list[tuple[str, int]]:
+    """The IPv4 addresses and ports of the host's HTTP proxies, as its environment names them (by address)."""
+    found = []
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        value = environ.get(name)
+        if not value:
+            continue
+        try:
+            parts = urlsplit(value if "://" in value else f"http://{value}")
+            address = ipaddress.IPv4Address(parts.hostname or "")
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            continue
+        if not address.is_loopback and (str(address), port) not in found:
+            found.append((str(address), port))
+    return found
+
+
+def router_doors(addresses: Iterable[Address | None]) -> list[tuple[str | None, int]]:
+    """Where apps may reach the router: nowhere while it listens on the loopback only."""
+    doors: list[tuple[str | None, int]] = []
+    for address in addresses:
+        if address is None:
+            continue
+        if address.host in ("0.0.0.0", "::", "", "*"):
+            doors.append((None, address.port))
+            continue
+        try:
+            ip = ipaddress.ip_address(address.host)
+        except ValueError:
+            continue
+        if ip.version == 4 and not ip.is_loopback:
+            doors.append((str(ip), address.port))
+    return doors
+
+
+def policy(settings: Settings, environ: Mapping[str, str], local: Sequence[str]) -> Policy:
+    """The policy of this host now."""
+    return Policy(resolvers(), proxies(environ), local, router_doors([settings.http, settings.https]))
+
+
+def apply(instance: Instance, rules: Policy) -> None:
+    """Put the rules in force, replacing earlier ones in one transaction.
+
+    Raises:
+        FirewallFailed: nft refuses; what was in force stays in force.
+    """
+    try:
+        programs.run(["nft", "-f", "-"], input=ruleset(instance, rules).encode())
+        programs.run(["nft", "-f", "-"], input=port_ruleset(instance).encode())
+    except programs.ProgramFailed as failure:
+        reason = failure.stderr.strip().splitlines()[0] if failure.stderr.strip() else failure.message
+        raise FirewallFailed(
+            f"The firewall for dynos could not be put in force: {reason}. `davit doctor` checks nftables."
+        ) from None
+
+
+def remove(instance: Instance) -> None:
+    """Take the instance's tables away; no error when there are none."""
+    for family in ("inet", "bridge"):
+        text = f"table {family} {instance.table}\ndelete table {family} {instance.table}\n"
+        programs.run(["nft", "-f", "-"], input=text.encode(), check=False)

@@ -1,0 +1,233 @@
+"""The dynos' network: one bridge per instance, and for each slot a network namespace with one cable to it.
+
+A namespace is kept as a descriptor, not as a name under /run/netns: when the runtime is killed, those without a dyno
+vanish with it and those with a dyno live exactly as long as the dyno does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from foundation.errors import DavitError
+from runtime.instance import Instance
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+_T = TypeVar("_T")
+
+
+class NetworkFailed(DavitError):
+    """The dynos' network could not be made."""
+
+    id, status = "network_failed", 500
+
+
+class Network:
+    """The bridge of an instance and the cables to it.
+
+    All calls to the kernel are made by one thread: IPRoute is bound to the thread and to the namespace it was opened in,
+    and that thread is the only one that ever changes its namespace.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self._thread = ThreadPoolExecutor(1, "network")
+        self._ip: Any = None
+        self._bridge = 0
+        self._home = -1
+        self._mtu = 1500
+
+    def call(self, work: Callable[[], _T]) -> _T:
+        """Run ``work`` in the network thread."""
+        return self._thread.submit(work).result()
+
+    def open(self) -> None:
+        """Make the bridge (or take the one that is there), and let packets through it.
+
+        Raises:
+            NetworkFailed: the network overlaps one that the host already has, or the kernel refuses.
+        """
+        self.call(self._open)
+
+    def _open(self) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._ip = IPRoute()
+        name = self.instance.bridge
+        self._refuse_overlap()
+        self._mtu = self._way_out_mtu()
+        try:
+            if not self._ip.link_lookup(ifname=name):
+                self._ip.link("add", ifname=name, kind="bridge", br_stp_state=0, br_forward_delay=0)
+                # a bridge without an address of its own takes its ports' and changes it as they come and go,
+                # and every dyno would lose its gateway until its ARP entry expires
+                self._ip.link("set", ifname=name, address=self.mac(0), mtu=self._mtu)
+            self._bridge = self._ip.link_lookup(ifname=name)[0]
+            try:
+                size = self.instance.network.prefixlen
+                self._ip.addr("add", index=self._bridge, address=self.instance.gateway, prefixlen=size)
+            except NetlinkError as error:
+                if error.code != 17:  # EEXIST: an earlier runtime gave it
+                    raise
+            _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
+            self._ip.link("set", index=self._bridge, state="up")
+        except (NetlinkError, IndexError) as error:
+            raise NetworkFailed(f"The bridge {name} could not be made: {error}.") from None
+        self._forward()
+
+    def mac(self, slot: int) -> str:
+        """The hardware address of ``slot`` (0: the bridge): fixed, so that a neighbour's memory of it is never wrong."""
+        return f"02:da:71:{self.instance.number:02x}:{slot >> 8:02x}:{slot & 255:02x}"
+
+    def _way_out_mtu(self) -> int:
+        sizes: list[int] = [self._ip.get_links(i)[0].get_attr("IFLA_MTU") for i in self._ways_out()]
+        return min([1500, *sizes])
+
+    def _ways_out(self) -> list[int]:
+        indices = (route.get_attr("RTA_OIF") for route in self._ip.get_default_routes(family=2))
+        return [index for index in indices if index]
+
+    def _refuse_overlap(self) -> None:
+        for name, network in self._routes():
+            if name != self.instance.bridge and network.prefixlen >= 8 and network.overlaps(self.instance.network):
+                raise NetworkFailed(
+                    f"The dynos' network {self.instance.network} overlaps {network}, which this host reaches through {name}; "
+                    "set DAVIT_NETWORK to a free /20."
+                )
+
+    def _forward(self) -> None:
+        """Forwarding for the bridge and the way out only: the host does not become a router between its other networks."""
+        _sysctl(f"ipv4/conf/{self.instance.bridge}/forwarding", 1)
+        for index in self._ways_out():
+            _sysctl(f"ipv4/conf/{self._ip.get_links(index)[0].get_attr('IFLA_IFNAME')}/forwarding", 1)
+
+    def _routes(self) -> list[tuple[str, ipaddress.IPv4Network]]:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in self._ip.get_links()}
+        found = []
+        for route in self._ip.get_routes(family=2, table=254):
+            destination = route.get_attr("RTA_DST")
+            if destination:
+                network = ipaddress.IPv4Network(f"{destination}/{route['dst_len']}", strict=False)
+                found.append((names.get(route.get_attr("RTA_OIF"), "?"), network))
+        return found
+
+    def local_networks(self) -> list[str]:
+        """The networks that this host reaches otherwise than by its default route (halves of the internet, as a VPN's
+        redirect makes them, excepted)."""
+        return self.call(
+            lambda: [str(net) for name, net in self._routes() if net.prefixlen >= 8 and name != self.instance.bridge]
+        )
+
+    def connect(self, slot: int) -> int:
+        """Make a namespace for ``slot`` with its address and default route, cabled to the bridge.
+
+        Returns:
+            a descriptor of the namespace; the namespace ends with its last user.
+
+        Raises:
+            NetworkFailed: the kernel refuses; nothing is left behind.
+        """
+        try:
+            namespace: int = self.call(lambda: self._connect(slot))
+            return namespace
+        except (NetlinkError, OSError) as error:
+            self.disconnect(slot)
+            raise NetworkFailed(f"The network of slot {slot} could not be made: {error}.") from None
+
+    def _connect(self, slot: int) -> int:
+        name = self.instance.veth(slot)
+        stale = self._ip.link_lookup(ifname=name)
+        if stale:
+            self._ip.link("del", index=stale[0])
+        namespace: int = self._inside_new(lambda ip: self._inside(ip, slot))
+        try:
+            index = self._ip.link_lookup(ifname=name)[0]
+            _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
+            self._ip.link("set", index=index, master=self._bridge, state="up")
+            self._ip.brport("set", index=index, isolated=1)
+        except BaseException:
+            os.close(namespace)
+            raise
+        return namespace
+
+    def _inside_new(self, work: Callable[[Any], None]) -> int:
+        if _libc.unshare(_CLONE_NEWNET) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with IPRoute() as ip:
+                    work(ip)
+            except BaseException:
+                os.close(namespace)
+                raise
+        finally:
+            if _libc.setns(self._home, _CLONE_NEWNET) < 0:
+                os._exit(70)  # a thread that is lost in a dyno's network must not go on
+        return namespace
+
+    def _inside(self, ip: Any, slot: int) -> None:
+        _sysctl("ipv6/conf/all/disable_ipv6", 1)
+        _sysctl("ipv6/conf/default/disable_ipv6", 1)
+        _sysctl("ipv4/ip_unprivileged_port_start", 0)
+        peer = {"ifname": self.instance.veth(slot), "net_ns_fd": self._home, "mtu": self._mtu}
+        ip.link("add", ifname="eth0", kind="veth", address=self.mac(slot), mtu=self._mtu, peer=peer)
+        index = ip.link_lookup(ifname="eth0")[0]
+        ip.addr("add", index=index, address=self.instance.address(slot), prefixlen=self.instance.network.prefixlen)
+        ip.link("set", index=index, state="up")
+        ip.link("set", index=1, state="up")
+        ip.route("add", dst="default", gateway=self.instance.gateway)
+
+    def disconnect(self, slot: int) -> None:
+        """Pull the cable of ``slot``, if there is one."""
+        self.call(lambda: self._delete(self.instance.veth(slot)))
+
+    def _delete(self, name: str) -> None:
+        if not Path(f"/sys/class/net/{name}").exists() and not self._ip.link_lookup(ifname=name):
+            return
+        try:
+            for index in self._ip.link_lookup(ifname=name):
+                self._ip.link("del", index=index)
+        except NetlinkError as error:
+            if error.code != 19:  # ENODEV: its namespace ended meanwhile
+                raise
+
+    def cables(self) -> set[int]:
+        """The slots whose cable is there."""
+        prefix = self.instance.veth(0)[:-1]
+        names = self.call(lambda: [link.get_attr("IFLA_IFNAME") for link in self._ip.get_links()])
+        return {int(name[len(prefix) :]) for name in names if name.startswith(prefix) and name[len(prefix) :].isdigit()}
+
+    def remove(self) -> None:
+        """Take the bridge away."""
+        self.call(lambda: self._delete(self.instance.bridge))
+
+    def close(self) -> None:
+        """End the thread; what it made stays."""
+
+        def end() -> None:
+            if self._ip is not None:
+                self._ip.close()
+            if self._home >= 0:
+                os.close(self._home)
+
+        self.call(end)
+        self._thread.shutdown()
+
+
+def _sysctl(name: str, value: int) -> None:
+    """Set a network sysctl in the calling thread's namespace (a host without IPv6 has no such file, and needs none)."""
+    try:
+        with open(f"/proc/sys/net/{name}", "w") as file:
+            file.write(str(value))
+    except FileNotFoundError:
+        if not name.startswith("ipv6/"):
+            raise
