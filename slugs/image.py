@@ -281,11 +281,16 @@ def _program(form: str) -> str:
 
 @lru_cache(maxsize=4)
 def _erofs_extras(program: str) -> tuple[str, ...]:
-    """Options that newer versions need to do what 1.4 and 1.5 always did."""
-    told = run([program, "--help"], check=False)
-    text = (told.stdout + told.stderr).decode(errors="replace")
-    # 1.8 spreads work over threads when asked; its output is the same whatever their number.
-    return (f"--workers={os.cpu_count() or 1}",) if re.search(r"--workers\b", text) else ()
+    told = run([program, "-V"], check=False)  # 1.5 does not know -V either, but says its name and version first
+    return erofs_extras((told.stdout + told.stderr).decode(errors="replace"))
+
+
+def erofs_extras(told: str) -> tuple[str, ...]:
+    """The options that a mkfs.erofs knows beyond those of 1.4, by what it tells about itself (Debian 12: 1.5, 13: 1.8)."""
+    version = re.search(r"mkfs\.erofs\D*(\d+)\.(\d+)", told)
+    newer = version is not None and (int(version[1]), int(version[2])) >= (1, 5)
+    # Packs the ends of files beside their inodes: a fifth smaller, no slower (kernel 5.17; erofs is preferred from 5.19).
+    return ("-Eztailpacking",) if newer else ()
 
 
 def _remembered() -> dict[str, dict[str, bool]] | None:
@@ -312,6 +317,7 @@ def _probe() -> dict[str, dict[str, bool]]:
     with tempfile.TemporaryDirectory(prefix="davit-probe-") as name:
         folder = Path(name)
         (folder / "tree" / "app").mkdir(parents=True)
+        (folder / "tree" / "app" / "file").write_bytes(bytes(10_000))  # compresses, so that the kernel must know how
         images: dict[str, str] = {}
         for form in FORMATS:
             with suppress(DavitError):
