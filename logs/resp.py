@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import IO, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -188,11 +189,15 @@ def _block(command: Sequence[object]) -> float:
 
 
 def _encode(command: Sequence[object]) -> bytes:
-    parts = [b"*%d\r\n" % len(command)]
-    for word in command:
-        raw = word if isinstance(word, bytes) else str(word).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    return b"".join(parts)
+    words = [b"$%d\r\n%b\r\n" % (len(word), word) if isinstance(word, bytes) else _encode_word(word) for word in command]
+    return b"*%d\r\n%b" % (len(words), b"".join(words))
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _encode_word(word: object) -> bytes:
+    """A word that is not data: a command's name, a key, a number; the same ones come again and again."""
+    raw = str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
 def _read(reader: IO[bytes]) -> Any:
@@ -200,12 +205,6 @@ def _read(reader: IO[bytes]) -> Any:
     if not head.endswith(b"\r\n"):
         raise ConnectionError("Redis hung up.")
     kind, rest = head[:1], head[1:-2]
-    if kind == b"+":
-        return rest
-    if kind == b"-":
-        return Refused(rest.decode(errors="replace"))
-    if kind == b":":
-        return int(rest)
     if kind == b"$":
         size = int(rest)
         if size < 0:
@@ -214,6 +213,12 @@ def _read(reader: IO[bytes]) -> Any:
         if len(body) != size + 2:
             raise ConnectionError("Redis hung up.")
         return body[:-2]
+    if kind == b"+":
+        return rest
+    if kind == b"-":
+        return Refused(rest.decode(errors="replace"))
+    if kind == b":":
+        return int(rest)
     if kind == b"*":
         return None if rest == b"-1" else [_read(reader) for _ in range(int(rest))]
     raise ConnectionError("What answers there does not speak the Redis protocol.")

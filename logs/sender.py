@@ -55,6 +55,10 @@ class Sender:
         redis: a blocking client.
         append: composes the command that appends a line: ``append(app_id, packed line)``.
         overflow: composes the packed line that tells of loss: ``overflow(count, since in seconds since the epoch)``.
+
+    Attributes:
+        away: the last attempt failed.
+        prompt: worth waiting for: nobody has waited in vain since the last success.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Sender:
         self._accepted = self._settled = 0
         self._thread: threading.Thread | None = None
         self.away = False
+        self.prompt = True
 
     def put(self, app_id: str, packed: Sequence[bytes]) -> int:
         """Take lines over; never blocks on Redis. Returns a mark for :meth:`wait`."""
@@ -94,7 +99,9 @@ class Sender:
     def wait(self, mark: int, timeout: float) -> bool:
         """Wait until every line up to ``mark`` is in Redis (or lost), for at most ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._settled >= mark, timeout)
+            done = self._changed.wait_for(lambda: self._settled >= mark, timeout)
+            self.prompt = self.prompt and done
+            return done
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing waits any more; False when the time was not enough."""
@@ -157,7 +164,7 @@ class Sender:
         with self._changed:
             if self.away:
                 log.info("Redis is back; the log window goes on")
-            self.away = False
+            self.away, self.prompt = False, True
             self._settled += len(batch) - len(losses)
             self._changed.notify_all()
         return True
@@ -166,7 +173,7 @@ class Sender:
         with self._changed:
             if not self.away:
                 log.warning("Redis is away; log lines wait", extra={"reason": f"{type(error).__name__}: {error}"})
-            self.away = True
+            self.away, self.prompt = True, False
             told = set(losses)
             back: dict[str, list[bytes]] = {}
             for app_id, line in batch:

@@ -121,7 +121,7 @@ def emit(redis: Redis, app_id: str, lines: Sequence[Line], *, wait: float = 0.05
         redis: a blocking client.
         lines: their texts may hold anything: breaks make several lines, long ones are cut, the rest is cleaned.
         wait: seconds to wait for Redis to have them (usually 0.0002), so that a process that ends right after has not
-            lost them; 0 returns at once. While Redis is known to be away nobody waits: lines stay in a bounded buffer,
+            lost them; 0 returns at once. While Redis is known to be slow or away nobody waits: lines stay in a bounded buffer,
             and the log says how many were lost (L12).
     """
     packed = [
@@ -133,7 +133,7 @@ def emit(redis: Redis, app_id: str, lines: Sequence[Line], *, wait: float = 0.05
         return
     buffer = sender(redis)
     mark = buffer.put(app_id, packed)
-    if wait > 0 and not buffer.away:
+    if wait > 0 and buffer.prompt:
         buffer.wait(mark, wait)
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 import redis as redis_py
@@ -27,6 +28,12 @@ AT = datetime(2026, 11, 23, 16, 0, 0, 123456, timezone.utc)
 
 def line(text: str = "hello", source: str = "app", process: str = "web.1") -> Line:
     return Line(AT, source, process, text)
+
+
+def say(redis: Any, app_id: str, lines: list[Line]) -> None:
+    """Emit, and wait until the lines are there, however busy the machine is."""
+    stream.emit(redis, app_id, lines)
+    assert stream.flush(redis, 20)
 
 
 def texts(found: list[tuple[str, Line]]) -> list[str]:
@@ -53,8 +60,8 @@ def test_what_is_kept_is_what_was_said(at: datetime, text: str) -> None:
 
 
 def test_lines_come_back_in_order_with_ids(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line("one"), line("two")])
-    stream.emit(client, app_id, [line("three", "heroku", "router")])
+    say(client, app_id, [line("one"), line("two")])
+    say(client, app_id, [line("three", "heroku", "router")])
     found = stream.recent(client, app_id, 10)
     assert [said for _, said in found] == [line("one"), line("two"), line("three", "heroku", "router")]
     assert [id for id, _ in found] == sorted((id for id, _ in found), key=stream._order)
@@ -65,7 +72,7 @@ def test_lines_come_back_in_order_with_ids(client: Client, app_id: str) -> None:
 
 def test_one_text_of_several_lines_cannot_forge_another_process(client: Client, app_id: str) -> None:
     forged = "a\n2026-11-23T16:00:00.000000+00:00 heroku[router]: b\r\u2028\x00c"
-    stream.emit(client, app_id, [line(forged)])
+    say(client, app_id, [line(forged)])
     shown = [stream.format_line(said) for _, said in stream.recent(client, app_id, 10)]
     assert len(shown) == 2
     assert all(text.startswith("2026-11-23T16:00:00.123456+00:00 app[web.1]: ") and len(text.splitlines()) == 1 for text in shown)
@@ -85,7 +92,7 @@ def test_one_text_of_several_lines_cannot_forge_another_process(client: Client, 
     ],
 )
 def test_filters(client: Client, app_id: str, source: str | None, dyno: str | None, expected: list[str]) -> None:
-    stream.emit(
+    say(
         client,
         app_id,
         [
@@ -103,25 +110,25 @@ def test_filters(client: Client, app_id: str, source: str | None, dyno: str | No
 
 def test_the_window_keeps_the_last_1500_lines(client: Client, app_id: str) -> None:
     for start in range(0, 4000, 500):
-        stream.emit(client, app_id, [line(str(n)) for n in range(start, start + 500)], wait=5)
+        say(client, app_id, [line(str(n)) for n in range(start, start + 500)])
     found = texts(stream.recent(client, app_id, 5000))
     assert found == [str(n) for n in range(2500, 4000)]
     assert int(client.execute_command("XLEN", stream.key(app_id))) <= 1600
 
 
 def test_a_filter_looks_through_the_whole_window(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line("rare", process="clock.1"), *(line(str(n)) for n in range(1000))], wait=5)
+    say(client, app_id, [line("rare", process="clock.1"), *(line(str(n)) for n in range(1000))])
     assert texts(stream.recent(client, app_id, 5, dyno="clock")) == ["rare"]
 
 
 def test_tail_wakes_up_for_a_new_line_and_skips_those_it_does_not_want(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line("old")])
+    say(client, app_id, [line("old")])
     after = stream.newest(client, app_id)
     found: list[tuple[str, Line]] = []
     reader = threading.Thread(target=lambda: found.extend(stream.tail(client, app_id, after, "app", "web", 20)))
     reader.start()
-    stream.emit(client, app_id, [line("other", process="worker.1")])
-    stream.emit(client, app_id, [line("wanted")])
+    say(client, app_id, [line("other", process="worker.1")])
+    say(client, app_id, [line("wanted")])
     reader.join(20)
     assert texts(found) == ["wanted"]
 
@@ -136,11 +143,11 @@ def test_a_client_s_own_last_event_id_is_not_believed(client: Client, app_id: st
 
 
 def test_follow_shows_the_window_then_what_comes_and_nothing_twice(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line(str(n)) for n in range(10)])
+    say(client, app_id, [line(str(n)) for n in range(10)])
     following = stream.follow(client, app_id, 3, quiet=0.05)
     shown = [entry[1].text for entry in itertools.islice(following, 3) if entry]
     assert next(following) is None
-    stream.emit(client, app_id, [line("10"), line("11")])
+    say(client, app_id, [line("10"), line("11")])
     for entry in following:
         if entry:
             shown.append(entry[1].text)
@@ -150,7 +157,7 @@ def test_follow_shows_the_window_then_what_comes_and_nothing_twice(client: Clien
 
 
 def test_follow_goes_on_after_the_id_that_a_client_saw_last(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line("seen"), line("missed")])
+    say(client, app_id, [line("seen"), line("missed")])
     seen = stream.recent(client, app_id, 2)[0][0]
     following = stream.follow(client, app_id, 100, after_id=seen, quiet=0.05)
     entry = next(following)
@@ -160,7 +167,7 @@ def test_follow_goes_on_after_the_id_that_a_client_saw_last(client: Client, app_
 @pytest.mark.parametrize("options", [{}, {"protocol": 2}, {"protocol": 3}, {"decode_responses": True}])
 def test_redis_py_is_taken_as_well(redis_server: str, app_id: str, options: dict[str, object]) -> None:
     client = redis_py.from_url(redis_server, **options)
-    stream.emit(client, app_id, [line("é"), line("two")])
+    say(client, app_id, [line("é"), line("two")])
     assert texts(stream.recent(client, app_id, 10)) == ["é", "two"]
     assert texts(stream.tail(client, app_id, "0-0")) == ["é", "two"]
     assert stream.tail(client, app_id, stream.newest(client, app_id), timeout=0.05) == []
@@ -178,16 +185,16 @@ def test_redis_py_is_taken_as_well(redis_server: str, app_id: str, options: dict
 
 
 def test_forget_removes_the_window(client: Client, app_id: str) -> None:
-    stream.emit(client, app_id, [line()])
+    say(client, app_id, [line()])
     stream.forget(client, app_id)
     assert stream.recent(client, app_id, 10) == []
 
 
 def test_a_process_that_ends_right_after_emit_has_not_lost_its_line(client: Client, redis_server: str, app_id: str) -> None:
-    stream.emit(client, app_id, [line("parent")])
+    say(client, app_id, [line("parent")])
     child = os.fork()
     if not child:  # as RQ's work horse: a fork that ends with os._exit
-        stream.emit(client, app_id, [line("child")], wait=5)
+        say(client, app_id, [line("child")])
         os._exit(0)
     os.waitpid(child, 0)
     assert texts(stream.recent(stream.connect(redis_server), app_id, 10)) == ["parent", "child"]
@@ -195,8 +202,8 @@ def test_a_process_that_ends_right_after_emit_has_not_lost_its_line(client: Clie
 
 def test_a_command_that_redis_refuses_loses_only_its_own_lines(client: Client, app_id: str) -> None:
     client.execute_command("SET", stream.key(app_id), "not a stream")
-    stream.emit(client, app_id, [line()], wait=5)
-    stream.emit(client, app_id + "b", [line("fine")], wait=5)
+    say(client, app_id, [line()])
+    say(client, app_id + "b", [line("fine")])
     assert texts(stream.recent(client, app_id + "b", 10)) == ["fine"]
     with pytest.raises(Unavailable):
         stream.recent(client, app_id, 10)
@@ -206,7 +213,7 @@ def test_a_command_that_redis_refuses_loses_only_its_own_lines(client: Client, a
 
 def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis, app_id: str) -> None:
     client = stream.connect(own_redis.url)
-    stream.emit(client, app_id, [line("before")], wait=5)
+    say(client, app_id, [line("before")])
     own_redis.kill()
     for start in range(0, LINES + 700, 100):
         stream.emit(client, app_id, [line(str(n)) for n in range(start, start + 100)])
@@ -217,7 +224,7 @@ def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis,
     found = stream.recent(client, app_id, 1500)
     assert texts(found) == [str(n) for n in range(LINES + 700 - 1500, LINES + 700)]
     # the report came before them, and the window has moved on since
-    stream.emit(client, app_id + "b", [line("x")], wait=5)
+    say(client, app_id + "b", [line("x")])
     assert not any("L12" in text for text in texts(found))
 
 
@@ -245,16 +252,16 @@ def test_loss_reads_as_an_l12_line() -> None:
 
 def test_a_redis_that_answers_nothing_holds_nobody_up(own_redis: OwnRedis, app_id: str) -> None:
     client = stream.connect(own_redis.url, timeout=0.3)
-    stream.emit(client, app_id, [line("before")], wait=5)
+    say(client, app_id, [line("before")])
     own_redis.freeze()
     done = threading.Event()
 
-    def say() -> None:
+    def talk() -> None:
         for n in range(200):
             stream.emit(client, app_id, [line(str(n))])
         done.set()
 
-    threading.Thread(target=say, daemon=True).start()
+    threading.Thread(target=talk, daemon=True).start()
     try:
         assert done.wait(20)
     finally:
@@ -270,7 +277,7 @@ def test_passwords_and_databases_in_the_url(davit_home: object, own_redis: OwnRe
     stream.connect(own_redis.url).execute_command("CONFIG", "SET", "requirepass", "se/cr@t")
     url = own_redis.url.replace("unix://", "unix://:se%2Fcr%40t@") + "?db=3"
     client = stream.connect(url)
-    stream.emit(client, app_id, [line("in")], wait=5)
+    say(client, app_id, [line("in")])
     assert texts(stream.recent(client, app_id, 10)) == ["in"]
     other = redis_py.Redis(unix_socket_path=str(own_redis.socket), password="se/cr@t", db=3)
     assert other.xlen(stream.key(app_id)) == 1
