@@ -1,0 +1,127 @@
+"""Serves a static site: files by WhiteNoise (ETag, 304, ranges, compressed copies), the rest by static.json.
+
+WhiteNoise looks at the directory once, at start, so no request can name a file that was not there; what begins with a dot
+and the app's own configuration is never served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from whitenoise import WhiteNoise
+
+HOME = Path(os.environ.get("HOME", "/app"))
+HIDDEN = re.compile(r"(^|/)\.(?!well-known(/|$))|^/?(static\.json|Staticfile|Procfile|app\.json|node_modules/)")
+HASHED = re.compile(r"[.\-_][0-9a-zA-Z_-]{8,}\.(?:js|css|mjs|woff2?|png|jpe?g|gif|svg|webp|avif|ico|map|wasm)$")
+YEAR = 31_536_000
+
+
+class Site(WhiteNoise):
+    """WhiteNoise with the cache times and redirects of a site."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]], root: Path, settings: dict[str, Any]) -> None:
+        self.headers_by_pattern = [(pattern_of(path), dict(values)) for path, values in (settings.get("headers") or {}).items()]
+        super().__init__(
+            application, root=str(root), index_file=True, max_age=60, allow_all_origins=False, charset=str(settings.get("encoding", "utf-8")).lower(),
+            immutable_file_test=lambda path, url: bool(re.search(r"\d|[A-Z]", url.rsplit("/", 1)[-1])) and bool(HASHED.search(url)),
+            add_headers_function=self._more_headers,
+        )  # fmt: skip
+
+    def add_file_to_dictionary(self, url: str, path: str, stat_cache: Any = None) -> None:
+        if not HIDDEN.search(url):
+            super().add_file_to_dictionary(url, path, stat_cache=stat_cache)
+
+    def _more_headers(self, headers: Any, path: str, url: str) -> None:
+        headers["X-Content-Type-Options"] = "nosniff"
+        for pattern, values in self.headers_by_pattern:
+            if pattern.fullmatch(url):
+                for name, value in values.items():
+                    headers[str(name)] = str(value)
+
+
+def pattern_of(path: str) -> re.Pattern[str]:
+    """static.json's ``/assets/**`` (any depth) and ``*`` (one part)."""
+    parts = re.split(r"(\*\*|\*)", path if path.startswith("/") else f"/{path}")
+    return re.compile("".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts))
+
+
+class Rest:
+    """What no file answers: redirects, clean URLs, routes, the 404 page."""
+
+    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
+        self.files: WhiteNoise | None = None
+        self.clean = bool(settings.get("clean_urls"))
+        self.routes = [(pattern_of(path), str(target)) for path, target in (settings.get("routes") or {}).items()]
+        self.redirects = {
+            str(path): (str(rule.get("url", "/")), int(rule.get("status", 301)))
+            for path, rule in (settings.get("redirects") or {}).items()
+            if isinstance(rule, dict)
+        }
+        page = root / str(settings.get("error_page", "404.html"))
+        inside = page.resolve().is_relative_to(root.resolve())
+        self.not_found = page.read_bytes() if inside and page.is_file() else NOT_FOUND
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return self._page(environ, start, "405 Method Not Allowed", b"<!doctype html><title>405</title><h1>Method not allowed</h1>", [("Allow", "GET, HEAD")])
+        if path in self.redirects:
+            location, status = self.redirects[path]
+            return self._page(environ, start, f"{status} Moved", b"", [("Location", location)])
+        if (found := self._other_file(path)) is not None and self.files is not None:
+            return self.files.serve(found, environ, start)
+        return self._page(environ, start, "404 Not Found", self.not_found, [])
+
+    def _other_file(self, path: str) -> Any:
+        if self.files is None:
+            return None
+        if self.clean and (found := self.files.files.get(path.rstrip("/") + ".html")):
+            return found
+        for pattern, target in self.routes:
+            if pattern.fullmatch(path):
+                url = "/" + target.lstrip("/")
+                # an index page is known by its directory's URL
+                return self.files.files.get(url) or self.files.files.get(url.removesuffix("index.html"))
+        return None
+
+    @staticmethod
+    def _page(environ: dict[str, Any], start: Callable[..., Any], status: str, body: bytes, more: list[tuple[str, str]]) -> Iterable[bytes]:
+        start(status, [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body))), ("Cache-Control", "no-cache"), *more])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+NOT_FOUND = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Page not found</title><style>body{font:16px/1.5 system-ui,sans-serif;max-width:32em;margin:20vh auto;padding:0 1em}</style>
+<h1>Page not found</h1><p>There is nothing at this address.</p></html>
+"""
+
+
+class HttpsOnly:
+    """``https_only``: plain requests are sent to the same address with https."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self.application = application
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("HTTP_X_FORWARDED_PROTO", "https") == "https":
+            return self.application(environ, start)
+        query = environ.get("QUERY_STRING", "")
+        location = f"https://{environ.get('HTTP_HOST', '')}{environ.get('RAW_URI', '/').partition('?')[0]}{'?' + query if query else ''}"
+        start("301 Moved Permanently", [("Location", location), ("Content-Length", "0")])
+        return []
+
+
+def make() -> Callable[..., Iterable[bytes]]:
+    settings = json.loads((HOME / ".heroku" / "static" / "site.json").read_text())
+    root = HOME / settings["root"]
+    rest = Rest(root, settings)
+    site = rest.files = Site(rest, root, settings)
+    return HttpsOnly(site) if settings.get("https_only") else site
+
+
+application = make()
