@@ -147,9 +147,10 @@ class HttpDoor:
             body.drain()
         except PusherGone:
             log.info("the pusher is gone; the build goes on", extra={"app": target.name})
-        except (GitProtocolError, BadRequest) as error:
+        except (GitProtocolError, DavitError) as error:
             if not answer.started:
                 raise BadRequest("Git's request cannot be read.") from error
+            log.warning("a push ended early", extra={"app": target.name, "why": str(error)})
         answer.start()
         return []
 

@@ -31,10 +31,13 @@ log = logging.getLogger("builder.quarantine")
 ZERO = b"0" * 40
 """The object id that stands for "no such ref" in the git protocol."""
 
-STRICTNESS = "--strict=" + ",".join(
-    f"{slip}=ignore" for slip in ("missingSpaceBeforeDate", "zeroPaddedFilemode", "badTimezone", "missingEmail", "badEmail")
-)
-"""What git fsck knows is checked, but for slips that much-copied old histories are full of and that hurt nobody."""
+_SLIPS = (
+    "badDate", "badDateOverflow", "badEmail", "badName", "badTimezone", "missingEmail", "missingNameBeforeEmail",
+    "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "zeroPaddedDate", "zeroPaddedFilemode",
+)  # fmt: skip
+STRICTNESS = "--strict=" + ",".join(f"{slip}=ignore" for slip in _SLIPS)
+"""What git fsck knows is checked, but for slips in author lines and modes that much-copied old histories are full of and
+that hurt nobody."""
 
 CHUNK = 65536
 
@@ -282,7 +285,8 @@ class _LastWords:
 
 def _refusal(status: int, said: str, limit: int) -> PackRefused:
     """index-pack's failure as a sentence for the pusher."""
-    last = said.splitlines()[-1].removeprefix("fatal: ").removeprefix("error: ") if said else ""
+    lines = [line.partition(": ")[2] for line in said.splitlines() if line.startswith(("fatal: ", "error: "))]
+    last = next((line for line in lines if line.startswith("object ")), lines[-1] if lines else "")
     lower = said.lower()
     if "maximum allowed size" in lower:
         return too_large(limit)

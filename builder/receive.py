@@ -341,11 +341,14 @@ class ReceivePack(ReceivePackHandler):
             raise
 
     def _moved(self, build_id: str, deploy: Move, along: list[Move]) -> dict[bytes, bytes]:
-        """The build job has moved the refs; should it have died in between, that is made up for here."""
+        """The build job has moved the refs. Only where nothing at all moved is that made up for: another push may well
+        have moved the branch on since, and must not be undone."""
         app_id = self.target.app_id
-        now = self.repositories.current(app_id, deploy.ref)
-        if now != deploy.new:
-            self.repositories.move_ref(app_id, deploy.ref.decode(), now.decode(), deploy.new.decode(), build_id)
+        if self.repositories.current(app_id, deploy.ref) == deploy.old:
+            try:
+                self.repositories.move_ref(app_id, deploy.ref.decode(), deploy.old.decode(), deploy.new.decode(), build_id)
+            except DavitError as error:
+                log.warning("a released branch was not moved", extra={"app": self.target.name, "why": error.message})
         there = {move.ref: self.repositories.current(app_id, move.ref) == move.new for move in along}
         return {deploy.ref: b"ok", **{ref: b"ok" if moved else b"failed to update ref" for ref, moved in there.items()}}
 

@@ -337,8 +337,8 @@ class Repositories:
         """The release succeeded and then the power went: make the move that was due."""
         for move in quarantine.moves[:1]:
             try:
-                now = self.current(app_id, move.ref)
-                self.move_ref(app_id, move.ref.decode(), now.decode(), move.new.decode(), build_id)
+                now = self.check_turn(app_id, move.ref.decode(), move.old.decode(), move.new.decode())
+                self.move_ref(app_id, move.ref.decode(), now, move.new.decode(), build_id)
             except DavitError as error:
                 log.warning("a released branch could not be moved", extra={"app": app_id, "why": error.message})
 

@@ -1,7 +1,7 @@
 """Git over SSH: ``python -m builder.ssh``.
 
 An asyncssh server that knows public keys and two commands. The loop only moves bytes: each session's work is done in a
-thread, between two pipes, so that a slow database or a long build never holds up another session.
+thread, at the other end of a socket pair, so that a slow database or a long build never holds up another session.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ CONNECTIONS = 256
 """Connections at the same time."""
 LINGER = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
+CHUNK = 65536
 
 _REPOSITORY = re.compile(r"/?(?:~/)?(?P<name>[^/]+?)(?:\.git)?/?")
 _VERSION = re.compile(r"version=[0-2]")
@@ -117,24 +118,28 @@ class SshDoor:
         """Run one command between two pipes, and hang up with its status."""
         pusher: Pusher = process.get_extra_info("connection").get_extra_info("pusher")
         version = dict(process.env).get("GIT_PROTOCOL", "")
-        from_client, to_us = os.pipe()
-        from_us, to_client = os.pipe()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._serve, pusher, process.command, version, from_client, to_client
-        )
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._serve, pusher, process.command, version, theirs)
+        reading = loop.create_task(_from_client(process, ours))
         try:
-            await process.redirect(stdin=os.fdopen(to_us, "wb", 0), stdout=os.fdopen(from_us, "rb", 0), send_eof=False)
+            await _to_client(process, ours)
             status, last_words = await work
-            await process.stdout.drain()
             if last_words:
                 process.stderr.write(last_words)
             process.exit(status)
         except (OSError, asyncssh.Error) as error:
             log.info("a session broke off", extra={"why": type(error).__name__})
             process.close()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            ours.close()  # whoever still works at the other end reads an end, and cannot write
 
-    def _serve(self, pusher: Pusher, command: str | None, version: str, stdin: int, stdout: int) -> tuple[int, bytes]:
+    def _serve(self, pusher: Pusher, command: str | None, version: str, client: socket.socket) -> tuple[int, bytes]:
         """The session's work, in a thread: (exit status, what goes to standard error)."""
+        stdin = stdout = client.fileno()
         try:
             try:
                 service, name = parse_command(command)
@@ -153,8 +158,7 @@ class SshDoor:
             log.exception("a git session failed")
             return 1, b"Davit failed; its log has the details.\n"
         finally:
-            os.close(stdout)
-            os.close(stdin)
+            client.close()
 
     def _receive(self, pusher: Pusher, target: Target, stdin: int, stdout: int) -> tuple[int, bytes]:
         incoming = PipeIncoming(stdin, self.limit * LINGER)
@@ -217,8 +221,28 @@ class _Connection(asyncssh.SSHServer):
         self._conn.set_extra_info(pusher=self._pusher)
 
 
+async def _from_client(process: asyncssh.SSHServerProcess[bytes], worker: socket.socket) -> None:
+    """Pass on what the client sends. (asyncssh's own redirection to a pipe loses what is buffered at the end of file:
+    asyncio's write-pipe transport closes when data and the end come in while it resumes.)"""
+    loop = asyncio.get_running_loop()
+    try:
+        while data := await process.stdin.read(CHUNK):
+            await loop.sock_sendall(worker, data)
+        worker.shutdown(socket.SHUT_WR)
+    except (OSError, asyncssh.Error, asyncssh.BreakReceived, asyncssh.SignalReceived, asyncssh.TerminalSizeChanged):
+        worker.shutdown(socket.SHUT_RDWR)
+
+
+async def _to_client(process: asyncssh.SSHServerProcess[bytes], worker: socket.socket) -> None:
+    """Pass on what the client is sent, as fast as it reads, until the worker has closed its end."""
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(worker, CHUNK):
+        process.stdout.write(data)
+        await process.stdout.drain()
+
+
 class PipeIncoming:
-    """The client's bytes in a pipe; git reads the pack from the same pipe."""
+    """The client's bytes in a pipe or socket; git reads the pack from the same descriptor."""
 
     declared: int | None = None
 

@@ -29,10 +29,10 @@ _names = itertools.count(1)
 
 def clean_environment(**more: str) -> dict[str, str]:
     """A git client's environment that knows nothing of this machine's user."""
+    person = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {
-        "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_TERMINAL_PROMPT": "0", "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.com", "GIT_COMMITTER_NAME": "A",
-        "GIT_COMMITTER_EMAIL": "a@example.com", "PYTHONPATH": str(ROOT), **more,
+        "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C", "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_TERMINAL_PROMPT": "0", "PYTHONPATH": str(ROOT), **person, **more,
     }  # fmt: skip
 
 
@@ -91,9 +91,12 @@ class Door:
         return f"ssh://git@127.0.0.1:{port}/{app}.git"
 
     def environment(self, user: str = "alice") -> dict[str, str]:
-        key = self.doors.home / user
-        options = f"-F none -i {key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        return clean_environment(GIT_SSH_COMMAND=f"ssh {options}")
+        return clean_environment(GIT_SSH_COMMAND=" ".join(self.ssh(user)))
+
+    def ssh(self, user: str = "alice") -> list[str]:
+        """The ssh command line up to its options."""
+        settings = ("IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        return ["ssh", "-F", "none", "-i", str(self.doors.home / user), *(word for one in settings for word in ("-o", one))]
 
     def app(self) -> App:
         """A new app of alice's, and a working copy with one commit on main."""
@@ -114,11 +117,13 @@ class App:
         self.git("remote", "add", "davit", door.url(name))
         self.commit("say hello")
 
-    def git(self, *words: str, user: str = "alice", check: bool = True, cwd: Path | None = None) -> Result:
-        done = subprocess.run(
-            ["git", *words], cwd=cwd or self.work, env=self.door.environment(user), capture_output=True, timeout=60
-        )  # fmt: skip
-        result = Result(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+    def git(self, *words: str, user: str = "alice", check: bool = True, cwd: Path | None = None, **more: str) -> Result:
+        env = {**self.door.environment(user), **more}
+        # Into a file: ssh makes a pipe that it shares with git non-blocking, and git then loses what does not fit.
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(["git", *words], cwd=cwd or self.work, env=env, stdout=output, stderr=output, timeout=60)
+            output.seek(0)
+            result = Result(done.returncode, output.read().decode(errors="replace"))
         assert not check or result, result.text
         return result
 
@@ -133,8 +138,8 @@ class App:
     def head(self, name: str = "HEAD") -> str:
         return self.git("rev-parse", name).text.strip()
 
-    def push(self, *words: str, user: str = "alice") -> Result:
-        return self.git("push", *(words or ("davit", "main")), user=user, check=False)
+    def push(self, *words: str, user: str = "alice", **more: str) -> Result:
+        return self.git("push", *(words or ("davit", "main")), user=user, check=False, **more)
 
     def pushing(self, *words: str) -> subprocess.Popen[bytes]:
         """A push that goes on by itself."""
@@ -173,6 +178,9 @@ def doors() -> Iterator[Doors]:
         for which in ("http", "ssh"):
             made.start(which)
         yield made
+        for which in made.processes:
+            log = (home / f"{which}.log").read_text()
+            assert "Traceback" not in log, log
     finally:
         made.stop()
         shutil.rmtree(home, ignore_errors=True)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from builder import receive
 from builder.http import HttpDoor
 from builder.repositories import Repositories
 from builder.ssh import SshDoor
@@ -52,6 +53,7 @@ def serve_ssh(home: Path, limit: int) -> None:
 
 
 if __name__ == "__main__":
+    receive.KEEPALIVE = 0.3  # so that a test of quiet builds need not take long
     logging.basicConfig(level=logging.WARNING)
     sys.argv[0] = "git_server"
     which, where, size = sys.argv[1:]
