@@ -28,6 +28,9 @@ class HaproxyFailed(DavitError):
     id, status = "haproxy_failed", 500
 
 
+_MESSAGES = 1 << 20
+
+
 @dataclass
 class Generation:
     """A running HAProxy.
@@ -69,6 +72,15 @@ class Generation:
             await end
         finally:
             loop.remove_reader(self.pidfd)
+
+    def trim_messages(self) -> None:
+        """Empty the file of HAProxy's remarks when it has grown (it notes every server that comes and goes)."""
+        messages = self.directory / "messages"
+        try:
+            if messages.stat().st_size > _MESSAGES:
+                os.truncate(messages, 0)
+        except OSError:
+            pass
 
     def forget(self) -> None:
         """Close what we hold of it and delete its directory; only when it has ended."""
@@ -133,7 +145,7 @@ def _control(directory: Path, facts: Mapping[str, Any]) -> Control:
 
 
 def _spawn(program: Path, directory: Path, fds: list[int], log: int) -> subprocess.Popen[bytes]:
-    with open(directory / "messages", "wb") as messages:
+    with open(directory / "messages", "ab") as messages:
         return subprocess.Popen(
             [program, "-f", directory / "haproxy.cfg"],
             stdin=subprocess.DEVNULL,

@@ -32,7 +32,7 @@ core.register_action("hold", { "http-req" }, function(txn)
     repeat
         core.msleep(pause())
         state = states:lookup(slot)
-    until state == nil or string.sub(state, 1, 9) ~= "starting" or now() >= deadline
+    until state == nil or string.sub(state, 1, 8) ~= "starting" or now() >= deadline
     total = total - 1
     held[slot] = held[slot] - 1
     if held[slot] == 0 then held[slot] = nil end
@@ -40,7 +40,7 @@ core.register_action("hold", { "http-req" }, function(txn)
         txn:unset_var("txn.state")
         -- the clock that tells H12 from H13 starts when the request goes on
         txn:set_var("txn.t", core.now().sec * 1000 + core.now().usec // 1000)
-    elseif string.sub(state, 1, 9) == "starting" then
+    elseif string.sub(state, 1, 8) == "starting" then
         txn:set_var("txn.state", "timeout")
     else
         txn:set_var("txn.state", state)

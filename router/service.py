@@ -394,6 +394,9 @@ class Router:
                 with contextlib.suppress(ControlFailed):
                     await self._delete_left()
                     await self._count_dropped()
+            for one in [self.current, *self.retiring]:
+                if one:
+                    one.trim_messages()
 
     async def _delete_left(self) -> None:
         assert self.current

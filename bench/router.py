@@ -1,0 +1,246 @@
+"""The router against a hand-written minimal HAProxy: CPU per request, requests/s, p99, route changes, memory.
+
+``python bench/router.py`` prints a table of ratios. Both proxies stand in front of the same backend (a HAProxy that
+answers 1 KB by itself) and write an access log that is read; runs are interleaved, figures are medians. Loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from foundation.settings import from_environment
+from router import service
+from router.accesslog import Access
+from router.routes import AppRows, DynoRow
+
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
+SECONDS = 2
+CONNECTIONS = 32
+APPS = (1, 10, 1_000, 10_000)
+CHANGES = 30
+TICK = os.sysconf("SC_CLK_TCK")
+
+MINIMAL = """
+global
+    log stdout len 4096 format raw local0
+    maxconn 8000
+    nbthread {threads}
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 55s
+    timeout server 55s
+frontend web
+    bind 127.0.0.1:{port}
+    option httplog
+    option forwardfor
+    log global
+    default_backend app
+backend app
+    balance roundrobin
+    server one 127.0.0.1:{target}
+    server two 127.0.0.1:{target}
+"""
+
+BACKEND = """
+global
+    maxconn 8000
+    nbthread 1
+defaults
+    mode http
+    timeout client 60s
+    timeout http-keep-alive 60s
+frontend app
+    bind 127.0.0.1:{port}
+    http-request return status 200 content-type text/plain string "{body}"
+"""
+
+
+@dataclass
+class Run:
+    """One run of wrk: CPU microseconds per request, requests per second, p99 in milliseconds."""
+
+    cpu: float
+    rate: float
+    p99: float
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used, to the microsecond where the scheduler tells it."""
+    with contextlib.suppress(OSError):
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size."""
+    return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) / 1024  # type: ignore[index]
+
+
+@contextlib.contextmanager
+def haproxy(config: str, directory: Path, name: str, *, logged: bool) -> Iterator[int]:
+    """A HAProxy of the bench's own, whose log (if any) is read and thrown away."""
+    path = directory / f"{name}.cfg"
+    path.write_text(config)
+    process = subprocess.Popen(["haproxy", "-f", path], stdout=subprocess.PIPE if logged else subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if logged:
+        assert process.stdout
+        drain = process.stdout.fileno()
+        threading.Thread(target=lambda: [None for _ in iter(lambda: (time.sleep(0.05), os.read(drain, 1 << 20))[1], b"")], daemon=True).start()
+    try:
+        time.sleep(0.5)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def wrk(pid: int, port: int, host: str, seconds: float = SECONDS) -> Run:
+    """Load a proxy and see what it cost."""
+    before = cpu_seconds(pid)
+    words = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-H", f"Host: {host}", f"http://127.0.0.1:{port}/x?y=1"]
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
+    out = (await process.communicate())[0].decode()
+    spent = cpu_seconds(pid) - before
+    requests = int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors", out)
+    assert not bad, out
+    latency = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
+    assert latency
+    scale = {"us": 0.001, "ms": 1.0, "s": 1000.0}[latency[2]]
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])  # type: ignore[index]
+    return Run(spent / requests * 1e6, rate, float(latency[1]) * scale)
+
+
+class Bench:
+    """A Davit router over rows that are made up."""
+
+    def __init__(self, directory: Path, target: int) -> None:
+        self.port = free_port()
+        self.target = target
+        environ = {"DAVIT_HOME": str(directory / "home"), "DAVIT_HTTP": f"127.0.0.1:{self.port}"}
+        self.settings = from_environment(environ)
+        self.settings.run.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, AppRows] = {}
+        self.lines = 0
+
+    def read(self, app_ids: Collection[str] | None) -> Sequence[AppRows]:
+        """The reader that the router is given."""
+        return [row for row in self.rows.values()] if app_ids is None else [self.rows[one] for one in app_ids if one in self.rows]
+
+    async def deliver(self, batch: Mapping[str, Sequence[Access]]) -> None:
+        """The sink that the router is given."""
+        self.lines += sum(len(lines) for lines in batch.values())
+
+    def add(self, number: int, dynos: int = 1) -> str:
+        """Make up an app."""
+        app_id = f"{number:08d}-0000-4000-8000-000000000000"
+        rows = AppRows(app_id, f"app-{number}", web_quantity=1, process_types={"web": "x"})
+        rows.dynos = [DynoRow(f"{number:06d}{index:06d}", f"web.{index}", "up", True, False, "127.0.0.1", self.target) for index in range(1, dynos + 1)]
+        self.rows[app_id] = rows
+        return app_id
+
+    async def change(self, router: service.Router, number: int) -> float:
+        """Milliseconds from a new dyno in the rows to the answer that it is in force."""
+        app_id = f"{number:08d}-0000-4000-8000-000000000000"
+        dynos = self.rows[app_id].dynos
+        dynos.append(DynoRow(f"{number:06d}{time.time_ns() % 10**12:012d}"[-18:], "web.9", "up", True, False, "127.0.0.1", self.target))
+        if len(dynos) > 2:
+            del dynos[1]
+        started = time.perf_counter()
+        await router.sync(app_id)
+        return (time.perf_counter() - started) * 1000
+
+
+async def main() -> None:
+    """Run everything and print."""
+    directory = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
+    target, minimal_port = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        stack.enter_context(haproxy(BACKEND.format(port=target, body="x" * 1000), directory, "backend", logged=False))
+        threads = min(os.cpu_count() or 1, 8)
+        minimal = MINIMAL.format(port=minimal_port, target=target, threads=threads)
+        minimal_pid = stack.enter_context(haproxy(minimal, directory, "minimal", logged=True))
+        bench = Bench(directory, target)
+        stack.callback(service.stop, bench.settings)
+        table = []
+        one_app = 0.0
+        for apps in APPS:
+            for number in range(1, apps + 1):
+                bench.add(number, dynos=2 if number == 1 else 1)
+            router = service.Router(bench.settings, bench.read, bench.deliver)
+            await router.start()
+            assert router.current
+            pid = router.current.pid
+            ours, theirs = [], []
+            for _ in range(ROUNDS if apps in (1, APPS[-1]) else 3):
+                theirs.append(await wrk(minimal_pid, minimal_port, "app-1.localhost"))
+                ours.append(await wrk(pid, bench.port, f"app-{apps // 2 + 1 if apps > 1 else 1}.localhost"))
+            reloads = router.reloads
+            changes = [await bench.change(router, apps) for _ in range(CHANGES)]
+            fresh = []
+            for extra in range(5):
+                app_id = bench.add(apps + 1 + extra)
+                started = time.perf_counter()
+                await router.sync(app_id)
+                fresh.append((time.perf_counter() - started) * 1000)
+                del bench.rows[app_id]
+                await router.sync(app_id)
+            assert router.reloads == reloads, "a change needed a reload"
+            cpu = statistics.median(run.cpu for run in ours)
+            one_app = one_app or cpu
+            table.append(
+                (
+                    apps,
+                    cpu,
+                    cpu / statistics.median(run.cpu for run in theirs),
+                    cpu / one_app,
+                    statistics.median(run.rate for run in ours) / statistics.median(run.rate for run in theirs),
+                    statistics.median(run.p99 for run in ours) / statistics.median(run.p99 for run in theirs),
+                    statistics.median(changes),
+                    max(changes),
+                    statistics.median(fresh),
+                    pss_mib(pid),
+                    router.status()["lines_dropped"],
+                )
+            )
+            row = table[-1]
+            if apps == APPS[0]:
+                print("  apps  CPU/req µs  ÷minimal  ÷one app  rate÷min  p99÷min  change ms (max)  new app ms  PSS MiB  lines lost")
+            print(
+                f"{row[0]:6d}  {row[1]:10.1f}  {row[2]:8.2f}  {row[3]:8.2f}  {row[4]:8.2f}  {row[5]:7.2f}"
+                f"  {row[6]:8.2f} ({row[7]:4.1f})  {row[8]:10.2f}  {row[9]:7.1f}  {row[10]:10}",
+                flush=True,
+            )
+            await router.close()
+            service.stop(bench.settings, patience=1)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
