@@ -180,7 +180,7 @@ class Paths:
     app: Path = Path("/app")
     cache: Path = Path("/cache")
     tmp: Path = Path("/tmp")  # noqa: S108 - the sandbox's own
-    out: Path = Path("/davit/out")
+    out: Path = Path("/tmp/davit-slug")
 
 
 @dataclass
