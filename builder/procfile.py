@@ -14,7 +14,7 @@ from foundation.errors import DavitError
 
 LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)(?::\s*|\s+)(\S.*)$")
 BARE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*:$")
-MISNAMED = re.compile(r"([^\s:#'\"/=$]{1,80}):\s+\S")
+MISNAMED = re.compile(r"([^\s:#'\"=$]{1,80}):\s+\S")
 NAME_LENGTH = 63
 TYPES = 100
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
