@@ -1,0 +1,103 @@
+"""Who may call what: every route, as everybody."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from flask import Flask
+
+from api import routing
+from api.web import create_app, operations
+from state.apps import NOT_FOUND, PERMISSIONS
+from tests.api.conftest import Api, give_code
+
+_PLACES = {
+    "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "build": "none", "slug": "none",
+    "domain": "timely.localhost", "region": "local", "stack": "davit-13", "size": "eco", "feature": "none",
+    "authorization": "none", "secret": "none", "path:key": "none",
+}  # fmt: skip
+_HOLDS = {
+    "viewer": {"view"}, "deployer": {"view", "deploy"}, "operator": {"view", "operate"}, "manager": {"view", "manage"},
+    "owner": set(PERMISSIONS), "admin": set(PERMISSIONS), "stranger": set(),
+}  # fmt: skip
+
+
+def _path(operation: routing.Operation) -> str:
+    return re.sub(r"<([^>]+)>", lambda match: _PLACES[match[1]], operation.path)
+
+
+_LAST = sorted(operations(), key=lambda o: o.path == "/apps/<app>" and o.method == "DELETE")
+
+
+def test_nobody_gets_anything_without_credentials(api: Api) -> None:
+    for operation in operations():
+        answer = api.call(operation.method, _path(operation), as_=None)
+        if operation.needs == "nothing":
+            assert answer.status_code in (200, 404), operation
+        else:
+            assert (answer.status_code, answer.json["id"]) == (401, "unauthorized"), operation
+            assert answer.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize("role", sorted(_HOLDS))
+def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str) -> None:
+    give_code(api.app_id)
+    for operation in _LAST:
+        answer = api.call(operation.method, _path(operation), as_=role)
+        said = (answer.status_code, (answer.json or {}).get("message") if isinstance(answer.json, dict) else None)
+        if operation.on_app and role == "stranger":
+            assert said == (404, NOT_FOUND), operation
+        elif (operation.on_app and operation.needs not in _HOLDS[role]) or (operation.needs == "admin" and role != "admin"):
+            assert said[0] == 403, operation
+        elif not (operation.method == "DELETE" and "collaborators" in operation.path):
+            assert said[0] not in (401, 403) and said[1] != NOT_FOUND, (operation, said)
+
+
+def test_a_refused_call_changes_nothing(api: Api) -> None:
+    before = api.get("/apps/timely").json
+    for role in ("stranger", "viewer", None):
+        assert api.patch("/apps/timely", {"name": "stolen"}, as_=role).status_code in (401, 403, 404)
+        assert api.patch("/apps/timely", {"maintenance": True}, as_=role).status_code in (401, 403, 404)
+        assert api.delete("/apps/timely", as_=role).status_code in (401, 403, 404)
+    assert api.get("/apps/timely").json == before
+
+
+def test_a_route_that_does_not_say_who_may_call_it_keeps_the_process_from_starting() -> None:
+    flask = create_app()
+    flask.add_url_rule("/open-door", "open-door", lambda: "welcome")
+    with pytest.raises(TypeError, match="/open-door"):
+        routing.check(flask)
+
+
+def test_a_permission_on_an_app_needs_the_app_in_the_path() -> None:
+    resource = routing.Resource("wrong")
+    with pytest.raises(TypeError):
+        resource.on("GET", "/nothing", needs="view")(lambda call: None)
+    with pytest.raises(TypeError):
+        resource.on("GET", "/apps/<app>/x", needs="account")(lambda call: None)
+    assert isinstance(Flask("empty", static_folder=None), Flask)
+
+
+def test_a_removed_token_opens_nothing_any_more(api: Api) -> None:
+    made = api.post("/oauth/authorizations", {"description": "short"}).json
+    text = made["access_token"]["token"]
+    assert api.get("/account", as_=text).status_code == 200
+    assert api.delete(f"/oauth/authorizations/{made['id']}").status_code == 200
+    assert api.get("/account", as_=text).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Bearer undefined", "Basic", "Basic !!!", "Basic /w==", "Digest x", "Bearer \udcff"]
+)
+def test_credentials_that_are_none_are_refused(api: Api, header: str) -> None:
+    try:
+        answer = api.get("/account", as_=None, headers={"Authorization": header})
+    except UnicodeEncodeError:
+        pytest.skip("the test client cannot send this")
+    assert (answer.status_code, answer.json["id"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("user", ["", "heroku", "timely"])
+def test_a_token_is_taken_as_the_password_of_basic_auth(api: Api, user: str) -> None:
+    assert api.get("/account", as_=None, auth=(user, api.people.owner)).json["email"] == "owner@example.com"
