@@ -65,6 +65,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
 
+    def handle_error(self, request, client_address):
+        pass  # HAProxy ends kept connections with a reset, which is no error of anybody's
+
 
 server = Server(("0.0.0.0", int(os.environ["PORT"])), Handler)
 signal.signal(signal.SIGTERM, lambda *_: threading.Timer(1, os._exit, (0,)).start())
@@ -178,6 +181,14 @@ class Platform:
     token: str
     command: tuple[str, ...] = (str(ROOT / "bin/davit"),)
 
+    def __post_init__(self) -> None:
+        # one client for all calls: making one takes 50 ms (certificates, which plain HTTP does not need), and the load would wait
+        self._client = httpx.AsyncClient(base_url=self.settings.api_url, timeout=60, trust_env=False, verify=False)
+
+    async def close(self) -> None:
+        """Close the connections to the API."""
+        await self._client.aclose()
+
     @classmethod
     def here(cls) -> Platform:
         """The Davit that this process's environment describes, as the owner of its DAVIT_HOME."""
@@ -201,8 +212,7 @@ class Platform:
         every = {"Accept": "application/vnd.heroku+json; version=3", "Authorization": f"Bearer {self.token}", **(headers or {})}
         while True:
             try:
-                async with httpx.AsyncClient(base_url=self.settings.api_url, timeout=60, trust_env=False) as client:
-                    answer = await client.request(method, path, json=body, headers=every)
+                answer = await self._client.request(method, path, json=body, headers=every)
                 if answer.status_code < 500:
                     if answer.is_error:
                         raise httpx.HTTPStatusError(
@@ -440,8 +450,9 @@ async def run(platform: Platform, plan: Plan, *, progress: Callable[[str], None]
     progress(f"making the app {app.name}")
     await app.create()
     try:
-        found = set(processes(platform.pids()).values())
+        found = set(processes(await asyncio.to_thread(platform.pids)).values())
         names = sorted(found, key=lambda name: (name == SUPERVISOR, name))
         return await watch(app.load(plan.rate), plan.events(app, names), progress=progress)
     finally:
         await app.destroy()
+        await platform.close()
