@@ -33,6 +33,8 @@ DEPLOYED = (b"refs/heads/main", b"refs/heads/master")
 """The branches that deploy; the first wins when a push moves both."""
 HIDDEN = b"refs/davit/"
 """Refs that are Davit's own: never shown, never taken from a push."""
+EMPTY_TREE = b"4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+"""The tree without a file; git knows it without having it."""
 PACKS = 20
 """Packs that a repository may have before they are put together."""
 SUBMODULES = 200
@@ -180,8 +182,10 @@ class Repositories:
             NotFound: the app has no such commit.
         """
         env = self._reading(app_id, commit, build_id)
+        # The archive of an empty commit would be a lone pax header, which Python's tarfile takes for a broken archive.
+        empty = git.run(env, "rev-parse", f"{commit}^{{tree}}").stdout.strip() == EMPTY_TREE
         return subprocess.Popen(
-            git.command("archive", "--format=tar", commit),
+            git.command("archive", "--format=tar", EMPTY_TREE.decode() if empty else commit),
             env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -221,7 +225,7 @@ class Repositories:
             raise InvalidParams("The file .gitmodules is larger than 1 MiB.")
         pattern = r"^submodule\..*\.(path|url)$"
         done = git.run(env, "config", "-z", "--no-includes", "--blob", spec, "--get-regexp", pattern, check=False)
-        if done.returncode not in (0, 1):
+        if done.returncode != 0 and (done.returncode != 1 or done.stderr):  # 1 and silence: it has no such entry
             raise InvalidParams("The file .gitmodules cannot be read: it is malformed.")
         values: dict[str, dict[str, str]] = {}
         for record in done.stdout.split(b"\0"):

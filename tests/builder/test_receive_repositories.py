@@ -1,0 +1,260 @@
+"""The repositories on disk: what a build reads, how refs move, and what a crash leaves."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builder.quarantine import ZERO, Move
+from builder.receive import plan
+from builder.repositories import FetchFirst, Repositories
+from foundation.errors import Conflict, InvalidParams, NotFound
+from tests.builder.git_doors import clean_environment
+
+APP = "0f0f0f0f-app"
+
+
+class Copy:
+    """A working copy whose commits are brought in as a push would."""
+
+    def __init__(self, home: Path) -> None:
+        self.work = home / "work"
+        self.work.mkdir()
+        self.repositories = Repositories(home / "repos")
+        self.git("init", "-q", "-b", "main")
+
+    def git(self, *words: str, input: bytes | None = None) -> str:
+        done = subprocess.run(["git", *words], cwd=self.work, env=clean_environment(), capture_output=True, input=input)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode(errors="surrogateescape").strip()
+
+    def commit(self, **files: str) -> str:
+        for name, text in files.items():
+            (self.work / name).write_text(text)
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "x")
+        return self.git("rev-parse", "HEAD")
+
+    def bring(self, commit: str, build_id: str, old: str = ZERO.decode(), along: list[Move] | None = None) -> None:
+        """Push a commit and give it to a build."""
+        with self.repositories.receiving(APP) as quarantine:
+            data = subprocess.run(
+                ["git", "pack-objects", "--stdout", "--revs", "-q"], cwd=self.work, env=clean_environment(),
+                input=commit.encode() + b"\n", capture_output=True, check=True,
+            ).stdout  # fmt: skip
+            quarantine.index(io.BytesIO(data).read, 1 << 30, lambda: None)
+            assert quarantine.check_connected([commit.encode()])
+            quarantine.keep_for(APP, build_id, Move(b"refs/heads/main", old.encode(), commit.encode()), along or [])
+
+    def current(self, ref: bytes = b"refs/heads/main") -> str:
+        return self.repositories.current(APP, ref).decode()
+
+    def pinned(self) -> list[str]:
+        return sorted(path.name for path in self.repositories.incoming.iterdir())
+
+
+@pytest.fixture
+def copy() -> Iterator[Copy]:
+    home = Path(tempfile.mkdtemp(prefix="dvq", dir="/tmp"))
+    try:
+        yield Copy(home)
+    finally:
+        shutil.rmtree(home)
+
+
+def members(copy: Copy, commit: str, build_id: str | None = None) -> dict[str, tarfile.TarInfo]:
+    process = copy.repositories.archive(APP, commit, build_id)
+    assert process.stdout
+    data = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == 0
+    return {member.name: member for member in tarfile.open(fileobj=io.BytesIO(data), errorlevel=2)}
+
+
+def test_a_waiting_builds_commit_can_be_read_and_is_not_in_the_repository(copy: Copy) -> None:
+    commit = copy.commit(file="x")
+    copy.bring(commit, "build-1")
+    assert "file" in members(copy, commit) and "file" in members(copy, commit, "build-1")
+    with pytest.raises(NotFound):
+        copy.repositories.archive(APP, commit, "build-2")
+    copy.repositories.unpin("build-1")
+    with pytest.raises(NotFound):
+        copy.repositories.archive(APP, commit)
+    with pytest.raises(NotFound):
+        copy.repositories.archive(APP, "--output=/tmp/x")
+
+
+def test_an_archive_is_what_a_checkout_is(copy: Copy) -> None:
+    (copy.work / "run").write_text("#!/bin/sh\n")
+    (copy.work / "run").chmod(0o755)
+    (copy.work / "link").symlink_to("/etc/passwd")
+    (copy.work / os.fsdecode(b"new\nline\xff")).write_text("x")
+    commit = copy.commit(
+        **{".gitattributes": "secret export-ignore\n*.txt export-subst\n"}, secret="kept", **{"a.txt": "$Format:%H$"}
+    )  # fmt: skip
+    copy.bring(commit, "build-1")
+    found = members(copy, commit)
+    assert {"secret", "a.txt", "run", "link", ".gitattributes"} < set(found)
+    assert found["a.txt"].size == len("$Format:%H$")
+    assert found["run"].mode == 0o755 and found["secret"].mode == 0o644 and found["link"].issym()
+
+
+def test_submodules_are_those_with_a_url_and_a_commit(copy: Copy) -> None:
+    copy.commit()
+    sha = "1" * 40
+    modules = '[submodule "one"]\n\tpath = lib/one\n\turl = https://example.com/one.git\n'
+    modules += '[submodule "gone"]\n\tpath=gone\n\turl=https://x\n'
+    copy.git("update-index", "--add", "--cacheinfo", f"160000,{sha},lib/one", "--cacheinfo", f"160000,{sha},unmapped")
+    (copy.work / ".gitmodules").write_text(modules)
+    copy.git("add", ".gitmodules")
+    copy.git("commit", "-q", "-m", "x")
+    commit = copy.git("rev-parse", "HEAD")
+    copy.bring(commit, "build-1")
+    found = copy.repositories.submodules(APP, commit)
+    assert [(s.path, s.url, s.sha) for s in found] == [("lib/one", "https://example.com/one.git", sha)]
+
+
+def test_no_gitmodules_no_submodules(copy: Copy) -> None:
+    commit = copy.commit(file="x")
+    copy.bring(commit, "build-1")
+    assert copy.repositories.submodules(APP, commit) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"[submodule \"a\"]\n\tpath = {p}\n\turl = {u}\n" for p, u in [
+        ("../x", "https://x"), ("/x", "https://x"), ("a/.git/x", "https://x"), ("-x", "https://x"), ("a", "-upload-pack=x"),
+        (".GIT", "https://x"), ('"a\\nb/../.."', "https://x"), ("a", '"http://x\\ny"')]]
+    + ["[submodule", "[include]\n\tpath = /etc/passwd\n[submodule \"a\"]\n\tpath=../a\n\turl=x\n", "\0"],
+)  # fmt: skip
+def test_hostile_gitmodules_are_refused(copy: Copy, text: str) -> None:
+    commit = copy.commit(**{".gitmodules": text})
+    # As git's own checks would not let most of these in, they are put beside them.
+    repository = copy.repositories.ensure(APP)
+    copy.git("push", "-q", str(repository), "main")
+    with pytest.raises(InvalidParams):
+        copy.repositories.submodules(APP, commit)
+
+
+def test_move_ref_admits_moves_and_can_be_repeated(copy: Copy) -> None:
+    commit = copy.commit()
+    copy.bring(commit, "build-1", along=[Move(b"refs/tags/v1", ZERO, commit.encode())])
+    for _ in range(2):
+        copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), commit)
+    copy.repositories.unpin("build-1")
+    assert copy.current() == copy.current(b"refs/tags/v1") == commit and copy.pinned() == []
+    assert members(copy, commit) == {}
+
+
+def test_move_ref_compares_before_it_swaps(copy: Copy) -> None:
+    first, second = copy.commit(a="1"), copy.commit(a="2")
+    copy.bring(first, "build-1")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), first, "build-1")
+    copy.bring(second, "build-2", old=first)
+    with pytest.raises(Conflict):
+        copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), second, "build-2")
+    with pytest.raises(Conflict):
+        copy.repositories.move_ref(APP, "refs/heads/main", first, "1" * 40)
+    assert copy.current() == first
+
+
+def test_a_refs_turn_is_lost_only_to_what_the_push_does_not_contain(copy: Copy) -> None:
+    base, first = copy.commit(a="1"), copy.commit(a="2")
+    second = copy.commit(a="3")
+    copy.git("checkout", "-q", base)
+    other = copy.commit(a="4")
+    for number, commit in enumerate((first, second, other)):
+        copy.bring(commit, f"build-{number}", old=base)
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), first, "build-0")
+    assert copy.repositories.check_turn(APP, "refs/heads/main", base, second) == first
+    assert copy.repositories.check_turn(APP, "refs/heads/main", first, other) == first  # forced, and nothing moved
+    with pytest.raises(FetchFirst):
+        copy.repositories.check_turn(APP, "refs/heads/main", base, other)
+
+
+def test_housekeeping_keeps_pending_finishes_succeeded_and_drops_the_rest(copy: Copy) -> None:
+    commits = [copy.commit(a=str(number)) for number in range(3)]
+    copy.bring(commits[0], "build-done")
+    copy.bring(commits[1], "build-pending", old=commits[0])
+    copy.bring(commits[2], "build-failed", old=commits[0])
+    standing = {"build-done": "succeeded", "build-pending": "pending", "build-failed": "failed"}
+    for _ in range(2):
+        copy.repositories.housekeeping(standing.get)
+        assert copy.pinned() == [f"{APP}.build-pending"]
+        assert copy.current() == commits[0]
+    copy.repositories.housekeeping(lambda build: None)
+    assert copy.pinned() == []
+
+
+def test_housekeeping_does_not_undo_what_was_released_later(copy: Copy) -> None:
+    first = copy.commit(a="1")
+    second = copy.commit(a="2")
+    copy.bring(first, "build-1")
+    copy.bring(second, "build-2")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), second, "build-2")
+    copy.repositories.housekeeping(lambda build: "succeeded")
+    assert copy.current() == second and copy.pinned() == []
+
+
+def test_many_packs_are_put_together_and_garbage_goes_unless_somebody_is_pushing(copy: Copy) -> None:
+    old = ZERO.decode()
+    for number in range(25):
+        commit = copy.commit(a=str(number))
+        copy.bring(commit, "build", old=old)
+        copy.repositories.move_ref(APP, "refs/heads/main", old, commit, "build")
+        copy.repositories.unpin("build")
+        old = commit
+    packs = copy.repositories.path(APP) / "objects" / "pack"
+    (copy.repositories.path(APP) / "davit-garbage").unlink()
+    copy.repositories.tidy(APP)
+    assert len(list(packs.glob("*.pack"))) < 5
+    assert "a" in members(copy, commit)
+    stray = copy.commit(a="stray")
+    copy.bring(stray, "build-2", old=old)
+    copy.repositories.move_ref(APP, "refs/heads/main", old, stray, "build-2")
+    copy.repositories.move_ref(APP, "refs/heads/main", stray, old)  # forced back: stray is garbage now
+    copy.repositories.tidy(APP)
+    assert "a" in members(copy, stray)  # a build still has it
+    copy.repositories.unpin("build-2")
+    copy.repositories.tidy(APP)
+    with pytest.raises(NotFound):
+        copy.repositories.archive(APP, stray)
+    assert "a" in members(copy, commit)
+
+
+def test_repositories_go_with_everything_that_was_coming_in(copy: Copy) -> None:
+    copy.bring(copy.commit(), "build-1")
+    assert copy.repositories.size(APP) > 0
+    copy.repositories.remove(APP)
+    assert copy.pinned() == [] and not copy.repositories.path(APP).exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a" * 65])
+def test_ids_cannot_name_another_place(copy: Copy, name: str) -> None:
+    with pytest.raises(ValueError):
+        copy.repositories.path(name)
+    with pytest.raises(ValueError):
+        copy.repositories.unpin(name)
+
+
+def test_plan_sorts_a_push() -> None:
+    new = b"1" * 40
+    made = plan(
+        [
+            Move(b"refs/heads/master", ZERO, new), Move(b"refs/heads/main", ZERO, new), Move(b"refs/heads/x", ZERO, new),
+            Move(b"refs/davit/x", ZERO, new), Move(b"HEAD", ZERO, new), Move(b"refs/heads/live", new, ZERO),
+        ],
+        b"refs/heads/live",
+    )  # fmt: skip
+    assert made.deploy and made.deploy.ref == b"refs/heads/main"
+    assert [move.ref for move in made.others] == [b"refs/heads/master", b"refs/heads/x"]
+    assert set(made.refused) == {b"refs/davit/x", b"HEAD", b"refs/heads/live"}
+    assert len(made.sentences) == 3

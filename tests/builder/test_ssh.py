@@ -1,0 +1,128 @@
+"""The SSH door: whom it lets in, and what it does not do."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.ssh import GREETING, ensure_host_key, parse_command
+from foundation.errors import BadRequest
+from tests.builder.git_doors import Door, Doors, doors  # noqa: F401
+
+# ruff: noqa: F811
+
+
+class Shell:
+    """What a person types at the door with ssh itself."""
+
+    def __init__(self, doors: Doors) -> None:
+        self.doors = doors
+        self.door = Door(doors, "ssh")
+
+    def run(self, *words: str, user: str = "alice", options: tuple[str, ...] = (), input: bytes = b"") -> tuple[int, str]:
+        port = (self.doors.home / "ssh.port").read_text()
+        done = subprocess.run(
+            [*self.door.ssh(user), *options, "-p", port, "git@127.0.0.1", *words], input=input, capture_output=True, timeout=30,
+        )  # fmt: skip
+        return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+
+
+@pytest.fixture
+def shell(doors: Doors) -> Shell:
+    return Shell(doors)
+
+
+@pytest.mark.parametrize("form", ["{}.git", "/{}.git", "{}", "~/{}.git", "/{}.git/"])
+def test_every_form_of_the_path_names_the_app(doors: Doors, form: str) -> None:
+    app = Door(doors, "ssh").app()
+    port = (doors.home / "ssh.port").read_text()
+    assert app.git("-c", f"core.sshCommand=ssh -p {port}", "ls-remote", f"ssh://git@127.0.0.1:{port}/{app.name}.git")
+    options = " ".join(app.door.ssh()) + f" -p {port}"
+    assert app.git("push", f"anyone@127.0.0.1:{form.format(app.name)}", "main", GIT_SSH_COMMAND=options)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("ls",), ("bash", "-i"), ("git-upload-archive 'alice-x.git'",), ("git-receive-pack",), ("git-receive-pack a b",),
+     ("git-receive-pack 'alice-x.git'; id",), ("git-shell -c id",), ("scp -t /tmp",)],
+)  # fmt: skip
+def test_there_is_no_shell_and_no_other_command(shell: Shell, command: tuple[str, ...]) -> None:
+    status, text = shell.run(*command)
+    assert status != 0 and (GREETING in text), text
+
+
+def test_a_terminal_is_refused_and_the_greeting_given(shell: Shell) -> None:
+    status, text = shell.run(options=("-tt",))
+    assert status != 0 and (GREETING in text or "PTY allocation request failed" in text)
+
+
+def test_subsystems_are_refused(shell: Shell) -> None:
+    status, text = shell.run("sftp", options=("-s",))
+    assert status != 0 and "id" not in text.split()
+
+
+def test_ports_are_not_forwarded(shell: Shell) -> None:
+    status, text = shell.run(options=("-W", f"127.0.0.1:{(shell.doors.home / 'http.port').read_text()}"), input=b"GET / HTTP/1.0\r\n\r\n")
+    assert status != 0 and "HTTP" not in text
+    status, _ = shell.run("git-upload-pack 'alice-nosuch.git'", options=("-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"))
+    assert status != 0
+
+
+def test_a_strangers_key_and_a_password_are_refused(shell: Shell) -> None:
+    status, text = shell.run("git-upload-pack 'alice-x.git'", user="stranger")
+    assert status == 255 and "Permission denied (publickey)" in text
+
+
+def test_the_key_decides_who_it_is_not_the_user_name(doors: Doors) -> None:
+    app = Door(doors, "ssh").app()
+    pushed = app.push(user="bob")
+    assert not pushed and "remote error: Couldn't find that app." in pushed.text
+    assert app.push()
+
+
+def test_an_environment_is_not_taken(shell: Shell) -> None:
+    app = shell.door.app()
+    assert app.push()
+    trace = shell.doors.home / f"{app.name}.trace"
+    options = ("-o", f"SetEnv=GIT_TRACE={trace} GIT_PROTOCOL=x\x01 LD_PRELOAD=/x")
+    status, _ = shell.run(f"git-upload-pack '{app.name}.git'", options=options, input=b"0000")
+    assert status == 0 and not trace.exists()
+
+
+def test_a_client_that_says_nothing_more_is_let_go(shell: Shell) -> None:
+    app = shell.door.app()
+    status, _ = shell.run(f"git-receive-pack '{app.name}.git'")
+    assert status == 0
+    status, _ = shell.run(f"git-receive-pack '{app.name}.git'", input=b"garbage")
+    assert status != 0
+
+
+def test_the_host_key_stays_and_is_the_owners_only() -> None:
+    home = Path(tempfile.mkdtemp(prefix="dvk", dir="/tmp"))
+    try:
+        path = home / "keys" / "ssh_host_ed25519"
+        ensure_host_key(path)
+        first = path.read_bytes()
+        ensure_host_key(path)
+        assert path.read_bytes() == first and b"OPENSSH PRIVATE KEY" in first
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+    finally:
+        shutil.rmtree(home)
+
+
+@given(st.text())
+def test_any_command_is_parsed_or_refused_with_a_sentence(text: str) -> None:
+    try:
+        service, name = parse_command(text)
+    except BadRequest as error:
+        assert error.message.endswith((".", ".git"))
+    else:
+        assert service in ("git-receive-pack", "git-upload-pack") and name and "/" not in name
