@@ -157,7 +157,11 @@ def run_inside(
     }
     sandbox = LocalSandbox(root)
     try:
-        feeder = Feeder(sandbox, json.dumps(full).encode(), iter([iter([part]) for part in (buildpacks.bundled_archive(), *streams.values(), source)]))
+        feeder = Feeder(
+            sandbox,
+            json.dumps(full).encode(),
+            iter([iter([part]) for part in (buildpacks.bundled_archive(), *streams.values(), source)]),
+        )
         feeder.start()
         with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as reported:
             _drain({sandbox.output: printed, sandbox.report: reported}, sandbox)

@@ -57,7 +57,9 @@ def test_no_bytes_make_the_reader_fail_otherwise(data: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize("printed", [b"", b"---", b"---\n", b"--- {}\n", b"{}", b"addons: []\n", b"---\ndefault_process_types:\n"])
+@pytest.mark.parametrize(
+    "printed", [b"", b"---", b"---\n", b"--- {}\n", b"{}", b"addons: []\n", b"---\ndefault_process_types:\n"]
+)
 def test_release_output_that_says_nothing_is_legal_in_all_its_forms(printed: bytes) -> None:
     assert report.parse_release(printed, "x") == report.BuildpackRelease()
 
@@ -79,7 +81,9 @@ def test_release_output_gives_types_and_config_vars() -> None:
         b"config_vars:\n  A: {b: c}\n",
         b"!!python/object/apply:os.system ['true']\n",
         b"[" * 30_000,
-        b"a: &a [x,x]\n" + b"".join(b"%c: &%c [*%c,*%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 120)) + b"default_process_types: {web: *z}\n",
+        b"a: &a [x,x]\n"
+        + b"".join(b"%c: &%c [*%c,*%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 120))
+        + b"default_process_types: {web: *z}\n",
     ],
 )
 def test_release_output_that_cannot_be_used_is_an_error_that_names_the_buildpack(printed: bytes) -> None:
@@ -96,7 +100,9 @@ def test_no_release_output_fails_otherwise(printed: bytes) -> None:
 
 
 def test_app_json_gives_health_checks_and_ignores_the_rest() -> None:
-    content = json.dumps({"name": "x", "addons": [1], "healthchecks": {"web": [{"path": "/up", "attempts": 5, "uptime": 3}]}}).encode()
+    content = json.dumps(
+        {"name": "x", "addons": [1], "healthchecks": {"web": [{"path": "/up", "attempts": 5, "uptime": 3}]}}
+    ).encode()
     check = appjson.parse(content).healthchecks["web"][0]
     assert (check.path, check.attempts, check.timeout, check.type) == ("/up", 5, 5, "startup")
 
@@ -123,7 +129,13 @@ def test_a_wrong_app_json_is_an_error_that_names_the_place(content: bytes, sente
         appjson.parse(content)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["web", "path", "healthchecks", "x"]), v, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["web", "path", "healthchecks", "x"]), v, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_no_app_json_fails_otherwise(value: object) -> None:
     try:
         appjson.parse(json.dumps({"healthchecks": value}).encode())

@@ -1,0 +1,429 @@
+"""The build job from a commit to a serving release: real git, database, Redis and build program; the runtime process's
+sandbox and its bringing up of releases are played by the test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from builder import job, output, queue, repositories
+from builder.sandbox import Ended
+from foundation.settings import settings
+from state import accounts, apps, builds, db, notify, releases, vault
+from state.models import Account, App, Build, Release, Slug
+from tests.builder.building import LocalSandbox, build_root
+from tests.conftest import wait_until
+
+PACK = {"detect": "echo Test", "compile": "echo compiled", "release": "echo 'default_process_types: {web: serve, worker: work}'"}
+
+
+@pytest.fixture
+def davit(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty Davit on SQLite; this process is its builder."""
+    monkeypatch.setenv("DAVIT_HOME", str(davit_home))
+    monkeypatch.setenv("REDIS_URL", redis_server)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (davit_home / "run").mkdir()
+    for cached in (settings, db.engine, notify.redis_client):
+        cached.cache_clear()
+    redis.Redis.from_url(redis_server).flushdb()
+    db.upgrade()
+    vault.ensure_keys()
+    yield davit_home
+    db.engine().dispose()
+    for cached in (settings, db.engine, notify.redis_client):
+        cached.cache_clear()
+
+
+class Pushed:
+    """An app with commits, and builds of them."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with db.transaction() as session:
+            self.account = accounts.create(session, None, "me@example.com", admin=True)
+            self.app = apps.create(session, self.account, "hello")
+        self.pack = home / "pack"
+        self.set_pack(**PACK)
+        self.repository = repositories.repositories().ensure(self.app.id)
+
+    def set_pack(self, **scripts: str) -> None:
+        (self.pack / "bin").mkdir(parents=True, exist_ok=True)
+        for name, text in scripts.items():
+            (self.pack / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+
+    def commit(self, **files: str) -> str:
+        env = {**os.environ, "GIT_DIR": str(self.repository), "GIT_INDEX_FILE": str(self.home / "index")}
+        for kind in ("AUTHOR", "COMMITTER"):
+            env |= {f"GIT_{kind}_NAME": "x", f"GIT_{kind}_EMAIL": "x@x"}
+
+        def git(*words: str, text: str | None = None) -> str:
+            return subprocess.run(["git", *words], input=text, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+        for name, content in files.items():
+            git("update-index", "--add", "--cacheinfo", f"100644,{git('hash-object', '-w', '--stdin', text=content)},{name}")
+        return git("commit-tree", git("write-tree"), "-m", "x")
+
+    def build(self, commit: str, ref: str | None = "refs/heads/main", **more: object) -> str:
+        with db.transaction() as session:
+            app = session.get(App, self.app.id)
+            account = session.get(Account, self.account.id)
+            assert app and account
+            more.setdefault("buildpacks", [f"file://{self.pack}"])
+            row = builds.create(session, app, account, commit=commit, ref=ref, old_sha="0" * 40 if ref else None, **more)  # type: ignore[arg-type]
+        return row.id
+
+    def row(self, build_id: str) -> Build:
+        with db.snapshot() as session:
+            row = session.get(Build, build_id)
+        assert row
+        return row
+
+    def run(self, build_id: str, *, program: tuple[str, ...] | None = None, sandbox: type[LocalSandbox] = LocalSandbox) -> str:
+        """Work the build as the worker does; returns what it printed."""
+
+        @contextmanager
+        def opened(build: str, app_id: str, app: str) -> Iterator[LocalSandbox]:
+            with build_root() as root:
+                one = sandbox(root, program) if program else sandbox(root)
+                try:
+                    yield one
+                finally:
+                    one.close()
+
+        with db.snapshot() as session:
+            row, app = session.get(Build, build_id), session.get(App, self.app.id)
+        assert row and app
+        with queue.held(build_id) as free:
+            assert free
+            job.BuildJob(row, app, open=opened).run()
+        return self.output(build_id)
+
+    def output(self, build_id: str) -> str:
+        return b"".join(part for part in output.follow(build_id) if part).decode(errors="replace")
+
+
+@pytest.fixture
+def pushed(davit: Path) -> Pushed:
+    return Pushed(davit)
+
+
+@pytest.fixture
+def runtime(pushed: Pushed) -> Iterator[Callable[..., None]]:
+    """Plays the runtime process: pending releases succeed, or as told."""
+    verdict: list[tuple[str, str] | None] = [None]
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.wait(0.02):
+            with db.snapshot() as session:
+                pending = releases.next_pending(session, pushed.app.id)
+            if pending is None:
+                continue
+            with db.transaction() as session:
+                row = session.get(Release, pending.id)
+                assert row
+                if verdict[0] is None:
+                    releases.succeed(session, row)
+                else:
+                    releases.fail(session, row, *verdict[0])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+
+    def fail_with(kind: str, message: str) -> None:
+        verdict[0] = (kind, message)
+
+    yield fail_with
+    stop.set()
+    thread.join()
+
+
+def ref(pushed: Pushed, name: str = "refs/heads/main") -> str:
+    return repositories.repositories().current(pushed.app.id, name.encode()).decode()
+
+
+def test_a_build_becomes_a_release_and_then_the_ref_moves(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    commit = pushed.commit(Procfile="web: mine\n")
+    build_id = pushed.build(commit)
+    printed = pushed.run(build_id)
+    assert printed.splitlines() == [
+        "-----> Building on the Davit-13 stack",
+        f"-----> Using buildpack: file://{pushed.pack}",
+        "-----> Test app detected",
+        "compiled",
+        "-----> Discovering process types",
+        "       Procfile declares types -> web",
+        "       Default types for buildpack -> worker",
+        "-----> Compressing...",
+        "       Done: 1.2M",
+        "-----> Launching...",
+        "       Released v1" if "Released v1\n" in printed else "       Released v2",
+        "       http://hello.localhost:8080/ deployed to Davit",
+    ]
+    row = pushed.row(build_id)
+    assert (row.status, row.phase) == ("succeeded", "done") and ref(pushed) == commit
+    with db.snapshot() as session:
+        slug = session.get(Slug, row.slug_id)
+        release = session.get(Release, row.release_id)
+    assert slug and release and slug.process_types == {"web": "mine", "worker": "work"}
+    assert release.description == f"Deploy {commit[:8]}" and slug.commit == commit
+    ended = output.outcome(build_id)
+    assert ended and (ended.status, ended.version, ended.url) == ("succeeded", release.version, "http://hello.localhost:8080/")
+
+
+def test_a_failed_build_changes_nothing(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    pushed.set_pack(compile="echo no; exit 1")
+    build_id = pushed.build(pushed.commit(file="x"))
+    printed = pushed.run(build_id)
+    row = pushed.row(build_id)
+    assert (row.status, row.failure_kind, row.release_id) == ("failed", "build failed", None)
+    assert " !     Failed to compile the app: bin/compile" in printed and "Push rejected" in printed
+    assert ref(pushed) == "0" * 40
+    ended = output.outcome(build_id)
+    assert ended and ended.status == "failed" and ended.message == row.failure
+
+
+@pytest.mark.parametrize("kind", ["release phase failed", "app did not start"])
+def test_a_release_that_does_not_come_up_refuses_the_push(pushed: Pushed, runtime: Callable[..., None], kind: str) -> None:
+    runtime(kind, "It was not to be.")
+    build_id = pushed.build(pushed.commit(Procfile="web: x\nrelease: y\n"))
+    (output.directory(build_id)).mkdir(parents=True, exist_ok=True)
+    (output.directory(build_id) / "release-output").write_bytes(b"migrating\nno such table\n")
+    printed = pushed.run(build_id)
+    row = pushed.row(build_id)
+    assert (row.status, row.failure_kind, row.failure) == ("failed", kind, "It was not to be.")
+    assert "-----> Running release command...\nmigrating\nno such table\n" in printed and ref(pushed) == "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"Procfile": "we.b: x\n"}, "names the process type"),
+        ({"app.json": "{"}, "app.json is not valid JSON"),
+        ({"Procfile": "x" * 70_000}, "larger than 64 KB"),
+    ],
+)
+def test_files_that_cannot_be_used_fail_the_build_with_their_sentence(
+    pushed: Pushed, files: dict[str, str], sentence: str
+) -> None:
+    build_id = pushed.build(pushed.commit(**files))
+    pushed.run(build_id)
+    assert sentence in (pushed.row(build_id).failure or "")
+
+
+def test_no_web_process_deploys_with_a_remedy(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    pushed.set_pack(release="echo '--- {}'")
+    build_id = pushed.build(pushed.commit(Procfile="worker: x\n"))
+    printed = pushed.run(build_id)
+    assert pushed.row(build_id).status == "succeeded" and "There is no web process type" in printed
+
+
+def test_output_beyond_the_limit_is_dropped_and_the_build_goes_on(
+    pushed: Pushed, runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "LIMIT", 100_000)
+    pushed.set_pack(compile="yes | head -c 30000000; echo end")
+    build_id = pushed.build(pushed.commit(Procfile="web: x\n"))
+    printed = pushed.run(build_id)
+    assert pushed.row(build_id).status == "succeeded"
+    assert "… output truncated." in printed and len(printed) < 110_000 and "Launching" in printed
+
+
+def test_a_build_that_takes_too_long_is_ended_with_what_hung(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_BUILD_TIMEOUT", "2")
+    settings.cache_clear()
+    pushed.set_pack(compile="sleep 600 & sleep 600")
+    build_id = pushed.build(pushed.commit(file="x"))
+    pushed.run(build_id)
+    failure = pushed.row(build_id).failure or ""
+    assert "longer than 2 seconds" in failure and f"bin/compile of file://{pushed.pack} had been running" in failure
+
+
+def test_a_build_is_cancelled_while_it_runs(pushed: Pushed) -> None:
+    pushed.set_pack(compile="echo under way; sleep 600")
+    build_id = pushed.build(pushed.commit(file="x"))
+
+    def cancel() -> None:
+        wait_until(
+            lambda: (
+                b"under way" in (output.directory(build_id) / "output").read_bytes()
+                if (output.directory(build_id) / "output").exists()
+                else False
+            ),
+            "the build running",
+        )
+        with db.transaction() as session:
+            row, app, account = (
+                session.get(Build, build_id),
+                session.get(App, pushed.app.id),
+                session.get(Account, pushed.account.id),
+            )
+            assert row and app and account
+            builds.request_cancel(session, account, app, row)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    pushed.run(build_id)
+    thread.join()
+    row = pushed.row(build_id)
+    assert (row.status, row.failure_kind) == ("failed", "cancelled")
+
+
+def test_a_build_that_ends_without_a_report_is_said(pushed: Pushed) -> None:
+    pushed.set_pack(compile="kill -9 $PPID; sleep 600")
+    build_id = pushed.build(pushed.commit(file="x"))
+    pushed.run(build_id)
+    assert "was ended from inside (status 137)" in (pushed.row(build_id).failure or "")
+
+
+def test_out_of_memory_is_recognised(pushed: Pushed) -> None:
+    class Small(LocalSandbox):
+        def wait(self) -> Ended:
+            return Ended(super().wait().status, oom=True)
+
+    pushed.set_pack(compile="exit 137")
+    build_id = pushed.build(pushed.commit(file="x"))
+    pushed.run(build_id, sandbox=Small)
+    assert "ran out of memory" in (pushed.row(build_id).failure or "")
+
+
+FORGED = [
+    """print('{"event": "done"}', flush=True)""",
+    """print('x' * (1 << 21), flush=True)""",
+    """print('{"event":"done","release":"%%%","procfile":null,"app_json":null,"buildpacks":[],"names":[]}', flush=True)""",
+    """import sys; sys.stdout.write('{"event":"step","step":"compile","buildpack":"x"}\\n' * 5000)""",
+]
+
+
+@pytest.mark.parametrize("body", FORGED)
+def test_a_forged_report_fails_the_build_with_a_sentence(pushed: Pushed, body: str) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    pushed.run(build_id, program=("/usr/bin/python3", "-c", body))
+    row = pushed.row(build_id)
+    assert row.status == "failed" and "inside Davit" not in (row.failure or "") and row.failure
+
+
+def test_a_push_that_another_one_overtook_is_refused_before_it_is_built(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    first, second = pushed.commit(Procfile="web: one\n"), pushed.commit(Procfile="web: two\n")
+    late = pushed.build(second)
+    pushed.run(pushed.build(first))
+    pushed.run(late)
+    assert pushed.row(late).failure_kind == "fetch first" and ref(pushed) == first
+
+
+def test_a_build_interrupted_while_releasing_is_finished_and_not_built_again(
+    pushed: Pushed, runtime: Callable[..., None]
+) -> None:
+    commit = pushed.commit(Procfile="web: x\n")
+    build_id = pushed.build(commit)
+    with db.transaction() as session:
+        app, account = session.get(App, pushed.app.id), session.get(Account, pushed.account.id)
+        assert app and account
+        slug = Slug(app_id=app.id, digest="sha256:0", size=1, stack="davit-13")
+        session.add(slug)
+        session.flush()
+        builds.begin(session, build_id)
+        builds.releasing(
+            session, build_id, slug, releases.create(session, app, account, kind="deploy", description="x", slug=slug)
+        )
+    printed = pushed.run(build_id)
+    assert pushed.row(build_id).status == "succeeded" and ref(pushed) == commit and "Building on" not in printed
+
+
+def test_a_build_of_an_app_that_was_destroyed_ends_quietly(pushed: Pushed) -> None:
+    job.build("00000000-0000-0000-0000-000000000000")
+
+
+def test_followers_get_every_byte_in_order_and_partial_lines_at_once(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    out = output.Output(build_id)
+    following = output.follow(build_id)
+    for text in (b"no line end", b" yet\n", b"\xff\x00"):
+        out.pass_through(text)
+        assert next(part for part in following if part) == text
+    assert next(following) is None  # a quiet second
+    out.finish(output.Outcome("failed"))
+    out.close()
+    assert list(following) == []
+
+
+def test_followers_end_when_the_build_is_gone(pushed: Pushed) -> None:
+    assert list(output.follow("00000000-0000-0000-0000-000000000000")) == []
+
+
+# --- the queue ---
+
+
+def test_builds_of_one_app_wait_for_each_other(pushed: Pushed) -> None:
+    first, second = (pushed.build(pushed.commit(file=name)) for name in "ab")
+    queue.enqueue_next(pushed.app.id)
+    queue.enqueue_next(pushed.app.id)
+    assert queue.queue().job_ids == [first] and pushed.row(second).phase == "waiting"
+
+
+def test_what_redis_lost_is_sent_again(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "LOST_AFTER", queue.timedelta(0))
+    build_id = pushed.build(pushed.commit(file="x"))
+    queue.enqueue_next(pushed.app.id)
+    notify.redis_client().flushdb()
+    queue.recover()
+    assert queue.queue().job_ids == [build_id]
+
+
+def test_an_interrupted_build_is_taken_up_again_once(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    with db.transaction() as session:
+        builds.begin(session, build_id)
+    queue.recover()
+    assert queue.queue().job_ids == [build_id]
+    notify.redis_client().flushdb()
+    with db.transaction() as session:
+        builds.begin(session, build_id)
+    queue.recover()
+    row = pushed.row(build_id)
+    assert row.status == "failed" and "interrupted twice" in (row.failure or "") and output.outcome(build_id)
+
+
+def test_a_build_that_somebody_works_on_is_left_alone(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    with db.transaction() as session:
+        builds.begin(session, build_id)
+    with queue.held(build_id):
+        queue.recover()
+    assert queue.queue().job_ids == []
+
+
+def test_the_worker_picks_builds_up_and_leaves_no_process_behind(pushed: Pushed) -> None:
+    """The whole worker process; without a runtime process the build fails with a sentence."""
+    env = {**os.environ, "DAVIT_BUILD_SLOTS": "2"}
+    worker = subprocess.Popen([".venv/bin/python", "-m", "builder.worker"], env=env, cwd=Path(__file__).parents[2])
+    try:
+        build_id = pushed.build(pushed.commit(file="x"))
+        queue.enqueue_next(pushed.app.id)
+        wait_until(lambda: pushed.row(build_id).status != "pending", "the build ending")
+        assert "runtime process is not running" in (pushed.row(build_id).failure or "")
+        children = _children(worker.pid)
+        assert len(children) == 2
+    finally:
+        worker.kill()
+        worker.wait()
+    wait_until(lambda: not [pid for pid in children if _alive(pid)], "the workers ending with their parent")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
