@@ -8,8 +8,7 @@ What a noisy dyno meets, in this order:
 2. **Its lines are kept up to a budget** (a burst, then lines and bytes per second); what is beyond is read, counted and
    forgotten, and the app's log says so (L10).
 3. **All dynos together** get a quarter of one CPU (a third with the sender at work): after a pass the loop rests three
-   times as long as it took, whatever
-   kept it busy. Many noisy dynos share one budget of kept lines.
+   times as long as it took, whatever kept it busy. Many noisy dynos share one budget of kept lines.
 
 Nothing is waited for that an app could hold up, and nothing an app prints can fill memory: a FIFO has one unfinished
 line (10,000 bytes) here, and what waits for Redis is bounded in :mod:`logs.sender`.
