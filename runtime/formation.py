@@ -231,7 +231,7 @@ class AppManager:
         try:
             await ending
         except Exception:
-            log.exception("a dyno could not be stopped cleanly")
+            log.exception("seeing a dyno off did not go as it should")
 
     async def _abandon(self, release: Release) -> None:
         mine = [life for life in self.lives.values() if life.row.release_id == release.id and not life.row.routed]
@@ -426,7 +426,7 @@ class AppManager:
     async def _see_off(self, life: DynoLife, drained: bool) -> None:
         try:
             if not drained and life.row.address and life.row.port and life.exit is None:
-                await self.router.drained(self.app_id, [(life.row.address, life.row.port)], DRAIN_SECONDS)
+                await self._forget_after(self.router.drained(self.app_id, [(life.row.address, life.row.port)], DRAIN_SECONDS))
             await life.stop()
         except Exception:
             log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})

@@ -48,7 +48,7 @@ class RouterClient:
             try:
                 if (await wire.acall(self.socket, "connections", params, timeout=5)).get("count") == 0:
                     return
-            except Unavailable:
+            except DavitError:
                 pass  # HAProxy serves on; ask again when its keeper is back
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 1.0)
