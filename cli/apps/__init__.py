@@ -1,0 +1,1 @@
+"""The app commands: clients of the HTTP API, named and shaped as the heroku command's."""

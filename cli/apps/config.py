@@ -1,0 +1,83 @@
+"""config, config:get, config:set, config:unset."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from cli import output
+from cli.output import action, command, hexed, json_option
+from cli.target import Target, on_app
+from foundation.errors import DavitError
+
+
+@command("config")
+@on_app
+@click.option("-s", "--shell", is_flag=True, help="output in shell format")
+@json_option
+def config(app: Target, shell: bool, as_json: bool) -> None:
+    """List an app's config vars."""
+    values = app.get("/config-vars")
+    if as_json:
+        return output.print_json(values)
+    if shell:
+        for name in sorted(values):
+            click.echo(f"{name}={shlex.quote(values[name])}")
+        return
+    output.header(f"{app.app} Config Vars")
+    output.pairs(sorted(values.items()))
+
+
+@command("config:get")
+@on_app
+@click.argument("names", nargs=-1, required=True)
+@click.option("-s", "--shell", is_flag=True, help="output in shell format")
+@json_option
+def get(app: Target, names: tuple[str, ...], shell: bool, as_json: bool) -> None:
+    """Show config vars."""
+    values = app.get("/config-vars")
+    if as_json:
+        return output.print_json({name: values.get(name) for name in names})
+    for name in names:
+        value = values.get(name, "")
+        click.echo(f"{name}={shlex.quote(value)}" if shell else value)
+
+
+@command("config:set", context_settings={"ignore_unknown_options": False})
+@on_app
+@click.argument("settings", nargs=-1, metavar="NAME=VALUE...")
+@click.option(
+    "--stdin", "from_stdin", metavar="NAME", help="read the value of NAME from standard input: it stays off the command line"
+)
+def set_(app: Target, settings: tuple[str, ...], from_stdin: str | None) -> None:
+    """Set config vars and restart the app."""
+    values: dict[str, str | None] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise DavitError(f"{setting} is invalid. Must be in the format FOO=bar.")
+        values[name] = value
+    if from_stdin:
+        values[from_stdin] = sys.stdin.read().removesuffix("\n")
+    if not values:
+        raise DavitError("Usage: davit config:set NAME=VALUE. Must specify at least one.")
+    _change(app, "Setting", values)
+    output.pairs([(name, value) for name, value in values.items() if name != from_stdin])
+
+
+@command("config:unset")
+@on_app
+@click.argument("names", nargs=-1, required=True)
+def unset(app: Target, names: tuple[str, ...]) -> None:
+    """Remove config vars and restart the app."""
+    _change(app, "Unsetting", {name: None for name in names})
+
+
+def _change(app: Target, verb: str, values: dict[str, Any]) -> None:
+    with action(f"{verb} {', '.join(values)} and restarting {hexed(app.app)}") as step:
+        app.client.patch(f"{app.path}/config-vars", values)
+        newest = app.get("/releases", headers={"Range": "version ..; max=1, order=desc"})
+        step.result = f"done, v{newest[0]['version']}"

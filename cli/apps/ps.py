@@ -1,0 +1,128 @@
+"""ps, ps:scale, ps:restart, ps:stop, ps:type."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from cli import output
+from cli.output import action, command, hexed, json_option
+from cli.target import Target, on_app
+from foundation.errors import DavitError
+
+_CHANGE = re.compile(r"(?P<type>[\w-]+?)(?P<operator>[=+-])(?P<quantity>\d+)(?::(?P<size>[\w-]+))?")
+_SIZE = re.compile(r"(?P<type>[\w-]+)=(?P<size>[\w-]+)")
+
+
+@command("ps")
+@on_app
+@click.argument("types", nargs=-1)
+@json_option
+def ps(app: Target, types: tuple[str, ...], as_json: bool) -> None:
+    """List an app's dynos."""
+    dynos = [dyno for dyno in app.get("/dynos") if not types or dyno["type"] in types]
+    if as_json:
+        return output.print_json(dynos)
+    if not dynos:
+        return click.echo(f"No dynos on {hexed(app.app)}")
+    one_off = [dyno for dyno in dynos if dyno["type"] == "run"]
+    if one_off:
+        output.header(f"run: one-off processes ({len(one_off)})")
+        for dyno in one_off:
+            click.echo(f"{_line(dyno)}: {output.plain(dyno['command'])}")
+        click.echo()
+    for type in dict.fromkeys(dyno["type"] for dyno in dynos if dyno not in one_off):
+        rows = [dyno for dyno in dynos if dyno["type"] == type]
+        output.header(f"{type} ({rows[0]['size']}): {output.plain(rows[0]['command'])} ({len(rows)})")
+        for dyno in rows:
+            click.echo(_line(dyno))
+        click.echo()
+
+
+def _line(dyno: dict[str, Any]) -> str:
+    return f"{dyno['name']} ({dyno['size']}): {dyno['state']} {output.ago(dyno['updated_at'])}"
+
+
+@command("ps:scale", context_settings={"ignore_unknown_options": True})
+@on_app
+@click.argument("changes", nargs=-1, metavar="web=2 worker+1:standard-2x...")
+@json_option
+def scale(app: Target, changes: tuple[str, ...], as_json: bool) -> None:
+    """Show or change how many dynos of each process type there are."""
+    if not changes:
+        rows = app.get("/formation")
+        if as_json:
+            return output.print_json(rows)
+        if not rows:
+            raise DavitError(f"No process types on {app.app}: push some code first.")
+        return click.echo(" ".join(f"{row['type']}={row['quantity']}:{row['size']}" for row in rows))
+    updates = [_change(text) for text in changes]
+    with action("Scaling dynos") as step:
+        rows = app.client.patch(f"{app.path}/formation", {"updates": updates})
+        named = {update["type"] for update in updates}
+        now = ", ".join(f"{row['type']} at {row['quantity']}:{row['size']}" for row in rows if row["type"] in named)
+        step.result = f"done, now running {now}"
+    if as_json:
+        output.print_json(rows)
+
+
+def _change(text: str) -> dict[str, str]:
+    match = _CHANGE.fullmatch(text)
+    if match is None:
+        if (sized := _SIZE.fullmatch(text)) and not sized["size"].isdigit():
+            raise DavitError(
+                f"{text} is not a number of dynos; write {sized['type']}=2, {sized['type']}+1 or {sized['type']}=2:standard-1x."
+            )
+        raise DavitError(f"{text} is not understood; write it like web=2, worker+1 or web=2:standard-1x.")
+    sign = "" if match["operator"] == "=" else match["operator"]
+    update = {"type": match["type"], "quantity": sign + match["quantity"]}
+    return {**update, "size": match["size"]} if match["size"] else update
+
+
+@command("ps:type")
+@on_app
+@click.argument("types", nargs=-1, metavar="[SIZE | TYPE=SIZE...]")
+def type_(app: Target, types: tuple[str, ...]) -> None:
+    """Show or change the dyno sizes."""
+    rows = app.get("/formation")
+    if types:
+        if len(types) == 1 and "=" not in types[0]:
+            updates = [{"type": row["type"], "size": types[0]} for row in rows]
+        else:
+            updates = []
+            for text in types:
+                match = _SIZE.fullmatch(text)
+                if match is None:
+                    raise DavitError(f"{text} is not understood; write it like standard-1x or web=standard-2x.")
+                updates.append({"type": match["type"], "size": match["size"]})
+        with action(f"Scaling dynos on {hexed(app.app)}"):
+            rows = app.client.patch(f"{app.path}/formation", {"updates": updates})
+    output.table([(row["type"], row["size"], row["quantity"]) for row in rows], ("process", "type", "qty"))
+
+
+@command("ps:restart")
+@on_app
+@click.argument("dyno", required=False)
+def restart(app: Target, dyno: str | None) -> None:
+    """Restart all dynos, those of a process type (web), or one (web.1)."""
+    what = f"dyno {dyno}" if dyno and "." in dyno else f"all {dyno} dynos" if dyno else "all dynos"
+    with action(f"Restarting {what} on {hexed(app.app)}"):
+        app.client.delete(app.path + _place(dyno))
+
+
+@command("ps:stop")
+@on_app
+@click.argument("dyno")
+def stop(app: Target, dyno: str) -> None:
+    """Stop a dyno (run.1234), or those of a process type; the formation starts new ones in their place."""
+    with action(f"Stopping {dyno} {'dyno' if '.' in dyno else 'dynos'} on {hexed(app.app)}"):
+        app.client.post(f"{app.path}{_place(dyno)}/actions/stop")
+
+
+def _place(dyno: str | None) -> str:
+    if dyno is None:
+        return "/dynos"
+    return f"/{'dynos' if '.' in dyno else 'formations'}/{quote(dyno, safe='')}"

@@ -1,0 +1,102 @@
+"""run, run:detached: one-off dynos."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cli import output
+from cli.output import action, command, hexed
+from cli.target import Target, on_app
+from foundation.errors import DavitError
+
+_COMMON = [
+    click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND..."),
+    click.option("-s", "--size", help="dyno size"),
+    click.option("--type", "type_", help="process type"),
+    click.option("-e", "--env", help="environment variables to set, separated by semicolons: A=1;B=2"),
+]
+_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _common(function: Callable[..., Any]) -> Callable[..., Any]:
+    for decorate in _COMMON:
+        function = decorate(function)
+    return function
+
+
+def _line(words: tuple[str, ...]) -> str:
+    """The shell command: one word is one already (as heroku's), several are quoted to arrive as they are."""
+    if words[:1] == ("--",):
+        words = words[1:]
+    if not words:
+        raise DavitError("Usage: davit run COMMAND. Must specify command to run.")
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def _environment(env: str | None) -> dict[str, str]:
+    values = {}
+    for setting in (env or "").split(";"):
+        name, equals, value = setting.partition("=")
+        if setting and not equals:
+            raise DavitError(f"{setting} is invalid. Must be in the format FOO=bar.")
+        if setting:
+            values[name.strip()] = value
+    return values
+
+
+@command("run", context_settings=_SETTINGS)
+@on_app
+@_common
+@click.option("-x", "--exit-code", is_flag=True, help="as heroku's: the command's exit status is always passed on here")
+@click.option("--no-tty", is_flag=True, help="give the command no terminal")
+@click.option("--no-notify", is_flag=True, help="as heroku's: nobody is notified here")
+def run(
+    app: Target,
+    words: tuple[str, ...],
+    size: str | None,
+    type_: str | None,
+    env: str | None,
+    exit_code: bool,
+    no_tty: bool,
+    no_notify: bool,
+) -> None:
+    """Run a command in a one-off dyno, attached to it."""
+    from cli.apps import attached
+
+    terminal = not no_tty and sys.stdin.isatty() and sys.stdout.isatty()
+    values = _environment(env)
+    if terminal:
+        columns, lines = shutil.get_terminal_size()
+        values = {"TERM": os.environ.get("TERM", "xterm"), "COLUMNS": str(columns), "LINES": str(lines), **values}
+    line = _line(words)
+    with action(f"Running {line} on {hexed(app.app)}") as step:
+        asked = {"command": line, "attach": True, "size": size, "type": type_, "env": values, "force_no_tty": not terminal}
+        dyno = app.client.post(f"{app.path}/dynos", asked)
+        step.result = f"up, {dyno['name']}"
+    sys.exit(attached.attach(app.client, dyno["attach_url"], terminal))
+
+
+@command("run:detached", context_settings=_SETTINGS)
+@on_app
+@_common
+@click.option("-t", "--tail", is_flag=True, help="continually stream its logs")
+def detached(app: Target, words: tuple[str, ...], size: str | None, type_: str | None, env: str | None, tail: bool) -> None:
+    """Run a command in a one-off dyno whose output goes to the log."""
+    from cli.apps import logs
+
+    line = _line(words)
+    with action(f"Running {line} on {hexed(app.app)}") as step:
+        asked = {"command": line, "attach": False, "size": size, "type": type_, "env": _environment(env)}
+        dyno = app.client.post(f"{app.path}/dynos", asked)
+        step.result = f"done, {dyno['name']}"
+    if tail:
+        wanted = {"lines": 100, "tail": True, "source": None, "dyno": dyno["name"]}
+        return logs.follow(app, wanted, app.client.post(f"{app.path}/log-sessions", wanted))
+    output.warn(f"Run davit logs --app {app.app} --dyno {dyno['name']} to view the output.")

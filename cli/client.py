@@ -1,0 +1,185 @@
+"""The API as the command calls it.
+
+Built on http.client: a command that prints three lines must not wait for a larger library to load (httpx: 0.12 s).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from foundation.errors import DavitError, Unavailable
+
+ACCEPT = "application/vnd.heroku+json; version=3"
+TIMEOUT = 120.0
+PAGE = 1000
+
+
+class ApiError(DavitError):
+    """The API refused; ``id``, ``status`` and ``message`` are its own."""
+
+
+class Unreachable(Unavailable):
+    """Nobody answers at the API's address."""
+
+
+class Client:
+    """Calls one Davit.
+
+    Args:
+        url: its base URL, ``http://127.0.0.1:5000``.
+        token: an API token; None to call as nobody.
+        local: whether it is this machine's own Davit, for the sentence when it does not answer.
+    """
+
+    def __init__(self, url: str, token: str | None, *, local: bool = False) -> None:
+        self.url = url.rstrip("/")
+        self.token = token
+        self.local = local
+        self._parts = urlsplit(self.url)
+        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
+            raise DavitError(f"“{url}” is not the URL of a Davit; it looks like http://127.0.0.1:5000.")
+
+    def get(self, path: str, **options: Any) -> Any:
+        """The JSON value at ``path``."""
+        return self.call("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> Any:
+        """Create something; its JSON value."""
+        return self.call("POST", path, body if body is not None else {}, **options)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """Change something."""
+        return self.call("PATCH", path, body)
+
+    def put(self, path: str, body: Any) -> Any:
+        """Replace something."""
+        return self.call("PUT", path, body)
+
+    def delete(self, path: str) -> Any:
+        """Remove something."""
+        return self.call("DELETE", path)
+
+    def all(self, path: str, sort: str) -> list[Any]:
+        """A whole list, page by page.
+
+        Args:
+            sort: the attribute to sort by.
+        """
+        rows: list[Any] = []
+        window: str | None = f"{sort} ..; max={PAGE}"
+        while window:
+            answer, value = self._exchange("GET", path, None, {"Range": window})
+            rows += value
+            window = answer.headers.get("Next-Range")
+        return rows
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None,
+        basic: tuple[str, str] | None = None,
+    ) -> Any:  # fmt: skip
+        """Call and return the JSON value.
+
+        Args:
+            basic: e-mail address and password instead of the token.
+
+        Raises:
+            ApiError: the API refused.
+            Unreachable: nobody answers.
+        """
+        sent = dict(headers or {})
+        if basic:
+            sent["Authorization"] = "Basic " + b64encode(":".join(basic).encode()).decode()
+        return self._exchange(method, path, body, sent)[1]
+
+    def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, Any]:
+        connection, answer = self._ask(method, path, body, headers, TIMEOUT)
+        try:
+            return answer, _value(answer.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
+
+    @contextmanager
+    def stream(self, path: str, *, headers: Mapping[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
+        """A response that goes on for long; reading it may wait for as long as the server is silent.
+
+        ``path`` may be a URL that the API gave: only its path is used, so that the token never goes anywhere else.
+        """
+        parts = urlsplit(path)
+        connection, answer = self._ask("GET", parts.path, None, headers or {}, None)
+        try:
+            yield answer
+        finally:
+            connection.close()
+
+    def connect(self, timeout: float | None = TIMEOUT) -> socket.socket:
+        """A plain connection to the server (TLS where its URL says so)."""
+        host = self._parts.hostname or ""
+        try:
+            plain = socket.create_connection((host, self._parts.port or (443 if self._secure else 80)), timeout)
+            return ssl.create_default_context().wrap_socket(plain, server_hostname=host) if self._secure else plain
+        except OSError as error:
+            raise self._unreachable(error) from None
+
+    @property
+    def authority(self) -> str:
+        """HOST:PORT of the server."""
+        return self._parts.netloc
+
+    @property
+    def _secure(self) -> bool:
+        return self._parts.scheme == "https"
+
+    def _ask(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str], timeout: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=timeout)
+        sent = {"Accept": ACCEPT, "User-Agent": "davit"}
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        data = None
+        if body is not None:
+            sent["Content-Type"], data = "application/json", json.dumps(body).encode()
+        try:
+            connection.request(method, path, data, {**sent, **headers})
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                raise _refusal(answer, path)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection, answer
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        if self.local and isinstance(error, ConnectionRefusedError):
+            return Unreachable("Davit is not running here; start it with `davit up`.")
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Unreachable(f"Davit at {self.url} cannot be reached: {reason}.")
+
+
+def _value(raw: bytes) -> Any:
+    try:
+        return json.loads(raw) if raw else None
+    except ValueError:
+        raise DavitError("The server's answer is not JSON; is that really a Davit?") from None
+
+
+def _refusal(answer: http.client.HTTPResponse, path: str) -> ApiError:
+    try:
+        said = json.loads(answer.read(1 << 20))
+        return ApiError(str(said["message"]), id=str(said["id"]), status=answer.status)
+    except (ValueError, KeyError, TypeError):
+        return ApiError(f"HTTP error {answer.status} for {path}.", id="http_error", status=answer.status)

@@ -1,0 +1,110 @@
+"""Which Davit a command talks to, and with which token.
+
+In this order: DAVIT_URL (with DAVIT_TOKEN, or what ``davit login`` stored for it); the Davit that the checkout's remote
+points to; this machine's own, for the owner of DAVIT_HOME; the one that ``davit login`` was last called for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cli.client import Client
+from foundation.errors import DavitError
+from foundation.settings import settings
+
+
+@dataclass
+class Logins:
+    """What ``davit login`` stored: base URL → {"token", "email", "authorization"}; the last one is the default."""
+
+    default: str | None = None
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def file() -> Path:
+    """Where logins are stored (XDG base directory specification)."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "davit" / "logins.json"
+
+
+def load() -> Logins:
+    """The stored logins; none when there is no such file, or it cannot be read."""
+    try:
+        values = json.loads(file().read_bytes())
+        return Logins(values.get("default"), dict(values["hosts"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Logins()
+
+
+def save(logins: Logins) -> None:
+    """Store logins so that nobody else can read them."""
+    path = file()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_suffix(".new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as writer:
+        json.dump({"default": logins.default, "hosts": logins.hosts}, writer, indent=1)
+    fresh.rename(path)
+
+
+def normalize(url: str) -> str:
+    """A base URL as logins are stored under: scheme and authority, nothing else."""
+    parts = urlsplit(url if "://" in url else f"https://{url}")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def owner_token() -> str | None:
+    """The token of this machine's owner, when this user may read it."""
+    try:
+        return (settings().home / "owner-token").read_text().strip()
+    except OSError:
+        return None
+
+
+def token_of(url: str) -> str | None:
+    """The token for the Davit at ``url``, if there is one."""
+    if given := os.environ.get("DAVIT_TOKEN"):
+        return given if normalize(os.environ.get("DAVIT_URL", settings().api_url)) == url else None
+    if stored := load().hosts.get(url):
+        return str(stored["token"])
+    return owner_token() if url == normalize(settings().api_url) else None
+
+
+def known() -> list[str]:
+    """Base URLs of every Davit that this user has a token for."""
+    urls = [normalize(os.environ["DAVIT_URL"])] if os.environ.get("DAVIT_URL") else []
+    if owner_token():
+        urls.append(normalize(settings().api_url))
+    return [*urls, *(url for url in load().hosts if url not in urls)]
+
+
+def connect(url: str | None = None) -> Client:
+    """A client of the Davit that is meant; see this module's text.
+
+    Args:
+        url: the one that the checkout's remote points to, if any.
+
+    Raises:
+        DavitError: there is no token for it, with what to do.
+    """
+    here = normalize(settings().api_url)
+    chosen = os.environ.get("DAVIT_URL") or url or (here if owner_token() else None) or load().default
+    if chosen is None:
+        raise DavitError(_nothing_known())
+    chosen = normalize(chosen)
+    token = token_of(chosen)
+    if token is None:
+        raise DavitError(f"You are not logged in to {chosen}: run `davit login {chosen}`.")
+    return Client(chosen, token, local=chosen == here)
+
+
+def _nothing_known() -> str:
+    home = settings().home
+    if (home / "davit.db").exists() or (home.exists() and not os.access(home, os.X_OK)):
+        return f"Only the owner of {home} works with this machine's Davit without a login: `davit login {settings().api_url}`."
+    return "Davit is not running here; start it with `davit up`, or log in to another machine's with `davit login URL`."
