@@ -14,6 +14,7 @@ from typing import Any
 from foundation.clock import now
 from foundation.settings import Settings
 from foundation.wire import Call, Server
+from logs.stream import forget as forget_log
 from runtime import applog, records
 from runtime.driver import Driver, RunningDyno
 from runtime.formation import POLL_SECONDS, AppManager
@@ -21,10 +22,15 @@ from runtime.library import Library
 from runtime.oneoffs import OneOffs
 from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
+from slugs.collect import in_use
 from state import sizes
+from state.db import snapshot
+from state.notify import redis_client
 
 log = logging.getLogger("runtime")
 
+COLLECT_SECONDS = 3600
+"""How often slugs that nothing needs are looked for."""
 MEMORY_SECONDS = 20
 """How often the dynos' memory is looked at, as often as Heroku reports R14."""
 
@@ -75,7 +81,7 @@ class Runtime:
         for manager in self.managers.values():
             manager.start()
         await self.server.start()
-        for work in (self._poll, self._watch_memory):
+        for work in (self._poll, self._watch_memory, self._collect_slugs):
             self._tasks.append(asyncio.create_task(self._forever(work), name=work.__name__))
         log.info("the runtime is ready", extra={"apps": len(self.managers)})
 
@@ -133,6 +139,7 @@ class Runtime:
     def _remove_files(self, app_id: str) -> None:
         (self.settings.home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
         shutil.rmtree(self.settings.home / "repos" / f"{app_id}.git", ignore_errors=True)
+        forget_log(redis_client(), app_id)
 
     # --- the socket
 
@@ -181,6 +188,19 @@ class Runtime:
                 self._wake(app_id)
             since = started - timedelta(seconds=5)
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _collect_slugs(self) -> None:
+        """Remove the slugs that no release can go back to."""
+        while True:
+            await asyncio.sleep(COLLECT_SECONDS)
+            gone = await asyncio.to_thread(self._collect)
+            if gone:
+                log.info("slugs were collected", extra={"count": len(gone)})
+
+    def _collect(self) -> list[str]:
+        with snapshot() as session:
+            keep = in_use(session)
+        return self.library.store.collect(keep)
 
     async def _watch_memory(self) -> None:
         """R14: a dyno uses more than its size promises."""
