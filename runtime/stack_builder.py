@@ -8,6 +8,7 @@ on disk is a directory whose name starts with ``.building-``, which is no stack 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -28,18 +29,20 @@ from runtime.stacks import Progress, StackError, digest_of
 from slugs.image import preferred_format, seal_system
 
 SUITE = "trixie"
-NEEDED = 5 << 30
+NEEDED = 3 << 30
 """Bytes of free disk space that building needs."""
 OWN_KEYS = Path(__file__).with_name("debian-13-keys")
 """Debian 13's archive keys, for hosts whose own keyring is older (Ubuntu 22.04)."""
 
+# The libraries are those that the build variant has headers for: what is compiled there must start here.
 RUN_PACKAGES = tuple(
     """
     bash bzip2 ca-certificates curl file git iproute2 netbase openssl procps python-is-python3 python3 python3-venv
     tzdata unzip xz-utils zip zstd
-    libcurl4t64 libevent-2.1-7t64 libffi8 libgmpxx4ldbl libgomp1 libicu76 libjpeg62-turbo libmariadb3 libmemcached11t64
-    libmemcachedutil2t64 libncurses6 libpng16-16t64 libpq5 libpython3.13 libreadline8t64 libsqlite3-0 libstdc++6 libxml2
-    libxslt1.1 libyaml-0-2
+    libcurl4t64 libevent-2.1-7t64 libevent-core-2.1-7t64 libevent-extra-2.1-7t64 libevent-openssl-2.1-7t64
+    libevent-pthreads-2.1-7t64 libffi8 libgmpxx4ldbl libgomp1 libicu76 libjpeg62-turbo libmariadb3 libmemcached11t64
+    libmemcachedutil2t64 libncurses6 libpng16-16t64 libpq5 libpython3.13 libreadline8t64 libsqlite3-0 libstdc++6 libuv1t64
+    libxml2 libxslt1.1 libyaml-0-2
     """.split()
 )
 BUILD_PACKAGES = tuple(
@@ -455,10 +458,17 @@ def describe(name: str, version: str, debian: str, form: str, sealed: Path, tree
         "version": version,
         "debian": debian,
         "format": form,
+        "recipe": recipe(),
         "built_at": f"{now():%Y-%m-%dT%H:%M:%SZ}",
         "images": {v: {"file": p.name, "size": p.stat().st_size, "digest": digest_of(p)} for v, p in images.items()},
         "packages": {tree.name: installed(_text(tree / "var/lib/dpkg/status")) for tree in trees},
     }
+
+
+def recipe() -> str:
+    """A short digest of everything in this module that decides what is in a stack."""
+    parts = [SUITE, RUN_PACKAGES, BUILD_PACKAGES, LEFT_OUT, sorted(MOUNT_POINTS), HOSTS, sorted(USER.items()), REMOVED]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def installed(status: str) -> dict[str, str]:

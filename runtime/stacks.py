@@ -55,8 +55,11 @@ class Stack:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What stack.json says: ``name``, ``version``, ``debian``, ``format``, ``built_at``, ``images`` (``file``, ``size``,
-        ``digest`` each) and ``packages`` (name to version), the last two by variant."""
+        """What stack.json says.
+
+        ``name``, ``version``, ``debian``, ``format``, ``built_at``, ``recipe`` (see :func:`outdated`), and by variant
+        ``images`` (``file``, ``size``, ``digest``) and ``packages`` (name to version).
+        """
         return dict(json.loads((self.run.parent / "stack.json").read_text()))
 
 
@@ -116,6 +119,13 @@ def verify(stack: Stack) -> None:
                 f"The {variant} image of the stack {stack.name} {stack.version} is damaged ({path}): "
                 "run `davit stack:build` as root."
             )
+
+
+def outdated(stack: Stack) -> bool:
+    """Whether this version of Davit would put other things into the stack (not: whether Debian has newer packages)."""
+    from runtime.stack_builder import recipe
+
+    return stack.description.get("recipe") != recipe()
 
 
 def build(root: Path, name: str = NAME, mirror: str | None = None, progress: Progress = print) -> Stack:
