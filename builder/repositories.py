@@ -33,7 +33,7 @@ DEPLOYED = (b"refs/heads/main", b"refs/heads/master")
 """The branches that deploy; the first wins when a push moves both."""
 HIDDEN = b"refs/davit/"
 """Refs that are Davit's own: never shown, never taken from a push."""
-EMPTY_TREE = b"4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """The tree without a file; git knows it without having it."""
 PACKS = 20
 """Packs that a repository may have before they are put together."""
@@ -181,11 +181,10 @@ class Repositories:
         Raises:
             NotFound: the app has no such commit.
         """
-        env = self._reading(app_id, commit, build_id)
+        env, tree = self._reading(app_id, commit, build_id)
         # The archive of an empty commit would be a lone pax header, which Python's tarfile takes for a broken archive.
-        empty = git.run(env, "rev-parse", f"{commit}^{{tree}}").stdout.strip() == EMPTY_TREE
         return subprocess.Popen(
-            git.command("archive", "--format=tar", EMPTY_TREE.decode() if empty else commit),
+            git.command("archive", "--format=tar", tree if tree == EMPTY_TREE else commit),
             env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -196,7 +195,7 @@ class Repositories:
             NotFound: the app has no such commit.
             DavitError: .gitmodules cannot be read, or holds something no honest one does.
         """
-        env = self._reading(app_id, commit, build_id)
+        env, _ = self._reading(app_id, commit, build_id)
         urls = self._submodule_urls(env, commit)
         if not urls:
             return []
@@ -237,17 +236,19 @@ class Repositories:
             _check_submodule(path, url)
         return pairs
 
-    def _reading(self, app_id: str, commit: str, build_id: str | None) -> dict[str, str]:
-        """The environment that sees the commit."""
+    def _reading(self, app_id: str, commit: str, build_id: str | None) -> tuple[dict[str, str], str]:
+        """The environment that sees the commit, and the commit's tree."""
         if not _SHA.fullmatch(commit):
             raise NotFound(f"“{commit[:80]}” is not the name of a commit.")
         repository = self.path(app_id)
         suffix = f".{build_id}" if build_id else ""
         pinned = [q.path for q in self._quarantines(app_id) if q.kept and q.path.name.endswith(suffix)]
         env = git.environment(repository, alternates=pinned)
-        if not repository.is_dir() or git.run(env, "cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode != 0:
-            raise NotFound(f"The app has no commit {commit[:12]}.")
-        return env
+        if repository.is_dir():
+            done = git.run(env, "rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}", check=False)
+            if done.returncode == 0:
+                return env, done.stdout.decode().strip()
+        raise NotFound(f"The app has no commit {commit[:12]}.")
 
     def check_turn(self, app_id: str, ref: str, old: str, new: str) -> str:
         """Whether a push may still move ``ref``; asked when it comes in and again when its build's turn has come.
@@ -302,7 +303,8 @@ class Repositories:
                     raise Conflict(f"{ref} is not at {old[:12]}, or {new[:12]} is not there: it was not moved.")
                 if move.old != ZERO:
                     self._mark_garbage(app_id)
-            git.run(git.environment(self.path(app_id)), "symbolic-ref", "HEAD", ref)
+            if self.deployed_branch(app_id) != move.ref:
+                git.run(git.environment(self.path(app_id)), "symbolic-ref", "HEAD", ref)
 
     def unpin(self, build_id: str) -> None:
         """The build is decided: remove what its push brought (what was released is in the repository by now)."""

@@ -15,6 +15,8 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +41,8 @@ CONNECTIONS = 256
 LINGER = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
 CHUNK = 65536
+HOUSEKEEPING = 3600
+"""Seconds between two rounds of housekeeping."""
 
 _REPOSITORY = re.compile(r"/?(?:~/)?(?P<name>[^/]+?)(?:\.git)?/?")
 _VERSION = re.compile(r"version=[0-2]")
@@ -105,7 +109,6 @@ class SshDoor:
         """Stop listening and hang up; builds under way go on without their audience."""
         if self._acceptor:
             self._acceptor.close()
-            self._acceptor.abort() if hasattr(self._acceptor, "abort") else None
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._asking.shutdown(wait=False)
 
@@ -305,13 +308,23 @@ async def serve(door: SshDoor, address: Address) -> None:
     await door.close()
 
 
+def _keep_house(repositories: Repositories, platform: Platform) -> None:
+    """Bring order in at the start, and then every hour: another process may have been killed in the meantime."""
+    while True:
+        try:
+            repositories.housekeeping(platform.standing)
+        except Exception:
+            log.exception("housekeeping failed; it will be tried again")
+        time.sleep(HOUSEKEEPING)
+
+
 def main(configuration: Settings | None = None) -> None:
-    """The process: bring order in, then serve."""
+    """The process: bring order in, and serve."""
     journal.start("ssh")
     chosen = configuration or settings()
     platform = Davit()
     repositories = Repositories(chosen.home / "repos")
-    repositories.housekeeping(platform.standing)
+    threading.Thread(target=_keep_house, args=(repositories, platform), daemon=True).start()
     door = SshDoor(repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads)
     asyncio.run(serve(door, chosen.ssh))
     os._exit(0)  # threads that relay a build would keep the process alive; their builds do not need them

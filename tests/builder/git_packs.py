@@ -33,7 +33,8 @@ def pack(*objects: tuple[int, bytes], base: bytes | None = None) -> bytes:
     """A pack of (kind, data); a REF_DELTA's base is ``base``."""
     body = b"PACK" + struct.pack(">II", 2, len(objects))
     for kind, data in objects:
-        body += header(kind, len(data)) + (bytes.fromhex((base or ZERO).decode()) if kind == REF_DELTA else b"") + zlib.compress(data)
+        on = bytes.fromhex((base or ZERO).decode()) if kind == REF_DELTA else b""
+        body += header(kind, len(data)) + on + zlib.compress(data)
     return body + hashlib.sha1(body).digest()
 
 

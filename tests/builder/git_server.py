@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from builder import receive
+from builder import git, receive
 from builder.http import HttpDoor
 from builder.repositories import Repositories
 from builder.ssh import SshDoor
@@ -53,7 +53,8 @@ def serve_ssh(home: Path, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    receive.KEEPALIVE = 0.3  # so that a test of quiet builds need not take long
+    receive.KEEPALIVE = 0.3  # so that a test of quiet builds need not take long,
+    git.MEMORY = 128 << 20  # and one of greedy packs neither
     logging.basicConfig(level=logging.WARNING)
     sys.argv[0] = "git_server"
     which, where, size = sys.argv[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -207,6 +208,39 @@ def test_hostile_packs_are_refused_and_leave_nothing(app: RawApp, name: str) -> 
     assert b"ok refs/heads/main" in app.post(push(new, data)).body
 
 
+def test_a_delta_that_takes_too_much_memory_is_refused_with_the_remedy(app: RawApp) -> None:
+    zeros = bytes(160 << 20)
+    delta = b"\x80\x80\x80\x50\x01\x01x"  # of 160 MiB, to one byte
+    new, _ = honest()
+    answer = app.post(push(new, pack((BLOB, zeros), (REF_DELTA, delta), base=sha(b"blob", zeros))))
+    assert b"more than 128 MiB of memory" in answer.body and b"unpacker error" in answer.body, answer.body
+    assert app.untouched()
+
+
+@pytest.mark.root
+def test_a_full_disk_gets_a_sentence_and_leaves_nothing() -> None:
+    home = Path(tempfile.mkdtemp(prefix="dvk", dir="/tmp"))
+    (home / "repos").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", home / "repos"], check=True)
+    doors = Doors(home)
+    try:
+        doors.start("http")
+        app = Door(doors, "http").app()
+        assert app.push()
+        (app.work / "large").write_bytes(secrets.token_bytes(5 << 20))
+        app.commit()
+        pushed = app.push()
+        assert not pushed and "The disk is full, so your push was not taken" in pushed.text, pushed.text
+        assert app.incoming() == []
+        app.git("reset", "-q", "--hard", "HEAD~1")
+        app.commit("say still here")
+        assert app.push()
+    finally:
+        doors.stop()
+        subprocess.run(["umount", home / "repos"], check=True)
+        shutil.rmtree(home)
+
+
 def test_a_commit_that_only_a_waiting_build_has_cannot_be_pushed_from_elsewhere(doors: Doors) -> None:
     door = Door(doors, "http")
     app = door.app()
@@ -231,7 +265,8 @@ def test_a_ref_twice_in_one_push_is_refused(app: RawApp) -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", [b"HEAD", b"refs/heads/../../x", b"refs/heads/a..b", b"refs/heads/.a", b"refs/heads/a.lock", b"refs/heads/\x7f", b"heads/x"]
+    "ref",
+    [b"HEAD", b"refs/heads/../../x", b"refs/heads/a..b", b"refs/heads/.a", b"refs/heads/a.lock", b"refs/heads/\x7f", b"heads/x"],
 )
 def test_impossible_ref_names_are_refused(app: RawApp, ref: bytes) -> None:
     new, data = honest()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from builder import repositories
 from builder.quarantine import ZERO, Move
 from builder.receive import plan
 from builder.repositories import FetchFirst, Repositories
@@ -204,9 +205,12 @@ def test_housekeeping_does_not_undo_what_was_released_later(copy: Copy) -> None:
     assert copy.current() == second and copy.pinned() == []
 
 
-def test_many_packs_are_put_together_and_garbage_goes_unless_somebody_is_pushing(copy: Copy) -> None:
+def test_many_packs_are_put_together_and_garbage_goes_unless_somebody_is_pushing(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repositories, "PACKS", 5)
     old = ZERO.decode()
-    for number in range(25):
+    for number in range(7):
         commit = copy.commit(a=str(number))
         copy.bring(commit, "build", old=old)
         copy.repositories.move_ref(APP, "refs/heads/main", old, commit, "build")

@@ -69,10 +69,12 @@ def test_subsystems_are_refused(shell: Shell) -> None:
 
 
 def test_ports_are_not_forwarded(shell: Shell) -> None:
-    status, text = shell.run(options=("-W", f"127.0.0.1:{(shell.doors.home / 'http.port').read_text()}"), input=b"GET / HTTP/1.0\r\n\r\n")
+    elsewhere = f"127.0.0.1:{(shell.doors.home / 'http.port').read_text()}"
+    status, text = shell.run(options=("-W", elsewhere), input=b"GET / HTTP/1.0\r\n\r\n")
     assert status != 0 and "HTTP" not in text
-    status, _ = shell.run("git-upload-pack 'alice-nosuch.git'", options=("-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"))
-    assert status != 0
+    backwards = ("-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1")
+    status, text = shell.run("git-upload-pack 'alice-nosuch.git'", options=backwards)
+    assert status == 255 and "forwarding failed" in text, text
 
 
 def test_a_strangers_key_and_a_password_are_refused(shell: Shell) -> None:
