@@ -163,7 +163,8 @@ class StackBuilder:
         self.sealed.mkdir(parents=True)
 
     def _install_run_variant(self) -> None:
-        sources = sources_for(self.mirror, Path("/etc/apt"), os_release(Path("/etc/os-release")), reachable)
+        release = os_release(Path("/etc/os-release"))
+        sources = sources_for(self.mirror, Path("/etc/apt"), release, default_mirror(_program_text("mmdebstrap")), reachable)
         self.progress("The run variant: fetching and installing Debian 13 (first its base, then about 110 packages).")
         self._watched(mmdebstrap_command(self.run_tree, sources, keyring(), apt_options()), "the run variant")
         settle(self.run_tree)
@@ -306,19 +307,23 @@ def install_script(options: Sequence[str], packages: Sequence[str], ca: bool) ->
     )
 
 
-def sources_for(mirror: str | None, apt: Path, release: Mapping[str, str], is_there: Callable[[str], bool]) -> list[str]:
+def sources_for(
+    mirror: str | None, apt: Path, release: Mapping[str, str], default: str | None, is_there: Callable[[str], bool]
+) -> list[str]:
     """The apt sources to build from.
 
     Args:
         mirror: what the operator chose; its security archive is taken to be beside it, at ``MIRROR-security``.
         apt: the host's /etc/apt: on a Debian host its mirrors are used when the operator chose none.
         release: the host's os-release.
+        default: the mirror for everybody else.
         is_there: asked with a URL whether it can be fetched.
 
     Returns:
-        One-line sources, Debian's security archive among them where it is known; empty for mmdebstrap's default.
+        One-line sources, Debian's security archive among them where it is known; empty when no mirror is known at all.
     """
     main, security = (mirror, None) if mirror else host_mirrors(apt, release)
+    main = main or default
     if not main:
         return []
     main = main.rstrip("/")
@@ -327,6 +332,21 @@ def sources_for(mirror: str | None, apt: Path, release: Mapping[str, str], is_th
     if not mirror or is_there(f"{security}/dists/{SUITE}-security/InRelease"):
         lines.append(f"deb {security} {SUITE}-security main")
     return lines
+
+
+def default_mirror(program: str) -> str | None:
+    """mmdebstrap's default mirror, out of its source text.
+
+    Asking it to choose by itself would do, but for the versions that are older than Debian 13 (Ubuntu 22.04's): they take
+    its security archive to be where Debian 10's was.
+    """
+    found = re.search(r"""['"](https?://[^'"\s]+/debian)/?['"]""", program)
+    return found[1] if found else None
+
+
+def _program_text(name: str) -> str:
+    path = shutil.which(name)
+    return _text(Path(path)) if path else ""
 
 
 def host_mirrors(apt: Path, release: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -382,9 +402,9 @@ def reachable(url: str) -> bool:
 def keyring() -> Path:
     """The host's Debian keyring where it knows Debian 12's keys or newer (they sign Debian 13 too), else our copy."""
     host = Path("/usr/share/keyrings")
-    if (host / "debian-archive-keyring.gpg").exists() and any(host.glob("debian-archive-[bt][or][oi][kx]*-automatic.*")):
-        return host / "debian-archive-keyring.gpg"
-    return OWN_KEYS
+    recent = any(any(host.glob(f"debian-archive-{release}-automatic.*")) for release in ("bookworm", SUITE))
+    whole = host / "debian-archive-keyring.gpg"
+    return whole if recent and whole.exists() else OWN_KEYS
 
 
 def apt_options() -> list[str]:

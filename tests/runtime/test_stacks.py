@@ -67,7 +67,8 @@ def test_the_dyno_user_lives_in_app(stack: stacks.Stack, variant: str, tmp_path:
 def test_what_apps_count_on_runs(stack: stacks.Stack, variant: str, tmp_path: Path) -> None:
     script = (
         "python3 -c 'import ssl, sqlite3, venv, ctypes, zlib, lzma, bz2; print(1)'; python --version; git --version;"
-        "curl --version; bash --version; zip -v; unzip -v; file --version; openssl version; ip -V; ps --version; zstd --version; xz --version;"
+        "curl --version; bash --version;"
+        "zip -v; unzip -v; file --version; openssl version; ip -V; ps --version; zstd --version; xz --version;"
         "locale -a | grep -q C.utf8; test -e /usr/share/zoneinfo/Europe/Berlin; test -e /etc/services"
     )
     assert "Python 3.13" in inside(stack, variant, script, tmp_path)
@@ -319,7 +320,7 @@ def test_a_debian_host_lends_its_mirrors(apt: Path) -> None:
         "Types: deb\n# a comment\nURIs: http://mirror.example/debian/\nSuites: bookworm bookworm-updates\nComponents: main\n\n"
         "Types: deb deb-src\nURIs: https://security.example/debian-security\nSuites: bookworm-security\nComponents: main\n"
     )
-    assert stack_builder.sources_for(None, apt, DEBIAN_12, lambda url: False) == [
+    assert stack_builder.sources_for(None, apt, DEBIAN_12, None, lambda url: False) == [
         "deb http://mirror.example/debian trixie main",
         "deb http://mirror.example/debian trixie-updates main",
         "deb https://security.example/debian-security trixie-security main",
@@ -336,9 +337,18 @@ def test_the_older_format_and_options_are_understood(apt: Path) -> None:
     assert stack_builder.host_mirrors(apt, DEBIAN_12) == ("http://mirror.example/debian", None)
 
 
-def test_another_distribution_leaves_the_choice_to_mmdebstrap(apt: Path) -> None:
+def test_another_distribution_gets_the_default_mirror(apt: Path) -> None:
     (apt / "sources.list").write_text("deb http://ubuntu.example/ubuntu jammy main\n")
-    assert stack_builder.sources_for(None, apt, {"ID": "ubuntu", "VERSION_CODENAME": "jammy"}, lambda url: True) == []
+    jammy = {"ID": "ubuntu", "VERSION_CODENAME": "jammy"}
+    default = stack_builder.default_mirror("my $mirror = 'http://m.example/debian';\n# http://other.example/debian\n")
+    assert stack_builder.sources_for(None, apt, jammy, default, lambda url: True)[2] == (
+        "deb http://m.example/debian-security trixie-security main"
+    )
+    assert stack_builder.sources_for(None, apt, jammy, None, lambda url: True) == []
+
+
+def test_mmdebstrap_tells_its_default_mirror() -> None:
+    assert stack_builder.default_mirror(stack_builder._program_text("mmdebstrap"))
 
 
 @pytest.mark.parametrize("has_security", [True, False])
@@ -349,7 +359,7 @@ def test_a_chosen_mirror_serves_security_fixes_when_it_has_them(apt: Path, has_s
         asked.append(url)
         return has_security
 
-    lines = stack_builder.sources_for("http://m.example/debian/", apt, DEBIAN_12, is_there)
+    lines = stack_builder.sources_for("http://m.example/debian/", apt, DEBIAN_12, None, is_there)
     assert asked == ["http://m.example/debian-security/dists/trixie-security/InRelease"]
     assert ("deb http://m.example/debian-security trixie-security main" in lines) is has_security
 
