@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import NamedTuple
 
 from router.codes import CODES
 from router.routes import dyno_name
 
-_FIELDS = 19
 _ENCODED = re.compile(r"#([0-9A-F]{2})")
 _UNSAFE_PATH = re.compile(r"[^!#-\[\]-~]")
 _UNSAFE_CHAIN = re.compile(r"[^0-9A-Za-z.:,\[\] _-]")
@@ -29,53 +29,56 @@ class Access:
     text: str
 
 
+class _Fields(NamedTuple):
+    """The fields of router.config.LOG_FORMAT, in its order (configuration.txt, 8.2.4); times in milliseconds, -1 for none."""
+
+    route: str
+    server: str
+    ending: str
+    status: str
+    size: str
+    queued: str
+    connect: str
+    first_byte: str
+    total: str
+    method: str
+    ms: str
+    request_id: str
+    client: str
+    code: str
+    tls: str
+    path: str
+    chain: str
+
+
 def read(line: str) -> Access | None:
     """Read a line of :data:`router.config.LOG_FORMAT`; None when it belongs to no app (or is no such line)."""
-    fields = line.split("\t", _FIELDS - 1)
-    if len(fields) != _FIELDS:
+    fields = line.split("\t", len(_Fields._fields) - 1)
+    if len(fields) != len(_Fields._fields):
         return None
-    (
-        route,
-        server,
-        ending,
-        status,
-        size,
-        queued,
-        connect,
-        _,
-        total,
-        method,
-        ms,
-        request_id,
-        client,
-        code,
-        tls,
-        _,
-        host,
-        path,
-        chain,
-    ) = fields
-    parts = route.split("/")
-    if len(parts) != 3 or not ms.isdigit():
+    one = _Fields(*fields)
+    parts = one.route.split("/")
+    if len(parts) != 4 or not parts[1] or not one.ms.isdigit():
         return None
-    head, status, sock = _verdict(ending, status, code)
-    dyno = "" if server.startswith("<") or server == "-" else dyno_name(server)
-    waited = connect.lstrip("+")
-    reached = waited.isdigit()
-    spent = max(0, int(total.lstrip("+-") or 0) - max(0, _number(queued)) - max(0, _number(waited)))
+    head, status = _verdict(one.ending, one.status, one.code)
+    dyno = "" if one.server.startswith("<") or one.server == "-" else dyno_name(one.server)
+    tls = "" if one.tls == "-" else f" tls_version={one.tls.lower().replace('tlsv', 'tls')}"
+    connect = f"{one.connect}ms" if one.connect.isdigit() else ""
     text = (
-        f'{sock}{head} method={_word(method, 20)} path="{_path(path)}" host={host} request_id={request_id} '
-        f'fwd="{_chain(chain, client)}" dyno={dyno} connect={waited + "ms" if reached else ""} '
-        f"service={f'{spent}ms' if dyno else ''} status={status} bytes={size if status != '499' or size != '0' else ''} "
-        f"protocol={'http' if tls == '-' else 'https'}"
+        f'{head} method={_word(one.method, 20)} path="{_path(one.path)}" host={parts[3]} request_id={one.request_id} '
+        f'fwd="{_chain(one.chain, one.client)}" dyno={dyno} connect={connect} service={_service(one) if dyno else ""} '
+        f"status={status} bytes={one.size} protocol={'https' if tls else 'http'}{tls}"
     )
-    if tls != "-":
-        text += f" tls_version={tls.lower().replace('tlsv', 'tls')}"
-    return Access(parts[1], datetime.fromtimestamp(int(ms) / 1000, timezone.utc), text)
+    return Access(parts[1], datetime.fromtimestamp(int(one.ms) / 1000, timezone.utc), text)
 
 
-def _verdict(ending: str, status: str, code: str) -> tuple[str, str, str]:
-    """``at=…`` with code and desc, the status that the log shows, and ``sock=… `` where a side broke off.
+def _service(one: _Fields) -> str:
+    """What the dyno took: everything but waiting for a dyno and for the connection."""
+    return f"{max(0, _number(one.total) - max(0, _number(one.queued)) - max(0, _number(one.connect)))}ms"
+
+
+def _verdict(ending: str, status: str, code: str) -> tuple[str, str]:
+    """The line's beginning (``at=…`` with code and desc, after ``sock=… `` where a side broke off) and the status it shows.
 
     Args:
         ending: how the session ended (configuration.txt, 8.5): the first letter says who, the second when.
@@ -89,12 +92,10 @@ def _verdict(ending: str, status: str, code: str) -> tuple[str, str, str]:
         code = "H17"  # the answer could not be parsed; HAProxy makes no difference when it writes the page
     elif code in ("H19", "H21"):
         code = "H19" if ending[:1] == "s" else "H21"  # the page can only judge by the time that it took
-    elif ending[:1] == "C" and status in ("-1", "0"):
-        code, sock = "H27", "sock=client "
     entry = CODES.get(code)
-    if entry is None:
-        return "at=info" if code in ("", "-") else "at=error", status if status.isdigit() and status != "0" else "499", ""
-    return f'at={entry.at} code={entry.code} desc="{entry.desc}"', str(entry.status), sock
+    if entry:
+        return f'{sock}at={entry.at} code={entry.code} desc="{entry.desc}"', str(entry.status)
+    return "at=error" if code.isdigit() else "at=info", status
 
 
 def _broken_off(ending: str, status: str) -> str:

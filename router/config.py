@@ -1,6 +1,6 @@
 """HAProxy's configuration, composed from settings and routes. Pure: text in, text out.
 
-Each app has a backend from a pool (``b0``, ``b1``, …). ``hosts.map`` leads from a host name to ``bN/APP_ID/APP_NAME``;
+Each app has a backend from a pool (``b0``, ``b1``, …). ``hosts.map`` leads from a host name to ``bN/APP_ID/APP_NAME/HOST``;
 ``states.map`` has an entry for a backend only while its app cannot answer. Both maps and the servers change at run time.
 """
 
@@ -31,6 +31,7 @@ class Listener:
     """A listening socket that HAProxy inherits."""
 
     fd: int
+    port: int
     tls: bool
 
 
@@ -57,7 +58,7 @@ class Frame:
 
 LOG_FORMAT = (
     "%[var(txn.route)]\\t%s\\t%tsc\\t%ST\\t%B\\t%Tw\\t%Tc\\t%Tr\\t%Ta\\t%HM\\t%[date(0,ms)]\\t%[var(txn.id)]\\t%ci\\t%[var(txn.code)]"
-    "\\t%sslv\\t%HV\\t%[var(txn.host)]\\t%HU\\t%[var(txn.xff)]"
+    "\\t%sslv\\t%HU\\t%[capture.req.hdr(0)]"
 )
 """Fields of an access line, parted by tabs; :mod:`router.accesslog` reads them. Last what a client chooses freely."""
 
@@ -75,9 +76,13 @@ def backend(slot: int) -> str:
     return f"b{slot}"
 
 
-def map_value(slot: int, app_id: str, name: str) -> str:
+def map_value(slot: int, app_id: str, name: str, host: str) -> str:
     """What hosts.map holds for a host of this app."""
-    return f"{backend(slot)}/{app_id}/{name}"
+    return f"{backend(slot)}/{app_id}/{name}/{host}"
+
+
+NOWHERE = "refuse///"
+"""What a host that is no app's leads to."""
 
 
 def server_address(target: Target) -> str:
@@ -87,7 +92,7 @@ def server_address(target: Target) -> str:
 
 def hosts_map(placed: Iterable[tuple[int, Route]]) -> str:
     """The file hosts.map."""
-    lines = ((host, map_value(slot, route.app_id, route.name)) for slot, route in placed for host in sorted(route.hosts))
+    lines = ((host, map_value(slot, route.app_id, route.name, host)) for slot, route in placed for host in sorted(route.hosts))
     return "".join(f"{host} {value}\n" for host, value in lines)
 
 
@@ -111,8 +116,14 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
         "hold.lua": Path(__file__).with_name("hold.lua").read_text(),
         **{f"{status}.http": pages.raw(code) for status, code in pages.RAW.items()},
     }
-    sections = [_global(frame), _defaults(frame), _frontend(frame), _refuse(frame)]
-    sections += [_backend(frame, slot, routes[slot].targets if slot in routes else ()) for slot in range(pool)]
+    sections = [
+        _global(frame),
+        _defaults(frame),
+        _app_defaults(frame),
+        *(_frontend(frame, one) for one in frame.listeners),
+        _refuse(frame),
+    ]
+    sections += [_backend(slot, routes[slot].targets if slot in routes else (), frame) for slot in range(pool)]
     files["haproxy.cfg"] = "\n".join(sections)
     return files
 
@@ -193,87 +204,105 @@ def _defaults(frame: Frame) -> str:
     )
 
 
-_OWN_ID = "{ req.fhdr_cnt(x-request-id) eq 1 } { req.fhdr(x-request-id) -m reg ^[A-Za-z0-9-]{20,200}$ }"
+_OWN_ID = "{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9-]{20,200}$ }"
+_UPLOAD = "!METH_GET { req.hdr(content-length) -m int gt 16384 } || !METH_GET { req.hdr_cnt(transfer-encoding) gt 0 }"
+"""An upload may take longer than the first byte's time; it has the rolling time only."""
 
 
-def _frontend(frame: Frame) -> str:
-    directory = frame.directory
+def _frontend(frame: Frame, listener: Listener) -> str:
+    """A door. Every rule here is paid by every request: bench/router.py says what they cost together."""
+    directory, tls = frame.directory, listener.tls
     certificates = " ".join(f"crt {path}" for path in frame.certificates)
-    own = "if { var(txn.code) -m found }"
-    binds = [f"bind fd@{one.fd}" + (f" ssl {certificates} alpn h2,http/1.1" if one.tls else "") for one in frame.listeners]
     return _section(
-        "frontend web from http",
+        f"frontend {'https' if tls else 'http'} from http",
         [
-            *binds,
+            f"bind fd@{listener.fd}" + (f" ssl {certificates} alpn h2,http/1.1" if tls else ""),
             "log global",
             f'log-format "{LOG_FORMAT}"',
-            f"http-request set-var(txn.id) req.fhdr(x-request-id) if {_OWN_ID}",
-            "http-request set-var(txn.id) uuid() if !{ var(txn.id) -m found }",
+            "capture request header X-Forwarded-For len 300",
             "http-request set-var(txn.t) date(0,ms)",
+            "http-request set-var(txn.id) uuid()",
+            f"http-request set-var(txn.id) req.fhdr(x-request-id) if {_OWN_ID}",
+            f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({directory}/hosts.map,{NOWHERE})",
+            f"http-request set-var(txn.state) var(txn.route),field(1,/),map_str({directory}/states.map)",
+            "http-request set-var(txn.state) str(405) if METH_CONNECT",
+            "http-request set-var(txn.state) str(417) if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
             "http-request set-var(txn.json) str(json) if { req.hdr(accept) -m sub application/json }",
-            "http-request set-var(txn.host) req.hdr(host),lower,field(1,:),rtrim(.)",
-            f"http-request set-var(txn.route) var(txn.host),map_str({directory}/hosts.map)",
-            "http-request set-var(txn.slot) var(txn.route),field(1,/)",
-            f"http-request set-var(txn.state) var(txn.slot),map_str({directory}/states.map)",
-            # forwarded headers: what the client says is kept as a chain and never believed
-            "http-request set-var(txn.xff) req.fhdr(x-forwarded-for) if { req.fhdr_cnt(x-forwarded-for) gt 0 }",
-            'http-request set-header X-Forwarded-For "%[var(txn.xff)], %[src]" if { var(txn.xff) -m found }',
-            "http-request set-header X-Forwarded-For %[src] if !{ var(txn.xff) -m found }",
-            "http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]",
-            "http-request set-header X-Forwarded-Port %[dst_port]",
+            f"http-request set-var(txn.upload) bool(true) if {_UPLOAD}",
+            # what the client says about its origin is kept as a chain and never believed
+            'http-request set-header X-Forwarded-For "%[req.fhdr(x-forwarded-for)], %[src]" if { req.fhdr(x-forwarded-for) -m found }',
+            "option forwardfor if-none",
+            f"http-request set-header X-Forwarded-Proto {'https' if tls else 'http'}",
+            f"http-request set-header X-Forwarded-Port {listener.port}",
             "http-request set-header X-Request-ID %[var(txn.id)]",
             "http-request set-header X-Request-Start %[var(txn.t)]",
             'http-request add-header Via "%[req.ver] davit"',
             "http-request del-header X-Forwarded-Host",
             "http-request del-header Proxy",
-            "http-request del-header Proxy-Connection",
-            # an upload may take longer than the first byte's time: it has the rolling time only
-            "http-request set-var(txn.upload) bool(true) if !METH_GET { req.hdr_cnt(transfer-encoding) gt 0 }",
-            "http-request set-var(txn.upload) bool(true) if { req.hdr(content-length) -m int gt 16384 }",
-            "http-request set-var(txn.code) str(405) if METH_CONNECT",
-            "http-request set-var(txn.code) str(417) if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
             "http-request lua.hold if { var(txn.state) -m beg starting }",
             'http-after-response add-header Via "1.1 davit"',
-            "http-after-response set-status 503 if { status 502 504 } { var(txn.code) -m found }",
-            f"http-after-response set-header Content-Type application/json {own} {{ var(txn.json) -m found }}",
-            f"http-after-response set-header Cache-Control no-store {own}",
-            f"http-after-response set-header X-Request-ID %[var(txn.id)] {own}",
-            "use_backend refuse if { var(txn.state) -m found } || { var(txn.code) -m found } || !{ var(txn.slot) -m found }",
-            "use_backend %[var(txn.slot)]",
+            "http-after-response allow if { status lt 400 }",
+            "http-after-response allow if !{ var(txn.code) -m found }",
+            "http-after-response set-status 503 if { status 502 504 }",
+            "http-after-response set-header Content-Type application/json if { var(txn.json) -m found }",
+            "http-after-response set-header Cache-Control no-store",
+            "http-after-response set-header X-Request-ID %[var(txn.id)]",
+            "use_backend refuse if { var(txn.state) -m found }",
+            "use_backend %[var(txn.route),field(1,/)]",
         ],
     )
 
 
-_STATES = {GONE: "404", CRASHED: "H10", "full": "H11", NO_WEB: "H14", "timeout": "H20", MAINTENANCE: "H80", BLANK: "H81"}
-"""States (of states.map, and the two that hold.lua adds) and the code that each is answered with."""
+_STATES = {
+    "405": "405",
+    "417": "417",
+    GONE: "404",
+    CRASHED: "H10",
+    "full": "H11",
+    NO_WEB: "H14",
+    "timeout": "H20",
+    MAINTENANCE: "H80",
+    BLANK: "H81",
+}
+"""States (of states.map, hold.lua and the frontend) and the code that each is answered with."""
 
 
 def _refuse(frame: Frame) -> str:
     page = f'content-type "text/html; charset=utf-8" lf-string {_page(frame.directory, "var(txn.code)")}'
-    unless = "if !{ var(txn.code) -m found }"
     return _section(
         "backend refuse from http",
         [
-            f"http-request set-var(txn.code) str(404) {unless} !{{ var(txn.slot) -m found }}",
-            *(f"http-request set-var(txn.code) str({code}) {unless} {{ var(txn.state) -m str {why} }}" for why, code in _STATES.items()),
+            *(
+                f"http-request set-var(txn.code) str({code}) if {{ var(txn.state) -m str {why} }}"
+                for why, code in _STATES.items()
+            ),
+            "http-request set-var(txn.code) str(404) if !{ var(txn.code) -m found }",
             *(f"http-request return status {status} {page} if {{ var(txn.code) -m str {status} }}" for status in (404, 405, 417)),
             f"http-request return status 503 {page}",
         ],
     )
 
 
-def _backend(frame: Frame, slot: int, targets: Iterable[Target]) -> str:
-    # HAProxy 2.6 has one server timeout, not one until the first byte and another after it: inspection of the response
-    # makes the first. In the defaults section it would not be switched on, so every backend has it.
+def _backend(slot: int, targets: Iterable[Target], frame: Frame) -> str:
+    """An app's backend.
+
+    HAProxy has one server timeout, not one until the first byte and another one after it (http-response set-timeout came
+    with 3.0). The inspection of the response makes the first: it waits for a status, and closes when the delay is over.
+    The rule can be in the defaults section (since 2.5), but a rule of the backend's own is what switches inspection on.
+    """
+    ordered = sorted(targets, key=lambda one: one.server)
     return _section(
-        f"backend {backend(slot)} from http",
+        f"backend {backend(slot)} from apps",
         [
             f"tcp-response inspect-delay {_ms(frame.timeouts.first_byte)}",
-            "tcp-response content accept if { status gt 0 } || { var(txn.upload) -m found }",
-            "tcp-response content close",
-            *(
-                f"server {one.server} {server_address(one)} {SERVER_OPTIONS}"
-                for one in sorted(targets, key=lambda one: one.server)
-            ),
+            "tcp-response content accept" if frame.version >= (2, 5) else _FIRST_BYTE,
+            *(f"server {one.server} {server_address(one)} {SERVER_OPTIONS}" for one in ordered),
         ],
     )
+
+
+_FIRST_BYTE = "tcp-response content close if !{ var(txn.upload) -m found } !{ status gt 0 }"
+
+
+def _app_defaults(frame: Frame) -> str:
+    return _section("defaults apps from http", [_FIRST_BYTE] if frame.version >= (2, 5) else [])

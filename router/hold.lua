@@ -17,7 +17,7 @@ local function now()
 end
 
 core.register_action("hold", { "http-req" }, function(txn)
-    local slot = txn:get_var("txn.slot")
+    local slot = string.match(txn:get_var("txn.route"), "^[^/]*")
     local limit = tonumber(string.match(txn:get_var("txn.state") or "", "^starting:(%d+)$"))
     if limit == nil then return end
     local waiting = held[slot] or 0

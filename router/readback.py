@@ -31,7 +31,7 @@ def parse_table(pool: int, hosts: str, states: str, servers: str) -> Table:
     owners: dict[int, tuple[str, str]] = {}
     names: dict[int, set[str]] = {}
     for host, value in _entries(hosts):
-        backend, app_id, name = value.split("/")
+        backend, app_id, name, _ = value.split("/")
         slot = int(backend[1:])
         owners[slot] = (app_id, name)
         names.setdefault(slot, set()).add(host)

@@ -281,7 +281,7 @@ class Router:
     async def _start(self, table: Table) -> Generation:
         assert self._program
         number = max([int(path.name) for path in self.root.iterdir() if path.name.isdigit()], default=0) + 1
-        bound = tuple(Listener(one.fileno(), name == "https") for name, one in self._sockets.items())
+        bound = tuple(Listener(one.fileno(), one.getsockname()[1], name == "https") for name, one in self._sockets.items())
         frame = self._frame(self.root / str(number), bound)
         facts = {
             "frame": self._digest(),
@@ -325,7 +325,7 @@ class Router:
             listeners=bound,
             certificates=certificates.ensure(self.settings) if self.settings.https else (),
             timeouts=self.timeouts,
-            threads=min(os.cpu_count() or 1, 8),
+            threads=min(os.cpu_count() or 1, 4),
             maxconn=_maxconn(),
             user=_account() if root else None,
             jail=jail if root else None,
@@ -334,7 +334,7 @@ class Router:
 
     def _digest(self) -> str:
         """What a generation's configuration depends on, but for the routes."""
-        names = tuple(Listener(number, name == "https") for number, name in enumerate(self._addresses()))
+        names = tuple(Listener(number, 0, name == "https") for number, name in enumerate(self._addresses()))
         files = compose(self._frame(Path("/"), names), 1, [])
         addresses = {name: str(address) for name, address in self._addresses().items()}
         told = json.dumps([files, addresses, certificates.stamp(self.settings)])

@@ -144,13 +144,13 @@ class Table:
 
     def _host_commands(self, slot: int, before: Route, wanted: Route | None) -> Iterable[str]:
         hosts = wanted.hosts if wanted else frozenset()
-        old = map_value(slot, before.app_id, before.name)
-        new = map_value(slot, wanted.app_id, wanted.name) if wanted else None
         for host in sorted(hosts):
             taken = host in self._hosts and self._hosts[host] != slot
-            yield from _set("@hosts", host, old if host in before.hosts or taken else None, new, force=taken)
+            old = map_value(slot, before.app_id, before.name, host) if host in before.hosts or taken else None
+            new = map_value(slot, wanted.app_id, wanted.name, host) if wanted else None
+            yield from _set("@hosts", host, old, new, force=taken)
         for host in sorted(before.hosts - hosts):
-            yield from _set("@hosts", host, old, None)
+            yield from _set("@hosts", host, host, None)
 
 
 def _set(map_name: str, key: str, before: str | None, after: str | None, *, force: bool = False) -> Iterable[str]:
