@@ -1,14 +1,13 @@
-"""Processes that the runtime started, adopted, or inherited as their subreaper: start, wait, exit status, reaping.
+"""Processes that the runtime started, adopted, or inherited as their subreaper.
 
 Waiting goes by pidfd: nothing polls, and nobody's child is reaped but one's own. ``waitpid(-1)`` is never called, because
-it would steal the exit status from asyncio's and subprocess's children; :func:`reap_orphans` says which it may take.
+it would steal the exit status from asyncio's and subprocess's children; :func:`reap_remains` and :func:`reap_orphans` say which may be taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import errno
 import fcntl
 import os
 import signal
@@ -22,8 +21,7 @@ _PIDFD_INFO_EXIT = 1 << 3
 _CATCHABLE = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_sessions: set[int] = set()
-"""Sessions of the OCI runtime's programs: what is left over in them is ours to reap."""
+_OCI_RUNTIMES = ("crun", "runc")
 
 
 def become_subreaper() -> None:
@@ -150,38 +148,47 @@ def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> 
     finally:
         for fd in high:
             os.close(fd)
-    _sessions.add(pid)
     return pid
 
 
-def forget_session(pid: int) -> None:
-    """Nothing of the program's session is left to look after."""
-    _sessions.discard(pid)
+def reap_remains(known: set[int]) -> None:
+    """Reap what the OCI runtime's programs left behind: crun always leaves one, the process between it and the container.
 
-
-def reap_orphans(known: set[int]) -> list[int]:
-    """Reap children that nobody waits for: container processes and remains of the OCI runtime, inherited as subreaper.
-
-    A process that lives in a nested pid namespace cannot have been started by asyncio or subprocess here, nor one whose
-    session is that of a program that :func:`spawn` started; all others belong to whoever started them.
+    Containers' processes are not touched.
 
     Args:
         known: pids that are watched elsewhere.
+    """
+    for pid in _children() - known:
+        if _name(pid).startswith(_OCI_RUNTIMES) and not _nested(pid):
+            _reap(pid)
+
+
+def reap_orphans(known: set[int], earlier: set[int]) -> set[int]:
+    """Reap container processes that nobody waits for, inherited as subreaper from an OCI runtime that was killed.
+
+    A process in a nested pid namespace cannot have been started by asyncio or subprocess here; all others belong to
+    whoever started them.
+
+    Args:
+        known: pids that are watched elsewhere.
+        earlier: what the last call returned: only what has been nobody's for a while is reaped, because a container that
+            starts just now will be watched in a moment.
 
     Returns:
-        the pids that were reaped.
+        the unknown ones.
     """
-    reaped = []
-    for pid in _children() - known:
-        if not (_nested(pid) or _session(pid) in _sessions):
-            continue
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                reaped.append(pid)
-        except OSError as error:
-            if error.errno != errno.ECHILD:
-                raise
-    return reaped
+    unknown = {pid for pid in _children() - known if _nested(pid)}
+    for pid in unknown & earlier:
+        _reap(pid)
+    return unknown
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
 
 
 def _children() -> set[int]:
@@ -207,8 +214,8 @@ def _levels(status: list[str]) -> int:
     return next((len(line.split()) - 1 for line in status if line.startswith("NSpid:")), 1)
 
 
-def _session(pid: int) -> int:
+def _name(pid: int) -> str:
     try:
-        return os.getsid(pid)
+        return Path(f"/proc/{pid}/comm").read_text()
     except OSError:
-        return -1
+        return ""

@@ -16,6 +16,7 @@ import shutil
 import socket
 import struct
 import termios
+import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -130,9 +131,10 @@ class ContainerDyno:
     def _memory_ran_out(self) -> None:
         with suppress(OSError):
             os.read(self._oom_fd or -1, 8)
-        if self.cgroup.ooms() and self._process:
+        if self._process is not None and not self.ended:
             self._out_of_memory = True
-            self._process.send(SIGKILL)
+            # the kernel tells before it kills; a moment later its own victim is counted (memory.oom_control)
+            asyncio.get_running_loop().call_later(0.05, self._process.send, SIGKILL)
 
     async def wait(self) -> Exit:
         """How it ended, when it has."""
@@ -308,6 +310,8 @@ class ContainerDriver:
         self._emptying: dict[Path, tuple[list[int], float]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._policy: firewall.Policy | None = None
+        self._reaping = threading.Lock()
+        self._orphans: set[int] = set()
         self._surveyed: list[tuple[Record, bool]] = []
         self._open = False
 
@@ -570,13 +574,22 @@ class ContainerDriver:
             raise StartFailed(f"The dyno {plan.spec.name} could not be started: {self.oci.reason(plan.work / 'log')}")
 
     async def _run_program(self, argv: Sequence[str], stdio: Sequence[int]) -> int | None:
-        pid = await self.in_thread(children.spawn, argv, stdio, self.oci.environment)
-        self._watched.add(pid)
+        pid = await self.in_thread(self._spawn, argv, stdio)
         try:
             return await Process(pid).wait()
         finally:
             self._watched.discard(pid)
-            children.forget_session(pid)
+
+    def _spawn(self, argv: Sequence[str], stdio: Sequence[int]) -> int:
+        """Start the OCI runtime; no reaper may come between its start and its being known."""
+        with self._reaping:
+            pid = children.spawn(argv, stdio, self.oci.environment)
+            self._watched.add(pid)
+        return pid
+
+    def _reap(self) -> None:
+        with self._reaping:
+            children.reap_remains(self._watched)
 
     def _running(self, plan: _Prepared) -> ContainerDyno:
         pid = int(plan.directory.pid_file.read_text())
@@ -597,6 +610,7 @@ class ContainerDriver:
         with suppress(FileNotFoundError):
             plan.directory.write(plan.record)
         self.oci.scrub(plan.spec.id)
+        self._reap()
         self._close_plan(plan)
 
     def _close_plan(self, plan: _Prepared) -> None:
@@ -736,7 +750,8 @@ class ContainerDriver:
             await asyncio.sleep(_TICK)
             self._clear_read_out()
             try:
-                children.reap_orphans(self._watched)
+                self._orphans = children.reap_orphans(self._watched, self._orphans)
+                self._reap()
                 await self.in_thread(self._apply_policy)
             except (DavitError, OSError) as error:
                 log.warning("maintenance failed: %s", error)

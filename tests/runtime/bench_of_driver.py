@@ -1,0 +1,175 @@
+"""A driver set up for tests, and what tests say about it: start, output, leftovers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from foundation.settings import Settings, from_environment
+from runtime import cgroups
+from runtime.container import ContainerDriver, ContainerDyno
+from runtime.driver import DynoSpec, Limits
+from runtime.instance import Instance
+from tests.leftovers import leftovers_of
+
+_T = TypeVar("_T")
+MIB = 1 << 20
+ENV = {"PATH": "/usr/bin:/bin", "HOME": "/app", "PYTHONDONTWRITEBYTECODE": "1"}
+LIMITS = Limits(memory=128 * MIB, memory_max=128 * MIB, cpu_quota=1.0, pids=64)
+
+
+class Bench:
+    """One open driver.
+
+    Args:
+        loop: where it lives.
+        stack, slug: images.
+        environ: further settings.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, stack: Path, slug: Path, *, oci_runtime: str | None = None, **environ: str
+    ) -> None:
+        self.loop, self.stack, self.slug = loop, stack, slug
+        self.home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
+        self.settings: Settings = from_environment({"DAVIT_HOME": str(self.home), **environ})
+        self.oci_runtime = oci_runtime
+        self.driver: ContainerDriver
+
+    def run(self, work: Awaitable[_T], timeout: float = 30) -> _T:
+        """Run a coroutine to its end."""
+        return self.loop.run_until_complete(asyncio.wait_for(work, timeout))
+
+    def open(self, warm: int = 2) -> None:
+        """Claim an instance and open the driver."""
+        self.driver = ContainerDriver(
+            self.settings, Instance.claim(self.settings), warm=warm, environ={}, oci_runtime=self.oci_runtime
+        )
+        self.run(self.driver.open())
+
+    def close(self, stop_dynos: bool = True) -> None:
+        """Close the driver; with ``stop_dynos`` nothing may be left."""
+        self.run(self.driver.close(stop_dynos))
+
+    def spec(self, *command: str, **changes: Any) -> DynoSpec:
+        """A dyno that runs ``command``; one word is a bash script."""
+        argv = ["/bin/bash", "-c", command[0]] if len(command) == 1 else list(command)
+        base = DynoSpec(str(uuid.uuid4()), "web.1", "app", "app-id", self.stack, self.slug, argv, ENV, LIMITS)
+        return replace(base, **changes)
+
+    def start(self, *command: str, **changes: Any) -> ContainerDyno:
+        """Start a dyno."""
+        return self.run(self.driver.start(self.spec(*command, **changes)))
+
+    def python(self, code: str, **changes: Any) -> ContainerDyno:
+        """Start a dyno that runs Python ``code``."""
+        return self.start("/usr/bin/python3", "-c", code, **changes)
+
+    def output(self, dyno: ContainerDyno, stream: str = "stdout") -> str:
+        """What an ended dyno wrote, read as `logs` reads it."""
+        self.run(dyno.wait())
+        fd = os.open(self.driver.dynos / dyno.spec_id / stream, os.O_RDONLY | os.O_NONBLOCK)
+        text = b""
+        try:
+            while chunk := os.read(fd, 65536):
+                text += chunk
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+        return text.decode()
+
+    def result(self, code: str, **changes: Any) -> Any:
+        """What Python ``code`` prints as JSON in a dyno."""
+        dyno = self.python(code, **changes)
+        text = self.output(dyno)
+        assert text, f"the code printed nothing: {self.output(dyno, 'stderr')}"
+        return json.loads(text)
+
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 15) -> None:
+        """Let the loop run until ``condition()`` holds."""
+
+        async def poll() -> None:
+            end = time.monotonic() + timeout
+            while not condition():
+                assert time.monotonic() < end, f"{what} did not happen within {timeout:g} seconds"
+                await asyncio.sleep(0.02)
+
+        self.run(poll(), timeout + 5)
+
+    def written(self, dyno: ContainerDyno, path: str, timeout: float = 15) -> str:
+        """The text of a file that the dyno writes, once it is there and not empty."""
+        file = dyno.root / path.lstrip("/")
+        self.until(lambda: file.exists() and file.read_text(), f"the dyno writing {path}", timeout)
+        return file.read_text()
+
+    def remove_all(self) -> None:
+        """Remove every dyno, and read as `logs` does what they left."""
+        for dyno in list(self.driver.running.values()):
+            self.run(dyno.remove())
+        for directory in self.driver.dynos.iterdir():
+            assert (directory / "ended").exists()
+            for name in ("stdout", "stderr"):
+                (directory / name).unlink()
+        self.driver._clear_read_out()
+
+    def footprint(self) -> dict[str, Any]:
+        """What the driver holds while no dyno runs."""
+        driver = self.driver
+        self.until(
+            lambda: len(driver.pool._ready) == driver.pool.warm and not driver.pool._leaving and len(driver._tasks) <= 1, "quiet"
+        )
+        mounted = [line.split(" ", 4)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        groups = [
+            str(path) for top in cgroups.layout().directories(driver.instance.cgroup) for path in top.rglob("*") if path.is_dir()
+        ]
+        return {
+            "mounts": sum(str(driver.instance.directory) in line for line in mounted) - len(driver.images._points),
+            "cables": len(driver.network.cables()),
+            "cgroups": [group for group in groups if not group.endswith("app-id")],
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "dynos": [path.name for path in driver.dynos.iterdir()],
+            "states": [path.name for path in driver.oci.root.iterdir()],
+            "work": [path.name for path in (driver.work / "dynos").iterdir()],
+            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
+            "loops": _loops(self.home),
+        }
+
+    def wait_for_footprint(self, before: dict[str, Any]) -> None:
+        """Fail, and say what is left, unless all is as before soon."""
+        end = time.monotonic() + 10
+        while (after := self.footprint()) != before:
+            assert time.monotonic() < end, {key: (before[key], after[key]) for key in after if after[key] != before[key]}
+            self.run(asyncio.sleep(0.05))
+
+    def leftovers_on_host(self) -> list[str]:
+        """What a closed driver left on the host."""
+        found = leftovers_of(self.home, self.driver.instance.bridge, patience=5)
+        if self.driver.instance.directory.exists():
+            found.append(str(self.driver.instance.directory))
+        if any(str(self.home) in line or "/run/davit/" in line for line in Path("/proc/1/mountinfo").read_text().splitlines()):
+            found.append("mounts that the host sees")
+        return found
+
+
+def _loops(home: Path) -> int:
+    """Loop devices whose nameless backing file is on the home's disk."""
+    listing = subprocess.run(
+        ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"], capture_output=True, text=True
+    ).stdout
+    return sum(f"{home}/" in line for line in listing.splitlines())
+
+
+def python() -> str:
+    """The interpreter, for processes that tests start."""
+    return sys.executable

@@ -1,0 +1,391 @@
+"""What every driver promises. A driver's test module inherits this class and brings the ``bench`` fixture."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import struct
+import termios
+from dataclasses import replace
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import DavitError
+from runtime.driver import Bind, Exit
+from tests.runtime.bench_of_driver import ENV, LIMITS, MIB, Bench
+
+_CONNECT = """
+import json, socket
+results = {{}}
+for host, port in {targets}:
+    try:
+        socket.create_connection((host, port), 2).close()
+        results[host] = "connected"
+    except OSError as error:
+        results[host] = type(error).__name__ + str(error.errno)
+print(json.dumps(results))
+"""
+_EXHAUST = "open('/tmp/up', 'w').write('x'); x = []\nwhile True: x.append(bytearray(1 << 20))"
+
+
+class DriverContract:
+    """The contract of runtime.driver."""
+
+    # -- running
+
+    def test_output_goes_to_the_fifos_and_the_status_is_the_commands(self, bench: Bench) -> None:
+        dyno = bench.start("echo out; echo err >&2; exit 7")
+        assert bench.run(dyno.wait()) == Exit(7)
+        assert (bench.output(dyno), bench.output(dyno, "stderr")) == ("out\n", "err\n")
+
+    def test_a_program_may_open_its_standard_output_again(self, bench: Bench) -> None:
+        assert bench.output(bench.start("echo again > /dev/stdout")) == "again\n"
+
+    def test_last_lines_survive_until_they_are_read(self, bench: Bench) -> None:
+        dyno = bench.start("echo last words")
+        bench.run(dyno.wait())
+        bench.run(dyno.remove())
+        assert (bench.driver.dynos / dyno.spec_id / "ended").exists()
+        assert bench.output(dyno) == "last words\n"
+
+    def test_given_descriptors_are_its_standard_streams(self, bench: Bench, tmp_path: Path) -> None:
+        (tmp_path / "in").write_text("question")
+        with (tmp_path / "in").open() as source, (tmp_path / "out").open("w") as target:
+            dyno = bench.start("cat; echo; echo error >&2", stdio=(source.fileno(), target.fileno(), target.fileno()))
+            assert bench.run(dyno.wait()).status == 0
+        assert (tmp_path / "out").read_text() == "question\nerror\n"
+
+    def test_the_slug_is_its_app_and_writable(self, bench: Bench) -> None:
+        dyno = bench.start("pwd; cat hello.txt; id -u; echo new >> hello.txt; cat hello.txt; ls -ln hello.txt | head -c 20")
+        lines = bench.output(dyno).splitlines()
+        assert lines[:5] == ["/app", "Hello from the slug", "1000", "Hello from the slug", "new"]
+        assert (dyno.upper / "app/hello.txt").read_text().endswith("new\n")
+
+    def test_without_a_slug_its_app_is_empty_and_writable(self, bench: Bench) -> None:
+        assert bench.output(bench.start("ls -A; echo x > y; cat y", slug=None)) == "x\n"
+
+    def test_a_readonly_dyno_writes_nowhere_but_in_tmp(self, bench: Bench) -> None:
+        dyno = bench.start("echo x > /app/y || echo refused; echo t > /tmp/t; cat /tmp/t", readonly=True)
+        assert bench.output(dyno) == "refused\nt\n"
+
+    def test_its_environment_is_the_given_one_and_nothing_else(self, bench: Bench) -> None:
+        secret = "s3cret with spaces\nand a second line"
+        dyno = bench.python("import os, json; print(json.dumps(dict(os.environ)))", env={**ENV, "SECRET": secret})
+        import json
+
+        seen = json.loads(bench.output(dyno))
+        seen.pop("LC_CTYPE", None)
+        assert seen == {**ENV, "SECRET": secret}
+
+    def test_no_secret_stays_in_a_file_or_on_a_command_line(self, bench: Bench) -> None:
+        dyno = bench.start("sleep 60", env={**ENV, "SECRET": "s3cret-in-no-file"})
+        bench.until(lambda: not list((bench.driver.work / "dynos").iterdir()), "tidying up")
+        for top in (bench.driver.instance.directory, bench.driver.dynos):
+            for path in top.rglob("*"):
+                if path.is_file():
+                    assert b"s3cret-in-no-file" not in path.read_bytes(), path
+        assert b"s3cret" not in Path(f"/proc/{dyno.pid}/cmdline").read_bytes()
+
+    def test_its_name_is_its_host_name(self, bench: Bench) -> None:
+        code = "import socket, json; print(json.dumps([socket.gethostname(), socket.gethostbyname('web.1')]))"
+        dyno = bench.python(code)
+        import json
+
+        assert json.loads(bench.output(dyno)) == ["web.1", dyno.address]
+
+    def test_none_of_the_runtimes_descriptors_reach_it(self, bench: Bench) -> None:
+        assert bench.result("import os, json; print(json.dumps(sorted(os.listdir('/proc/self/fd'))))") == ["0", "1", "2", "3"]
+
+    def test_signals_have_their_default_effect(self, bench: Bench) -> None:
+        text = bench.output(bench.start("/usr/bin/grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"))
+        assert [line.split()[1] for line in text.splitlines()] == ["0" * 16] * 2
+
+    def test_a_bind_shows_the_hosts_files_as_its_own(self, bench: Bench, tmp_path: Path) -> None:
+        source = tmp_path / "shared"
+        source.mkdir(mode=0o700)
+        (source / "file").write_text("shared")
+        bind = Bind(source, "/davit", writable=True)
+        dyno = bench.start("id -u; cat /davit/file; echo back > /davit/new; ls -lnd /davit | grep -c ' 1000 1000 '", binds=[bind])
+        assert bench.output(dyno) == "1000\nshared1\n"
+        assert (source / "new").read_text() == "back\n"
+        assert (source / "new").stat().st_uid == source.stat().st_uid
+
+    def test_a_dyno_that_cannot_be_started_leaves_nothing(self, bench: Bench) -> None:
+        with pytest.raises(DavitError, match="."):
+            bench.start("/usr/bin/true", "x", stack=Path("/nonexistent"))
+        assert not list(bench.driver.dynos.iterdir())
+
+    def test_a_start_that_is_given_up_leaves_nothing(self, bench: Bench) -> None:
+        async def give_up() -> None:
+            starting = asyncio.ensure_future(bench.driver.start(bench.spec("sleep 60")))
+            await asyncio.sleep(0.01)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+        bench.run(give_up())
+        bench.until(lambda: not bench.driver.running and not bench.driver._tasks - _maintenance(bench), "removal")
+
+    # -- ending
+
+    def test_term_reaches_the_command_which_may_take_its_time(self, bench: Bench) -> None:
+        dyno = bench.start("trap 'echo bye; exit 3' TERM; touch /tmp/up; while true; do sleep 0.05; done")
+        bench.until(lambda: (dyno.root / "tmp/up").exists(), "the trap")
+        bench.run(dyno.signal(signal.SIGTERM))
+        assert bench.run(dyno.wait()) == Exit(3)
+        assert bench.output(dyno) == "bye\n"
+
+    def test_a_command_without_handlers_ends_by_term(self, bench: Bench) -> None:
+        dyno = bench.start("/usr/bin/sleep", "60")
+        bench.run(dyno.signal(signal.SIGTERM))
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGTERM)
+
+    def test_a_signal_to_everyone_reaches_grandchildren(self, bench: Bench) -> None:
+        dyno = bench.start(
+            "(trap 'echo inner; exit 0' TERM; touch /tmp/up; while true; do sleep 0.05; done) & trap '' TERM; wait; wait; exit 4"
+        )
+        bench.until(lambda: (dyno.root / "tmp/up").exists(), "the trap")
+        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+        bench.run(dyno.wait())
+        assert bench.output(dyno) == "inner\n"
+
+    def test_kill_ends_what_ignores_term(self, bench: Bench) -> None:
+        dyno = bench.start("trap '' TERM; touch /tmp/up; while true; do sleep 0.05; done")
+        bench.until(lambda: (dyno.root / "tmp/up").exists(), "the trap")
+        bench.run(dyno.signal(signal.SIGTERM))
+        bench.run(dyno.signal(signal.SIGKILL, everyone=True))
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
+
+    def test_a_signal_to_an_ended_dyno_is_no_error(self, bench: Bench) -> None:
+        dyno = bench.start("true")
+        bench.run(dyno.wait())
+        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+        bench.run(dyno.remove())
+        bench.run(dyno.remove())
+
+    # -- limits
+
+    def test_memory_beyond_the_limit_ends_it_and_is_told(self, bench: Bench) -> None:
+        dyno = bench.python(_EXHAUST)
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL, oom=True)
+        assert dyno.stats().ooms >= 1
+
+    def test_memory_of_a_child_counts_as_the_dynos(self, bench: Bench) -> None:
+        dyno = bench.start(f'/usr/bin/python3 -c "{_EXHAUST.replace(chr(39), chr(39))}"; sleep 60')
+        assert bench.run(dyno.wait()).oom
+
+    def test_a_fork_bomb_hurts_only_itself(self, bench: Bench) -> None:
+        code = """
+import os, json, signal
+count = 0
+try:
+    while True:
+        if os.fork() == 0:
+            signal.pause()
+        count += 1
+except OSError as error:
+    print(json.dumps([count, error.errno]))
+"""
+        count, number = bench.result(code, limits=replace(LIMITS, pids=20))
+        assert 10 < count < 20
+        assert number == 11
+
+    def test_a_full_disk_is_its_own(self, bench: Bench) -> None:
+        code = """
+import json
+file = open('/app/big', 'wb', buffering=0)
+try:
+    while True: file.write(bytes(1 << 20))
+except OSError as error:
+    print(json.dumps([error.errno, file.tell() >> 20]))
+"""
+        number, written = bench.result(code, limits=replace(LIMITS, disk=64 * MIB))
+        assert number == 28
+        assert 40 < written < 64
+
+    def test_limits_change_while_it_runs(self, bench: Bench) -> None:
+        code = "import os, signal, sys\nsignal.signal(10, lambda *_: bytearray(200 << 20) and sys.exit(5))\nopen('/tmp/up','w').write('x')\nsignal.pause()"
+        dyno = bench.python(code)
+        bench.written(dyno, "/tmp/up")
+        bench.run(dyno.update(replace(LIMITS, memory_max=512 * MIB, pids=100, cpu_quota=0.5)))
+        bench.run(dyno.signal(10))
+        assert bench.run(dyno.wait()) == Exit(5)
+
+    def test_stats_tell_what_it_uses(self, bench: Bench) -> None:
+        code = "x = bytearray(40 << 20)\nopen('/app/f','wb').write(bytes(20 << 20))\nopen('/tmp/up','w').write('x')\nimport signal; signal.pause()"
+        dyno = bench.python(code)
+        bench.written(dyno, "/tmp/up")
+        stats = dyno.stats()
+        assert 40 * MIB < stats.memory < 60 * MIB
+        assert 20 * MIB <= stats.disk < 24 * MIB
+        assert stats.cpu > 0
+        assert stats.pids == 2
+
+    # -- isolation
+
+    def test_it_has_no_capabilities_and_gains_none(self, bench: Bench) -> None:
+        code = (
+            "import json; print(json.dumps(dict(line.split(':\\t') for line in open('/proc/self/status').read().splitlines())))"
+        )
+        status = bench.result(code)
+        assert all(int(status[f"Cap{kind}"], 16) == 0 for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+    def test_sys_is_hidden_and_proc_sys_is_readonly(self, bench: Bench) -> None:
+        code = """
+import json, os
+def refused(path):
+    try: open(path, 'w').write('1')
+    except OSError: return True
+print(json.dumps([os.listdir('/sys'), refused('/proc/sys/kernel/core_pattern'), refused('/proc/sysrq-trigger'), refused('/sys/x'), refused('/x')]))
+"""
+        assert bench.result(code) == [[], True, True, True, True]
+
+    def test_dangerous_system_calls_are_refused(self, bench: Bench) -> None:
+        code = """
+import ctypes, json, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    ctypes.set_errno(0)
+    return ctypes.get_errno() if libc.syscall(*args) < 0 else 0
+def family(*args):
+    try: socket.socket(*args).close(); return 0
+    except OSError as error: return error.errno
+import platform
+x86 = platform.machine() == 'x86_64'
+print(json.dumps({
+    'unshare user': call(272 if x86 else 97, 0x10000000), 'clone3': call(435, 0, 0), 'keyctl': call(250 if x86 else 219, 0, 0),
+    'bpf': call(321 if x86 else 280, 0, 0, 0), 'io_uring': call(425, 1, 0), 'clone newuser': call(56 if x86 else 220, 0x10000011, 0, 0, 0, 0),
+    'AF_ALG': family(38, 5, 0), 'AF_VSOCK': family(40, 1, 0), 'AF_PACKET': family(17, 3, 0), 'netfilter': family(16, 3, 12),
+    'route': family(16, 3, 0), 'inet': family(2, 1, 0), 'unix': family(1, 1, 0),
+}))
+"""
+        assert bench.result(code) == {
+            "unshare user": 1, "clone3": 38, "keyctl": 1, "bpf": 1, "io_uring": 38, "clone newuser": 1,
+            "AF_ALG": 97, "AF_VSOCK": 97, "AF_PACKET": 97, "netfilter": 97, "route": 0, "inet": 0, "unix": 0,
+        }  # fmt: skip
+
+    def test_neighbours_are_out_of_reach_and_the_host_reaches_both(self, bench: Bench) -> None:
+        serve = "import socket\ns = socket.create_server(('0.0.0.0', 5000))\nwhile True: s.accept()[0].close()"
+        neighbour = bench.python(serve)
+        bench.until(lambda: neighbour.listeners(), "listening")
+        assert neighbour.address
+        assert bench.result(_CONNECT.format(targets=[(neighbour.address, 5000)])) != {neighbour.address: "connected"}
+        import socket
+
+        socket.create_connection((neighbour.address, 5000), 2).close()
+
+    def test_the_host_is_out_of_reach_at_once(self, bench: Bench) -> None:
+        import socket
+
+        gateway = bench.driver.instance.gateway
+        with socket.create_server(("0.0.0.0", 0)) as server:
+            port = server.getsockname()[1]
+            own = [address for address in _host_addresses() if address != gateway]
+            targets = [(address, port) for address in (gateway, *own)]
+            results = bench.result(_CONNECT.format(targets=targets))
+        assert set(results.values()) <= {"OSError113", "ConnectionRefusedError111"}, results
+
+    def test_private_networks_and_metadata_are_out_of_reach_at_once(self, bench: Bench) -> None:
+        targets = [
+            (address, 80)
+            for address in ("169.254.169.254", "10.1.2.3", "192.168.1.1", "172.16.0.1", "100.64.0.1", "198.19.255.1")
+        ]
+        results = bench.result(_CONNECT.format(targets=targets))
+        assert set(results.values()) == {"OSError113"}, results
+
+    def test_mail_is_refused(self, bench: Bench) -> None:
+        assert bench.result(_CONNECT.format(targets=[("8.8.4.4", 25)])) == {"8.8.4.4": "OSError113"}
+
+    def test_without_a_network_it_has_the_loopback_only(self, bench: Bench) -> None:
+        code = "import socket, json; print(json.dumps([name for _, name in socket.if_nameindex()]))"
+        assert bench.result(code, network=False) == ["lo"]
+
+    def test_another_dynos_files_and_processes_are_not_there(self, bench: Bench) -> None:
+        bench.start("echo secret > /tmp/mine; sleep 60")
+        code = "import json, os; print(json.dumps([os.listdir('/tmp'), [p for p in os.listdir('/proc') if p.isdigit()]]))"
+        assert bench.result(code) == [[], ["1", "2"]]
+
+    # -- looking in
+
+    def test_listeners_say_address_and_port(self, bench: Bench) -> None:
+        code = "import socket\na = socket.create_server(('127.0.0.1', 5001)); b = socket.create_server(('0.0.0.0', 5000))\nimport signal; signal.pause()"
+        dyno = bench.python(code)
+        bench.until(lambda: len(dyno.listeners()) == 2, "listening")
+        assert sorted((one.address, one.port) for one in dyno.listeners()) == [("0.0.0.0", 5000), ("127.0.0.1", 5001)]
+
+    def test_a_further_command_runs_inside_as_its_user(self, bench: Bench) -> None:
+        dyno = bench.start("sleep 60")
+        command = bench.run(
+            dyno.exec(
+                ["/bin/bash", "-c", "id -u > /tmp/x; echo $A >> /tmp/x; grep CapEff /proc/self/status >> /tmp/x; exit 9"],
+                {**ENV, "A": "b"},
+            )
+        )
+        assert bench.run(command.wait()) == Exit(9)
+        assert (dyno.root / "tmp/x").read_text().split() == ["1000", "b", "CapEff:", "0" * 16]
+        bench.run(command.remove())
+        assert not dyno.ended
+
+    def test_a_further_command_that_is_not_there_is_a_sentence(self, bench: Bench) -> None:
+        dyno = bench.start("sleep 60")
+        with pytest.raises(DavitError, match="nonexistent"):
+            bench.run(dyno.exec(["/nonexistent"], ENV))
+
+    def test_a_terminal_has_a_size_that_changes(self, bench: Bench) -> None:
+        dyno = bench.start("trap 'stty size; exit 0' WINCH; stty size; while true; do sleep 0.05; done", terminal=(33, 101))
+        assert dyno.terminal_fd is not None
+        assert _read_line(bench, dyno.terminal_fd) == "33 101"
+        bench.run(dyno.resize_terminal(40, 120))
+        assert _read_line(bench, dyno.terminal_fd) == "40 120"
+        assert bench.run(dyno.wait()) == Exit(0)
+        assert struct.unpack("HHHH", ioctl(dyno.terminal_fd, termios.TIOCGWINSZ, bytes(8)))[:2] == (40, 120)
+
+    def test_a_further_command_may_have_a_terminal(self, bench: Bench) -> None:
+        dyno = bench.start("sleep 60")
+        command = bench.run(dyno.exec(["/bin/bash", "-c", "stty size; exit 2"], ENV, terminal=(20, 70)))
+        assert command.terminal_fd is not None
+        assert _read_line(bench, command.terminal_fd) == "20 70"
+        assert bench.run(command.wait()) == Exit(2)
+        bench.run(command.remove())
+
+    def test_many_start_at_once(self, bench: Bench) -> None:
+        async def all_of_them() -> list[int | None]:
+            dynos = await asyncio.gather(*(bench.driver.start(bench.spec("exit 5")) for _ in range(12)))
+            assert len({dyno.address for dyno in dynos}) == 12
+            return [(await dyno.wait()).status for dyno in dynos]
+
+        assert bench.run(all_of_them()) == [5] * 12
+
+
+def _maintenance(bench: Bench) -> set[object]:
+    return {task for task in bench.driver._tasks if "_maintain" in repr(task)}
+
+
+def _read_line(bench: Bench, fd: int) -> str:
+    os.set_blocking(fd, False)
+    text = b""
+
+    def complete() -> bool:
+        nonlocal text
+        try:
+            text += os.read(fd, 1)
+        except (BlockingIOError, OSError):
+            return False
+        return text.endswith(b"\n")
+
+    async def read() -> None:
+        while not complete():
+            await asyncio.sleep(0 if text else 0.01)
+
+    bench.run(read(), 15)
+    return text.decode().strip()
+
+
+def _host_addresses() -> list[str]:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        return [address.get_attr("IFA_ADDRESS") for address in ip.get_addr(family=2)]
