@@ -71,6 +71,7 @@ class RuntimeSandbox:
         self._connection = connection
         self._build_id = build_id
         self.stdin, self.report, self.output = stdin, report, output
+        self._closing = threading.Lock()
 
     def wait(self) -> Ended:
         self._connection.settimeout(None)
@@ -92,9 +93,10 @@ class RuntimeSandbox:
             self._connection._socket.shutdown(socket.SHUT_RDWR)
 
     def close_stdin(self) -> None:
-        if self.stdin >= 0:
-            os.close(self.stdin)
-            self.stdin = -1
+        with self._closing:  # the feeder and the end of the block may both come here
+            descriptor, self.stdin = self.stdin, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 @contextmanager

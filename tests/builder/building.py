@@ -16,6 +16,7 @@ import signal
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class LocalSandbox:
 
     def __init__(self, root: Path, program: Sequence[str] = ("/usr/bin/python3", "-I", "-S", "-c", BOOTSTRAP)) -> None:
         self.root = root
+        self._closing = threading.Lock()
         paths = {name: str(root / name) for name in ("app", "cache", "tmp", "out")}
         (root / "tmp").mkdir(parents=True, exist_ok=True)
         stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
@@ -56,9 +58,10 @@ class LocalSandbox:
         return True
 
     def close_stdin(self) -> None:
-        if self.stdin >= 0:
-            os.close(self.stdin)
-            self.stdin = -1
+        with self._closing:
+            descriptor, self.stdin = self.stdin, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Ends what still runs, as the container's end would."""

@@ -1,0 +1,102 @@
+"""Builds that mean harm, in the real sandbox of a real runtime process: each ends with a sentence, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builder import job
+from foundation.settings import settings
+from tests.builder.test_build_job import PACK, Pushed, davit
+from tests.conftest import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+STACKS = Path(os.environ.get("DAVIT_STACKS") or "/var/cache/davit/stacks")
+REPOSITORY = Path(__file__).parents[2]
+
+__all__ = ["davit"]
+
+
+@pytest.fixture
+def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pushed]:
+    """An app whose builds run in containers with 300 MB of memory and 200 MB of disk."""
+    if not (STACKS / "davit-13" / "current").exists():
+        pytest.fail(f"There is no stack in {STACKS}; `make setup` builds it.")
+    for name, value in {"DAVIT_STACKS": str(STACKS), "DAVIT_BUILD_MEMORY": "300", "DAVIT_BUILD_DISK": "200", "DAVIT_BUILD_TIMEOUT": "60"}.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    pushed = Pushed(davit)
+    process = subprocess.Popen([sys.executable, "-m", "runtime"], cwd=REPOSITORY)
+    try:
+        wait_until(lambda: (davit / "run" / "runtime.sock").exists() or process.poll() is not None, "the runtime process listening")
+        yield pushed
+    finally:
+        process.terminate()
+        process.wait(30)
+        subprocess.run([sys.executable, "-m", "runtime", "stop"], cwd=REPOSITORY, check=True, timeout=60)
+
+
+def build(pushed: Pushed, **scripts: str) -> tuple[str, str]:
+    """The failure's sentence and the output of a build with these scripts."""
+    pushed.set_pack(**{**PACK, **scripts})
+    build_id = pushed.build(pushed.commit(Procfile="web: x\n"))
+    job.build(build_id)
+    return pushed.row(build_id).failure or "", pushed.output(build_id)
+
+
+HARM = {
+    "memory": ("exec /usr/bin/python3 -c 'x=[bytearray(1<<20) for _ in range(2000)]'", ""),
+    "disk": ("head -c 400000000 /dev/urandom > \"$1/big\"", "out of disk"),
+    "fork bomb": ("bomb() { bomb | bomb & }; bomb; sleep 3; /bin/true || exit 1; exit 1", ""),
+    "kills everything": ("kill -9 -1; sleep 60", "was ended from inside"),
+    "kills its group": ("kill -9 0", "signal 9"),
+    "hangs": ("trap '' TERM; sleep 600", "longer than 1 minute"),
+}
+
+
+def test_harm_ends_in_a_failed_build_and_the_next_build_is_as_if_nothing_had_been(
+    sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, (script, sentence) in HARM.items():
+        if os.environ.get("ONLY", name) != name: continue
+        monkeypatch.setenv("DAVIT_BUILD_TIMEOUT", "60" if name != "hangs" else "5")
+        settings.cache_clear()
+        failure, printed = build(sandboxed, compile=script)
+        print(name, "→", failure, printed[-300:])
+        assert failure and "inside Davit" not in failure, (name, printed)
+        assert sentence.replace("1 minute", "5 seconds") in failure, (name, failure)
+    failure, printed = build(sandboxed, compile="echo fine; exit 9")
+    assert "fine\n" in printed and "status 9" in failure
+
+
+def test_a_build_reaches_neither_the_host_nor_the_environment_of_davit(sandboxed: Pushed) -> None:
+    redis, home = os.environ["REDIS_URL"].removeprefix("unix://"), os.environ["DAVIT_HOME"]
+    script = f"""
+        ls {redis} {home} 2>&1
+        gateway=$(ip route | awk '/default/ {{print $3}}')
+        for address in $gateway 127.0.0.1 169.254.169.254 10.0.0.1; do
+            for port in 22 80 5000 6379 8080; do
+                timeout 1 bash -c "echo > /dev/tcp/$address/$port" 2>/dev/null && echo "reached $address:$port"
+            done
+        done
+        env | grep -iE 'redis|database|davit_home'
+        id -u; grep CapEff /proc/self/status; exit 9
+    """
+    failure, printed = build(sandboxed, compile=script)
+    assert "status 9" in failure
+    assert "reached" not in printed and "REDIS" not in printed
+    assert printed.count("No such file or directory") == 2 and "\n1000\n" in printed and "CapEff:\t0000000000000000" in printed
+
+
+def test_the_cache_of_a_failed_build_is_not_kept(sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(sandboxed, compile='echo x > "$2/mark"; exit 1')
+    _, printed = build(sandboxed, compile='ls -A "$2"; echo "end of cache"; exit 1')
+    assert "Test app detected\nend of cache" in printed
+    assert not list((settings().home / "caches").glob("*"))
+
+

@@ -1,0 +1,344 @@
+"""The bundled buildpacks on small apps, with the real uv and npm and the real registries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builder.building import REPOSITORY, Built, build_root, run_inside, tar_of, tar_of_directory
+from tests.conftest import wait_until
+
+sys.path.insert(0, str(REPOSITORY / "buildpacks" / "nodejs" / "lib"))
+import semver  # noqa: E402
+
+PYTHON = ".".join(subprocess.run(["/usr/bin/python3", "-V"], capture_output=True, text=True).stdout.split()[1].split(".")[:2])
+TINY = "itsdangerous==2.2.0\n"
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with build_root() as path:
+        yield path
+
+
+def build(root: Path, source: dict[str, str] | bytes, **more: object) -> Built:
+    uv = Path(sys.executable).parent  # the stack has uv in its PATH
+    environment = {"PATH": f"{uv}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    return run_inside(root, source if isinstance(source, bytes) else tar_of(source), environment=environment, **more)  # type: ignore[arg-type]
+
+
+def done(built: Built) -> Built:
+    assert built.end["event"] == "done", built.output
+    return built
+
+
+def refused(built: Built) -> str:
+    assert built.end["event"] == "failed", built.output
+    return built.output
+
+
+def as_home(built: Built) -> Path:
+    """The built app where the build's HOME was."""
+    home = built.root / "app"
+    if not home.is_symlink():
+        shutil.rmtree(home, ignore_errors=True)
+        home.symlink_to(built.app)
+    return home
+
+
+def run(built: Built, command: str, **env: str) -> str:
+    """A command in the built app, started as a dyno is: /app is where the build's HOME was."""
+    home = as_home(built)
+    script = f'cd "$HOME"; for f in .profile.d/*.sh; do . "./$f"; done; {command}'
+    full = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin", **env}
+    return subprocess.run(["bash", "-c", script], env=full, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+# --- python ---
+
+
+def test_flask_example_runs_from_its_slug(root: Path) -> None:
+    files = {path.name: path.read_text() for path in (REPOSITORY / "examples/flask").iterdir() if path.name != ".python-version"}
+    built = done(build(root, files))
+    assert "-----> Python app detected" in built.output and " + flask==" in built.output
+    assert built.content("procfile") == "web: gunicorn app:app\n"
+    assert run(built, "gunicorn --version").startswith("gunicorn (version")
+    assert run(built, "echo $WEB_CONCURRENCY:$PYTHONUNBUFFERED:$(command -v python)", WEB_CONCURRENCY="7") == f"7:true:{root}/app/.heroku/python/bin/python"
+
+
+def test_unchanged_requirements_come_from_the_cache_without_the_network(root: Path) -> None:
+    source = {"requirements.txt": TINY, "app.py": "1"}
+    done(build(root, source))
+    stamp = (root / "cache/python/environment.tar").stat().st_mtime_ns
+    offline = {"HTTPS_PROXY": "http://127.0.0.1:9"}
+    built = done(run_inside(root, tar_of({**source, "app.py": "2"}), environment={"PATH": "/usr/bin:/bin", **offline}))  # no uv either
+    assert "Restored 1 packages from the cache" in built.output
+    assert run(built, "python -c 'import itsdangerous; print(1)'") == "1"
+    assert (root / "cache/python/environment.tar").stat().st_mtime_ns == stamp
+
+
+def test_changed_requirements_are_installed_and_what_is_no_longer_asked_for_goes(root: Path) -> None:
+    done(build(root, {"requirements.txt": TINY}))
+    built = done(build(root, {"requirements.txt": "-r more.txt\n", "more.txt": "blinker==1.9.0\n"}))
+    assert "- itsdangerous==2.2.0" in built.output and "+ blinker==1.9.0" in built.output
+    assert "Installing" in done(build(root, {"requirements.txt": "-r more.txt\n", "more.txt": TINY})).output
+
+
+def test_a_damaged_cache_is_no_reason_to_fail(root: Path) -> None:
+    done(build(root, {"requirements.txt": TINY}))
+    (root / "cache/python/environment.tar").write_bytes(b"damaged" * 1000)
+    assert "+ itsdangerous" in done(build(root, {"requirements.txt": TINY})).output
+    (root / "cache/python/environment.json").write_text("{")
+    assert "Installing" in done(build(root, {"requirements.txt": TINY})).output
+
+
+def test_uv_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        f'[project]\nname = "x"\nversion = "1"\nrequires-python = ">={PYTHON}"\ndependencies = ["itsdangerous<2.2"]\n[dependency-groups]\ndev = ["blinker"]\n'
+    )
+    subprocess.run([Path(sys.executable).parent / "uv", "lock", "--quiet", "--python", "/usr/bin/python3"], cwd=tmp_path, check=True)
+    source = {name: (tmp_path / name).read_text() for name in ("pyproject.toml", "uv.lock")}
+    built = done(build(root, source))
+    assert "+ itsdangerous==2.1.2" in built.output and "blinker" not in built.output
+    assert "Restored" in done(build(root, source)).output
+    stale = {**source, "pyproject.toml": source["pyproject.toml"].replace("<2.2", "<2.1")}
+    assert "uv.lock does not fit pyproject.toml" in refused(build(root, stale))
+
+
+def test_poetry_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        f'[project]\nname = "x"\nversion = "1"\nrequires-python = ">={PYTHON}"\ndependencies = ["itsdangerous (==2.1.2)"]\n[tool.poetry]\npackage-mode = false\n'
+        '[tool.poetry.group.dev.dependencies]\nblinker = "1.9.0"\n'
+    )
+    uv = Path(sys.executable).parent / "uv"
+    environment = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
+    subprocess.run([uv, "tool", "run", "--quiet", "--from", "poetry>=2.1,<3", "poetry", "lock", "--quiet"], cwd=tmp_path, check=True, env=environment)
+    built = done(build(root, {name: (tmp_path / name).read_text() for name in ("pyproject.toml", "poetry.lock")}))
+    assert "+ itsdangerous==2.1.2" in built.output and "blinker" not in built.output
+
+
+def test_pipfile_lock_is_installed_as_locked(root: Path) -> None:
+    digests = ["sha256:c6242fc49e35958c8b15141343aa660db5fc54d4f13a1db01a3f5891b98700ef"]
+    lock = {
+        "_meta": {"requires": {"python_version": PYTHON}, "sources": [{"url": "https://pypi.org/simple", "verify_ssl": True, "name": "pypi"}]},
+        "default": {"itsdangerous": {"hashes": digests, "version": "==2.2.0", "markers": "python_version >= '3.8'"}},
+        "develop": {"blinker": {"version": "==1.9.0"}},
+    }
+    built = done(build(root, {"Pipfile": "", "Pipfile.lock": json.dumps(lock)}))
+    assert "asked for by Pipfile.lock" in built.output and "+ itsdangerous==2.2.0" in built.output and "blinker" not in built.output
+    lock["default"]["itsdangerous"]["hashes"] = ["sha256:" + "0" * 64]  # type: ignore[index]
+    assert "Hash mismatch" in refused(build(root, {"Pipfile.lock": json.dumps(lock)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ({"requirements.txt": "flsak-that-is-not-there\n"}, "There is no package named “flsak-that-is-not-there”"),
+        ({"requirements.txt": "itsdangerous==99.0\n"}, "There is no itsdangerous==99.0"),
+        ({"requirements.txt": "itsdangerous==2.2.0\nitsdangerous==2.1.2\n"}, "do not go together"),
+        ({"requirements.txt": "this is no requirement\n"}, "has a line that is no requirement"),
+        ({"requirment.txt": "x", "app.py": "", "Requirements.txt": TINY}, "rename it and push again"),
+        ({"Pipfile": "x"}, "Run `pipenv lock`"),
+        ({"pdm.lock": "x"}, "pdm export"),
+        ({"pyproject.toml": "[project\n"}, "pyproject.toml is not valid TOML"),
+        ({"pyproject.toml": '[tool.poetry.dependencies]\nflask = "*"\n'}, "Run `poetry lock`"),
+        ({"runtime.txt": "Python 3\n"}, "runtime.txt holds “Python 3”, which is no Python version"),
+        ({"Pipfile.lock": "{"}, "Pipfile.lock is not valid JSON"),
+    ],
+)  # fmt: skip
+def test_what_python_cannot_build_is_refused_with_a_remedy(root: Path, source: dict[str, str], sentence: str) -> None:
+    assert sentence in refused(build(root, source))
+
+
+def test_a_python_that_cannot_be_had_is_refused_with_what_there_is(root: Path) -> None:
+    mirror = {"UV_PYTHON_INSTALL_MIRROR": "http://127.0.0.1:9"}
+    printed = refused(build(root, {".python-version": "3.9\n", "app.py": ""}, config=mirror))
+    assert "Python 3.9, which .python-version asks for, could not be had" in printed and f"comes with Python {PYTHON}" in printed
+
+
+@pytest.mark.parametrize("text", [PYTHON, f"python-{PYTHON}.0", f"{PYTHON} # ours\n"])
+def test_versions_of_the_stacks_python_are_understood(root: Path, text: str) -> None:
+    name = "runtime.txt" if text.startswith("python-") else ".python-version"
+    assert f"Using Python {PYTHON}" in done(build(root, {name: text, "app.py": ""})).output
+
+
+DJANGO = {
+    "requirements.txt": "django==5.2\n",
+    "manage.py": "import os, sys\nos.environ['DJANGO_SETTINGS_MODULE'] = 'config'\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n",
+    "config.py": "import os\nSECRET_KEY = os.environ['KEY']\nINSTALLED_APPS = ['django.contrib.staticfiles']\nSTATIC_URL = '/s/'\nSTATIC_ROOT = 'collected'\nSTATICFILES_DIRS = ['assets']\n",
+    "assets/a.css": "a{}",
+}
+
+
+def test_django_collects_static_files_with_the_config_vars(root: Path) -> None:
+    printed = refused(build(root, DJANGO))
+    assert "KeyError: 'KEY'" in printed and "davit config:set DISABLE_COLLECTSTATIC=1" in printed
+    built = done(build(root, DJANGO, config={"KEY": "k"}))
+    assert "1 static file copied" in built.output and (built.app / "collected/a.css").read_text() == "a{}"
+    assert "collectstatic" not in done(build(root, DJANGO, config={"DISABLE_COLLECTSTATIC": "1"})).output
+
+
+# --- nodejs ---
+
+
+def test_node_example_has_node_and_npm_of_the_registry(root: Path) -> None:
+    source = {"package.json": '{"engines": {"node": "22.x"}, "scripts": {"start": "node server.js", "build": "node -p 1+1"}}', "server.js": ""}
+    built = done(build(root, source))
+    assert "Running build\n2\n" in built.output
+    assert "web: npm start" in built.content("release")
+    assert run(built, "node -v").startswith("v22.") and run(built, "npm -v").startswith("10.")
+    assert run(built, "echo $NODE_ENV") == "production"
+    again = done(run_inside(root, tar_of(source), environment={"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}))
+    assert "from the cache" in again.output
+
+
+@pytest.mark.parametrize("manager", ["npm", "yarn", "pnpm"])
+def test_each_package_manager_installs_by_its_lock_and_prunes(root: Path, tmp_path: Path, manager: str) -> None:
+    package = {
+        "name": "x", "private": True, "scripts": {"build": "node -e \"require('is-odd');require('fs').writeFileSync('made','')\""},
+        "dependencies": {"is-number": "7.0.0"}, "devDependencies": {"is-odd": "3.0.1"}, "engines": {"node": "22.x"},
+    }  # fmt: skip
+    (tmp_path / "package.json").write_text(json.dumps(package))
+    source = {"package.json": json.dumps(package), **_locked(tmp_path, manager)}
+    built = done(build(root, source))
+    modules = built.app / "node_modules"
+    assert (built.app / "made").exists() and (modules / "is-number").exists() and not (modules / "is-odd").exists()
+    again = done(build(root, source))
+    assert "Restored packages from the cache" in again.output and not (again.app / "node_modules/is-odd").exists()
+    stale = {**source, "package.json": json.dumps({**package, "dependencies": {"is-number": "6.0.0"}})}
+    assert "does not fit package.json" in refused(build(root, stale))
+
+
+def _locked(directory: Path, manager: str) -> dict[str, str]:
+    tool, lock = {
+        "npm": (["npm@10", "npm", "install", "--package-lock-only"], "package-lock.json"),
+        "yarn": (["yarn@1.22.22", "yarn", "install", "--ignore-scripts", "--no-progress", "--cache-folder", str(directory / "cache")], "yarn.lock"),
+        "pnpm": (["pnpm@9", "pnpm", "install", "--lockfile-only"], "pnpm-lock.yaml"),
+    }[manager]
+    package, *command = tool
+    subprocess.run(["npx", "--yes", f"--package={package}", *command], cwd=directory, check=True, capture_output=True, timeout=120)
+    return {lock: (directory / lock).read_text()}
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ({"package.json": "{"}, "package.json is not valid JSON"),
+        ({"package.json": "[]"}, "must hold a JSON object"),
+        ({"package.json": "{}", "yarn.lock": "", "package-lock.json": "{}"}, "lock files of several package managers: package-lock.json, yarn.lock"),
+        ({"package.json": "{}", "bun.lock": ""}, "Bun's lock file"),
+        ({"package.json": '{"engines": {"node": "3.x"}}'}, "There is no Node.js that fits “3.x”"),
+        ({"package.json": '{"engines": {"node": "twelve"}}'}, "is no version range"),
+        ({"package.json": '{"engines": {"node": "22.99.99"}}'}, "There is no Node.js 22.99.99"),
+    ],
+)  # fmt: skip
+def test_what_node_cannot_build_is_refused_with_a_remedy(root: Path, source: dict[str, str], sentence: str) -> None:
+    assert sentence in refused(build(root, source))
+
+
+def test_a_package_that_does_not_exist_and_a_failing_build_script_are_named(root: Path) -> None:
+    node = {"engines": {"node": "22.x"}}
+    printed = refused(build(root, {"package.json": json.dumps({**node, "dependencies": {"davit-no-such-package-x": "1"}})}))
+    assert "There is no package named “davit-no-such-package-x”" in printed
+    printed = refused(build(root, {"package.json": json.dumps({**node, "scripts": {"build": "exit 3"}})}))
+    assert "The script “build” of package.json failed" in printed
+
+
+@pytest.mark.parametrize(
+    ("range", "version"),
+    [
+        ("22.x", "22.9.1"), ("^22", "22.9.1"), ("~22.1", "22.1.5"), (">=20 <22", "20.3.0"), ("20 || 18", "20.3.0"), ("*", "24.0.0"), ("", "24.0.0"),
+        ("18.0.0 - 20", "20.3.0"), ("<=22.1.0", "22.1.0"), (">22.1.5", "24.0.0"), ("v20.3.0", "20.3.0"), ("=20.x", "20.3.0"), (">= 20", "24.0.0"),
+        ("^0.1.0", "0.1.9"), ("^0.0.3", "0.0.3"), ("23", None), (">24", None), ("~22", "22.9.1"), ("20.x.x", "20.3.0"), ("<20, >=18", "18.1.0"),
+    ],
+)  # fmt: skip
+def test_ranges_mean_what_they_mean_to_npm(range: str, version: str | None) -> None:
+    known = ["0.0.3", "0.0.4", "0.1.0", "0.1.9", "18.1.0", "20.3.0", "22.1.0", "22.1.5", "22.9.1", "24.0.0", "25.0.0-rc.1"]
+    assert semver.newest(range, known) == version
+
+
+@given(st.text("0123456789.xX*^~<>=|- v", max_size=20))
+def test_no_range_makes_the_parser_fail_otherwise(range: str) -> None:
+    try:
+        semver.newest(range, ["1.2.3"])
+    except semver.InvalidRange:
+        pass
+
+
+# --- static and procfile ---
+
+
+@pytest.fixture
+def serving(root: Path) -> Iterator[httpx.Client]:
+    page = "<h1>Hello</h1>" + "x" * 2000
+    source = {
+        "static.json": json.dumps({"root": "site", "clean_urls": True, "routes": {"/app/**": "index.html"}, "redirects": {"/old": {"url": "/new"}}, "headers": {"/assets/**": {"X-Mine": "yes"}}}),
+        "site/index.html": page, "site/about.html": "about", "site/404.html": "my own page", "site/assets/main.4f9a8b7c6d.js": "1;" * 1000,
+        "site/.env": "SECRET", "site/.well-known/security.txt": "mail", "site/link": "->/etc/passwd",
+    }  # fmt: skip
+    built = done(build(root, source))
+    assert "default_process_types" in built.content("release") and ".heroku/static/serve" in built.content("release")
+    home = as_home(built)
+    port = 20_000 + os.getpid() % 10_000
+    process = subprocess.Popen([".heroku/static/serve"], cwd=home, env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PORT": str(port), "WEB_CONCURRENCY": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+
+            def answers() -> bool:
+                try:
+                    return client.get("/").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(answers, "the site answering")
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_static_sites_are_served_with_caching_compression_and_their_own_404(serving: httpx.Client) -> None:
+    page = serving.get("/", headers={"Accept-Encoding": "gzip"})
+    assert page.headers["content-encoding"] == "gzip" and page.text.startswith("<h1>Hello</h1>") and "max-age=60" in page.headers["cache-control"]
+    assert serving.get("/", headers={"If-Modified-Since": page.headers["last-modified"]}).status_code == 304
+    about = serving.get("/about.html")
+    assert serving.get("/about.html", headers={"If-None-Match": about.headers["etag"]}).status_code == 304
+    assert serving.get("/", headers={"Range": "bytes=0-3", "Accept-Encoding": "identity"}).content == b"<h1>"
+    script = serving.get("/assets/main.4f9a8b7c6d.js")
+    assert "immutable" in script.headers["cache-control"] and script.headers["x-mine"] == "yes"
+    missing = serving.get("/nothing")
+    assert missing.status_code == 404 and missing.text == "my own page"
+    assert serving.get("/about").text == "about" and serving.get("/app/deep/link").text.startswith("<h1>Hello")
+    assert serving.get("/old").headers["location"] == "/new" and serving.post("/").status_code == 405
+    for hidden in ("/.env", "/static.json", "/../static.json", "/%2e%2e/static.json", "/link", "/.heroku/static/site.json"):
+        assert serving.get(hidden).status_code == 404, hidden
+    assert serving.get("/.well-known/security.txt").text == "mail"
+
+
+def test_a_built_front_end_is_served_without_node(root: Path) -> None:
+    built = done(build(root, tar_of_directory(REPOSITORY / "examples/frontend")))
+    assert built.end["buildpacks"] == ["heroku/nodejs", "davit/static"]
+    assert (built.app / "dist/index.html").exists() and not (built.app / ".heroku/node").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [('{"root": "../.."}', "leads out of the app"), ('{"root": "none"}', "is not there"), ("{", "not valid JSON"), ('{"routes": []}', "must be an object")],
+)
+def test_what_static_cannot_serve_is_refused_with_a_remedy(root: Path, settings: str, sentence: str) -> None:
+    assert sentence in refused(build(root, {"static.json": settings}))
+
+
+def test_a_procfile_alone_is_enough(root: Path) -> None:
+    built = done(build(root, {"Procfile": "web: ./serve\n"}))
+    assert "-----> Procfile app detected" in built.output and built.end["buildpacks"] == ["procfile"]
