@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter
 
 from api import body, manners, routing
 from api.resources import (
@@ -79,13 +80,21 @@ def schema(call: Call) -> Any:
     }
 
 
+class _Flask(Flask):
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        adapter = super().create_url_adapter(request)
+        if adapter:
+            adapter.websocket = False  # a route that wants an upgrade checks that itself, after who calls has been checked
+        return adapter
+
+
 def create_app() -> Flask:
     """The API as a WSGI application.
 
     Raises:
         TypeError: a route does not say who may call it.
     """
-    flask = Flask("davit", static_folder=None)
+    flask = _Flask("davit", static_folder=None)
     flask.config["MAX_CONTENT_LENGTH"] = body.LIMIT
     flask.json.sort_keys = False  # type: ignore[attr-defined]
     flask.url_map.strict_slashes = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -144,7 +145,7 @@ def open_app(app: Target, path: str) -> None:
     """Open an app in the browser."""
     url = app.get()["web_url"] + path.lstrip("/")
     click.echo(url)
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         import webbrowser
 
         webbrowser.open(url)

@@ -99,7 +99,7 @@ def _sentence(refusal: bytes) -> str:
 def _raw_terminal() -> Iterator[None]:
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # what was typed meanwhile stays typed
     try:
         yield
     finally:
