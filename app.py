@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from api import announce
 from api.web import create_app
 from builder.http import Application, application
+from logs import announce
 
 
 def create() -> Application:

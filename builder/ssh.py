@@ -33,6 +33,7 @@ from builder.repositories import Repositories
 from foundation import journal
 from foundation.errors import BadRequest, DavitError
 from foundation.settings import Address, Settings, settings
+from logs import announce
 
 log = logging.getLogger("ssh")
 
@@ -321,6 +322,7 @@ def _keep_house(repositories: Repositories, platform: Platform) -> None:
 def main(configuration: Settings | None = None) -> None:
     """The process: bring order in, and serve."""
     journal.start("ssh")
+    announce.install()
     chosen = configuration or settings()
     platform = Davit()
     repositories = Repositories(chosen.home / "repos")

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import time
+from typing import Any
 
 import redis
 from rq import Queue, Worker
@@ -24,6 +25,7 @@ from setproctitle import setproctitle
 from builder import buildpacks, job, queue, sandbox
 from foundation import journal
 from foundation.settings import settings
+from logs import announce
 from state import notify
 
 log = logging.getLogger("worker")
@@ -57,6 +59,14 @@ class BuildWorker(Worker):  # type: ignore[misc]
             self.main_work_horse(job, queue)
             os._exit(0)
         self._horse_pid = child
+
+    def perform_job(self, *words: Any, **names: Any) -> bool:
+        """As RQ's; afterwards the work horse ends without ceremony, so log lines on their way are sent first."""
+        flush = announce.install()
+        try:
+            return bool(super().perform_job(*words, **names))
+        finally:
+            flush()
 
     def procline(self, message: str) -> None:
         """RQ would rename the process at every step."""

@@ -9,6 +9,7 @@ import sys
 from foundation import journal
 from foundation.errors import DavitError
 from foundation.settings import settings
+from logs import announce
 from runtime.container import ContainerDriver
 from runtime.instance import Instance
 from runtime.oci import USER
@@ -16,6 +17,7 @@ from runtime.process import Runtime
 
 
 async def _serve() -> None:
+    announce.install()
     instance = Instance.claim(settings())
     runtime = Runtime(settings(), ContainerDriver(settings(), instance), lambda slot: instance.uids(slot) + USER)
     stop = asyncio.Event()
