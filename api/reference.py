@@ -1,0 +1,65 @@
+"""docs/api.md, written from what is served: ``python -m api.reference``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.routing import Operation
+from api.web import operations
+
+PATH = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+
+_BEFORE = """\
+# The API
+
+Davit serves the Heroku Platform API v3: the same paths, the same bodies, the same errors. Clients that let their base URL
+be set work with it; `GET /schema` lists what the Davit that you ask serves. What the Platform API has and this list has not
+answers `501 not_implemented`.
+
+- **Authorization**: `Authorization: Bearer TOKEN`, or Basic with the token as password. `davit auth:token` prints yours.
+- **Errors**: `{"id": "not_found", "message": "Couldn't find that app."}`; every id is explained in [errors](errors.md).
+- **Lists** come in pages of 200: `Range: name ..; max=1000, order=desc` asks for another part; an answer with status 206 has a
+  `Next-Range` header to send back as `Range`.
+- **Streams** (logs, build output) are read at URLs that the API gives. Such a URL is a secret: whoever has it may read that
+  stream until it expires (an hour for logs, a day for output). Logs come as server-sent events when
+  `Accept: text/event-stream` asks for them, with `Last-Event-ID` to go on after a break, and as plain lines otherwise.
+- Every answer has a `Request-Id`, and every `GET` an `ETag` that `If-None-Match` answers with 304.
+
+*Who may* is one of: `nothing` (no credentials; for streams the URL itself is the secret), `login` (a token, or e-mail address
+and password), `account` (a token), `admin` (an admin's token), or a permission on the app. The owner of an app and admins
+have all four: **view** (see the app, its releases and logs), **deploy** (push, build, roll back, read config vars),
+**operate** (run, scale, restart, configure), **manage** (rename, destroy, change who may do what). Who may not even view an
+app gets the same 404 as for one that does not exist.
+
+Endpoints marked † are Davit's own.
+
+"""
+
+
+def _row(operation: Operation) -> str:
+    path = operation.path.replace("<path:", "<").replace("<", "{").replace(">", "}")
+    mark = " †" if operation.ours else ""
+    return f"| `{operation.method} {path}`{mark} | {operation.needs} | {operation.summary} |"
+
+
+def _group(operation: Operation) -> str:
+    words = [word for word in operation.path.split("/") if word]
+    if words[:2] == ["apps", "<app>"]:
+        return f"apps: {words[2]}" if len(words) > 2 else "apps"
+    return words[0] if words else "about"
+
+
+def render() -> str:
+    """The page."""
+    groups: dict[str, list[str]] = {}
+    for operation in operations():
+        groups.setdefault(_group(operation), []).append(_row(operation))
+    parts = [
+        f"## {name}\n\n| endpoint | who may | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        for name, rows in sorted(groups.items())
+    ]
+    return _BEFORE + "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PATH.write_text(render())
