@@ -1,0 +1,137 @@
+"""Logs and output behind secret URLs, read from the application itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from api import links, streams
+from builder.output import Outcome, Output
+from foundation.settings import settings
+from logs import stream
+from state import builds, db
+from state.models import App
+from tests.api.conftest import Api, _forget, _make, use_home
+
+
+@pytest.fixture
+def api(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
+    db.upgrade()
+    from api.resources import logs
+
+    logs._redis.cache_clear()
+    yield _make(davit_home)
+    logs._redis.cache_clear()
+    _forget()
+
+
+def _say(api: Api, *texts: str, process: str = "web.1") -> None:
+    lines = [stream.Line(datetime.now(timezone.utc), "app", process, text) for text in texts]
+    stream.emit(stream.connect(settings().effective_redis_url), api.app_id, lines, wait=5)
+
+
+def _url(api: Api, **asked: object) -> str:
+    session = api.post("/apps/timely/log-sessions", {"lines": 100, **asked})
+    assert session.status_code == 201
+    return urlsplit(session.json["logplex_url"]).path
+
+
+def test_a_log_session_gives_plain_lines_without_further_credentials(api: Api) -> None:
+    _say(api, "one", "two")
+    answer = api.get(_url(api, dyno="web"), as_=None)
+    assert answer.content_type == "text/plain; charset=utf-8"
+    assert [line.split(" ", 1)[1] for line in answer.text.splitlines()] == ["app[web.1]: one", "app[web.1]: two"]
+
+
+def test_a_log_session_gives_server_sent_events_when_asked_to_and_goes_on_after_the_last_one_seen(api: Api) -> None:
+    _say(api, "one", "two")
+    events = {"Accept": "text/event-stream"}
+    url = _url(api, dyno="web.1", tail=True)
+    answer = api.get(url, as_=None, headers=events, buffered=False)
+    assert answer.content_type.startswith("text/event-stream")
+    pieces = iter(answer.response)
+    first = next(pieces).decode()
+    assert first.startswith("id: ") and first.endswith("app[web.1]: one\n\n")
+    answer.close()
+    last = first.split("\n")[0].removeprefix("id: ")
+    again = api.get(url, as_=None, headers={**events, "Last-Event-ID": last}, buffered=False)
+    assert next(iter(again.response)).decode().endswith("app[web.1]: two\n\n")
+    again.close()
+
+
+def test_a_secret_that_is_forged_expired_or_of_another_kind_opens_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = _url(api)
+    assert api.get(url, as_=None).status_code == 200
+    assert api.get(url[:-1] + ("A" if url[-1] != "A" else "B"), as_=None).status_code == 404
+    assert api.get(url.replace("/logs/", "/builds/"), as_=None).status_code == 404
+    now = links.time.time()
+    monkeypatch.setattr(links.time, "time", lambda: now + links.LOG_SECONDS + 1)
+    assert api.get(url, as_=None).status_code == 404
+
+
+def test_a_reader_who_may_no_longer_see_the_app_reads_nothing(api: Api) -> None:
+    session = api.post("/apps/timely/log-sessions", {}, as_="viewer").json
+    path = urlsplit(session["logplex_url"]).path
+    assert api.get(path, as_=None).status_code == 200
+    api.delete("/apps/timely/collaborators/viewer@example.com")
+    assert api.get(path, as_=None).status_code == 404
+
+
+def test_a_builds_output_url_stays_the_same_so_that_its_build_does(api: Api) -> None:
+    with db.transaction() as session:
+        app = session.get(App, api.app_id)
+        assert app
+        build = builds.create(session, app, app.owner, commit="ab" * 20)
+    out = Output(build.id)
+    out.heading("Building")
+    out.finish(Outcome("failed", "build failed", "No."))
+    out.close()
+    first = api.get(f"/apps/timely/builds/{build.id}")
+    assert first.json == api.get(f"/apps/timely/builds/{build.id}").json
+    assert api.get(urlsplit(first.json["output_stream_url"]).path, as_=None).text == "-----> Building\n"
+
+
+def test_a_release_commands_output_is_read(api: Api) -> None:
+    from tests.api.conftest import give_code
+
+    release = give_code(api.app_id, {"web": "x", "release": "migrate"})
+    directory = api.home / "releases" / release.id
+    directory.mkdir(parents=True)
+    (directory / "output").write_text("migrating\n")
+    with db.transaction() as session:
+        from state import releases
+
+        releases.set_phase(session, release.id, "done")
+    url = api.get(f"/apps/timely/releases/{release.version}").json["output_stream_url"]
+    assert api.get(urlsplit(url).path, as_=None).text == "migrating\n"
+
+
+def test_streams_leave_threads_for_everything_else(api: Api) -> None:
+    slots = streams.Slots()
+    taken = [slots.take(f"account {n}") for n in range(settings().web_threads // 2)]
+    with pytest.raises(streams.TooManyStreams):
+        slots.take("another")
+    taken[0]()
+    taken[0]()
+    slots.take("another")
+    with pytest.raises(streams.TooManyStreams):
+        slots.take("yet another")
+
+
+def test_one_account_cannot_take_all_streams(api: Api) -> None:
+    slots = streams.Slots()
+    for _ in range(streams.EACH):
+        slots.take("greedy")
+    with pytest.raises(streams.TooManyStreams, match="already"):
+        slots.take("greedy")
+    slots.take("modest")
+
+
+@pytest.mark.parametrize("sent", [{"lines": "many"}, {"lines": -1}, {"source": "other"}, {"dyno": "web 1"}, {"tail": 3}])
+def test_a_log_session_that_cannot_be_is_refused(api: Api, sent: dict[str, object]) -> None:
+    assert api.post("/apps/timely/log-sessions", sent).status_code == 422
