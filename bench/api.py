@@ -1,0 +1,147 @@
+"""What an API call and a command cost: ``python -m bench.api``.
+
+A real gunicorn on SQLite with 10, 1,000 and 10,000 apps: the median of GET /apps (first page), GET /users/~/apps as somebody
+with three of the apps, GET /apps/NAME, and the wall time of ``davit apps``, beside ``python -c pass`` and ``git --version``
+in the same run. Memory (PSS) of the web process after all that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def milliseconds(action: Callable[[], object], rounds: int) -> float:
+    """The median duration."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def populate(count: int) -> str:
+    """Apps up to ``count``, all of the owner's but that a second account works on three; returns that account's token."""
+    from sqlalchemy import func, insert, select
+
+    from state import accounts, apps, db, vault
+    from state.models import Account, App, Domain, new_id
+
+    with db.transaction() as session:
+        owner = session.scalar(select(Account).where(Account.is_admin))
+        assert owner
+        have = session.scalar(select(func.count()).select_from(App)) or 0
+        sealed = vault.seal({})
+        rows = [(new_id(), f"app-{n:05}") for n in range(have, count)]
+        values = [{"id": id, "name": name, "owner_id": owner.id, "config": sealed, "stack": "davit-13"} for id, name in rows]
+        session.execute(insert(App), values)
+        session.execute(insert(Domain), [{"app_id": id, "hostname": f"{name}.localhost", "kind": "heroku"} for id, name in rows])
+        email = f"friend{count}@example.com"
+        friend = accounts.create(session, owner, email)
+        for app in session.scalars(select(App).order_by(App.name.desc()).limit(3)):
+            apps.add_collaborator(session, owner, app, email)
+        return accounts.issue_token(session, friend, "bench")[0]
+
+
+class Web:
+    """gunicorn as the Procfile starts it."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.env = {**os.environ, "DAVIT_HOME": str(home), "DAVIT_API": f"127.0.0.1:{self.port}"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "64", "--bind", self.env["DAVIT_API"],
+             "--no-control-socket", "--config", "python:api.server", "app:app"],
+            cwd=ROOT, env=self.env, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                self.get("/", "")
+                break
+            time.sleep(0.05)
+
+    def get(self, path: str, token: str) -> bytes:
+        """A GET on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse().read()
+        connection.close()
+        return answer
+
+    def pss(self) -> float:
+        """MiB of the server and its worker."""
+        total = 0
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in [str(self.process.pid), *children]:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+        return total / 1024
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    rounds = parser.parse_args().rounds
+    home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
+    for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
+        del os.environ[name]
+    os.environ["DAVIT_HOME"] = str(home)
+    from state import accounts, db, vault
+
+    (home / "run").mkdir()
+    db.upgrade()
+    vault.ensure_keys()
+    with db.transaction() as session:
+        accounts.ensure_owner(session)
+    owner = (home / "owner-token").read_text().strip()
+    web = Web(home)
+    try:
+        print(f"web process, nothing asked yet: {web.pss():.1f} MiB PSS\n")
+        print(
+            "| apps | GET /apps | GET /users/~/apps (3 of them) | GET /apps/NAME | davit apps | python -c pass | git --version |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        for count in (10, 1_000, 10_000):
+            friend = populate(count)
+            times = [
+                milliseconds(lambda: web.get("/apps", owner), rounds),
+                milliseconds(lambda token=friend: web.get("/users/~/apps", token), rounds),  # type: ignore[misc]
+                milliseconds(lambda: web.get("/apps/app-00005", owner), rounds),
+                milliseconds(lambda: run([ROOT / "bin" / "davit", "apps"], web.env), max(5, rounds // 5)),
+                milliseconds(lambda: run([sys.executable, "-c", "pass"], web.env), max(5, rounds // 5)),
+                milliseconds(lambda: run(["git", "--version"], web.env), max(5, rounds // 5)),
+            ]
+            print(f"| {count:,} | " + " | ".join(f"{one:.1f} ms" for one in times) + " |")
+        print(f"\nweb process after that: {web.pss():.1f} MiB PSS")
+    finally:
+        web.process.terminate()
+        web.process.wait()
+        shutil.rmtree(home)
+
+
+def run(argv: list[str | Path], env: dict[str, str]) -> None:
+    """Run a program, its output thrown away."""
+    subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, check=True)
+
+
+if __name__ == "__main__":
+    main()
