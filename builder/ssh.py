@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,8 @@ CONNECTIONS = 256
 LINGER = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
 CHUNK = 65536
+HELD = 1 << 20
+"""Bytes of a session that are held in memory before the client has to wait."""
 HOUSEKEEPING = 3600
 """Seconds between two rounds of housekeeping."""
 
@@ -96,7 +99,6 @@ class SshDoor:
         self._acceptor = await asyncssh.create_server(
             lambda: _Connection(self), address.host, address.port,
             server_host_keys=[str(self.host_key)],
-            process_factory=self._session,
             encoding=None, line_editor=False, allow_pty=False, allow_scp=False,
             agent_forwarding=False, x11_forwarding=False,
             compression_algs=["none"],
@@ -116,30 +118,14 @@ class SshDoor:
     async def by_key(self, public_key: str) -> Pusher | None:
         return await asyncio.get_running_loop().run_in_executor(self._asking, self.platform.by_key, public_key)
 
-    # A session
+    # A session's work
 
-    async def _session(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        """Run one command between two pipes, and hang up with its status."""
-        pusher: Pusher = process.get_extra_info("connection").get_extra_info("pusher")
-        version = dict(process.env).get("GIT_PROTOCOL", "")
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, self._serve, pusher, process.command, version, theirs)
-        reading = loop.create_task(_from_client(process, ours))
-        try:
-            await _to_client(process, ours)
-            status, last_words = await work
-            if last_words:
-                process.stderr.write(last_words)
-            process.exit(status)
-        except (OSError, asyncssh.Error) as error:
-            log.info("a session broke off", extra={"why": type(error).__name__})
-            process.close()
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            ours.close()  # whoever still works at the other end reads an end, and cannot write
+    def begin(self, session: _Session, worker: socket.socket) -> asyncio.Future[tuple[int, bytes]]:
+        """Have the session's command served at the other end of ``worker``'s pair; the result ends the session."""
+        assert session.pusher is not None
+        return asyncio.get_running_loop().run_in_executor(
+            self._threads, self._serve, session.pusher, session.command, session.protocol_version, worker
+        )
 
     def _serve(self, pusher: Pusher, command: str | None, version: str, client: socket.socket) -> tuple[int, bytes]:
         """The session's work, in a thread: (exit status, what goes to standard error)."""
@@ -193,7 +179,8 @@ class _Connection(asyncssh.SSHServer):
 
     def __init__(self, door: SshDoor) -> None:
         self._door = door
-        self._pusher: Pusher | None = None
+        self._full: set[_Session] = set()
+        self.pusher: Pusher | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._conn = conn
@@ -218,31 +205,125 @@ class _Connection(asyncssh.SSHServer):
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         # Called for a key that is offered and again for the one that has signed, which therefore comes last.
-        self._pusher = await self._door.by_key(key.export_public_key("openssh").decode())
-        return self._pusher is not None
+        self.pusher = await self._door.by_key(key.export_public_key("openssh").decode())
+        return self.pusher is not None
 
-    def auth_completed(self) -> None:
-        self._conn.set_extra_info(pusher=self._pusher)
+    def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+        return _Session(self._door, self)
+
+    def full(self, session: _Session, is_full: bool) -> None:
+        """Read on from the network only while no session has too much that is not yet worked on.
+
+        asyncssh's own pausing does not bound what it holds: each piece that it delivers opens the whole window again, also
+        while older pieces wait. So the connection below it is paused, for which there is no public way.
+        """
+        (self._full.add if is_full else self._full.discard)(session)
+        transport = self._conn._transport
+        if isinstance(transport, asyncio.ReadTransport) and not transport.is_closing():
+            if self._full:
+                transport.pause_reading()
+            else:
+                transport.resume_reading()
 
 
-async def _from_client(process: asyncssh.SSHServerProcess[bytes], worker: socket.socket) -> None:
-    """Pass on what the client sends. (asyncssh's own redirection to a pipe loses what is buffered at the end of file:
-    asyncio's write-pipe transport closes when data and the end come in while it resumes.)"""
-    loop = asyncio.get_running_loop()
-    try:
-        while data := await process.stdin.read(CHUNK):
-            await loop.sock_sendall(worker, data)
-        worker.shutdown(socket.SHUT_WR)
-    except (OSError, asyncssh.Error, asyncssh.BreakReceived, asyncssh.SignalReceived, asyncssh.TerminalSizeChanged):
-        worker.shutdown(socket.SHUT_RDWR)
+class _Session(asyncssh.SSHServerSession[bytes]):
+    """One command of a client: what it sends goes to a worker's socket, what the worker answers goes back."""
 
+    def __init__(self, door: SshDoor, connection: _Connection) -> None:
+        self._door = door
+        self._connection = connection
+        self._pieces: deque[bytes] = deque()
+        self._held = 0
+        self._ended = False
+        self._something = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._task: asyncio.Task[None] | None = None
+        self.pusher = connection.pusher
+        self.command: str | None = None
+        self.protocol_version = ""
 
-async def _to_client(process: asyncssh.SSHServerProcess[bytes], worker: socket.socket) -> None:
-    """Pass on what the client is sent, as fast as it reads, until the worker has closed its end."""
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(worker, CHUNK):
-        process.stdout.write(data)
-        await process.stdout.drain()
+    # What the client does
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        self._channel = chan
+
+    def shell_requested(self) -> bool:
+        return True  # it is greeted, and told that there is none
+
+    def exec_requested(self, command: str) -> bool:
+        self.command = command
+        return True
+
+    def session_started(self) -> None:
+        self.protocol_version = dict(self._channel.get_environment()).get("GIT_PROTOCOL", "")
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        self._pieces.append(data)
+        self._held += len(data)
+        if self._held > HELD:
+            self._connection.full(self, True)
+        self._something.set()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._something.set()
+        return True  # the answer is still to come
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.full(self, False)
+        if self._task:
+            self._task.cancel()
+
+    # What is done about it
+
+    async def _run(self) -> None:
+        """Have the command served, and hang up with its status."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        reading = asyncio.get_running_loop().create_task(self._from_client(ours))
+        try:
+            work = self._door.begin(self, theirs)
+            await self._to_client(ours)
+            status, last_words = await work
+            if last_words:
+                self._channel.write_stderr(last_words)
+            self._channel.exit(status)
+        except OSError as error:
+            log.info("a session broke off", extra={"why": type(error).__name__})
+            self._channel.abort()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            ours.close()  # whoever still works at the other end reads an end, and cannot write
+
+    async def _from_client(self, worker: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._pieces:
+                data = self._pieces.popleft()
+                await loop.sock_sendall(worker, data)
+                self._held -= len(data)
+                if self._held <= HELD // 2:
+                    self._connection.full(self, False)
+            if self._ended:
+                worker.shutdown(socket.SHUT_WR)
+                return
+            self._something.clear()
+            await self._something.wait()
+
+    async def _to_client(self, worker: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(worker, CHUNK):
+            await self._writable.wait()
+            self._channel.write(data)
 
 
 class PipeIncoming:

@@ -1,9 +1,9 @@
-"""``python -m builder.worker``: DAVIT_BUILD_SLOTS RQ workers, and the look-out for builds that lost theirs.
+"""``python -m builder.worker``: takes builds from RQ's queue, DAVIT_BUILD_SLOTS at a time, and looks out for lost ones.
 
-One process imports everything once and forks the workers, so they share its memory; each forks again for every build. The
-workers block on Redis, so a build starts within milliseconds. When this process ends, however it ends, the kernel ends
-the workers and their builds (the parent-death signal), and with a build's connection to the runtime process its sandbox;
-whoever starts next takes up again what was left.
+RQ's own worker is one process (and its memory) for every slot. Here one process imports everything once, blocks on the
+queue, and forks for each build a process that is an RQ worker for that one job: a build starts within milliseconds, and
+an idle slot costs nothing. When this process ends, however it ends, the kernel ends its builds (the parent-death signal),
+and with a build's connection to the runtime process its sandbox; whoever starts next takes up again what was left.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
 import redis
-from rq import Queue, Worker
+from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from setproctitle import setproctitle
+from sqlalchemy.orm import configure_mappers
 
 from builder import buildpacks, job, queue, sandbox
 from foundation import journal
 from foundation.settings import settings
-from logs import announce
-from state import notify
+from state import db, notify
+from state.models import Account, App, Build
 
 log = logging.getLogger("worker")
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 5
 """How often builds are looked for that are in the database and with nobody."""
-RESTART_SECONDS = 0.5
-"""Before a slot whose worker ended gets its next (Redis may be away)."""
-SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+WAIT_SECONDS = 3
+"""How long one blocking call on Redis lasts; below the time-out of the connection."""
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,109 +49,116 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-class BuildWorker(Worker):  # type: ignore[misc]
-    """An RQ worker whose builds do not outlive it."""
+class Worker:
+    """The process: ``builds`` are the pids of those under way.
 
-    def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """As RQ's, with the parent-death signal set before anything else."""
-        worker = os.getpid()
-        child = os.fork()
-        if child == 0:
-            die_with_parent(worker)
-            os.setpgrp()
-            self.main_work_horse(job, queue)
-            os._exit(0)
-        self._horse_pid = child
+    Args:
+        slots: builds at the same time.
+    """
 
-    def perform_job(self, *words: Any, **names: Any) -> bool:
-        """As RQ's; afterwards the work horse ends without ceremony, so log lines on their way are sent first."""
-        flush = announce.install()
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.builds: set[int] = set()
+        self._looked = 0.0
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT, which end the builds under way; they are taken up again at the next start."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         try:
-            return bool(super().perform_job(*words, **names))
+            while True:
+                self._look_out()
+                self._reap()
+                if len(self.builds) < self.slots:
+                    self._take()
+                else:
+                    signal.sigtimedwait([signal.SIGCHLD], LOOK_SECONDS)
         finally:
-            flush()
+            for pid in self.builds:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
-    def procline(self, message: str) -> None:
-        """RQ would rename the process at every step."""
+    def _take(self) -> None:
+        """Wait for a build, and start it."""
+        connection = notify.redis_client()
+        try:
+            taken = Queue.dequeue_any([queue.queue()], WAIT_SECONDS if not self.builds else 1, connection=connection)
+        except DequeueTimeout:
+            return
+        except redis.RedisError:
+            time.sleep(0.2)  # Redis is away, or starting
+            return
+        if taken is not None:
+            self._fork(*taken)
+
+    def _fork(self, taken: Job, source: Queue) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _work(parent, taken, source)
+        self.builds.add(pid)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                self.builds.discard(pid)
+                self._looked = 0.0  # it may have died: its build is looked after at once
+
+    def _look_out(self) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS and self._looked:
+            return
+        self._looked = time.monotonic()
+        try:
+            queue.recover()
+        except redis.RedisError:
+            log.debug("Redis is away")
+        except Exception:
+            log.exception("unfinished builds could not be looked after")
 
 
-def main() -> None:
-    """Run until SIGTERM or SIGINT."""
-    journal.start("worker")
-    setproctitle("davit: worker")
-    _prepare()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    workers: dict[int, int] = {}
-    log.info("ready", extra={"slots": settings().build_slots})
+def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
+    """In the forked process: be an RQ worker for one job, and end."""
+    status = 1
     try:
-        while True:
-            _fill(workers)
-            _look_out()
-            event = signal.sigtimedwait(SIGNALS, LOOK_SECONDS)
-            if event is not None and event.si_signo != signal.SIGCHLD:
-                break
-            if event is not None:
-                time.sleep(RESTART_SECONDS)
+        die_with_parent(parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        setproctitle("davit: build")
+        SimpleWorker([source], connection=notify.redis_client()).execute_job(taken, source)
+        status = 0
+    except Exception:
+        log.exception("a build's process failed", extra={"build": taken.id})
     finally:
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in workers:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        os._exit(status)
 
 
 def _prepare() -> None:
-    """Load what every build needs, before forking."""
+    """Load, and run once, what every build needs, before forking."""
     buildpacks.bundled_archive()
     sandbox.program()
+    configure_mappers()
+    with db.snapshot() as session:
+        for table in (Build, App, Account):
+            session.get(table, "")
     log.debug("loaded", extra={"job": job.__name__})
     gc.collect()
     gc.freeze()  # the collector leaves the shared pages alone
 
 
-def _fill(workers: dict[int, int]) -> None:
-    """Keep one worker in every slot."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            break
-        if pid == 0:
-            break
-        workers.pop(pid, None)
-    for slot in set(range(settings().build_slots)) - set(workers.values()):
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _work(parent)
-        workers[pid] = slot
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
-def _work(parent: int) -> None:
-    status = 1
-    try:
-        die_with_parent(parent)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        setproctitle("davit: worker (build slot)")
-        notify.redis_client.cache_clear()
-        connection = redis.Redis.from_url(settings().effective_redis_url)
-        worker = BuildWorker([queue.NAME], connection=connection, maintenance_interval=1800)
-        worker.work(logging_level="WARNING", with_scheduler=False)
-        status = 0
-    except redis.RedisError:
-        pass  # the next one tries again
-    finally:
-        os._exit(status)
-
-
-def _look_out() -> None:
-    try:
-        queue.recover()
-    except redis.RedisError:
-        log.debug("Redis is away")
-    except Exception:
-        log.exception("unfinished builds could not be looked after")
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    journal.start("worker")
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    setproctitle("davit: worker")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    _prepare()
+    log.info("ready", extra={"slots": settings().build_slots})
+    Worker(settings().build_slots).run()
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def tar_of(files: Mapping[str, str | bytes], modes: Mapping[str, int] | None = N
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
-            info.mode = (modes or {}).get(name, 0o644)
+            info.mode, info.mtime = (modes or {}).get(name, 0o644), 1_700_000_000
             if isinstance(content, str) and content.startswith("->"):
                 info.type, info.linkname = tarfile.SYMTYPE, content[2:]
                 tar.addfile(info)

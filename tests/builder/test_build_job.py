@@ -4,7 +4,9 @@ sandbox and its bringing up of releases are played by the test."""
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -402,20 +404,38 @@ def test_a_build_that_somebody_works_on_is_left_alone(pushed: Pushed) -> None:
 
 
 def test_the_worker_picks_builds_up_and_leaves_no_process_behind(pushed: Pushed) -> None:
-    """The whole worker process; without a runtime process the build fails with a sentence."""
-    env = {**os.environ, "DAVIT_BUILD_SLOTS": "2"}
-    worker = subprocess.Popen([".venv/bin/python", "-m", "builder.worker"], env=env, cwd=Path(__file__).parents[2])
+    """The whole worker process; without a runtime process a build fails with a sentence."""
+    worker = subprocess.Popen([sys.executable, "-m", "builder.worker"], cwd=Path(__file__).parents[2])
     try:
-        build_id = pushed.build(pushed.commit(file="x"))
-        queue.enqueue_next(pushed.app.id)
-        wait_until(lambda: pushed.row(build_id).status != "pending", "the build ending")
-        assert "runtime process is not running" in (pushed.row(build_id).failure or "")
-        children = _children(worker.pid)
-        assert len(children) == 2
+        for name in "ab":
+            build_id = pushed.build(pushed.commit(file=name))
+            queue.enqueue_next(pushed.app.id)
+            wait_until(lambda: pushed.row(build_id).status != "pending", "the build ending")  # noqa: B023
+            assert "runtime process is not running" in (pushed.row(build_id).failure or "")
+        wait_until(lambda: not _children(worker.pid), "the build's process being reaped")
     finally:
-        worker.kill()
-        worker.wait()
-    wait_until(lambda: not [pid for pid in children if _alive(pid)], "the workers ending with their parent")
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+
+def test_a_build_ends_with_its_worker_and_is_taken_up_by_the_next(pushed: Pushed) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a runtime process that never answers
+    listener.bind(str(settings().run / "runtime.sock"))
+    listener.listen()
+    build_id = pushed.build(pushed.commit(file="x"))
+    children: list[int] = []
+    for attempt in (1, 2):
+        worker = subprocess.Popen([sys.executable, "-m", "builder.worker"], cwd=Path(__file__).parents[2])
+        try:
+            wait_until(lambda: pushed.row(build_id).attempts == attempt, "the build under way")  # noqa: B023
+            children += _children(worker.pid)
+        finally:
+            worker.kill()
+            worker.wait()
+    wait_until(lambda: not [pid for pid in children if _alive(pid)], "the builds' processes ending with their parent")
+    listener.close()
+    queue.recover()
+    assert "interrupted twice" in (pushed.row(build_id).failure or "")
 
 
 def _children(pid: int) -> list[int]:

@@ -27,13 +27,20 @@ def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pushed]:
     """An app whose builds run in containers with 300 MB of memory and 200 MB of disk."""
     if not (STACKS / "davit-13" / "current").exists():
         pytest.fail(f"There is no stack in {STACKS}; `make setup` builds it.")
-    for name, value in {"DAVIT_STACKS": str(STACKS), "DAVIT_BUILD_MEMORY": "300", "DAVIT_BUILD_DISK": "200", "DAVIT_BUILD_TIMEOUT": "60"}.items():
+    for name, value in {
+        "DAVIT_STACKS": str(STACKS),
+        "DAVIT_BUILD_MEMORY": "300",
+        "DAVIT_BUILD_DISK": "200",
+        "DAVIT_BUILD_TIMEOUT": "60",
+    }.items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
     pushed = Pushed(davit)
     process = subprocess.Popen([sys.executable, "-m", "runtime"], cwd=REPOSITORY)
     try:
-        wait_until(lambda: (davit / "run" / "runtime.sock").exists() or process.poll() is not None, "the runtime process listening")
+        wait_until(
+            lambda: (davit / "run" / "runtime.sock").exists() or process.poll() is not None, "the runtime process listening"
+        )
         yield pushed
     finally:
         process.terminate()
@@ -51,7 +58,7 @@ def build(pushed: Pushed, **scripts: str) -> tuple[str, str]:
 
 HARM = {
     "memory": ("exec /usr/bin/python3 -c 'x=[bytearray(1<<20) for _ in range(2000)]'", ""),
-    "disk": ("head -c 400000000 /dev/urandom > \"$1/big\"", "out of disk"),
+    "disk": ('head -c 400000000 /dev/urandom > "$1/big"', "out of disk"),
     "fork bomb": ("bomb() { bomb | bomb & }; bomb; sleep 3; /bin/true || exit 1; exit 1", ""),
     "kills everything": ("kill -9 -1; sleep 60", "was ended from inside"),
     "kills its group": ("kill -9 0", "signal 9"),
@@ -63,7 +70,8 @@ def test_harm_ends_in_a_failed_build_and_the_next_build_is_as_if_nothing_had_bee
     sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, (script, sentence) in HARM.items():
-        if os.environ.get("ONLY", name) != name: continue
+        if os.environ.get("ONLY", name) != name:
+            continue
         monkeypatch.setenv("DAVIT_BUILD_TIMEOUT", "60" if name != "hangs" else "5")
         settings.cache_clear()
         failure, printed = build(sandboxed, compile=script)
@@ -98,5 +106,3 @@ def test_the_cache_of_a_failed_build_is_not_kept(sandboxed: Pushed, monkeypatch:
     _, printed = build(sandboxed, compile='ls -A "$2"; echo "end of cache"; exit 1')
     assert "Test app detected\nend of cache" in printed
     assert not list((settings().home / "caches").glob("*"))
-
-

@@ -73,7 +73,10 @@ def test_flask_example_runs_from_its_slug(root: Path) -> None:
     assert "-----> Python app detected" in built.output and " + flask==" in built.output
     assert built.content("procfile") == "web: gunicorn app:app\n"
     assert run(built, "gunicorn --version").startswith("gunicorn (version")
-    assert run(built, "echo $WEB_CONCURRENCY:$PYTHONUNBUFFERED:$(command -v python)", WEB_CONCURRENCY="7") == f"7:true:{root}/app/.heroku/python/bin/python"
+    assert (
+        run(built, "echo $WEB_CONCURRENCY:$PYTHONUNBUFFERED:$(command -v python)", WEB_CONCURRENCY="7")
+        == f"7:true:{root}/app/.heroku/python/bin/python"
+    )
 
 
 def test_unchanged_requirements_come_from_the_cache_without_the_network(root: Path) -> None:
@@ -81,7 +84,9 @@ def test_unchanged_requirements_come_from_the_cache_without_the_network(root: Pa
     done(build(root, source))
     stamp = (root / "cache/python/environment.tar").stat().st_mtime_ns
     offline = {"HTTPS_PROXY": "http://127.0.0.1:9"}
-    built = done(run_inside(root, tar_of({**source, "app.py": "2"}), environment={"PATH": "/usr/bin:/bin", **offline}))  # no uv either
+    built = done(
+        run_inside(root, tar_of({**source, "app.py": "2"}), environment={"PATH": "/usr/bin:/bin", **offline})
+    )  # no uv either
     assert "Restored 1 packages from the cache" in built.output
     assert run(built, "python -c 'import itsdangerous; print(1)'") == "1"
     assert (root / "cache/python/environment.tar").stat().st_mtime_ns == stamp
@@ -106,7 +111,9 @@ def test_uv_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         f'[project]\nname = "x"\nversion = "1"\nrequires-python = ">={PYTHON}"\ndependencies = ["itsdangerous<2.2"]\n[dependency-groups]\ndev = ["blinker"]\n'
     )
-    subprocess.run([Path(sys.executable).parent / "uv", "lock", "--quiet", "--python", "/usr/bin/python3"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [Path(sys.executable).parent / "uv", "lock", "--quiet", "--python", "/usr/bin/python3"], cwd=tmp_path, check=True
+    )
     source = {name: (tmp_path / name).read_text() for name in ("pyproject.toml", "uv.lock")}
     built = done(build(root, source))
     assert "+ itsdangerous==2.1.2" in built.output and "blinker" not in built.output
@@ -115,27 +122,69 @@ def test_uv_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
     assert "uv.lock does not fit pyproject.toml" in refused(build(root, stale))
 
 
-def test_poetry_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(
-        f'[project]\nname = "x"\nversion = "1"\nrequires-python = ">={PYTHON}"\ndependencies = ["itsdangerous (==2.1.2)"]\n[tool.poetry]\npackage-mode = false\n'
-        '[tool.poetry.group.dev.dependencies]\nblinker = "1.9.0"\n'
-    )
-    uv = Path(sys.executable).parent / "uv"
-    environment = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
-    subprocess.run([uv, "tool", "run", "--quiet", "--from", "poetry>=2.1,<3", "poetry", "lock", "--quiet"], cwd=tmp_path, check=True, env=environment)
-    built = done(build(root, {name: (tmp_path / name).read_text() for name in ("pyproject.toml", "poetry.lock")}))
+POETRY = {
+    "pyproject.toml": """[project]
+name = "x"
+version = "1"
+requires-python = ">=3.10"
+dependencies = ["itsdangerous (==2.1.2)"]
+
+[tool.poetry]
+package-mode = false
+
+[tool.poetry.group.dev.dependencies]
+blinker = "1.9.0"
+""",
+    "poetry.lock": """[[package]]
+name = "blinker"
+version = "1.9.0"
+description = ""
+optional = false
+python-versions = ">=3.9"
+groups = ["dev"]
+files = []
+
+[[package]]
+name = "itsdangerous"
+version = "2.1.2"
+description = ""
+optional = false
+python-versions = ">=3.7"
+groups = ["main"]
+files = [
+    {file = "itsdangerous-2.1.2-py3-none-any.whl", hash = "sha256:2c2349112351b88699d8d4b6b075022c0808887cb7ad10069318a8b0bc88db44"},
+]
+
+[metadata]
+lock-version = "2.1"
+python-versions = ">=3.10"
+content-hash = "b6b513a6c5aa4abfd8a688f9a31208663491514505744d4bf5e32fe88cef2807"
+""",
+}
+
+
+def test_poetry_lock_is_installed_as_locked(root: Path) -> None:
+    built = done(build(root, POETRY))
     assert "+ itsdangerous==2.1.2" in built.output and "blinker" not in built.output
+    stale = {**POETRY, "pyproject.toml": POETRY["pyproject.toml"].replace("==2.1.2", "==2.2.0")}
+    assert "Run `poetry lock`" in refused(build(root, stale))
 
 
 def test_pipfile_lock_is_installed_as_locked(root: Path) -> None:
     digests = ["sha256:c6242fc49e35958c8b15141343aa660db5fc54d4f13a1db01a3f5891b98700ef"]
     lock = {
-        "_meta": {"requires": {"python_version": PYTHON}, "sources": [{"url": "https://pypi.org/simple", "verify_ssl": True, "name": "pypi"}]},
+        "_meta": {
+            "requires": {"python_version": PYTHON},
+            "sources": [{"url": "https://pypi.org/simple", "verify_ssl": True, "name": "pypi"}],
+        },
         "default": {"itsdangerous": {"hashes": digests, "version": "==2.2.0", "markers": "python_version >= '3.8'"}},
         "develop": {"blinker": {"version": "==1.9.0"}},
     }
     built = done(build(root, {"Pipfile": "", "Pipfile.lock": json.dumps(lock)}))
-    assert "asked for by Pipfile.lock" in built.output and "+ itsdangerous==2.2.0" in built.output and "blinker" not in built.output
+    assert (
+        "asked for by Pipfile.lock" in built.output and "+ itsdangerous==2.2.0" in built.output and "blinker" not in built.output
+    )
+    shutil.rmtree(root / "cache")
     lock["default"]["itsdangerous"]["hashes"] = ["sha256:" + "0" * 64]  # type: ignore[index]
     assert "Hash mismatch" in refused(build(root, {"Pipfile.lock": json.dumps(lock)}))
 
@@ -192,13 +241,18 @@ def test_django_collects_static_files_with_the_config_vars(root: Path) -> None:
 
 
 def test_node_example_has_node_and_npm_of_the_registry(root: Path) -> None:
-    source = {"package.json": '{"engines": {"node": "22.x"}, "scripts": {"start": "node server.js", "build": "node -p 1+1"}}', "server.js": ""}
+    source = {
+        "package.json": '{"engines": {"node": "22.x"}, "scripts": {"start": "node server.js", "build": "node -p 1+1"}}',
+        "server.js": "",
+    }
     built = done(build(root, source))
     assert "Running build\n2\n" in built.output
     assert "web: npm start" in built.content("release")
     assert run(built, "node -v").startswith("v22.") and run(built, "npm -v").startswith("10.")
     assert run(built, "echo $NODE_ENV") == "production"
-    again = done(run_inside(root, tar_of(source), environment={"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}))
+    again = done(
+        run_inside(root, tar_of(source), environment={"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"})
+    )
     assert "from the cache" in again.output
 
 
@@ -222,11 +276,13 @@ def test_each_package_manager_installs_by_its_lock_and_prunes(root: Path, tmp_pa
 def _locked(directory: Path, manager: str) -> dict[str, str]:
     tool, lock = {
         "npm": (["npm@10", "npm", "install", "--package-lock-only"], "package-lock.json"),
-        "yarn": (["yarn@1.22.22", "yarn", "install", "--ignore-scripts", "--no-progress", "--cache-folder", str(directory / "cache")], "yarn.lock"),
+        "yarn": (["yarn@1.22.22", "yarn", "install", "--ignore-scripts", "--ignore-engines", "--no-progress"], "yarn.lock"),
         "pnpm": (["pnpm@9", "pnpm", "install", "--lockfile-only"], "pnpm-lock.yaml"),
     }[manager]
     package, *command = tool
-    subprocess.run(["npx", "--yes", f"--package={package}", *command], cwd=directory, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        ["npx", "--yes", f"--package={package}", *command], cwd=directory, check=True, capture_output=True, timeout=120
+    )
     return {lock: (directory / lock).read_text()}
 
 
@@ -290,7 +346,12 @@ def serving(root: Path) -> Iterator[httpx.Client]:
     assert "default_process_types" in built.content("release") and ".heroku/static/serve" in built.content("release")
     home = as_home(built)
     port = 20_000 + os.getpid() % 10_000
-    process = subprocess.Popen([".heroku/static/serve"], cwd=home, env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PORT": str(port), "WEB_CONCURRENCY": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [".heroku/static/serve"],
+        cwd=home,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PORT": str(port), "WEB_CONCURRENCY": "1"},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
 
@@ -309,7 +370,11 @@ def serving(root: Path) -> Iterator[httpx.Client]:
 
 def test_static_sites_are_served_with_caching_compression_and_their_own_404(serving: httpx.Client) -> None:
     page = serving.get("/", headers={"Accept-Encoding": "gzip"})
-    assert page.headers["content-encoding"] == "gzip" and page.text.startswith("<h1>Hello</h1>") and "max-age=60" in page.headers["cache-control"]
+    assert (
+        page.headers["content-encoding"] == "gzip"
+        and page.text.startswith("<h1>Hello</h1>")
+        and "max-age=60" in page.headers["cache-control"]
+    )
     assert serving.get("/", headers={"If-Modified-Since": page.headers["last-modified"]}).status_code == 304
     about = serving.get("/about.html")
     assert serving.get("/about.html", headers={"If-None-Match": about.headers["etag"]}).status_code == 304
@@ -333,7 +398,12 @@ def test_a_built_front_end_is_served_without_node(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [('{"root": "../.."}', "leads out of the app"), ('{"root": "none"}', "is not there"), ("{", "not valid JSON"), ('{"routes": []}', "must be an object")],
+    [
+        ('{"root": "../.."}', "leads out of the app"),
+        ('{"root": "none"}', "is not there"),
+        ("{", "not valid JSON"),
+        ('{"routes": []}', "must be an object"),
+    ],
 )
 def test_what_static_cannot_serve_is_refused_with_a_remedy(root: Path, settings: str, sentence: str) -> None:
     assert sentence in refused(build(root, {"static.json": settings}))
