@@ -49,10 +49,14 @@ async def serve(own: Settings) -> None:
     async def sync_all(call: Call) -> None:
         await router.sync_all()
 
+    async def connections(call: Call) -> dict[str, object]:
+        addresses = {(str(address), int(port)) for address, port in call.params["addresses"]}
+        return {"count": await router.busy(str(call.params["app_id"]), addresses)}
+
     async def ping(call: Call) -> dict[str, object]:
         return router.status()
 
-    server = Server(own.run / "router.sock", {"sync": sync, "sync_all": sync_all, "ping": ping})
+    server = Server(own.run / "router.sock", {"sync": sync, "sync_all": sync_all, "connections": connections, "ping": ping})
     await server.start()
     watch = asyncio.ensure_future(Watch(router).run())
     ended = asyncio.Event()

@@ -26,7 +26,7 @@ from foundation.errors import DavitError
 from foundation.settings import Address, Settings
 from router import certificates, generation, listeners
 from router.collector import Collector, Deliver, open_fifo
-from router.config import Frame, Listener, Timeouts, compose
+from router.config import Frame, Listener, Timeouts, backend, compose
 from router.control import ControlFailed
 from router.generation import Generation
 from router.readback import read_table
@@ -150,6 +150,25 @@ class Router:
             rows = await asyncio.to_thread(self._read, None)
             wanted = {one.app_id: route(one, self.settings.domain) for one in rows}
             await self._bring_about({**dict.fromkeys(self.table.apps()), **wanted})
+
+    async def busy(self, app_id: str, addresses: Collection[tuple[str, int]]) -> int:
+        """How many requests these dynos of the app are answering at this moment, over every HAProxy that still serves.
+
+        "show servers conn" (management.txt, section 9.3): name, ids, address, port, purge delay, connections in use, …
+        """
+        slot = self.table.slot(app_id)
+        busy = 0
+        for one in [self.current, *self.retiring]:
+            if one is None:
+                continue
+            try:
+                text = (await one.control.run("show servers conn" + (f" {backend(slot)}" if slot is not None else "")))[0]
+            except ControlFailed:
+                continue  # it has ended, and with it what it served
+            for words in map(str.split, text.splitlines()):
+                if len(words) > 6 and words[3].isdigit() and (words[2], int(words[3])) in addresses:
+                    busy += int(words[6])
+        return busy
 
     async def _apply_forever(self) -> None:
         while True:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
 from tests.e2e.world import App, Davit, eventually, tiny
 
 
@@ -111,3 +114,30 @@ def test_a_release_command_that_fails_refuses_the_push(app: App) -> None:
     push = app.push()
     assert not push.accepted and "(release phase failed)" in push.output and "migrating" in push.output
     app.assert_serves("first")
+
+
+def test_a_request_under_way_is_answered_by_the_old_dyno_while_the_new_one_takes_over(app: App) -> None:
+    """The app dies of SIGTERM at once: only waiting for its requests before the signal can save them."""
+    app.deploy(tiny("first"))
+    with ThreadPoolExecutor(1) as pool:
+        for version in ("second", "third"):
+            slow = pool.submit(app.get, "/slow")
+            app.deploy(tiny(version))
+            app.assert_serves(version)
+            assert slow.result().status_code == 200
+    assert slow.result().text.startswith("second")
+
+
+def test_a_push_over_ssh_is_live_and_a_foreign_key_sees_nothing(davit: Davit, app: App) -> None:
+    app.deploy(tiny("first"))
+    key = app.checkout.with_name(f"{app.checkout.name}-key")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", app.name, "-f", key], check=True)
+    ssh = {"GIT_SSH_COMMAND": f"ssh -i {key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"}
+    app.git("remote", "add", "ssh", f"ssh://git@127.0.0.1:{davit.ssh}/{app.name}.git")
+    app.commit(tiny("second"))
+    assert app.git("push", "ssh", "main", check=False, environment=ssh).returncode != 0
+    davit.cli("keys:add", f"{key}.pub")
+    done = app.git("push", "ssh", "main", check=False, environment=ssh)
+    assert done.returncode == 0, done.stderr
+    app.assert_serves("second")
+    davit.cli("keys:remove", app.name)

@@ -232,11 +232,13 @@ def eventually(check: Callable[[], object], what: str, seconds: float = 30) -> N
 TINY = {
     "Procfile": "web: python3 -u app.py\n",
     "app.py": """
-import http.server, os, signal, sys
+import http.server, os, time
 VERSION = "first"
 class Hello(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(2)
         body = (VERSION + " " + os.environ.get("GREETING", "") + " " + os.environ["DYNO"]).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
