@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -243,32 +243,30 @@ def test_too_little_disk_is_said_before_anything_is_fetched(tmp_path: Path, monk
 
 @pytest.fixture
 def killed_builder(tmp_path: Path) -> Iterator[Path]:
-    """A root where a builder was killed by SIGKILL while mmdebstrap ran for it."""
-    # A tarpit: accepts connections and never answers, so that the download hangs.
-    with socket.create_server(("127.0.0.1", 0)) as tarpit:
-        mirror = f"http://127.0.0.1:{tarpit.getsockname()[1]}/debian"
-        program = (
-            "import sys; from pathlib import Path; from runtime import stack_builder, stacks;"
-            "stack_builder.reachable = lambda url: True; stacks.build(Path(sys.argv[1]), mirror=sys.argv[2])"
-        )
-        child = subprocess.Popen([sys.executable, "-c", program, tmp_path, mirror], stdout=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: list(tmp_path.glob("davit-13/.building-*/run/etc")), "mmdebstrap starting")
-        finally:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-        yield tmp_path
+    """A root where a builder was killed by SIGKILL while a program (a silent one) ran for it."""
+    program = (
+        "import sys; from pathlib import Path; from runtime import stack_builder, stacks\n"
+        "stack_builder.mmdebstrap_command = lambda tree, *rest: ['sh', '-c', f'mkdir -p {tree}/etc; sleep 1000; true']\n"
+        "stacks.build(Path(sys.argv[1]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: list(tmp_path.glob("davit-13/.building-*/run/etc")), "the program starting")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    yield tmp_path
+    for pid in processes_of(tmp_path):
+        os.kill(pid, signal.SIGKILL)
 
 
-def processes_of(root: Path) -> list[str]:
+def processes_of(root: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(root) in command and "pytest" not in command:
-            found.append(command)
+        with suppress(OSError):
+            command = path.read_bytes()
+            if bytes(root) in command and b"pytest" not in command.replace(bytes(root), b""):
+                found.append(int(path.parent.name))
     return found
 
 

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
 from datetime import timedelta
+from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 
 import pytest
@@ -143,16 +146,29 @@ def test_putting_and_collecting_at_once_loses_nothing(store: Store, tmp_path: Pa
         while not over.is_set():
             store.collect(set())
 
-    collector = threading.Thread(target=collect)
-    collector.start()
-    try:
-        for _ in range(100):
-            digest = store.put(path).digest
-            store.verify(digest)
-            age(store, digest)
-    finally:
-        over.set()
-        collector.join()
+    with ThreadPoolExecutor() as pool:
+        collecting = pool.submit(collect)
+        try:
+            for _ in range(100):
+                digest = store.put(path).digest
+                store.verify(digest)
+                with suppress(SlugMissing):
+                    age(store, digest)
+        finally:
+            over.set()
+    collecting.result()
+
+
+def test_putting_waits_for_a_collection_under_way(store: Store, tmp_path: Path) -> None:
+    store.collect(set())
+    with ThreadPoolExecutor() as pool, (store.root / ".lock").open() as lock:
+        flock(lock, LOCK_EX)
+        putting = pool.submit(store.put, an_image(tmp_path))
+        with pytest.raises(TimeoutError):
+            putting.result(0.3)
+        assert store.stored() == []
+        flock(lock, LOCK_UN)
+        store.verify(putting.result(20).digest)
 
 
 def test_a_kill_in_the_middle_leaves_only_whole_slugs(store: Store, tmp_path: Path) -> None:
