@@ -1,7 +1,8 @@
 """Processes that the runtime started, adopted, or inherited as their subreaper.
 
 Waiting goes by pidfd: nothing polls, and nobody's child is reaped but one's own. ``waitpid(-1)`` is never called, because
-it would steal the exit status from asyncio's and subprocess's children; :func:`reap_remains` and :func:`reap_orphans` say which may be taken.
+it would steal the exit status from asyncio's and subprocess's children; :func:`reap_remains` and :func:`reap_orphans` say
+which may be taken.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ def start_time(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError):
         return None
+
+
+def blocks_signals(pid: int) -> bool:
+    """Whether ``pid`` blocks SIGTERM now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:")), 0)
+    return bool(mask >> (signal.SIGTERM - 1) & 1)
 
 
 class Process:

@@ -93,6 +93,7 @@ class ContainerDyno:
         self._oom_fd: int | None = None
         self._out_of_memory = False
         self._exit: asyncio.Task[Exit] = asyncio.get_running_loop().create_task(self._watch())
+        self.tidied: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
 
     @property
@@ -144,12 +145,22 @@ class ContainerDyno:
         """Send a signal to its command through the init, or to all its processes but the init."""
         if self.ended or self._process is None:
             return
+        if number != SIGKILL:
+            await self._init_listens()
         others = [pid for pid in self.cgroup.pids() if pid != self.pid] if everyone and number != SIGKILL else []
         if not others:
             self._process.send(number)  # SIGKILL to the init of a pid namespace ends everything in it
         for pid in others:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    async def _init_listens(self) -> None:
+        """The OCI runtime ends a moment before the init begins, and the kernel drops what reaches a process 1 that does
+        not listen; the init listens once it blocks signals (it takes them by sigtimedwait)."""
+        for _ in range(500):
+            if self.ended or children.blocks_signals(self.pid):
+                return
+            await asyncio.sleep(0.002)
 
     async def resize_terminal(self, rows: int, columns: int) -> None:
         """Tell its terminal the new size."""
@@ -447,7 +458,7 @@ class ContainerDriver:
             if isinstance(error, OSError):
                 raise StartFailed(f"The dyno {spec.name} could not be started: {error.strerror or error}.") from error
             raise
-        self._keep(self.in_thread(self._tidy, prepared))
+        dyno.tidied = self._keep(self.in_thread(self._tidy, prepared))
         return dyno
 
     def _plan(self, spec: DynoSpec, slot: Slot) -> _Prepared:
@@ -650,6 +661,10 @@ class ContainerDriver:
         stdio: tuple[int, int, int] | None,
     ) -> ExecutedCommand:
         """Run a further command in ``dyno``: see :meth:`ContainerDyno.exec`."""
+        if dyno.tidied is not None:
+            await asyncio.shield(dyno.tidied)
+        rootfs = self.work / "dynos" / dyno.spec_id / "rootfs"
+        rootfs.mkdir(parents=True, exist_ok=True)  # runc's `exec` begins there, though it has nothing to do there
         work = self.work / f"exec-{os.urandom(8).hex()}"
         work.mkdir(mode=0o700)
         console = _console(work / "console") if terminal is not None else None
@@ -671,6 +686,7 @@ class ContainerDriver:
             if console is not None:
                 console.close()
             shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(rootfs.parent, ignore_errors=True)
 
     # -- ending ----------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,10 @@ _NEVER = (
 _ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")
 """Answered with ENOSYS, so that libc and libuv fall back: clone3's flags are in memory, where seccomp cannot look."""
 
-_NAMESPACE_FLAGS = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
-_FAMILIES = (*range(3, 10), *range(11, 16))
+_CLONE_NEWUSER = 0x10000000
+"""The one namespace that can be made without a capability; each further rule here costs every start some 0.2 ms."""
+_FAMILIES = ((0xFF, 3), (0xFC, 4), (0xFE, 8), (0xFF, 11), (0xFC, 12))
+"""(mask, value) pairs for 3 to 9 and 11 to 15: all but unix, inet, inet6 and netlink below AF_PACKET."""
 _AF_NETLINK, _AF_PACKET, _TIOCSTI, _TIOCLINUX = 16, 17, 0x5412, 0x541C
 
 
@@ -29,8 +31,8 @@ def profile() -> dict[str, Any]:
     """
     denied = errno.EPERM
     rules = [_rule(_NEVER, denied), _rule(_ABSENT, errno.ENOSYS)]
-    rules += [_rule(["clone"], denied, _masked(0, flag)) for flag in _NAMESPACE_FLAGS]
-    rules += [_rule(["socket", "socketpair"], errno.EAFNOSUPPORT, _compare(0, family)) for family in _FAMILIES]
+    rules.append(_rule(["clone"], denied, _masked(0, _CLONE_NEWUSER)))
+    rules += [_rule(["socket"], errno.EAFNOSUPPORT, _masked(0, mask, family)) for mask, family in _FAMILIES]
     rules.append(_rule(["socket"], errno.EAFNOSUPPORT, _compare(0, _AF_PACKET, "SCMP_CMP_GE")))
     rules.append(_rule(["socket"], errno.EAFNOSUPPORT, _compare(0, _AF_NETLINK), _compare(2, 0, "SCMP_CMP_NE")))
     rules += [_rule(["ioctl"], denied, _masked(1, 0xFFFFFFFF, request)) for request in (_TIOCSTI, _TIOCLINUX)]

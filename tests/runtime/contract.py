@@ -28,6 +28,7 @@ for host, port in {targets}:
         results[host] = type(error).__name__ + str(error.errno)
 print(json.dumps(results))
 """
+_UP = "open('/tmp/up', 'w').write('x')\nsignal.pause()"
 _EXHAUST = "open('/tmp/up', 'w').write('x'); x = []\nwhile True: x.append(bytearray(1 << 20))"
 
 
@@ -101,7 +102,8 @@ class DriverContract:
 
     def test_signals_have_their_default_effect(self, bench: Bench) -> None:
         text = bench.output(bench.start("/usr/bin/grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"))
-        assert [line.split()[1] for line in text.splitlines()] == ["0" * 16] * 2
+        posix = (1 << 31) - 1  # 32 and 33 are libc's own
+        assert [int(line.split()[1], 16) & posix for line in text.splitlines()] == [0, 0]
 
     def test_a_bind_shows_the_hosts_files_as_its_own(self, bench: Bench, tmp_path: Path) -> None:
         source = tmp_path / "shared"
@@ -114,7 +116,7 @@ class DriverContract:
         assert (source / "new").stat().st_uid == source.stat().st_uid
 
     def test_a_dyno_that_cannot_be_started_leaves_nothing(self, bench: Bench) -> None:
-        with pytest.raises(DavitError, match="."):
+        with pytest.raises(DavitError, match=r"."):
             bench.start("/usr/bin/true", "x", stack=Path("/nonexistent"))
         assert not list(bench.driver.dynos.iterdir())
 
@@ -206,7 +208,7 @@ except OSError as error:
         assert 40 < written < 64
 
     def test_limits_change_while_it_runs(self, bench: Bench) -> None:
-        code = "import os, signal, sys\nsignal.signal(10, lambda *_: bytearray(200 << 20) and sys.exit(5))\nopen('/tmp/up','w').write('x')\nsignal.pause()"
+        code = f"import signal, sys\nsignal.signal(10, lambda *_: bytearray(200 << 20) and sys.exit(5))\n{_UP}"
         dyno = bench.python(code)
         bench.written(dyno, "/tmp/up")
         bench.run(dyno.update(replace(LIMITS, memory_max=512 * MIB, pids=100, cpu_quota=0.5)))
@@ -214,7 +216,7 @@ except OSError as error:
         assert bench.run(dyno.wait()) == Exit(5)
 
     def test_stats_tell_what_it_uses(self, bench: Bench) -> None:
-        code = "x = bytearray(40 << 20)\nopen('/app/f','wb').write(bytes(20 << 20))\nopen('/tmp/up','w').write('x')\nimport signal; signal.pause()"
+        code = f"import signal\nx = bytearray(40 << 20)\nopen('/app/f', 'wb').write(bytes(20 << 20))\n{_UP}"
         dyno = bench.python(code)
         bench.written(dyno, "/tmp/up")
         stats = dyno.stats()
@@ -239,7 +241,8 @@ import json, os
 def refused(path):
     try: open(path, 'w').write('1')
     except OSError: return True
-print(json.dumps([os.listdir('/sys'), refused('/proc/sys/kernel/core_pattern'), refused('/proc/sysrq-trigger'), refused('/sys/x'), refused('/x')]))
+places = ['/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/sys/x', '/x']
+print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
 """
         assert bench.result(code) == [[], True, True, True, True]
 
@@ -257,13 +260,15 @@ import platform
 x86 = platform.machine() == 'x86_64'
 print(json.dumps({
     'unshare user': call(272 if x86 else 97, 0x10000000), 'clone3': call(435, 0, 0), 'keyctl': call(250 if x86 else 219, 0, 0),
-    'bpf': call(321 if x86 else 280, 0, 0, 0), 'io_uring': call(425, 1, 0), 'clone newuser': call(56 if x86 else 220, 0x10000011, 0, 0, 0, 0),
+    'bpf': call(321 if x86 else 280, 0, 0, 0), 'io_uring': call(425, 1, 0),
+    'clone newuser': call(56 if x86 else 220, 0x10000011, 0, 0, 0, 0),
+    'odd families': [n for n in range(3, 45) if n not in (10, 16) and family(n, 1, 0) != 97],
     'AF_ALG': family(38, 5, 0), 'AF_VSOCK': family(40, 1, 0), 'AF_PACKET': family(17, 3, 0), 'netfilter': family(16, 3, 12),
     'route': family(16, 3, 0), 'inet': family(2, 1, 0), 'unix': family(1, 1, 0),
 }))
 """
         assert bench.result(code) == {
-            "unshare user": 1, "clone3": 38, "keyctl": 1, "bpf": 1, "io_uring": 38, "clone newuser": 1,
+            "unshare user": 1, "clone3": 38, "keyctl": 1, "bpf": 1, "io_uring": 38, "clone newuser": 1, "odd families": [],
             "AF_ALG": 97, "AF_VSOCK": 97, "AF_PACKET": 97, "netfilter": 97, "route": 0, "inet": 0, "unix": 0,
         }  # fmt: skip
 
@@ -311,7 +316,7 @@ print(json.dumps({
     # -- looking in
 
     def test_listeners_say_address_and_port(self, bench: Bench) -> None:
-        code = "import socket\na = socket.create_server(('127.0.0.1', 5001)); b = socket.create_server(('0.0.0.0', 5000))\nimport signal; signal.pause()"
+        code = f"import signal, socket\nall = [socket.create_server(a) for a in (('127.0.0.1', 5001), ('0.0.0.0', 5000))]\n{_UP}"
         dyno = bench.python(code)
         bench.until(lambda: len(dyno.listeners()) == 2, "listening")
         assert sorted((one.address, one.port) for one in dyno.listeners()) == [("0.0.0.0", 5000), ("127.0.0.1", 5001)]

@@ -1,0 +1,157 @@
+"""A runtime that is killed leaves its dynos running; the next one finds them, and can take them away without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.children import exit_information
+from runtime.driver import Exit
+from tests.runtime.bench_of_driver import Bench
+
+pytestmark = [pytest.mark.root]
+
+_SERVER = "import socket\ns = socket.create_server(('0.0.0.0', 5000))\nprint('up', flush=True)\nwhile True: s.accept()[0].close()"
+_SERVE = f'exec python3 -c "{_SERVER}"'
+_EXIT_ON_TERM = "trap 'exit 3' TERM; touch /tmp/up; while true; do sleep 0.05; done"
+
+
+@pytest.fixture
+def other(loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]) -> Iterator[Bench]:
+    """A DAVIT_HOME whose driver is not open yet; nothing is left of it afterwards."""
+    bench = Bench(loop, *images)
+    yield bench
+    bench.close()
+    assert bench.leftovers_on_host() == []
+
+
+def start_and_kill(bench: Bench, *commands: str, tidy: bool = True) -> list[list[object]]:
+    """Start dynos in a runtime of its own and kill -9 it."""
+    argv = [sys.executable, "-m", "tests.runtime.other_process", str(bench.stack), str(bench.slug), *commands]
+    env = {**os.environ, "DAVIT_HOME": str(bench.home), **({} if tidy else {"TEST_UNTIDY": "1"})}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout
+        started: list[list[object]] = json.loads(process.stdout.readline())
+        if tidy:
+            assert process.stdout.readline() == b"tidy\n"
+        process.kill()
+    return started
+
+
+def test_dynos_run_on_and_are_adopted(other: Bench) -> None:
+    import socket
+
+    ((id, slot, address, pid),) = start_and_kill(other, _SERVE)
+    other.open()
+    (dyno,) = other.run(other.driver.adopt())
+    assert (dyno.spec_id, dyno.slot, dyno.address, dyno.pid) == (id, slot, address, pid)
+    other.until(lambda: dyno.listeners(), "listening")
+    socket.create_connection((str(address), 5000), 2).close()
+    assert dyno.stats().pids == 2
+    assert other.start("true").slot != slot
+    command = other.run(dyno.exec(["/bin/bash", "-c", "exit 6"], {"PATH": "/usr/bin:/bin"}))
+    assert other.run(command.wait()) == Exit(6)
+    other.run(command.remove())
+    other.run(dyno.remove())
+    assert other.output(dyno) == "up\n"
+
+
+def test_an_adopted_dynos_status_is_known_where_the_kernel_keeps_it(other: Bench) -> None:
+    start_and_kill(other, _EXIT_ON_TERM)
+    other.open()
+    (dyno,) = other.run(other.driver.adopt())
+    other.until(lambda: (dyno.root / "tmp/up").exists(), "the trap")
+    other.run(dyno.signal(signal.SIGTERM))
+    expected = 3 if _kernel_keeps_exit_status() else None
+    assert other.run(dyno.wait()) == Exit(expected)
+
+
+def test_one_that_ended_meanwhile_is_told_as_ended_and_its_lines_are_kept(other: Bench) -> None:
+    ((id, _, _, pid),) = start_and_kill(other, "echo line; sleep 60")
+    os.kill(int(str(pid)), signal.SIGKILL)
+    other.until(lambda: _dead(pid), "the dyno's end")
+    other.open()
+    (dyno,) = other.run(other.driver.adopt())
+    assert dyno.spec_id == id
+    assert other.run(dyno.wait()) == Exit(None)
+    other.run(dyno.remove())
+
+
+def test_one_that_was_killed_with_a_dyno_half_started_is_found_as_well(other: Bench) -> None:
+    """Killed right after the start, before the pid was written down by us: the OCI runtime's own note is enough."""
+    ((id, *_),) = start_and_kill(other, "sleep 60", tidy=False)
+    other.open()
+    (dyno,) = other.run(other.driver.adopt())
+    assert dyno.spec_id == id
+    assert not dyno.ended
+
+
+def test_stopping_takes_away_what_a_killed_runtime_left(other: Bench) -> None:
+    start_and_kill(other, "sleep 60", "sleep 60")
+    other.open()  # and the fixture's close(stop_dynos=True) finds nothing left, though nobody adopted them
+
+
+def test_what_nobody_wrote_down_is_swept_away(other: Bench) -> None:
+    ((id, _, _, pid),) = start_and_kill(other, "sleep 60")
+    for path in (other.settings.run / "dynos" / str(id)).iterdir():
+        path.unlink()
+    (other.settings.run / "dynos" / str(id)).rmdir()
+    other.open()
+    assert other.run(other.driver.adopt()) == []
+    other.until(lambda: _dead(pid), "the dyno's end")
+
+
+def test_two_davits_on_one_machine_do_not_meet(other: Bench, loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]) -> None:
+    import socket
+
+    second = Bench(loop, *images)
+    other.open()
+    second.open()
+    try:
+        here, there = other.driver.instance, second.driver.instance
+        assert here.number != there.number
+        assert not here.network.overlaps(there.network)
+        server = other.start(_SERVE)
+        other.until(lambda: server.listeners(), "listening")
+        connect = f"socket.create_connection(('{server.address}', 5000), 2); print('connected')"
+        code = f"import socket\ntry: {connect}\nexcept OSError as e: print(e.errno)"
+        assert second.output(second.python(code)) == "113\n"
+    finally:
+        second.close()
+    assert second.leftovers_on_host() == []
+    assert server.address
+    socket.create_connection((server.address, 5000), 2).close()
+
+
+def test_one_davit_home_has_one_runtime(other: Bench) -> None:
+    from runtime.instance import Instance, InstanceUnavailable
+
+    other.open()
+    with pytest.raises(InstanceUnavailable, match="already runs"):
+        Instance.claim(other.settings)
+
+
+def _dead(pid: object) -> bool:
+    """Whether it has ended; this process may be its reaper now, and may not have come to it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _kernel_keeps_exit_status() -> bool:
+    process = subprocess.Popen(["true"])
+    fd = os.pidfd_open(process.pid)
+    try:
+        process.wait()
+        return exit_information(fd) == 0
+    finally:
+        os.close(fd)
