@@ -124,6 +124,7 @@ class _Session:
         previous = signal.set_wakeup_fd(alarm)
         handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGWINCH, signal.SIGINT)}
         try:
+            self._events()  # what came in one piece with the handshake
             while not self.over:
                 self._step(alarms)
         finally:
@@ -183,11 +184,17 @@ class _Session:
             data = b""
         try:
             self.protocol.receive_data(data or None)
+        except ProtocolError:
+            self.over = True
+        self._events()
+        if not data:
+            self.over = True
+
+    def _events(self) -> None:
+        try:
             for event in self.protocol.events():
                 self._event(event)
         except ProtocolError:
-            self.over = True
-        if not data:
             self.over = True
 
     def _event(self, event: Any) -> None:

@@ -369,6 +369,7 @@ def test_a_dyno_whose_client_goes_away_gets_a_hangup(davit: Davit) -> None:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert client.stdout and client.stdin
+    assert select.select([client.stdout], [], [], 20)[0]
     assert client.stdout.readline() == b"here\n"
     dyno = list(davit.processes.running.values())[-1]
     client.kill()
