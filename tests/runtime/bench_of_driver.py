@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -159,6 +160,7 @@ class Bench:
             found.append(str(self.driver.instance.directory))
         if any(str(self.home) in line or "/run/davit/" in line for line in Path("/proc/1/mountinfo").read_text().splitlines()):
             found.append("mounts that the host sees")
+        shutil.rmtree(self.home, ignore_errors=True)
         return found
 
 
