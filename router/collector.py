@@ -22,8 +22,6 @@ log = logging.getLogger("router")
 Deliver = Callable[[Mapping[str, Sequence[Access]]], Awaitable[None]]
 """Takes lines by app, in order; raises when it could not take them (they are tried again)."""
 
-BACKLOG = 100_000
-"""Lines that wait for delivery at the most; later ones are counted and dropped."""
 _CAPACITY = (16 << 20, 4 << 20, 1 << 20)
 """Bytes that the FIFO may hold, as much as the kernel grants (the first needs CAP_SYS_RESOURCE)."""
 
@@ -52,18 +50,20 @@ class Collector:
         fifo: its path.
         deliver: where lines go.
         interval: seconds between deliveries.
+        backlog: lines that wait for delivery at the most; later ones are counted and dropped.
 
     Attributes:
         read: access lines read so far.
         dropped: lines lost here so far.
     """
 
-    def __init__(self, fifo: Path, deliver: Deliver, interval: float = 0.1) -> None:
+    def __init__(self, fifo: Path, deliver: Deliver, interval: float = 0.1, backlog: int = 100_000) -> None:
         self.read = 0
         self.dropped = 0
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._deliver = deliver
         self._interval = interval
+        self._backlog = backlog
         self._rest = b""
         self._waiting: dict[str, list[Access]] = {}
         self._count = 0
@@ -115,7 +115,7 @@ class Collector:
         if access is None:
             return
         self.read += 1
-        if self._count >= BACKLOG:
+        if self._count >= self._backlog:
             self.dropped += 1
             self._lost[access.app_id] = self._lost.get(access.app_id, 0) + 1
             return
@@ -124,7 +124,7 @@ class Collector:
 
     def _confess(self) -> None:
         """Put the counts of lost lines into the logs, once there is room."""
-        if self._count >= BACKLOG or not (self._lost or self._lost_elsewhere):
+        if self._count >= self._backlog or not (self._lost or self._lost_elsewhere):
             return
         elsewhere, self._lost_elsewhere = self._lost_elsewhere, 0
         lost, self._lost = self._lost, {}

@@ -184,7 +184,8 @@ def _defaults(frame: Frame) -> str:
             "mode http",
             f"timeout connect {_ms(times.connect)}",
             f"timeout client {_ms(times.idle)}",
-            f"timeout server {_ms(times.idle)}",
+            # a little more than the client's: when an upload stalls, the client is told from the dyno that waits for it
+            f"timeout server {_ms(times.idle + 0.2)}",
             f"timeout tunnel {_ms(times.idle)}",
             f"timeout client-fin {_ms(min(10, times.idle))}",
             f"timeout queue {_ms(times.hold)}",

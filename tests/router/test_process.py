@@ -1,0 +1,350 @@
+"""HAProxy and its keeper die, are replaced and come back; requests notice as little as can be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from foundation import wire
+from foundation.errors import DavitError
+from router import listeners
+from router.collector import Collector, open_fifo
+from state import models
+from tests.router.apps import Client, TinyApp
+from tests.router.conftest import Davit, free_port, until
+
+Make = Callable[[], TinyApp]
+ROOT = Path(__file__).parents[2]
+
+
+class Visitors:
+    """Keep asking, on kept connections and on new ones, and note what fails."""
+
+    def __init__(self, port: int, host: str) -> None:
+        self.failures: list[str] = []
+        self.answers = 0
+        self._port, self._host, self._over = port, host, threading.Event()
+        self._threads = [threading.Thread(target=self._visit, args=(keep,)) for keep in (True, True, False)]
+
+    def __enter__(self) -> Visitors:
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.answers > 20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seen = self.answers
+        until(lambda: self.answers > seen + 50 or self.failures, 20)
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _visit(self, keep: bool) -> None:
+        client = None
+        while not self._over.is_set():
+            try:
+                client = client or Client(self._port, self._host)
+                answer = client.get()
+                self.answers += 1
+                if answer.status != 200:
+                    self.failures.append(f"status {answer.status}")
+                if not keep or answer.headers.get("connection") == "close":
+                    client.close()
+                    client = None
+            except OSError as error:
+                self.failures.append(repr(error))
+                client = None
+            time.sleep(0.003)
+
+
+def haproxy(davit: Davit) -> int:
+    assert davit.router.current
+    return davit.router.current.pid
+
+
+def test_reloads_lose_no_request_and_break_no_connection(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    busy = Client(davit.port, "app.localhost")
+    busy.send("/gate")
+    until(lambda: app.seen)
+    with Visitors(davit.port, "app.localhost") as visitors:
+        for _ in range(4):
+            davit.reload()
+    assert not visitors.failures
+    assert davit.router.retiring, "the first HAProxy still has a request"
+    app.gate.set()
+    assert busy.answer().status == 200
+    busy.close()
+    until(lambda: not davit.router.retiring)
+
+
+def test_an_old_generation_follows_the_routes_too(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    rows = davit.app("app", app.dyno(state="starting", routed=False))
+    waiting = Client(davit.port, "app.localhost")
+    waiting.send()
+    time.sleep(0.1)
+    davit.reload()
+    rows.dynos = [app.dyno()]
+    davit.sync("app")
+    assert waiting.answer().status == 200
+
+
+def test_the_keeper_comes_back_and_finds_everything(own_davit: Davit, tiny: Make) -> None:
+    davit, one, two = own_davit, tiny(), tiny()
+    rows = davit.app("app", one.dyno(1))
+    davit.app("maintained", maintenance=True)
+    davit.app("removed", two.dyno(2))
+    before = haproxy(davit)
+    with Visitors(davit.port, "app.localhost") as visitors:
+        davit.do(davit.router.close())
+        rows.dynos = [two.dyno(2)]
+        del davit.rows["id-removed"]
+        davit.router = davit._new()
+        davit.start()
+        assert haproxy(davit) == before, "HAProxy was not replaced"
+    assert not visitors.failures
+    assert Client(davit.port, "app.localhost").get().json["dyno"] == two.number
+    assert Client(davit.port, "maintained.localhost").get().status == 503
+    assert Client(davit.port, "removed.localhost").get().status == 404
+
+
+def test_haproxy_is_started_again_and_new_connections_wait_for_it(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    before = haproxy(davit)
+    os.kill(before, signal.SIGKILL)
+    answers = [Client(davit.port, "app.localhost").get().status for _ in range(5)]
+    assert answers == [200] * 5
+    assert haproxy(davit) != before
+
+
+def test_haproxy_that_died_while_nobody_watched_is_started_again(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    before = haproxy(davit)
+    davit.do(davit.router.close())
+    os.kill(before, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{before}").exists() or "Z" in Path(f"/proc/{before}/stat").read_text().rpartition(")")[2][:3])
+    davit.router = davit._new()
+    davit.start()
+    assert Client(davit.port, "app.localhost").get().status == 200
+
+
+def test_a_haproxy_of_another_configuration_is_replaced(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    before = haproxy(davit)
+    with Visitors(davit.port, "app.localhost") as visitors:
+        davit.timeouts = type(davit.timeouts)(idle=7)
+        davit.restart()
+        assert haproxy(davit) != before
+    assert not visitors.failures
+
+
+def test_more_apps_than_spare_backends(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app-0", app.dyno())
+    with Visitors(davit.port, "app-0.localhost") as visitors:
+        for number in range(1, 70):
+            davit.app(f"app-{number}", app.dyno())
+    assert not visitors.failures
+    assert davit.router.reloads == 2
+    assert {Client(davit.port, f"app-{number}.localhost").get().status for number in range(0, 70, 7)} == {200}
+
+
+def test_syncs_at_once_are_done_together(own_davit: Davit, tiny: Make) -> None:
+    import asyncio
+
+    davit, app = own_davit, tiny()
+    for number in range(30):
+        davit.app(f"app-{number}", app.dyno(state="starting", routed=False))
+        davit.rows[f"id-app-{number}"].dynos = [app.dyno()]
+
+    async def everything() -> None:
+        await asyncio.gather(*(davit.router.sync(f"id-app-{number}") for number in range(30)))
+
+    davit.do(everything())
+    assert all(one.state is None for one in davit.router.table.routes.values())
+
+
+def test_a_change_that_haproxy_refuses_is_made_by_a_new_one(own_davit: Davit, tiny: Make) -> None:
+    davit, one, two = own_davit, tiny(), tiny()
+    rows = davit.app("app", one.dyno(1))
+    rows.dynos = [two.dyno(2)]
+    dyno = two.dyno(2)
+    from router.routes import server_name
+
+    # somebody meddled: the server is there already
+    davit.do(davit.router.current.control.run(f"add server b0/{server_name(dyno.id, dyno.name)} 127.0.0.1:1"))  # type: ignore[union-attr]
+    davit.sync("app")
+    assert Client(davit.port, "app.localhost").get().json["dyno"] == two.number
+
+
+def test_an_address_in_use_is_an_error_with_a_sentence(home: Path) -> None:
+    from foundation.settings import Address
+
+    taken = listeners.listen(Address("127.0.0.1", 0), "DAVIT_HTTP")
+    with pytest.raises(DavitError, match="another program listens there already. DAVIT_HTTP sets"):
+        listeners.listen(Address("127.0.0.1", taken.getsockname()[1]), "DAVIT_HTTP")
+    taken.close()
+
+
+# -- access lines
+
+
+def test_lines_wait_while_the_store_is_away_and_while_nobody_reads(own_davit: Davit, tiny: Make) -> None:
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    davit.store_is_away = True
+    Client(davit.port, "app.localhost").get("/1")
+    until(lambda: davit.router.collector.read == 1)
+    davit.store_is_away = False
+    davit.log("app", "/1")
+    davit.do(davit.router.close())
+    client = Client(davit.port, "app.localhost")
+    for number in range(2, 300):
+        client.get(f"/{number}")
+    davit.router = davit._new()
+    davit.start()
+    davit.log("app", "/299")
+    assert [one.text.split('path="/')[1].split('"')[0] for one in davit.lines] == [str(number) for number in range(1, 300)]
+
+
+def test_what_is_lost_is_counted_in_the_log(home: Path) -> None:
+    import asyncio
+
+    got: list[str] = []
+
+    async def deliver(batch: object) -> None:
+        for lines in batch.values():  # type: ignore[attr-defined]
+            got.extend(line.text for line in lines)
+
+    fifo = open_fifo(home / "fifo")
+    collector = Collector(home / "fifo", deliver, backlog=10)  # type: ignore[arg-type]
+    fields = ["b0/app-id/shop/shop.localhost", *"web.1.a ---- 200 1 0 0 0 0 GET 1763917200123 rid 1.1.1.1 - - /x -".split()]
+    os.write(fifo, ("\t".join(fields) + "\n").encode() * 25)
+    collector.take()
+    asyncio.run(collector.flush())
+    assert len(got) == 10
+    asyncio.run(collector.flush())
+    assert "Error L10 (output buffer overflow): 15 messages dropped" in got[-1]
+    collector.lost(7)
+    os.write(fifo, ("\t".join(fields) + "\n").encode())
+    collector.take()
+    asyncio.run(collector.flush())
+    assert "7 router messages of all apps dropped" in got[-1]
+    assert (collector.read, collector.dropped) == (26, 15)
+    os.close(fifo)
+
+
+# -- the process itself
+
+
+@pytest.fixture
+def process(home: Path, redis_server: str, tiny: Make) -> Iterator[tuple[dict[str, str], TinyApp]]:
+    """``python -m router`` with a database, an app in it, and Redis."""
+    (home / "run").mkdir()
+    app = tiny()
+    environ = {
+        **os.environ, "DAVIT_HOME": str(home), "DAVIT_HTTP": f"127.0.0.1:{free_port()}", "REDIS_URL": redis_server, "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    engine = create_engine(f"sqlite:///{home / 'davit.db'}")
+    models.Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(models.Account(id="u", email="u@example.com"))
+        session.add(models.App(id="the-app", name="shop", owner_id="u", config=b""))
+        session.add(models.Formation(app_id="the-app", type="web", quantity=1))
+        session.add(models.Slug(id="s", app_id="the-app", stack="davit-13"))
+        session.flush()
+        session.add(
+            models.Release(
+                app_id="the-app", account_id="u", config=b"", description="", version=1, current=True, slug_id="s",
+                status="succeeded", process_types={"web": "x"},
+            )
+        )  # fmt: skip
+        session.add(
+            models.Dyno(
+                id="d1", app_id="the-app", name="web.1", type="web", size="basic", command="x", state="up", routed=True,
+                address="127.0.0.1", port=app.port,
+            )
+        )  # fmt: skip
+        session.commit()
+    engine.dispose()
+    try:
+        yield environ, app
+    finally:
+        subprocess.run([sys.executable, "-m", "router", "stop"], env=environ, cwd=ROOT, check=True)
+        assert not (home / "run" / "haproxy").exists()
+        left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(home).encode() in _read(path)]
+        assert not left
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def run_router(environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    started = subprocess.Popen([sys.executable, "-m", "router"], env=environ, cwd=ROOT)
+    socket = Path(environ["DAVIT_HOME"]) / "run" / "router.sock"
+
+    def answers() -> bool:
+        assert started.poll() is None
+        try:
+            wire.call(socket, "ping")
+        except DavitError:
+            return False
+        return True
+
+    until(answers, 20)
+    return started
+
+
+def test_the_process_serves_is_killed_and_nothing_fails(process: tuple[dict[str, str], TinyApp], redis_server: str) -> None:
+    from logs.stream import connect, recent
+
+    environ, app = process
+    home = Path(environ["DAVIT_HOME"])
+    port = int(environ["DAVIT_HTTP"].rpartition(":")[2])
+    first = run_router(environ)
+    pid = wire.call(home / "run/router.sock", "ping").result["haproxy"]
+    with Visitors(port, "shop.localhost") as visitors:
+        first.kill()
+        first.wait()
+        Client(port, "shop.localhost").get("/while-it-is-dead")
+        second = run_router(environ)
+    assert not visitors.failures
+    assert wire.call(home / "run/router.sock", "ping").result["haproxy"] == pid
+    redis = connect(redis_server)
+    line = until(lambda: next((line for _, line in recent(redis, "the-app", 1500) if "while-it-is-dead" in line.text), None))
+    assert (line.source, line.process) == ("heroku", "router") and line.text.startswith("at=info method=GET")
+
+    engine = create_engine(f"sqlite:///{home / 'davit.db'}")
+    with Session(engine) as session:
+        session.get(models.App, "the-app").maintenance = True  # type: ignore[union-attr]
+        session.commit()
+    wire.call(home / "run/router.sock", "sync", {"app_id": "the-app"})
+    assert Client(port, "shop.localhost").get().status == 503
+    with Session(engine) as session:
+        session.get(models.App, "the-app").maintenance = False  # type: ignore[union-attr]
+        session.commit()
+    engine.dispose()
+    until(lambda: Client(port, "shop.localhost").get().status == 200, 10)  # nobody told it
+
+    second.terminate()
+    assert second.wait(10) == 0
+    assert Client(port, "shop.localhost").get().status == 200, "HAProxy serves on"

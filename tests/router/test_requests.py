@@ -1,0 +1,503 @@
+"""What a client and a dyno see of each other through the router."""
+
+from __future__ import annotations
+
+import re
+import select
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from router.codes import CODES
+from tests.router.apps import Client, TinyApp
+from tests.router.conftest import Davit, until
+
+Make = Callable[[], TinyApp]
+
+
+@pytest.fixture
+def served(davit: Davit, tiny: Make) -> tuple[Davit, TinyApp, str]:
+    """An app with one dyno, at a name of its own."""
+    app, name = tiny(), f"app-{uuid.uuid4().hex[:8]}"
+    davit.app(name, app.dyno())
+    return davit, app, name
+
+
+def client(davit: Davit, name: str) -> Client:
+    return Client(davit.port, f"{name}.localhost")
+
+
+@pytest.mark.parametrize("host", ["{}.localhost", "{}.LOCALHOST", "{}.localhost.", "{}.localhost:8080", "{}.Localhost.:80"])
+def test_a_host_is_found_however_it_is_written(served: tuple[Davit, TinyApp, str], host: str) -> None:
+    davit, app, name = served
+    assert Client(davit.port, host.format(name)).get().json["dyno"] == app.number
+
+
+def test_an_unknown_host_gets_a_page_that_says_so(davit: Davit) -> None:
+    answer = Client(davit.port, "nobody.example").get()
+    assert answer.status == 404 and b"There is no app here" in answer.body
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_custom_domains_lead_to_the_app_and_leave_it_again(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    rows = davit.rows[f"id-{name}"]
+    rows.domains = ["Shop.Example.COM"]
+    davit.sync(name)
+    assert Client(davit.port, "shop.example.com").get().status == 200
+    rows.domains = []
+    davit.sync(name)
+    assert Client(davit.port, "shop.example.com").get().status == 404
+
+
+def test_a_domain_moves_from_one_app_to_another(davit: Davit, tiny: Make) -> None:
+    one, two = tiny(), tiny()
+    davit.app("mover-a", one.dyno(), domains=["moving.example"])
+    davit.app("mover-b", two.dyno(), domains=["moving.example"])
+    davit.rows["id-mover-a"].domains = []
+    davit.sync("mover-a")
+    assert Client(davit.port, "moving.example").get().json["dyno"] == two.number
+    assert client(davit, "mover-a").get().json["dyno"] == one.number
+
+
+def test_the_dyno_sees_who_asked(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    before = time.time()
+    client(davit, name).get(
+        "/", "X-Forwarded-Proto: https", "X-Forwarded-Port: 1", "X-Forwarded-Host: evil", "X-Request-Start: 1", "Proxy: evil"
+    )
+    head = app.seen[-1].lower()
+    assert "x-forwarded-for: 127.0.0.1\r\n" in head
+    assert re.findall(r"x-forwarded-proto: (.*)\r\n", head) == ["http"]
+    assert re.findall(r"x-forwarded-port: (.*)\r\n", head) == [str(davit.port)]
+    assert "evil" not in head
+    assert "via: 1.1 davit\r\n" in head
+    (start,) = re.findall(r"x-request-start: (\d+)\r\n", head)
+    assert abs(int(start) / 1000 - before) < 60
+    (request_id,) = re.findall(r"x-request-id: (\S+)\r\n", head)
+    assert str(uuid.UUID(request_id)) == request_id
+
+
+def test_a_forwarded_chain_is_continued(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    client(davit, name).get("/", "X-Forwarded-For: 203.0.113.9, 10.0.0.1")
+    assert re.findall(r"x-forwarded-for: (.*)\r\n", app.seen[-1].lower()) == ["203.0.113.9, 10.0.0.1, 127.0.0.1"]
+    assert 'fwd="203.0.113.9, 10.0.0.1, 127.0.0.1"' in davit.log(name, "203.0.113.9")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("a" * 20, True),
+        ("A-1" * 60, True),
+        ("short", False),
+        ("b" * 201, False),
+        ("c" * 30 + '"', False),
+        ("d" * 20 + " e", False),
+    ],
+)
+def test_a_valid_request_id_is_kept(served: tuple[Davit, TinyApp, str], sent: str, kept: bool) -> None:
+    davit, app, name = served
+    client(davit, name).get("/", f"X-Request-ID: {sent}")
+    (request_id,) = re.findall(r"x-request-id: (.*)\r\n", app.seen[-1], re.IGNORECASE)
+    assert (request_id == sent) is kept
+
+
+def test_answers_come_with_via(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    assert client(davit, name).get().headers["via"] == "1.1 davit"
+
+
+def test_an_apps_own_error_is_left_alone(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    answer = client(davit, name).get("/502")
+    assert (answer.status, answer.body) == (502, b"own")
+
+
+def test_the_log_has_herokus_line(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    client(davit, name).get("/hello?x=1")
+    pattern = (
+        r'at=info method=GET path="/hello\?x=1" host=%s\.localhost request_id=[0-9a-f-]{36} fwd="127\.0\.0\.1" dyno=web\.1 '
+        r"connect=\d+ms service=\d+ms status=200 bytes=\d+ protocol=http"
+    )
+    assert re.fullmatch(pattern % name, davit.log(name, "/hello"))
+
+
+def test_hostile_paths_cannot_forge_a_log_line(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    client(davit, name).get("/a\"at=error\\b'%0aat=forged")
+    assert 'path="/a%22at=error%5Cb\'%0aat=forged"' in davit.log(name, "/a")
+    client(davit, name).get("/chain", 'X-Forwarded-For: 1.2.3.4" dyno=web.9\tx')
+    assert 'fwd="1.2.3.4? dyno?web.9?x, 127.0.0.1"' in davit.log(name, "/chain")
+
+
+def test_requests_take_turns(davit: Davit, tiny: Make) -> None:
+    one, two = tiny(), tiny()
+    davit.app("turns", one.dyno(1), two.dyno(2))
+    answers = [client(davit, "turns").get().json["dyno"] for _ in range(10)]
+    assert answers.count(one.number) == answers.count(two.number) == 5
+
+
+def test_a_refused_connection_is_tried_at_another_dyno(davit: Davit, tiny: Make) -> None:
+    alive, dead = tiny(), tiny()
+    dead.close()
+    davit.app("halfdead", alive.dyno(1), dead.dyno(2))
+    assert {client(davit, "halfdead").get().status for _ in range(6)} == {200}
+    dead.__init__()  # type: ignore[misc]  # so that the fixture can close it
+
+
+def test_a_dyno_that_leaves_finishes_what_it_has_and_gets_nothing_new(davit: Davit, tiny: Make) -> None:
+    old, new = tiny(), tiny()
+    rows = davit.app("leaving", old.dyno(1))
+    busy = client(davit, "leaving")
+    busy.send("/gate")
+    until(lambda: old.seen)
+    rows.dynos = [new.dyno(1)]
+    davit.sync("leaving")
+    assert {client(davit, "leaving").get().json["dyno"] for _ in range(5)} == {new.number}
+    old.gate.set()
+    assert busy.answer().json["dyno"] == old.number
+    assert len(old.seen) == 1
+    # the connection that is kept goes on at the new dyno
+    assert busy.get().json["dyno"] == new.number
+    slot = davit.router.table.slot("id-leaving")
+    until(lambda: slot not in davit.router.table.leaving)
+
+
+def test_a_dyno_can_leave_and_come_back(davit: Davit, tiny: Make) -> None:
+    one, two = tiny(), tiny()
+    rows = davit.app("back", one.dyno(1), two.dyno(2))
+    busy = client(davit, "back")
+    while not one.seen:
+        busy.get("/")
+    rows.dynos = [two.dyno(2)]
+    davit.sync("back")
+    rows.dynos = [one.dyno(1)]
+    davit.sync("back")
+    assert {client(davit, "back").get().json["dyno"] for _ in range(4)} == {one.number}
+
+
+def test_streams_pass_as_they_come_and_may_be_slow(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    streaming = client(davit, name)
+    started = time.monotonic()
+    streaming.send("/drip")
+    assert streaming.answer(to_head=True).status == 200
+    assert b"data" in streaming.more()
+    first = time.monotonic() - started
+    received = 1
+    while b"0\r\n\r\n" not in (data := streaming.more()):
+        received += data.count(b"data")
+    assert received >= 7  # for longer than the idle time (2.5 s): each event starts it anew
+    assert first < time.monotonic() - started - 1  # the first event did not wait for the last
+
+
+def test_uploads_are_streamed(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    assert client(davit, name).get("/", method="POST", body=b"x" * 5_000_000).json["received"] == 5_000_000
+
+
+def test_a_slow_upload_is_no_timeout(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    slow = client(davit, name)
+    slow.send("/", "Content-Length: 20000", method="POST")
+    for _ in range(4):  # longer than the first byte's time (1 s), each pause shorter than the idle time
+        time.sleep(0.4)
+        slow.socket.sendall(b"x" * 5000)
+    assert slow.answer().json["received"] == 20000
+
+
+def test_web_sockets_pass(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    talk = client(davit, name)
+    talk.send(
+        "/socket",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    )
+    assert talk.answer().status == 101
+    for word in (b"hello", b"again"):
+        talk.socket.sendall(word)
+        assert talk.more() == word.upper()
+    talk.close()
+    assert "at=info" in davit.log(name, "status=101")
+
+
+def test_expect_100_continue_is_answered(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    polite = client(davit, name)
+    polite.send("/", "Expect: 100-continue", "Content-Length: 5", method="POST")
+    head, polite._rest = polite._until(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 100")
+    polite.socket.sendall(b"hello")
+    assert polite.answer().json["received"] == 5
+
+
+def test_another_expectation_is_refused(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, _, name = served
+    assert client(davit, name).get("/", "Expect: miracles").status == 417
+
+
+def test_http2_without_tls_and_protocol_upgrade(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    words = ["curl", "-sS", "--http2-prior-knowledge", "-w", "%{http_version} %{http_code}", "-o", "/dev/null", "-H"]
+    done = subprocess.run(
+        [*words, f"Host: {name}.localhost", f"http://127.0.0.1:{davit.port}/h2"], capture_output=True, text=True
+    )
+    assert done.stdout == "2 200", done.stderr
+    assert "via: 2.0 davit" in app.seen[-1].lower()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\nHost: {h}\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nHost: {h}\r\nContent-Length: 3, 4\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nHost: {h}\r\nContent-Length: -3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: {h}\r\nContent-Length: +3\r\n\r\nabc",
+        b"GET / HTTP/1.1\r\nHost: {h}\r\nBad Header: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: {h}\r\nNo-Colon\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: {h}\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: {h}\r\nHost: other.example\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: {h}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"G\x01T / HTTP/1.1\r\nHost: {h}\r\n\r\n",
+        b"\x16\x03\x01 hello tls\r\n\r\n",
+    ],
+)
+def test_malformed_requests_never_reach_the_app(served: tuple[Davit, TinyApp, str], raw: bytes) -> None:
+    davit, app, name = served
+    rude = client(davit, name)
+    rude.socket.sendall(raw.replace(b"{h}", f"{name}.localhost".encode()))
+    answer = rude.answer(to_head=True)
+    assert answer.status == 400
+    assert not app.seen
+
+
+def test_two_framings_are_made_one(served: tuple[Davit, TinyApp, str]) -> None:
+    """RFC 9112, 6.1: chunked wins, the length is dropped, and the connection is not used again."""
+    davit, app, name = served
+    rude = client(davit, name)
+    rude.socket.sendall(
+        f"POST /one HTTP/1.1\r\nHost: {name}.localhost\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        f"GET /smuggled HTTP/1.1\r\nHost: {name}.localhost\r\n\r\n".encode()
+    )
+    assert rude.answer(to_head=True).status in (200, 400)
+    assert all("content-length" not in head.lower() for head in app.seen)
+    assert not any("/smuggled" in head.split("\r\n")[0] for head in app.seen)
+
+
+def test_folded_headers_are_unfolded(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    rude = client(davit, name)
+    rude.socket.sendall(f"GET / HTTP/1.1\r\nHost: {name}.localhost\r\nX-Folded: a\r\n  Evil: b\r\n\r\n".encode())
+    assert rude.answer().status in (200, 400)
+    assert all("\r\n " not in head and "\r\nevil:" not in head.lower() for head in app.seen)
+
+
+def test_connect_is_refused(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    tunnel = client(davit, name)
+    tunnel.socket.sendall(f"CONNECT {name}.localhost:443 HTTP/1.1\r\nHost: {name}.localhost:443\r\n\r\n".encode())
+    assert tunnel.answer(to_head=True).status in (400, 405)
+    assert not app.seen
+
+
+# -- Heroku's codes
+
+
+def page(davit: Davit, name: str, code: str, path: str = "/", method: str = "GET") -> str:
+    """Ask twice, as a person and as a program; check both pages; return the log line of the first."""
+    person = client(davit, name).get(f"{path}?person", method=method)
+    assert person.status == CODES[code].status
+    assert person.headers["content-type"].startswith("text/html")
+    program = client(davit, name).get(f"{path}?program", "Accept: application/json", method=method)
+    assert program.status == CODES[code].status
+    assert program.headers["content-type"] == "application/json"
+    assert program.json["app"] == name
+    assert program.json["request_id"] == program.headers["x-request-id"]
+    shown = {"H17": "H13"}.get(code, code)  # told apart in the log only
+    assert program.json["code"] == shown and shown.encode() in person.body
+    assert f" {name}<".encode() in person.body.replace(b"&#32;", b" ") and person.headers["x-request-id"].encode() in person.body
+    line = davit.log(name, "person")
+    assert f'at={CODES[code].at} code={code} desc="{CODES[code].desc}"' in line and f" status={CODES[code].status} " in line
+    return line
+
+
+def test_h10_all_web_dynos_have_crashed(davit: Davit, tiny: Make) -> None:
+    davit.app("h10", tiny().dyno(state="crashed", routed=False))
+    page(davit, "h10", "H10")
+
+
+def test_h12_no_first_byte_in_time(davit: Davit, tiny: Make) -> None:
+    davit.app("h12", tiny().dyno())
+    assert "dyno=web.1 " in page(davit, "h12", "H12", "/silent")
+
+
+def test_h12_is_not_tried_again_at_another_dyno(davit: Davit, tiny: Make) -> None:
+    one, two = tiny(), tiny()
+    davit.app("h12once", one.dyno(1), two.dyno(2))
+    client(davit, "h12once").get("/silent")
+    assert len(one.seen) + len(two.seen) == 1
+
+
+def test_h13_closed_without_an_answer(davit: Davit, tiny: Make) -> None:
+    davit.app("h13", tiny().dyno())
+    page(davit, "h13", "H13", "/close")
+
+
+def test_h14_no_web_dyno_is_wanted(davit: Davit) -> None:
+    davit.app("h14", web_quantity=0)
+    page(davit, "h14", "H14")
+    davit.app("h14b", process_types={"worker": "work"})
+    page(davit, "h14b", "H14")
+
+
+def test_h15_the_answer_stalls(davit: Davit, tiny: Make) -> None:
+    davit.app("h15", tiny().dyno())
+    with pytest.raises(ConnectionError):
+        client(davit, "h15").get("/stall")
+    assert 'at=error code=H15 desc="Idle connection"' in davit.log("h15", "/stall")
+
+
+def test_h17_no_http(davit: Davit, tiny: Make) -> None:
+    davit.app("h17", tiny().dyno())
+    page(davit, "h17", "H17", "/garbage")
+
+
+def test_h18_the_answer_breaks_off(davit: Davit, tiny: Make) -> None:
+    davit.app("h18", tiny().dyno())
+    with pytest.raises(ConnectionError):
+        client(davit, "h18").get("/half")
+    assert davit.log("h18", "/half").startswith('sock=backend at=error code=H18 desc="Server Request Interrupted"')
+
+
+def test_h19_no_dyno_takes_the_connection(davit: Davit, tiny: Make) -> None:
+    full = _full_socket()
+    app = tiny()
+    davit.app("h19", app.dyno(port=full[0].getsockname()[1]))
+    page(davit, "h19", "H19")
+    for one in full:
+        one.close()
+
+
+def _full_socket():  # type: ignore[no-untyped-def]
+    """A listener whose queue is full: the kernel lets further connections wait until they time out."""
+    import socket
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    waiting = []
+    for _ in range(4):
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(listener.getsockname())
+        waiting.append(one)
+    return [listener, *waiting]
+
+
+def test_h20_no_dyno_becomes_ready(davit: Davit, tiny: Make) -> None:
+    davit.app("h20", tiny().dyno(state="starting", routed=False))
+    page(davit, "h20", "H20")
+
+
+def test_h21_refused_everywhere(davit: Davit, tiny: Make) -> None:
+    dead, other = tiny(), tiny()
+    davit.app("h21", dead.dyno(1, port=1), other.dyno(2, port=2))
+    page(davit, "h21", "H21")
+
+
+def test_h27_the_client_goes_away(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    davit.app("h27", app.dyno())
+    leaving = client(davit, "h27")
+    leaving.send("/drip")
+    leaving.answer(to_head=True)
+    leaving.close()
+    line = davit.log("h27", "/drip")
+    assert line.startswith('sock=client at=warning code=H27 desc="Client Request Interrupted"') and " status=499 " in line
+
+
+def test_h28_the_client_stalls(davit: Davit, tiny: Make) -> None:
+    davit.app("h28", tiny().dyno())
+    stalling = client(davit, "h28")
+    stalling.send("/up", "Content-Length: 100000", method="POST")
+    line = davit.log("h28", "/up", timeout=8)
+    assert 'at=warning code=H28 desc="Client Connection Idle"' in line and " status=499 " in line
+
+
+def test_h80_maintenance(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("h80", app.dyno(), maintenance=True)
+    page(davit, "h80", "H80")
+    assert not app.seen
+    rows.maintenance = False
+    davit.sync("h80")
+    assert client(davit, "h80").get().status == 200
+
+
+def test_h81_nothing_deployed_yet(davit: Davit) -> None:
+    davit.app("h81", process_types=None, web_quantity=0)
+    page(davit, "h81", "H81")
+    assert b"davit git:remote -a&#32;h81" in client(davit, "h81").get().body
+
+
+# -- holding
+
+
+def test_requests_wait_while_the_app_boots(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("boots", app.dyno(state="starting", routed=False))
+    waiting = [client(davit, "boots") for _ in range(5)]
+    for one in waiting:
+        one.send("/", method="POST", body=b"kept")
+    time.sleep(0.1)
+    assert not app.seen
+    rows.dynos = [app.dyno()]
+    davit.sync("boots")
+    assert [one.answer().json["received"] for one in waiting] == [4] * 5
+
+
+def test_held_requests_learn_that_the_app_crashed(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("fails", app.dyno(state="starting", routed=False))
+    waiting = client(davit, "fails")
+    waiting.send()
+    rows.dynos = [app.dyno(state="crashed", routed=False)]
+    davit.sync("fails")
+    assert b"H10" in waiting.answer().body
+
+
+def test_h11_the_backlog_is_bounded(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("full", app.dyno(state="starting", routed=False))
+    waiting = [client(davit, "full") for _ in range(60)]
+    for one in waiting:
+        one.send()
+    until(lambda: len(select.select([one.socket for one in waiting], [], [], 0)[0]) == 10)
+    page(davit, "full", "H11")
+    rows.dynos = [app.dyno()]
+    davit.sync("full")
+    assert [one.answer().status for one in waiting].count(200) == 50
+
+
+def test_an_app_that_is_gone_is_gone_at_once(davit: Davit, tiny: Make) -> None:
+    davit.app("goner", tiny().dyno())
+    kept = client(davit, "goner")
+    assert kept.get().status == 200
+    del davit.rows["id-goner"]
+    davit.sync("goner")
+    assert kept.get().status == 404
+    next_one = tiny()
+    davit.app("heir", next_one.dyno())
+    assert client(davit, "heir").get().json["dyno"] == next_one.number
+    assert kept.get().status == 404
