@@ -1,6 +1,7 @@
 """What receiving a push costs, beside ``git http-backend`` behind the same server: ``python -m bench.receive [--runs 5]``.
 
-Both are WSGI applications in gunicorn's gthread worker with one worker; the client is the real git. A push goes to a branch
+Both are WSGI applications in gunicorn's gthread worker with one worker; the client is the real git. The same pushes over SSH
+stand beside them. A push goes to a branch
 that is not deployed, so that receiving is all that is measured: credentials, protocol, index, connectivity check, ref.
 Interleaved; medians of the wall time, and by how much the server with all its children grew at the most (PSS, sampled).
 Ratios travel, absolute times do not.
@@ -27,7 +28,7 @@ PUSHES = ("1 MB", "5,000 files", "300 MB blob")
 GOAL_RATIO, GOAL_GROWTH = 1.2, 32
 
 
-# The two servers
+# The servers
 
 
 def davit(home: Path) -> Any:
@@ -83,8 +84,36 @@ def http_backend(home: Path) -> Any:
     return app
 
 
+def serve_ssh(home: Path) -> None:
+    """Davit's SSH door, on a free port written to HOME/ssh.port."""
+    import asyncio
+
+    from builder.platform import Pusher, Target
+    from builder.repositories import Repositories
+    from builder.ssh import SshDoor
+    from foundation.settings import Address
+
+    class Open:
+        def by_key(self, key: str) -> Pusher:
+            return Pusher("bench", "bench@example.com")
+
+        def app(self, pusher: Pusher, name: str) -> Target:
+            return Target(name, name)
+
+    async def run() -> None:
+        door = SshDoor(Repositories(home / "repos"), Open(), 1 << 30, home / "host_key")  # type: ignore[arg-type]
+        port = await door.start(Address("127.0.0.1", 0))
+        (home / "ssh.new").write_text(str(port))
+        (home / "ssh.new").rename(home / "ssh.port")
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
 def serve(which: str, home: Path) -> None:
     """Run one of them in this process, on a free port written to HOME/WHICH.port."""
+    if which == "ssh":
+        return serve_ssh(home)
     from gunicorn.app.base import BaseApplication
 
     class Server(BaseApplication):  # type: ignore[misc]
@@ -128,9 +157,9 @@ def working_copy(kind: str, at: Path) -> Path:
     return at
 
 
-def git(*words: str, cwd: Path) -> None:
+def git(*words: str, cwd: Path, **more: str) -> None:
     person = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", **person}
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1", **person, **more}
     subprocess.run(["git", *words], cwd=cwd, env=env, check=True, capture_output=True)
 
 
@@ -142,6 +171,7 @@ class Memory:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.known = set(_family(pid))
         self.before = self.now()
         self.peak = self.before
         self._end = threading.Event()
@@ -160,7 +190,8 @@ class Memory:
         return self.peak - self.before
 
     def now(self) -> float:
-        return sum(map(_pss, _family(self.pid))) / 1024
+        # A child between vfork and exec still has its parent's memory, which must not count twice.
+        return sum(_pss(pid) for pid in _family(self.pid) if pid in self.known or not _is_python(pid)) / 1024
 
     def _watch(self) -> None:
         while not self._end.wait(0.01):
@@ -177,6 +208,13 @@ def _family(pid: int) -> Iterator[int]:
         return
 
 
+def _is_python(pid: int) -> bool:
+    try:
+        return "python" in os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return True
+
+
 def _pss(pid: int) -> int:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -187,11 +225,13 @@ def _pss(pid: int) -> int:
     return 0
 
 
-def measure(url: str, source: Path, pid: int) -> tuple[float, float]:
+def measure(url: str, source: Path, pid: int, key: Path) -> tuple[float, float]:
     """(seconds, MiB grown) of one push."""
+    known = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    ssh = f"ssh -F none -i {key} -o IdentitiesOnly=yes {known}"
     with Memory(pid) as memory:
         began = time.perf_counter()
-        git("push", "-q", url, "main:refs/heads/bench", cwd=source)
+        git("push", "-q", url, "main:refs/heads/bench", cwd=source, GIT_SSH_COMMAND=ssh)
         return time.perf_counter() - began, memory.growth
 
 
@@ -206,7 +246,8 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="dvbench", dir="/tmp"))
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for which in ("davit", "http-backend"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "key"], check=True)
+        for which in ("davit", "http-backend", "ssh"):
             argv = [sys.executable, "-m", "bench.receive", "--serve", which, str(home)]
             servers[which] = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
             while not (home / f"{which}.port").exists():
@@ -221,7 +262,7 @@ def main() -> int:
 
 def _table(home: Path, pids: dict[str, int], runs: int) -> int:
     missed = 0
-    print(f"{'push':<14}{'davit':>9}{'backend':>9}{'ratio':>8}   {'grows (MiB)':>12}{'backend':>9}")
+    print(f"{'push':<14}{'davit':>9}{'backend':>9}{'ratio':>8}{'ssh':>9}   {'grows (MiB)':>12}{'backend':>9}{'ssh':>7}")
     for kind in PUSHES:
         source = working_copy(kind, home / kind.replace(" ", "-"))
         found: dict[str, list[tuple[float, float]]] = {which: [] for which in pids}
@@ -229,16 +270,17 @@ def _table(home: Path, pids: dict[str, int], runs: int) -> int:
             for which, pid in pids.items():
                 port = (home / f"{which}.port").read_text()
                 name = f"{kind.replace(' ', '-').replace(',', '')}-{run}.git"
-                result = measure(f"http://x:token@127.0.0.1:{port}/{name}", source, pid)
+                scheme = "ssh://git" if which == "ssh" else "http://x:token"
+                result = measure(f"{scheme}@127.0.0.1:{port}/{which}-{name}", source, pid, home / "key")
                 if run:
                     found[which].append(result)
         seconds = {which: statistics.median(s for s, _ in rows) for which, rows in found.items()}
         growth = {which: max(m for _, m in rows) for which, rows in found.items()}
         ratio = seconds["davit"] / seconds["http-backend"]
-        missed += ratio > GOAL_RATIO or growth["davit"] > GOAL_GROWTH
+        missed += ratio > GOAL_RATIO or max(growth["davit"], growth["ssh"]) > GOAL_GROWTH
         print(
-            f"{kind:<14}{seconds['davit']:>8.2f}s{seconds['http-backend']:>8.2f}s{ratio:>8.2f}   "
-            f"{growth['davit']:>12.1f}{growth['http-backend']:>9.1f}",
+            f"{kind:<14}{seconds['davit']:>8.2f}s{seconds['http-backend']:>8.2f}s{ratio:>8.2f}"
+            f"{seconds['ssh']:>8.2f}s   {growth['davit']:>12.1f}{growth['http-backend']:>9.1f}{growth['ssh']:>7.1f}",
             flush=True,
         )
         for which in ("repos", "backend"):

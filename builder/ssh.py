@@ -234,7 +234,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._connection = connection
         self._pieces: deque[bytes] = deque()
         self._held = 0
-        self._ended = False
+        self._ended = self._over = False
         self._something = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -260,6 +260,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._over:
+            return  # nobody will read it
         self._pieces.append(data)
         self._held += len(data)
         if self._held > HELD:
@@ -300,6 +302,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             log.info("a session broke off", extra={"why": type(error).__name__})
             self._channel.abort()
         finally:
+            self._over = True
+            self._connection.full(self, False)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             ours.close()  # whoever still works at the other end reads an end, and cannot write

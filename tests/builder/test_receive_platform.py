@@ -15,8 +15,6 @@ from state import accounts, apps, builds, db
 from state.models import Account, Build, Collaborator
 from tests.state.conftest import database  # noqa: F401
 
-# ruff: noqa: F811
-
 pytestmark = pytest.mark.usefixtures("database")
 
 
