@@ -65,6 +65,9 @@ class Settings:
     build_timeout: int = _setting("DAVIT_BUILD_TIMEOUT", "1500", "seconds that a build may take")
     build_memory: int = _setting("DAVIT_BUILD_MEMORY", "2048", "MiB of memory that a build may use")
     build_disk: int = _setting("DAVIT_BUILD_DISK", "8192", "MiB of disk that a build may use")
+    boot_timeout: int = _setting(
+        "DAVIT_BOOT_TIMEOUT", "60", "seconds that a web dyno has to listen on $PORT; longer for apps that are slow to start"
+    )
     push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
     releases_kept: int = _setting(
         "DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected"
@@ -131,7 +134,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = dict(raw, home=home)
     for name in ("http", "https", "api", "ssh"):
         values[name] = _address(names[name], raw[name]) if raw[name] else None
-    for name in ("build_timeout", "build_memory", "build_disk", "push_limit", "releases_kept", "web_threads"):
+    for name in ("build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads"):
         values[name] = _number(names[name], raw[name] or "")
     values["build_slots"] = _number("DAVIT_BUILD_SLOTS", raw["build_slots"] or str(os.cpu_count() or 1))
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"

@@ -128,6 +128,7 @@ class Runtime:
                 domain=self.settings.domain,
                 cores=self.cores,
                 gone=self._gone,
+                boot_seconds=self.settings.boot_timeout,
             )
         return self.managers[app_id]
 
