@@ -210,7 +210,7 @@ def _family(pid: int) -> Iterator[int]:
 
 def _is_python(pid: int) -> bool:
     try:
-        return "python" in os.readlink(f"/proc/{pid}/exe")
+        return "python" in str(Path(f"/proc/{pid}/exe").readlink())
     except OSError:
         return True
 
