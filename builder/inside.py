@@ -180,7 +180,7 @@ class Paths:
     app: Path = Path("/app")
     cache: Path = Path("/cache")
     tmp: Path = Path("/tmp")  # noqa: S108 - the sandbox's own
-    out: Path = Path("/tmp/davit-slug")
+    out: Path = Path("/tmp/davit-slug")  # noqa: S108 - the sandbox's own
 
 
 @dataclass
@@ -510,7 +510,8 @@ class Build:
             indent(f"  {location:10} {looks_for}")
         indent(f"The root of this repository holds: {printable(', '.join(present[:12]))}{', …' if len(present) > 12 else ''}")
         raise Failed(
-            "No buildpack matches this app. Add one of the files that they look for, or name a buildpack with `davit buildpacks:set`."
+            "No buildpack matches this app. Add one of the files that they look for, "
+            "or name a buildpack with `davit buildpacks:set`."
         )
 
     def _detect(self, buildpack: Buildpack, complain: bool) -> str | None:
@@ -547,7 +548,8 @@ class Build:
         if shutil.disk_usage(self.paths.tmp).free < 1 << 20:
             return self._sentence(OSError(errno.ENOSPC, ""))
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        return f"Failed to compile {self.detected_shown(buildpack)}: bin/compile of {buildpack.shown} {how}; what it printed is above."
+        what = self.detected_shown(buildpack)
+        return f"Failed to compile {what}: bin/compile of {buildpack.shown} {how}; what it printed is above."
 
     @staticmethod
     def detected_shown(buildpack: Buildpack) -> str:
@@ -562,7 +564,8 @@ class Build:
             script = 'set -a; . "$1" >&2; exec env -0'
             argv = ["bash", "-c", script, "export", str(export)]
             self._wait(subprocess.Popen(
-                argv, cwd=buildpack.root, env=self._environment(buildpack), stdin=subprocess.DEVNULL, stdout=result, stderr=2, start_new_session=True
+                argv, cwd=buildpack.root, env=self._environment(buildpack), stdin=subprocess.DEVNULL, stdout=result,
+                stderr=2, start_new_session=True,
             ))  # fmt: skip
             result.seek(0)
             entries = result.read(1 << 20).split(b"\0")

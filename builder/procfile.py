@@ -84,7 +84,8 @@ def _read_line(number: int, line: str, result: Procfile) -> None:
             return
         if misnamed := MISNAMED.match(line):
             raise ProcfileError(
-                f"Line {number} of the Procfile names the process type “{misnamed[1]}”; a name is made of letters, digits, - and _."
+                f"Line {number} of the Procfile names the process type “{misnamed[1]}”; "
+                "a name is made of letters, digits, - and _."
             )
         result.warnings.append(f"Line {number} of the Procfile is not of the form `name: command`; it is left out: {line[:80]}")
         return

@@ -81,7 +81,7 @@ def processes_below(root: Path) -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if os.readlink(entry / "cwd").startswith(f"{root}/"):
+                if str((entry / "cwd").readlink()).startswith(f"{root}/"):
                     found.add(int(entry.name))
     return found
 
@@ -141,6 +141,8 @@ def run_inside(
 ) -> Built:
     """Run the build program on ``source``, with ``streams`` as the host's buildpacks (``file://NAME``)."""
     for name in ("out", "tmp", "app"):
+        if (root / name).is_symlink():
+            (root / name).unlink()
         shutil.rmtree(root / name, ignore_errors=True)
     streams = dict(streams or {})
     full = {

@@ -56,7 +56,7 @@ def test_a_type_without_command_is_left_out_with_a_warning() -> None:
 
 @pytest.mark.parametrize("line", ["web.1: x", "wéb: x", "web/api: x", "my*type: x"])
 def test_an_invalid_name_is_an_error_that_names_the_line(line: str) -> None:
-    with pytest.raises(ProcfileError, match="Line 2 .* names the process type"):
+    with pytest.raises(ProcfileError, match=r"Line 2 .* names the process type"):
         parse(f"worker: x\n{line}\n".encode())
 
 

@@ -25,6 +25,7 @@ class Site(WhiteNoise):
     """WhiteNoise with the cache times and redirects of a site."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]], root: Path, settings: dict[str, Any]) -> None:
+        self.inside = os.path.join(os.path.realpath(root), "")
         self.headers_by_pattern = [(pattern_of(path), dict(values)) for path, values in (settings.get("headers") or {}).items()]
         super().__init__(
             application, root=str(root), index_file=True, max_age=60, allow_all_origins=False, charset=str(settings.get("encoding", "utf-8")).lower(),
@@ -33,7 +34,8 @@ class Site(WhiteNoise):
         )  # fmt: skip
 
     def add_file_to_dictionary(self, url: str, path: str, stat_cache: Any = None) -> None:
-        if not HIDDEN.search(url):
+        inside = os.path.realpath(path).startswith(self.inside)  # a link may lead anywhere
+        if inside and not HIDDEN.search(url):
             super().add_file_to_dictionary(url, path, stat_cache=stat_cache)
 
     def _more_headers(self, headers: Any, path: str, url: str) -> None:
@@ -85,8 +87,8 @@ class Rest:
         for pattern, target in self.routes:
             if pattern.fullmatch(path):
                 url = "/" + target.lstrip("/")
-                # an index page is known by its directory's URL
-                return self.files.files.get(url) or self.files.files.get(url.removesuffix("index.html"))
+                # WhiteNoise keeps an index page under its directory's URL, and a redirect under its own
+                return self.files.files.get(url.removesuffix("index.html")) or self.files.files.get(url)
         return None
 
     @staticmethod
