@@ -22,6 +22,19 @@ def _name(sent: str) -> str:
     return found[1] if found else sent.removeprefix("urn:buildpack:")
 
 
+def chosen(call: Call, sent: list[str]) -> list[str]:
+    """Buildpacks as they are kept.
+
+    Raises:
+        InvalidParams: one is on this host and the caller is no admin.
+    """
+    names = [_name(text) for text in sent]
+    for name in names:
+        if name.lower().startswith(("file:", "/", ".")) and not call.account.is_admin:
+            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+    return names
+
+
 def _render(call: Call) -> Any:
     return [serialize.buildpack_installation(ordinal, text) for ordinal, text in enumerate(call.app.buildpacks)]
 
@@ -35,11 +48,6 @@ def index(call: Call) -> Any:
 @resource.on("PUT", "/apps/<app>/buildpack-installations", needs="deploy")
 def update(call: Call) -> Any:
     """Choose the buildpacks, in order."""
-    names = []
-    for update in call.body.objects("updates", most=_MOST):
-        names.append(_name(update.need("buildpack", most=1000)))
-    for name in names:
-        if name.startswith("file:") and not call.account.is_admin:
-            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+    names = chosen(call, [update.need("buildpack", most=1000) for update in call.body.objects("updates", most=_MOST)])
     apps.set_buildpacks(call.session, call.account, call.app, names)
     return _render(call)

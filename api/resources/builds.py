@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from api import links, ranges, serialize
+from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
 from builder import queue
 from foundation.errors import DavitError, InvalidParams
@@ -63,7 +64,7 @@ def _buildpacks(call: Call) -> list[str] | None:
     if call.body.values.get("buildpacks") is None:
         return None
     wanted = [body.text("url", most=1000) or body.need("name", most=1000) for body in call.body.objects("buildpacks", most=50)]
-    return [name.removeprefix("urn:buildpack:") for name in wanted]
+    return chosen(call, wanted)
 
 
 @resource.on("DELETE", "/apps/<app>/builds/<build>", needs="deploy")

@@ -91,3 +91,10 @@ def test_an_admin_makes_accounts_and_removes_them(either_api: Api) -> None:
     assert api.get("/account", as_=token).status_code == 401
     assert api.delete("/davit/accounts/owner@example.com", as_="admin").status_code == 422
     assert api.delete("/davit/accounts/admin@example.com", as_="admin").status_code == 422
+
+
+@pytest.mark.parametrize(("name", "words"), [("a\x00b", "NUL"), ("x" * 101, "100"), (5, "string")])
+def test_a_field_that_no_database_could_hold_is_refused_by_its_name(either_api: Api, name: object, words: str) -> None:
+    answer = either_api.patch("/account", {"name": name})
+    assert answer.status_code == 422
+    assert "Field name" in answer.json["message"] and words in answer.json["message"]

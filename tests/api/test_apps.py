@@ -228,6 +228,7 @@ def test_a_rebuild_takes_a_deployed_commit(api: Api) -> None:
     assert made.json["source_blob"]["version"] == "ab" * 20
     assert [b["name"] for b in made.json["buildpacks"]] == ["python"]
     assert len(api.get("/apps/timely/builds").json) == 2
+    assert api.post("/apps/timely/builds", {"buildpacks": [{"url": "FILE:///etc"}]}).status_code == 422
     assert api.delete(f"/apps/timely/builds/{made.json['id']}").status_code == 200
     assert api.delete(f"/apps/timely/builds/{done.id}").status_code == 422
     assert api.get("/apps/timely/builds/nothing").status_code == 404

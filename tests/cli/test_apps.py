@@ -202,6 +202,9 @@ def test_git_gets_the_token_without_anybody_being_asked_and_no_secret_is_written
     token = (davit.home / "owner-token").read_text().strip()
     assert _fill(davit, davit.work, davit.url)["password"] == token
     assert token not in (davit.work / ".git" / "config").read_text()
+    helpers = davit.git("config", "--local", "--get-all", f"credential.{davit.url}.helper").split("\n")
+    assert helpers[0] == "", "another helper would be asked first, and told the token"
+    assert davit.git("ls-remote", "davit") == ""  # git's own door takes it
     assert "password" not in _fill(davit, davit.work, "http://127.0.0.1:9")
 
 
