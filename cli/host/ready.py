@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Collection
 
-from cli.host import logfiles, record
+from cli.host import logfiles, processes, record
 from foundation import wire
 from foundation.errors import DavitError
 from foundation.settings import Address, Settings
@@ -65,14 +65,18 @@ def _redis(settings: Settings) -> bool:
 
 
 def _worker(settings: Settings) -> bool:
-    """RQ's workers keep a set of those that are alive."""
+    """It waits at its queue, where Redis sees a client in a blocking command, or builds already, in children of its own."""
     import redis
 
+    entry = next((entry for entry in record.read(settings.run).living() if entry.name == "worker"), None)
+    if entry is None or entry.process is None:
+        return False
     try:
         with redis.Redis.from_url(settings.effective_redis_url, socket_timeout=5) as client:
-            return int(client.scard("rq:workers")) > 0
+            waits = any(other["cmd"] in ("blpop", "brpop", "blmove") for other in client.client_list())
     except redis.RedisError:
         return False
+    return waits or bool(processes.descendants([entry.process.pid]))
 
 
 def wait(names: Collection[str], settings: Settings, patience: float = PATIENCE) -> None:

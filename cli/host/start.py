@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import pwd
+import runpy
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from foundation.settings import settings
 
 ROOT_NEEDED = frozenset({"runtime"})
 """The processes that keep root's powers where DAVIT_HOME belongs to another user; every other one runs as that user."""
@@ -33,19 +38,32 @@ def user_for(name: str, home: Path) -> int | None:
     return owner if os.geteuid() == 0 and owner != 0 and name not in ROOT_NEEDED else None
 
 
+class Become(BaseException):
+    """Raised in a forked process to unwind the supervisor's stack in it; at the bottom :func:`become` turns it into the plan."""
+
+    def __init__(self, plan: Plan, gate: int) -> None:
+        super().__init__(plan.name)
+        self.plan = plan
+        self.gate = gate
+
+
 class Starter:
-    """Starts processes by fork and exec; each waits at a gate until its pid has been written down.
+    """Starts processes by fork; each waits at a gate until its pid has been written down.
 
     So the one who starts it may be killed at any moment: either the process is on record, or it ends at the gate.
     """
 
     def start(self, plan: Plan) -> tuple[int, int]:
-        """Start it; returns its pid and the gate, a descriptor for :meth:`release`."""
+        """Start it; returns its pid and the gate, a descriptor for :meth:`release`.
+
+        Raises:
+            Become: in the new process, which has to pass it to :func:`become`.
+        """
         waiting, gate = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(gate)
-            become(plan, waiting)
+            raise Become(plan, waiting)
         os.close(waiting)
         return pid, gate
 
@@ -57,36 +75,95 @@ class Starter:
             pass  # it ended at the gate; whoever watches it sees that
         os.close(gate)
 
-    def close(self) -> None:
-        """Nothing is held."""
+
+def preload(plans: Sequence[Plan]) -> None:
+    """Load the Python modules of all plans, so that the processes forked from here share their memory and start at once."""
+    for name in [module for plan in plans if (module := _module(plan)) is not None]:
+        package = hasattr(importlib.import_module(name), "__path__")
+        program = f"{name}.__main__" if package else name
+        importlib.import_module(program)
+        del sys.modules[program]  # it runs under the name __main__ later
+    for name in _BY_NAME:
+        importlib.import_module(name)
+    _prepare_tables()
+    gc.collect()
+    gc.freeze()  # a collection in one process would write to, and so copy, what all share
+
+
+_BY_NAME = ("gunicorn.app.wsgiapp", "gunicorn.workers.gthread", "api.server", "api.web", "builder.http", "encodings.idna")
+"""What is loaded by name only, so that importing the programs does not bring it."""
+
+
+def _prepare_tables() -> None:
+    """Have SQLAlchemy work out once what every process needs at its first query; no connection is made."""
+    from sqlalchemy.orm import configure_mappers
+
+    from state import db
+
+    configure_mappers()
+    db.make_engine(settings().database_url).dispose()
+
+
+def _module(plan: Plan) -> str | None:
+    """The module of a plan that is ``python -m MODULE …``."""
+    return plan.argv[2] if list(plan.argv[:2]) == ["python", "-m"] else None
 
 
 def become(plan: Plan, gate: int) -> NoReturn:
-    """In the forked process: wait at the gate, then become the program; never returns."""
+    """In the forked process, at the bottom of its stack: wait at the gate, then be the program; never returns.
+
+    A Python program whose modules were loaded before runs here and now, others are executed.
+    """
+    _detach(plan)
+    if os.read(gate, 1) != b".":
+        os._exit(1)
+    os.close(gate)
     try:
-        os.setsid()
-        log = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        os.chdir(plan.directory)
-        if os.read(gate, 1) != b".":
-            os._exit(1)
-        os.close(gate)
         if plan.user is not None:
-            _change_user(plan.user, log)
-        os.execvpe(plan.argv[0], list(plan.argv), dict(plan.environment))  # noqa: S606 - no shell on purpose
+            _change_user(plan.user)
+        module = _module(plan)
+        if module is None or f"{module.partition('.')[0]}" not in sys.modules:
+            os.execvpe(plan.argv[0], list(plan.argv), dict(plan.environment))  # noqa: S606 - no shell on purpose
     except BaseException as error:
         os.write(2, f"{plan.name} could not be started: {error}\n".encode())
-    os._exit(127)
+        os._exit(127)
+    _run_module(module, plan)
 
 
-def _change_user(uid: int, log: int) -> None:
+def _detach(plan: Plan) -> None:
+    """A session of its own, output into the log file, signals as a new process has them."""
+    os.setsid()
+    log = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    if plan.user is not None:
+        os.fchown(log, plan.user, -1)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(null)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    os.chdir(plan.directory)
+
+
+def _run_module(module: str, plan: Plan) -> NoReturn:
+    """Be ``python -m MODULE …`` in this interpreter: its name, environment, arguments and signals, then the module itself."""
+    from setproctitle import setproctitle
+
+    setproctitle(f"davit: {plan.name}")
+    os.environ.clear()
+    os.environ.update(plan.environment)
+    settings.cache_clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python sets it for itself: writing answers with an error
+    sys.argv = list(plan.argv[2:])
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def _change_user(uid: int) -> None:
     account = pwd.getpwuid(uid)
-    os.fchown(log, account.pw_uid, account.pw_gid)
     os.initgroups(account.pw_name, account.pw_gid)
     os.setgid(account.pw_gid)
     os.setuid(uid)

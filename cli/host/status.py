@@ -41,10 +41,12 @@ class Row:
 def survey(home: Path) -> list[Row]:
     """All rows, the supervisor's first; what Davit is not running at all has no row."""
     kept = record.read(home / "run")
+    proxies = processes.haproxies(home)
+    if not (kept.living() or proxies or record.running_supervisor(home / "run")):
+        return []
     rows = []
     if kept.supervisor and kept.supervisor.lives():
         rows.append(_row("supervisor", "running", [kept.supervisor.pid], None, 0))
-    proxies = processes.haproxies(home)
     for entry in kept.entries:
         alive = entry.process if entry.process and entry.process.lives() else None
         state = entry.state if alive or (entry.state == "waiting" and rows) else "stopped"

@@ -20,14 +20,17 @@ RUNNER = """
 import json, os, sys
 from pathlib import Path
 from cli.host import record
-from cli.host.start import Plan, Starter
+from cli.host.start import Become, Plan, Starter, become
 from cli.host.supervisor import Supervisor
 home, commands = Path(os.environ["DAVIT_HOME"]), json.loads(sys.argv[1])
 plans = [Plan(name, argv, dict(os.environ), home, home / "log" / f"{name}.log") for name, argv in commands.items()]
-with record.sole(home / "run") as alone:
-    if not alone:
-        sys.exit("already")
-    Supervisor(home / "run", plans, Starter()).run()
+try:
+    with record.sole(home / "run") as alone:
+        if not alone:
+            sys.exit("already")
+        Supervisor(home / "run", plans, Starter()).run()
+except Become as forked:
+    become(forked.plan, forked.gate)
 """
 
 
@@ -180,10 +183,13 @@ def test_a_process_at_the_gate_ends_with_its_supervisor(davit_home: Path, leftov
     script = """
 import os, signal
 from pathlib import Path
-from cli.host.start import Plan, Starter
+from cli.host.start import Become, Plan, Starter, become
 home = Path(os.environ["DAVIT_HOME"])
-Starter().start(Plan("web", ["touch", str(home / "ran")], dict(os.environ), home, home / "web.log"))
-os.kill(os.getpid(), signal.SIGKILL)
+try:
+    Starter().start(Plan("web", ["touch", str(home / "ran")], dict(os.environ), home, home / "web.log"))
+    os.kill(os.getpid(), signal.SIGKILL)
+except Become as forked:
+    become(forked.plan, forked.gate)
 """
     environment = {**os.environ, "DAVIT_HOME": str(davit_home)}
     subprocess.run([sys.executable, "-c", script], env=environment)
