@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from foundation.settings import from_environment
 from router import service
 from router.accesslog import Access
+from router.collector import open_fifo
 from router.routes import AppRows, DynoRow
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
@@ -107,11 +107,13 @@ def haproxy(config: str, directory: Path, name: str, *, logged: bool) -> Iterato
     """A HAProxy of the bench's own, whose log (if any) is read and thrown away."""
     path = directory / f"{name}.cfg"
     path.write_text(config)
-    process = subprocess.Popen(["haproxy", "-f", path], stdout=subprocess.PIPE if logged else subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if logged:
-        assert process.stdout
-        drain = process.stdout.fileno()
-        threading.Thread(target=lambda: [None for _ in iter(lambda: (time.sleep(0.05), os.read(drain, 1 << 20))[1], b"")], daemon=True).start()
+    if not logged:
+        process = subprocess.Popen(["haproxy", "-f", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    else:
+        # the same FIFO as the router's, so that neither drops lines and both pay for them
+        fifo = open_fifo(directory / f"{name}.fifo")
+        process = subprocess.Popen(["haproxy", "-f", path], stdout=fifo, stderr=subprocess.DEVNULL)
+        threading.Thread(target=_drain, args=(fifo,), daemon=True).start()
     try:
         time.sleep(0.5)
         yield process.pid
@@ -120,10 +122,27 @@ def haproxy(config: str, directory: Path, name: str, *, logged: bool) -> Iterato
         process.wait()
 
 
+def _drain(fifo: int) -> None:
+    while True:
+        time.sleep(0.05)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(fifo, 1 << 20):
+                pass
+
+
 async def wrk(pid: int, port: int, host: str, seconds: float = SECONDS) -> Run:
     """Load a proxy and see what it cost."""
     before = cpu_seconds(pid)
-    words = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-H", f"Host: {host}", f"http://127.0.0.1:{port}/x?y=1"]
+    words = [
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds}s",
+        "--latency",
+        "-H",
+        f"Host: {host}",
+        f"http://127.0.0.1:{port}/x?y=1",
+    ]
     process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
     out = (await process.communicate())[0].decode()
     spent = cpu_seconds(pid) - before
@@ -161,7 +180,10 @@ class Bench:
         """Make up an app."""
         app_id = f"{number:08d}-0000-4000-8000-000000000000"
         rows = AppRows(app_id, f"app-{number}", web_quantity=1, process_types={"web": "x"})
-        rows.dynos = [DynoRow(f"{number:06d}{index:06d}", f"web.{index}", "up", True, False, "127.0.0.1", self.target) for index in range(1, dynos + 1)]
+        rows.dynos = [
+            DynoRow(f"{number:06d}{index:06d}", f"web.{index}", "up", True, False, "127.0.0.1", self.target)
+            for index in range(1, dynos + 1)
+        ]
         self.rows[app_id] = rows
         return app_id
 
@@ -169,7 +191,9 @@ class Bench:
         """Milliseconds from a new dyno in the rows to the answer that it is in force."""
         app_id = f"{number:08d}-0000-4000-8000-000000000000"
         dynos = self.rows[app_id].dynos
-        dynos.append(DynoRow(f"{number:06d}{time.time_ns() % 10**12:012d}"[-18:], "web.9", "up", True, False, "127.0.0.1", self.target))
+        dynos.append(
+            DynoRow(f"{number:06d}{time.time_ns() % 10**12:012d}"[-18:], "web.9", "up", True, False, "127.0.0.1", self.target)
+        )
         if len(dynos) > 2:
             del dynos[1]
         started = time.perf_counter()
@@ -232,7 +256,9 @@ async def main() -> None:
             )
             row = table[-1]
             if apps == APPS[0]:
-                print("  apps  CPU/req µs  ÷minimal  ÷one app  rate÷min  p99÷min  change ms (max)  new app ms  PSS MiB  lines lost")
+                print(
+                    "  apps  CPU/req µs  ÷minimal  ÷one app  rate÷min  p99÷min  change ms (max)  new app ms  PSS MiB  lines lost"
+                )
             print(
                 f"{row[0]:6d}  {row[1]:10.1f}  {row[2]:8.2f}  {row[3]:8.2f}  {row[4]:8.2f}  {row[5]:7.2f}"
                 f"  {row[6]:8.2f} ({row[7]:4.1f})  {row[8]:10.2f}  {row[9]:7.1f}  {row[10]:10}",

@@ -43,17 +43,19 @@ def stamp(settings: Settings) -> Sequence[tuple[str, int, int]]:
 
 
 def _issue(keys: Path, target: Path, domain: str) -> None:
-    authority, authority_key = _authority(keys / "ca.pem")
+    issuer, issuer_key = _authority(keys / "ca.pem")
     key = ec.generate_private_key(ec.SECP256R1())
+    # Clients accept no wildcard directly below a top level: at *.localhost they warn, as for any unknown authority.
+    names = [domain, f"*.{domain}"]
     certificate = (
-        _builder(f"*.{domain}", authority.subject, key, _LIFE)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"*.{domain}"), x509.DNSName(domain)]), critical=False)
+        _builder(domain, issuer.subject, key, _LIFE)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .sign(issuer_key, hashes.SHA256())
     )
-    _write(target, _pem(certificate) + _pem(authority) + _private(key))
+    _write(target, _pem(certificate) + _pem(issuer) + _private(key))
 
 
 def _authority(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -52,7 +52,7 @@ CODES = {
             503,
             title="Too many visitors at once",
             visitor=f"More requests are waiting for this app than it can take. {_SOON}",
-            developer="Requests wait while the web dynos start, and the queue is full. More dynos hold more: `davit ps:scale web=2`.",
+            developer="Requests wait while the web dynos start; the queue is full. More dynos hold more: `davit ps:scale web=2`.",
             id="backlog_too_deep",
         ),
         Code(
@@ -77,7 +77,7 @@ CODES = {
             503,
             title="This app is not running",
             visitor="It has been switched off, or was never switched on.",
-            developer="No web dyno is wanted. Scale one up with the command below; if the Procfile has no `web:` line, add one and push.",
+            developer="No web dyno is wanted. The command below scales one up; a Procfile without a `web:` line needs one first.",
             command="davit ps:scale web=1 -a APP",
             id="no_web_processes",
         ),

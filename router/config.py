@@ -43,6 +43,8 @@ class Frame:
         directory: the generation's own directory; its files are named after :data:`FILES`.
         certificates: PEM files and directories, the default certificate first; only read when a listener has TLS.
         user: the account that HAProxy becomes, when it starts as root.
+        jail: a directory with nothing in it but the inner socket, by which a generation reaches its successor.
+        chroot: whether HAProxy locks itself in there; only root can.
     """
 
     directory: Path
@@ -52,7 +54,8 @@ class Frame:
     threads: int = 2
     maxconn: int = 8000
     user: str | None = None
-    jail: Path | None = None
+    jail: Path = Path("/")
+    chroot: bool = False
     version: tuple[int, int] = (2, 6)
 
 
@@ -66,6 +69,9 @@ LOG_LINE = 4000
 """Bytes of an access line at the most: below PIPE_BUF, so that lines of several threads never mix."""
 
 RETRIES = 3
+
+INNER = "inner.sock"
+"""The name of the socket on which a generation takes requests from older ones; always the newest's."""
 
 SERVER_OPTIONS = "pool-purge-delay 1s"
 """Idle connections to dynos are closed soon: before the app's own server closes them in the middle of a reuse."""
@@ -121,6 +127,8 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
         _defaults(frame),
         _app_defaults(frame),
         *(_frontend(frame, one) for one in frame.listeners),
+        _inner(frame),
+        _elsewhere(frame),
         _refuse(frame),
     ]
     sections += [_backend(slot, routes[slot].targets if slot in routes else (), frame) for slot in range(pool)]
@@ -155,7 +163,7 @@ def _global(frame: Frame) -> str:
     ]
     if frame.user:
         lines += [f"user {frame.user}", f"group {frame.user}"]
-    if frame.jail:
+    if frame.chroot:
         lines.append(f"chroot {frame.jail}")
     return _section("global", lines)
 
@@ -184,8 +192,7 @@ def _defaults(frame: Frame) -> str:
             "mode http",
             f"timeout connect {_ms(times.connect)}",
             f"timeout client {_ms(times.idle)}",
-            # a little more than the client's: when an upload stalls, the client is told from the dyno that waits for it
-            f"timeout server {_ms(times.idle + 0.2)}",
+            f"timeout server {_ms(times.idle)}",
             f"timeout tunnel {_ms(times.idle)}",
             f"timeout client-fin {_ms(min(10, times.idle))}",
             f"timeout queue {_ms(times.hold)}",
@@ -212,26 +219,22 @@ _UPLOAD = "!METH_GET { req.hdr(content-length) -m int gt 16384 } || !METH_GET { 
 
 def _frontend(frame: Frame, listener: Listener) -> str:
     """A door. Every rule here is paid by every request: bench/router.py says what they cost together."""
-    directory, tls = frame.directory, listener.tls
+    tls = listener.tls
     certificates = " ".join(f"crt {path}" for path in frame.certificates)
+    chain = '"%[req.fhdr(x-forwarded-for)], %[src]" if { req.fhdr(x-forwarded-for) -m found }'
     return _section(
         f"frontend {'https' if tls else 'http'} from http",
         [
             f"bind fd@{listener.fd}" + (f" ssl {certificates} alpn h2,http/1.1" if tls else ""),
-            "log global",
             f'log-format "{LOG_FORMAT}"',
-            "capture request header X-Forwarded-For len 300",
-            "http-request set-var(txn.t) date(0,ms)",
             "http-request set-var(txn.id) uuid()",
             f"http-request set-var(txn.id) req.fhdr(x-request-id) if {_OWN_ID}",
-            f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({directory}/hosts.map,{NOWHERE})",
-            f"http-request set-var(txn.state) var(txn.route),field(1,/),map_str({directory}/states.map)",
+            *_find(frame),
             "http-request set-var(txn.state) str(405) if METH_CONNECT",
-            "http-request set-var(txn.state) str(417) if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
-            "http-request set-var(txn.json) str(json) if { req.hdr(accept) -m sub application/json }",
-            f"http-request set-var(txn.upload) bool(true) if {_UPLOAD}",
+            "http-request set-var(txn.state) str(417) "
+            "if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
             # what the client says about its origin is kept as a chain and never believed
-            'http-request set-header X-Forwarded-For "%[req.fhdr(x-forwarded-for)], %[src]" if { req.fhdr(x-forwarded-for) -m found }',
+            f"http-request set-header X-Forwarded-For {chain}",
             "option forwardfor if-none",
             f"http-request set-header X-Forwarded-Proto {'https' if tls else 'http'}",
             f"http-request set-header X-Forwarded-Port {listener.port}",
@@ -240,18 +243,83 @@ def _frontend(frame: Frame, listener: Listener) -> str:
             'http-request add-header Via "%[req.ver] davit"',
             "http-request del-header X-Forwarded-Host",
             "http-request del-header Proxy",
-            "http-request lua.hold if { var(txn.state) -m beg starting }",
+            "http-request set-var(txn.state) str(elsewhere) if { stopping }",
+            *_go(),
             'http-after-response add-header Via "1.1 davit"',
-            "http-after-response allow if { status lt 400 }",
-            "http-after-response allow if !{ var(txn.code) -m found }",
-            "http-after-response set-status 503 if { status 502 504 }",
-            "http-after-response set-header Content-Type application/json if { var(txn.json) -m found }",
-            "http-after-response set-header Cache-Control no-store",
-            "http-after-response set-header X-Request-ID %[var(txn.id)]",
-            "use_backend refuse if { var(txn.state) -m found }",
-            "use_backend %[var(txn.route),field(1,/)]",
+            *_own_answers(),
         ],
     )
+
+
+def _inner(frame: Frame) -> str:
+    """The door for requests that an older generation hands over: what it did is not done again."""
+    user = f" user {frame.user}" if frame.user else ""
+    return _section(
+        "frontend inner from http",
+        [
+            f"bind {frame.jail}/{INNER} mode 600{user} accept-proxy",
+            f'log-format "{LOG_FORMAT.replace("%sslv", "%[var(txn.tls)]").replace("%[capture.req.hdr(0)]", "-")}"',
+            "http-request set-var(txn.id) req.fhdr(x-request-id)",
+            "http-request set-var(txn.tls) str(TLS) if { req.hdr(x-forwarded-proto) https }",
+            *_find(frame),
+            *_go(),
+            *_own_answers(),
+        ],
+    )
+
+
+def _elsewhere(frame: Frame) -> str:
+    """Leads to the generation that has come after this one.
+
+    A HAProxy that stops keeps its connections until their next answer, but its servers cannot be changed any more; so what
+    still comes in by those connections goes to its successor, which knows the present routes, and writes the log.
+    """
+    times = frame.timeouts
+    path = f"/{INNER}" if frame.chroot else f"{frame.jail}/{INNER}"
+    return _section(
+        "backend elsewhere from http",
+        [
+            "http-request set-log-level silent",
+            f"timeout server {_ms(times.hold + times.first_byte + times.idle)}",
+            f"server successor unix@{path} send-proxy-v2",
+        ],
+    )
+
+
+def _find(frame: Frame) -> list[str]:
+    """Look the app up."""
+    directory = frame.directory
+    return [
+        "log global",
+        "capture request header X-Forwarded-For len 300",
+        "http-request set-var(txn.t) date(0,ms)",
+        f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({directory}/hosts.map,{NOWHERE})",
+        f"http-request set-var(txn.state) var(txn.route),field(1,/),map_str({directory}/states.map)",
+        "http-request set-var(txn.json) str(json) if { req.hdr(accept) -m sub application/json }",
+        f"http-request set-var(txn.upload) bool(true) if {_UPLOAD}",
+    ]
+
+
+def _go() -> list[str]:
+    """Send the request where its app's state says."""
+    return [
+        "http-request lua.hold if { var(txn.state) -m beg starting }",
+        "use_backend elsewhere if { var(txn.state) -m str elsewhere }",
+        "use_backend refuse if { var(txn.state) -m found }",
+        "use_backend %[var(txn.route),field(1,/)]",
+    ]
+
+
+def _own_answers() -> list[str]:
+    """Finish the answers that are ours: those with a code."""
+    return [
+        "http-after-response allow if { status lt 400 }",
+        "http-after-response allow if !{ var(txn.code) -m found }",
+        "http-after-response set-status 503 if { status 502 504 }",
+        "http-after-response set-header Content-Type application/json if { var(txn.json) -m found }",
+        "http-after-response set-header Cache-Control no-store",
+        "http-after-response set-header X-Request-ID %[var(txn.id)]",
+    ]
 
 
 _STATES = {

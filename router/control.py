@@ -1,8 +1,4 @@
-"""HAProxy's runtime API: one persistent connection to a generation's control socket, kept in interactive mode.
-
-The connection outlives the socket: a generation that is stopping listens no more, but answers on what is open
-(management.txt, section 9.3). That is how routes stay right for requests on connections that it still serves.
-"""
+"""HAProxy's runtime API: one persistent connection to a generation's control socket, in interactive mode."""
 
 from __future__ import annotations
 
@@ -37,11 +33,6 @@ class Control:
         self.timeout = timeout
         self._lock = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is open."""
-        return self._streams is not None
 
     async def open(self) -> None:
         """Connect.

@@ -16,6 +16,12 @@ local function now()
     return t.sec + t.usec / 1000000
 end
 
+-- A generation that stops hears of no more changes; its successor does.
+local function stopping(txn)
+    local value = txn.f:stopping()
+    return value == true or value == 1
+end
+
 core.register_action("hold", { "http-req" }, function(txn)
     local slot = string.match(txn:get_var("txn.route"), "^[^/]*")
     local limit = tonumber(string.match(txn:get_var("txn.state") or "", "^starting:(%d+)$"))
@@ -32,6 +38,7 @@ core.register_action("hold", { "http-req" }, function(txn)
     repeat
         core.msleep(pause())
         state = states:lookup(slot)
+        if stopping(txn) then state = "elsewhere" end
     until state == nil or string.sub(state, 1, 8) ~= "starting" or now() >= deadline
     total = total - 1
     held[slot] = held[slot] - 1

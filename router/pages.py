@@ -14,15 +14,22 @@ from router.codes import BAD_EXPECT, BAD_METHOD, CODES, HEADER_TIMEOUT, NO_SUCH_
 
 _ID, _APP = "\x01", "\x02"
 
-_STYLE = (
-    ":root{color-scheme:light dark;--ink:#1d2433;--dim:#5b6475;--paper:#f7f8fa;--card:#fff;--line:#e3e6ec;--accent:#2f6f8f}"
-    "@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--paper:#12161d;--card:#1a2029;--line:#2a323e;--accent:#7cc0df}}"
-    "*{box-sizing:border-box}body{margin:0;min-height:100vh;display:grid;place-items:center;background:var(--paper);color:var(--ink);"
-    "font:1rem/1.6 system-ui,sans-serif;padding:1.5rem}main{max-width:34rem;width:100%;background:var(--card);border:1px solid var(--line);"
-    "border-radius:14px;padding:2.25rem}h1{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem}p{margin:.5rem 0}"
-    "details{margin-top:1.5rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--dim)}summary{cursor:pointer;color:var(--accent)}"
-    "code{font:.875em ui-monospace,monospace;background:var(--paper);border:1px solid var(--line);border-radius:6px;padding:.1em .4em;"
-    "overflow-wrap:anywhere}"
+_STYLE = "".join(
+    """
+    :root{color-scheme:light dark;--ink:#1d2433;--dim:#5b6475;--paper:#f7f8fa;--card:#fff;--line:#e3e6ec;--accent:#2f6f8f}
+    @media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--paper:#12161d;--card:#1a2029;--line:#2a323e;
+    --accent:#7cc0df}}
+    *{box-sizing:border-box}
+    body{margin:0;min-height:100vh;display:grid;place-items:center;background:var(--paper);color:var(--ink);padding:1.5rem;
+    font:1rem/1.6 system-ui,sans-serif}
+    main{max-width:34rem;width:100%;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:2.25rem}
+    h1{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem}
+    p{margin:.5rem 0}
+    details{margin-top:1.5rem;border-top:1px solid var(--line);padding-top:1rem;color:var(--dim)}
+    summary{cursor:pointer;color:var(--accent)}
+    code{font:.875em ui-monospace,monospace;background:var(--paper);border:1px solid var(--line);border-radius:6px;
+    padding:.1em .4em;overflow-wrap:anywhere}
+    """.replace("\n    ", "\n").splitlines()
 )
 
 
@@ -33,10 +40,12 @@ def html(code: Code) -> str:
     opened = " open" if code.code in ("H14", "H81") else ""
     command = f"<p><code>{escape(code.command).replace(' APP', '&#32;' + _APP)}</code></p>" if code.command else _APP
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta name="robots" content="noindex"><title>{escape(code.title)}</title><style>{_STYLE}</style></head><body><main>'
         f"<h1>{escape(code.title)}</h1><p>{escape(code.visitor)}</p><details{opened}><summary>If this app is yours</summary>"
-        f"<p><strong>{escape(label)}</strong></p>{_developer(code)}{command}<p>Request <code>{_ID}</code></p></details></main></body></html>"
+        f"<p><strong>{escape(label)}</strong></p>{_developer(code)}{command}"
+        f"<p>Request <code>{_ID}</code></p></details></main></body></html>"
     )
 
 

@@ -216,9 +216,6 @@ class Router:
         for command, answer in zip(change.commands, answers, strict=True):
             if not _QUIET.fullmatch(answer):
                 raise RouteRefused(f"HAProxy refused “{command}”: {answer}")
-        for old in self.retiring:
-            with contextlib.suppress(ControlFailed):
-                await self._run(old, change.commands)
 
     async def _run(self, one: Generation, commands: Sequence[str]) -> list[str]:
         return await one.control.run(
@@ -337,8 +334,8 @@ class Router:
 
     def _frame(self, directory: Path, bound: tuple[Listener, ...]) -> Frame:
         root = os.geteuid() == 0
-        jail = self.root / "empty"
-        jail.mkdir(exist_ok=True, mode=0o555)
+        jail = self.root / "jail"
+        jail.mkdir(exist_ok=True, mode=0o711)
         return Frame(
             directory=directory,
             listeners=bound,
@@ -347,7 +344,8 @@ class Router:
             threads=min(os.cpu_count() or 1, 4),
             maxconn=_maxconn(),
             user=_account() if root else None,
-            jail=jail if root else None,
+            jail=jail,
+            chroot=root,
             version=self._version,
         )
 
@@ -381,29 +379,15 @@ class Router:
             await asyncio.sleep(delay)
 
     def _retire(self, one: Generation) -> None:
+        """Let a generation finish what it has; what comes in by its connections it hands to the newest one."""
+        one.control.close()
         self.retiring.append(one)
         self._spawn(self._see_out(one))
 
     async def _see_out(self, one: Generation) -> None:
-        """Let a generation finish. Our own control connection is closed last: it would keep HAProxy from ending."""
-        end = asyncio.ensure_future(one.ended())
-        try:
-            while not end.done():
-                await asyncio.wait({end}, timeout=0.5)
-                if not end.done() and one.control.connected and await self._idle(one):
-                    one.control.close()
-        finally:
-            end.cancel()
+        await one.ended()
         self.retiring.remove(one)
         one.forget()
-
-    @staticmethod
-    async def _idle(one: Generation) -> bool:
-        try:
-            info = (await one.control.run("show info"))[0]
-        except ControlFailed:
-            return True
-        return "\nStopping: 1" in info and re.search(r"^CurrConns: [01]$", info, re.MULTILINE) is not None
 
     async def _tidy(self) -> None:
         """Delete servers whose last request is answered, and ask HAProxy for lines that it had to drop."""

@@ -89,7 +89,23 @@ def test_reloads_lose_no_request_and_break_no_connection(own_davit: Davit, tiny:
     until(lambda: not davit.router.retiring)
 
 
-def test_an_old_generation_follows_the_routes_too(own_davit: Davit, tiny: Make) -> None:
+def test_a_kept_connection_follows_the_routes_of_the_successor(own_davit: Davit, tiny: Make) -> None:
+    davit, old, new = own_davit, tiny(), tiny()
+    rows = davit.app("app", old.dyno(1))
+    kept = Client(davit.port, "app.localhost")
+    assert kept.get().status == 200
+    davit.reload()
+    rows.dynos = [new.dyno(2)]
+    davit.sync("app")
+    request_id = "kept-over-a-reload-1"
+    answer = kept.get("/after", f"X-Request-ID: {request_id}", "X-Forwarded-For: 203.0.113.5")
+    assert answer.json["dyno"] == new.number
+    assert "X-Forwarded-For: 203.0.113.5, 127.0.0.1\r\n".lower() in new.seen[-1].lower()
+    assert request_id in davit.log("app", "/after")
+    assert sum("/after" in one.text for one in davit.lines) == 1
+
+
+def test_a_request_that_waits_in_an_old_generation_gets_its_answer(own_davit: Davit, tiny: Make) -> None:
     davit, app = own_davit, tiny()
     rows = davit.app("app", app.dyno(state="starting", routed=False))
     waiting = Client(davit.port, "app.localhost")
@@ -196,7 +212,7 @@ def test_an_address_in_use_is_an_error_with_a_sentence(home: Path) -> None:
     from foundation.settings import Address
 
     taken = listeners.listen(Address("127.0.0.1", 0), "DAVIT_HTTP")
-    with pytest.raises(DavitError, match="another program listens there already. DAVIT_HTTP sets"):
+    with pytest.raises(DavitError, match=r"another program listens there already\. DAVIT_HTTP sets"):
         listeners.listen(Address("127.0.0.1", taken.getsockname()[1]), "DAVIT_HTTP")
     taken.close()
 
@@ -317,7 +333,7 @@ def run_router(environ: dict[str, str]) -> subprocess.Popen[bytes]:
 def test_the_process_serves_is_killed_and_nothing_fails(process: tuple[dict[str, str], TinyApp], redis_server: str) -> None:
     from logs.stream import connect, recent
 
-    environ, app = process
+    environ, _ = process
     home = Path(environ["DAVIT_HOME"])
     port = int(environ["DAVIT_HTTP"].rpartition(":")[2])
     first = run_router(environ)

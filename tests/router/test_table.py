@@ -14,7 +14,7 @@ from router.readback import parse_table
 from router.routes import GONE, Route, Target
 from router.table import PoolExhausted, Table, pool_size
 
-POOL = 4
+POOL = 40
 
 
 @dataclass
@@ -72,7 +72,7 @@ wanted = st.tuples(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(wanted, max_size=12), st.booleans())
 def test_the_commands_lead_where_they_should(
     steps: list[tuple[str, tuple[frozenset[str], str | None, frozenset[Target]] | None]], again: bool
