@@ -180,12 +180,13 @@ class Bench:
         """Make up an app."""
         app_id = f"{number:08d}-0000-4000-8000-000000000000"
         rows = AppRows(app_id, f"app-{number}", web_quantity=1, process_types={"web": "x"})
-        rows.dynos = [
-            DynoRow(f"{number:06d}{index:06d}", f"web.{index}", "up", True, False, "127.0.0.1", self.target)
-            for index in range(1, dynos + 1)
-        ]
+        rows.dynos = [self.dyno(f"{number:06d}{index:06d}", index) for index in range(1, dynos + 1)]
         self.rows[app_id] = rows
         return app_id
+
+    def dyno(self, id: str, index: int) -> DynoRow:
+        """Make up a dyno."""
+        return DynoRow(id, f"web.{index}", "up", True, False, "127.0.0.1", self.target)
 
     async def change(self, router: service.Router, number: int) -> float:
         """Milliseconds from a new dyno in the rows to the answer that it is in force."""

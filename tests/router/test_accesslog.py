@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from router.accesslog import read
 
 BASE = {
-    "route": "b0/app-id/shop/shop.localhost", "server": "web.1.abc", "ending": "----", "status": "200", "size": "12", "queued": "0",
-    "connect": "1", "first_byte": "2", "total": "6", "method": "GET", "ms": "1763917200123", "request_id": "r" * 20, "client": "203.0.113.7",
-    "code": "-", "tls": "-", "path": "/x?y=1", "chain": "-",
+    "route": "b0/app-id/shop/shop.localhost", "server": "web.1.abc", "ending": "----", "status": "200", "size": "12",
+    "queued": "0", "connect": "1", "first_byte": "2", "total": "6", "method": "GET", "ms": "1763917200123",
+    "request_id": "r" * 20, "client": "203.0.113.7", "code": "-", "tls": "-", "path": "/x?y=1", "chain": "-",
 }  # fmt: skip
 SHAPE = re.compile(
-    r'(sock=\w+ )?at=\w+( code=H\d\d desc="[^"]+")? method=[^ "]* path="[^" ]*" host=[^ "]+ request_id=[^ "]+ fwd="[^"]+" dyno=[^ ]* '
-    r"connect=\S* service=\S* status=\d+ bytes=\d+ protocol=https?( tls_version=\S+)?"
+    r'(sock=\w+ )?at=\w+( code=H\d\d desc="[^"]+")? method=[^ "]* path="[^" ]*" host=[^ "]+ request_id=[^ "]+ fwd="[^"]+" '
+    r"dyno=[^ ]* connect=\S* service=\S* status=\d+ bytes=\d+ protocol=https?( tls_version=\S+)?"
 )
 
 

@@ -274,7 +274,8 @@ def process(home: Path, redis_server: str, tiny: Make) -> Iterator[tuple[dict[st
     (home / "run").mkdir()
     app = tiny()
     environ = {
-        **os.environ, "DAVIT_HOME": str(home), "DAVIT_HTTP": f"127.0.0.1:{free_port()}", "REDIS_URL": redis_server, "PYTHONPATH": str(ROOT),
+        **os.environ, "DAVIT_HOME": str(home), "DAVIT_HTTP": f"127.0.0.1:{free_port()}", "REDIS_URL": redis_server,
+        "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     engine = create_engine(f"sqlite:///{home / 'davit.db'}")
     models.Base.metadata.create_all(engine)

@@ -57,7 +57,7 @@ class Pretended:
     def show(self) -> tuple[str, str, str]:
         header = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_port\n"
         lines = [
-            f"3 {name.split('/')[0]} 1 {name.split('/')[1]} {address.rpartition(':')[0]} 2 {int(state == 'maint')} {address.rpartition(':')[2]}"
+            f"3 {name.replace('/', ' 1 ')} {address.rpartition(':')[0]} 2 {int(state == 'maint')} {address.rpartition(':')[2]}"
             for name, (address, state) in self.servers.items()
         ]
         maps = ["\n".join(f"0x{number:x} {k} {v}" for number, (k, v) in enumerate(m.items())) for m in (self.hosts, self.states)]
