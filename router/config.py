@@ -191,7 +191,8 @@ def _defaults(frame: Frame) -> str:
         [
             "mode http",
             f"timeout connect {_ms(times.connect)}",
-            f"timeout client {_ms(times.idle)}",
+            # later than the server's: when both fall silent it is the dyno that stalls (HAProxy 3 would blame the client)
+            f"timeout client {_ms(times.idle + 0.5)}",
             f"timeout server {_ms(times.idle)}",
             f"timeout tunnel {_ms(times.idle)}",
             f"timeout client-fin {_ms(min(10, times.idle))}",

@@ -72,6 +72,7 @@ class Router:
         self._read = read
         self._deliver = deliver
         self._program = program
+        self._fifo: int | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._lock = asyncio.Lock()
         self._pending: dict[str, list[asyncio.Future[None]]] = {}
@@ -108,7 +109,8 @@ class Router:
                 one.release()
         for listener in self._sockets.values():
             listener.close()
-        os.close(self._fifo)
+        if self._fifo is not None:
+            os.close(self._fifo)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -295,7 +297,7 @@ class Router:
         return Table(pool, placed)
 
     async def _start(self, table: Table) -> Generation:
-        assert self._program
+        assert self._program and self._fifo is not None
         number = max([int(path.name) for path in self.root.iterdir() if path.name.isdigit()], default=0) + 1
         bound = tuple(Listener(one.fileno(), one.getsockname()[1], name == "https") for name, one in self._sockets.items())
         frame = self._frame(self.root / str(number), bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
@@ -22,6 +23,8 @@ from router.routes import AppRows, DynoRow
 from tests.router.apps import TinyApp
 
 T = TypeVar("T")
+PROGRAM = Path(os.environ["HAPROXY"]) if "HAPROXY" in os.environ else None
+"""Another haproxy than the installed one, to test its version."""
 IMPATIENT = Timeouts(connect=1, first_byte=1, idle=2.5, hold=1.5, keep_alive=20, headers=2)
 
 
@@ -49,7 +52,7 @@ class Davit:
         self.router = self._new()
 
     def _new(self) -> service.Router:
-        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts)
+        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM)
 
     def start(self) -> None:
         """Start the router, or start it again."""
