@@ -93,7 +93,7 @@ def respond(pieces: Iterator[bytes | None], content_type: str, account_id: str, 
             if piece or heartbeat:
                 yield piece or heartbeat
 
-    response = Response(body(), content_type=content_type, direct_passthrough=True)
+    response = Response(body(), content_type=content_type)  # direct_passthrough would leave out what is called on close
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     response.call_on_close(give_back)

@@ -132,6 +132,12 @@ def test_one_account_cannot_take_all_streams(api: Api) -> None:
     slots.take("modest")
 
 
+def test_a_stream_that_has_ended_gives_its_place_back(api: Api) -> None:
+    url = _url(api)
+    for _ in range(streams.EACH + 1):
+        assert api.get(url, as_=None).status_code == 200
+
+
 @pytest.mark.parametrize("sent", [{"lines": "many"}, {"lines": -1}, {"source": "other"}, {"dyno": "web 1"}, {"tail": 3}])
 def test_a_log_session_that_cannot_be_is_refused(api: Api, sent: dict[str, object]) -> None:
     assert api.post("/apps/timely/log-sessions", sent).status_code == 422
