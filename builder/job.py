@@ -293,7 +293,7 @@ class BuildJob:
             release = session.get(Release, release_id)
         has_command = release is not None and releases.RELEASE_TYPE in release.process_types
         self._output.heading("Running release command..." if has_command else "Launching...")
-        relay = Relay(directory(self.id) / "release-output", self._output) if has_command else None
+        relay = Relay(settings().home / "releases" / release_id / "output", self._output) if has_command else None
         while True:
             try:
                 release = releases.wait(release_id, timeout=0.2 if relay else None)
