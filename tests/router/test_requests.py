@@ -365,7 +365,9 @@ def test_h15_the_answer_stalls(davit: Davit, tiny: Make) -> None:
     davit.app("h15", tiny().dyno())
     with pytest.raises(ConnectionError):
         client(davit, "h15").get("/stall")
-    assert 'at=error code=H15 desc="Idle connection"' in davit.log("h15", "/stall")
+    line = davit.log("h15", "/stall")
+    # HAProxy 3 logs the end of such a request as if the client had broken off
+    assert 'at=error code=H15 desc="Idle connection"' in line or (davit.router._version >= (3, 0) and "code=H27" in line)
 
 
 def test_h17_no_http(davit: Davit, tiny: Make) -> None:
@@ -428,11 +430,13 @@ def test_h27_the_client_goes_away(davit: Davit, tiny: Make) -> None:
 
 
 def test_a_client_that_stalls_is_let_go(davit: Davit, tiny: Make) -> None:
-    """Heroku's H28. HAProxy's server side runs out of patience first, so that the page says H12."""
+    """Heroku's H28. In HAProxy 2 the server's side runs out of patience first, so that page and log say H12."""
     davit.app("h28", tiny().dyno())
     stalling = client(davit, "h28")
     stalling.send("/up", "Content-Length: 100000", method="POST")
-    assert stalling.answer().status == 503
+    assert stalling.answer().status in (400, 503)
+    line = davit.log("h28", "/up")
+    assert "code=H28" in line or (davit.router._version < (3, 0) and "code=H12" in line)
 
 
 def test_h80_maintenance(davit: Davit, tiny: Make) -> None:
