@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,16 @@ class App:
         done = self.git("push", "davit", *(words or ("main",)), check=False)
         return Push(done.returncode, done.stdout + done.stderr)
 
+    def push_to(self, url: str, token: str) -> Push:
+        """``git push URL main`` with this token and no other way to authenticate."""
+        secret = b64encode(f"davit:{token}".encode()).decode()
+        environment = {
+            "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.extraHeader",
+            "GIT_CONFIG_VALUE_0": f"Authorization: Basic {secret}",
+        }  # fmt: skip
+        done = self.git("push", url, "main", check=False, environment=environment)
+        return Push(done.returncode, done.stdout + done.stderr)
+
     def deploy(self, files: Mapping[str, str | bytes | None] | None = None, *, example: str | None = None) -> Push:
         """Commit and push; fails the test when the push is refused."""
         self.commit(files, example=example)
@@ -186,6 +197,26 @@ class App:
         """``davit WORDS -a NAME``."""
         verb, *rest = words
         return self.davit.cli(verb, "-a", self.name, *rest, check=check, input=input)
+
+    def push_refused(self, *words: str) -> Push:
+        """Push what is committed; it is refused, and neither the ref nor what serves has changed."""
+        with self.davit.client() as client:
+            before = client.get(f"/apps/{self.name}").raise_for_status().json()["released_at"]
+            push = self.push(*words)
+            assert not push.accepted and "[remote rejected] main -> main" in push.output, push.output
+            assert client.get(f"/apps/{self.name}").json()["released_at"] == before
+        stored = self.git("ls-remote", "davit", "main").stdout.split()
+        assert not stored or stored[0] != self.git("rev-parse", "HEAD").stdout.strip()
+        return push
+
+    def use_buildpack(self, compile: str) -> None:
+        """Choose a buildpack of the test's own whose bin/compile is this bash script."""
+        root = self.davit.home / "person" / f"buildpack-{self.name}"
+        (root / "bin").mkdir(parents=True, exist_ok=True)
+        for script, text in (("detect", "echo Test"), ("compile", compile), ("release", "echo '--- {}'")):
+            (root / "bin" / script).write_text(f"#!/bin/bash\n{text}\n")
+            (root / "bin" / script).chmod(0o755)
+        self.cli("buildpacks:set", f"file://{root}", check=False)  # it may be chosen already
 
     def get(self, path: str = "/", **headers: str) -> httpx.Response:
         """A request through the router, on a connection of its own."""
