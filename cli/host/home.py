@@ -85,3 +85,16 @@ def _open_database() -> None:
     db.upgrade()
     with db.transaction() as session:
         accounts.ensure_owner(session)
+
+
+def main() -> None:
+    """``python -m cli.host.home``: make DAVIT_HOME and the stack ready, for those who start the processes by other means."""
+    from foundation.settings import settings
+    from runtime import stacks
+
+    prepare(settings())
+    stacks.ensure(settings().stacks, mirror=settings().mirror, progress=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()

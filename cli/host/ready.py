@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection
 
@@ -100,3 +101,14 @@ def _explain(name: str, settings: Settings, patience: float) -> str:
     lines = "\n".join(f"    {line}" for line in logfiles.last_lines(log))
     said = f"The last lines of {log}:\n{lines}" if lines else f"Its log, {log}, is empty."
     return f"Davit's {name} process did not answer within {patience:.0f} seconds{restarts}; `davit status` shows all. {said}"
+
+
+def main(names: list[str]) -> int:
+    """``python -m cli.host.ready NAME…``: exit status 0 when all these processes answer; a container's health check."""
+    from foundation.settings import settings
+
+    return 0 if all(answers(name, settings()) for name in names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
