@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from builder import git
-from foundation.errors import InvalidParams
+from foundation.errors import DiskFull, InvalidParams
 
 log = logging.getLogger("builder.quarantine")
 
@@ -291,7 +291,7 @@ def _refusal(status: int, said: str, limit: int) -> PackRefused:
     if "maximum allowed size" in lower:
         return too_large(limit)
     if "no space left" in lower or "disk quota" in lower:
-        return PackRefused("The disk is full, so your push was not taken; the owner of this Davit has to make room.", "disk full")
+        return no_room()
     if "out of memory" in lower or "unable to create thread" in lower:
         return PackRefused(
             f"Your push changes a file so large that comparing its versions takes more than {git.MEMORY >> 20} MiB of memory. "
@@ -303,6 +303,11 @@ def _refusal(status: int, said: str, limit: int) -> PackRefused:
     if status < 0:
         return PackRefused("Your push takes too long to check; push it in smaller parts.", "took too long to check")
     return PackRefused(f"Your push was not taken: git says “{last or 'the pack is broken'}”.", _word(last) or "index-pack failed")
+
+
+def no_room() -> PackRefused:
+    """The refusal of a push for want of disk space."""
+    return PackRefused(DiskFull("your push was not taken").message, "disk full")
 
 
 def too_large(limit: int) -> PackTooLarge:
@@ -318,4 +323,3 @@ def too_large(limit: int) -> PackTooLarge:
 def _word(text: str) -> str:
     """One printable line for git's report."""
     return "".join(c for c in text if c.isprintable())[:200]
-

@@ -6,11 +6,12 @@ quarantine; the refs that deploy wait for a build, whose output goes to the push
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,9 +23,9 @@ from dulwich.repo import Repo
 from dulwich.server import Backend, BackendRepo, ReceivePackHandler
 
 from builder.platform import Outcome, Platform, Pusher, Target
-from builder.quarantine import ZERO, Move, PackRefused, Quarantine, shallow_roots, too_large
+from builder.quarantine import ZERO, Move, PackRefused, Quarantine, no_room, shallow_roots, too_large
 from builder.repositories import DEPLOYED, HIDDEN, FetchFirst, Repositories
-from foundation.errors import DavitError
+from foundation.errors import NO_ROOM, DavitError
 
 log = logging.getLogger("builder.receive")
 
@@ -258,16 +259,16 @@ class ReceivePack(ReceivePackHandler):
         sends_pack = any(move.new != ZERO for move in moves)
         wanted = [] if atomic and results else [*([made.deploy] if made.deploy else []), *made.others]
         unpacked = b"ok"
-        with self.repositories.receiving(self.target.app_id) as quarantine:
-            try:
+        try:
+            with _room_or_refusal(), self.repositories.receiving(self.target.app_id) as quarantine:
                 if wanted and sends_pack:
                     self._take_pack(quarantine, roots)
                     sends_pack = False
                 results.update(self._decide(quarantine, made, wanted, atomic=atomic))
-            except PackRefused as error:
-                self._tell(error.message)
-                unpacked = error.word.encode()
-                results = {move.ref: b"unpacker error" for move in moves}
+        except PackRefused as error:
+            self._tell(error.message)
+            unpacked = error.word.encode()
+            results = {move.ref: b"unpacker error" for move in moves}
         self._report(unpacked, moves, results)
         if sends_pack:
             self.incoming.drain()
@@ -408,6 +409,17 @@ class ReceivePack(ReceivePackHandler):
         fallback = b"atomic push failed" if self.has_capability(b"atomic") else b"refused"
         lines = [(b"unpack", unpacked), *((move.ref, results.get(move.ref, fallback)) for move in moves)]
         self._send(lambda: self._report_status(lines))
+
+
+@contextlib.contextmanager
+def _room_or_refusal() -> Iterator[None]:
+    """What fails for want of disk space is a refused push, not a broken connection."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise no_room() from error
 
 
 def _is_id(text: bytes) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class DavitError(Exception):
     """A failure that a person will read.
@@ -66,3 +69,26 @@ class Unavailable(DavitError):
     """A part of Davit is not there at the moment; trying again later can help."""
 
     id, status = "unavailable", 503
+
+
+class DiskFull(DavitError):
+    """The disk that holds DAVIT_HOME (or the database) has no room.
+
+    Args:
+        consequence: what was not done because of it, for example ``your push was not taken``.
+    """
+
+    id, status = "disk_full", 507
+
+    def __init__(self, consequence: str = "nothing was changed") -> None:
+        super().__init__(f"The disk is full, so {consequence}; the owner of this Davit has to make room.")
+
+
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""The errors of a system call for want of disk space."""
+
+
+def is_full(path: str | os.PathLike[str]) -> bool:
+    """Whether hardly a megabyte is left on the disk of ``path``: explains the failure of a program that does not say."""
+    figures = os.statvfs(path)
+    return figures.f_bavail * figures.f_frsize < 1 << 20

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
+from foundation.errors import NO_ROOM, Conflict, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import Settings
 from foundation.wire import Call
 from runtime.driver import Driver, DynoSpec, Exit, Limits, RunningDyno
@@ -28,6 +28,8 @@ log = logging.getLogger("runtime")
 
 PIDS = 4096
 """Processes and threads of a build: compilers and npm like many."""
+ROOM_ENOUGH = 1024 * MIB
+"""With so much left after a build, the disk was not full during it."""
 CACHE_LIMIT = 2048 * MIB
 """A larger build cache is not kept."""
 
@@ -134,13 +136,29 @@ class Sandboxes:
         target = self.settings.home / "slugs" / "incoming" / f"{sandbox.build_id}.img"
         tree = open_beneath(sandbox.dyno.root, path)
         try:
+            self._check_written(sandbox)
             target.parent.mkdir(parents=True, exist_ok=True)
             image.seal(Path(f"/proc/self/fd/{tree}"), target, user=self.user(sandbox.dyno.slot))
             stored = self.store.put(target)
+        except OSError as error:
+            raise (DiskFull("the slug could not be stored") if error.errno in NO_ROOM else error) from error
         finally:
             os.close(tree)
             target.unlink(missing_ok=True)
         return {"digest": stored.digest, "size": stored.size}
+
+    def _check_written(self, sandbox: Sandbox) -> None:
+        """Where room is scarce: did all that the build wrote arrive? Its file system is sparse, so a full disk loses writes
+        that the build was told had succeeded (syncfs(2) reports them once)."""
+        if shutil.disk_usage(self.settings.run).free > ROOM_ENOUGH or sandbox.dyno.upper is None:
+            return
+        layer = os.open(sandbox.dyno.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kernel.syncfs(layer)
+        except OSError as error:
+            raise DiskFull("what the build wrote was lost") from error
+        finally:
+            os.close(layer)
 
     async def commit_cache(self, call: Call) -> dict[str, Any]:
         """``sandbox.commit_cache {build_id}`` → ``{changed}``: what the build left in /cache is the app's cache from now on."""

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from shutil import which
 
-from foundation.errors import DavitError
+from foundation.errors import DavitError, DiskFull, is_full
 from foundation.programs import ProgramFailed, run
 from slugs import kernel, mounting
 from slugs.mounting import format_of
@@ -62,6 +62,7 @@ TOPS = frozenset({"app", "cache"})
 _UUID = "da717000-0000-4000-8000-000000000000"
 # mkfs.erofs keeps a file's time unless it is later than this (2100-01-01), and stamps the image with it.
 _EPOCH = "4102444800"
+_NO_ROOM = re.compile(r"No space left|Disk quota exceeded")
 _PROBED = Path("/run/davit/image-formats.json")
 
 
@@ -233,8 +234,11 @@ def _seal(directory: int, image: Path, *, owner: int | None, user: int | None, f
         os.fchown(file, os.geteuid(), os.getegid())
         os.fchmod(file, 0o444)
     except ProgramFailed as failed:
+        full = is_full(image.parent) or _NO_ROOM.search(failed.stderr) is not None
         image.unlink(missing_ok=True)
         _explain_size(failed, file, limit)
+        if full:
+            raise DiskFull("the slug could not be stored") from failed
         raise SealFailed(f"The files could not be sealed into a slug: {_last_words(failed)}") from failed
     except BaseException:
         image.unlink(missing_ok=True)

@@ -51,6 +51,15 @@ def umount(target: str | Path, flags: int = 0) -> None:
     _checked(_libc.umount2(os.fsencode(target), flags), str(target))
 
 
+def syncfs(descriptor: int) -> None:
+    """syncfs(2).
+
+    Raises:
+        OSError: also when something that was written earlier could not be put on the disk.
+    """
+    _checked(_libc.syncfs(descriptor), "syncfs")
+
+
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_libc.unshare(flags), "unshare")

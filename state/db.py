@@ -16,8 +16,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from foundation.errors import DiskFull
 from foundation.settings import settings
 from state.models import App
 
@@ -66,16 +68,27 @@ os.register_at_fork(after_in_child=_after_fork)
 def transaction() -> Iterator[Session]:
     """A session that writes: commits at the end of the block, rolls back on an exception.
 
+    Raises:
+        DiskFull: the database has no room to write; nothing was changed.
+
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
     with Session(engine().execution_options(write=True), expire_on_commit=False) as session:
-        with session.begin():
-            yield session
+        try:
+            with session.begin():
+                yield session
+        except OperationalError as error:
+            raise (DiskFull() if _for_want_of_room(error) else error) from error
         for action in session.info.pop("after", []):
             try:
                 action()
             except Exception:
                 log.exception("an action after a commit failed")
+
+
+def _for_want_of_room(error: OperationalError) -> bool:
+    """SQLite's SQLITE_FULL; PostgreSQL's disk_full (SQLSTATE 53100)."""
+    return "disk is full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100"
 
 
 @contextmanager
