@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_until
+from tests.leftovers import INSTANCES
 
 CHECKOUT = Path(__file__).parents[2]
 STACKS = Path(os.environ.get("DAVIT_STACKS") or Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "stacks")
@@ -42,6 +43,7 @@ class Docker:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.socket = directory / "docker.sock"
+        self.groups_before = list(Path("/sys/fs/cgroup").glob("*/docker"))
         self.environment = {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_BUILDKIT": "0"}
 
     def inside(self, *words: str | Path) -> list[str]:
@@ -80,6 +82,9 @@ class Docker:
         """Daemon, namespace, cable and NAT away."""
         self.process.terminate()
         self.process.wait(60)
+        for group in Path("/sys/fs/cgroup").glob("*/docker"):
+            if not self.groups_before:
+                subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "netns", "delete", self.name])
         subprocess.run(["ip", "link", "delete", "dvcompose0"], stderr=subprocess.DEVNULL)
         subprocess.run(["nft", "delete", "table", "ip", "dvcompose"])
@@ -127,12 +132,18 @@ class Composition:
         """A command whose failure is not the test's, its output for the reader of a failure."""
         subprocess.run([*map(str, self.words), *words], env=self.environment)
 
+    def stop(self) -> None:
+        """Stop the apps as docker-compose.yml says: they outlive the runtime's container otherwise."""
+        self.attempt("stop", "--timeout", "20", "runtime")
+        self.attempt("run", "--rm", "-T", "runtime", "python", "-m", "runtime", "stop")
+
     def davit(self, *words: str) -> str:
         return self("exec", "-T", "web", "davit", *words)
 
 
 @pytest.fixture
 def composition(docker: Docker) -> Iterator[Composition]:
+    assert claims() == [], "a Davit in /var/lib/davit runs on this host: `davit down` first, the composed one has the same home"
     make_base(docker)
     under_test = Composition(docker)
     try:
@@ -143,8 +154,14 @@ def composition(docker: Docker) -> Iterator[Composition]:
         under_test.attempt("logs", "--tail=40")
         raise
     finally:
-        under_test.attempt("exec", "-T", "runtime", "python", "-m", "runtime", "stop")
+        under_test.stop()
         under_test("down", "--volumes", "--timeout", "20")
+
+
+def claims() -> list[str]:
+    """The instances that a Davit in /var/lib/davit holds on this host (a container's /run/davit is the host's)."""
+    files = [path for path in INSTANCES.glob("*") if path.name.isdigit()]
+    return [path.name for path in files if path.read_text() == "/var/lib/davit"]
 
 
 def make_base(docker: Docker) -> None:
@@ -172,6 +189,9 @@ def test_an_app_is_pushed_to_the_composed_services(docker: Docker, composition: 
     answer = sh(*docker.inside("curl", "-s", "-H", "Host: composed.localhost", "http://127.0.0.1:8080/"))
     assert answer == "Hello from Davit!\n", "the app serves on while Davit's processes are replaced"
     assert only_the_runtime_is_privileged(docker)
+
+    composition.stop()
+    assert claims() == [], "stopped apps leave nothing"
 
 
 def push(docker: Docker, repository: Path, token: str) -> None:
