@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from builder import inside
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Unavailable
 from foundation.settings import settings
 from foundation.wire import Connection
 
@@ -24,6 +25,8 @@ COMMAND = ("/usr/bin/python3", "-I", "-S", "-c", BOOTSTRAP)
 command line, which everybody on the host may read."""
 RESULT = "/tmp/davit-slug"  # noqa: S108 - the sandbox's own
 SEAL_SECONDS = 900
+RUNTIME_SECONDS = 30.0
+"""How long a build waits for a runtime process that is not there."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def open_sandbox(build_id: str, app_id: str, app: str) -> Iterator[Sandbox]:
             read, write = os.pipe2(os.O_CLOEXEC)
             ours.append(read if ours_reads else write)
             theirs.append(write if ours_reads else read)
-        with Connection(settings().run / "runtime.sock", timeout=120) as connection:
+        with _connected() as connection:
             params = {"build_id": build_id, "app_id": app_id, "app": app, "env": environment(), "command": list(COMMAND)}
             connection.call("sandbox.open", params, fds=theirs)
             while theirs:
@@ -127,6 +130,22 @@ def open_sandbox(build_id: str, app_id: str, app: str) -> Iterator[Sandbox]:
     finally:
         for descriptor in (*theirs, *ours):
             os.close(descriptor)
+
+
+def _connected() -> Connection:
+    """A connection to the runtime process, which may be starting: a build that is taken up again at a start must not fail for it.
+
+    Raises:
+        Unavailable: it has not come up in time.
+    """
+    deadline = time.monotonic() + RUNTIME_SECONDS
+    while True:
+        try:
+            return Connection(settings().run / "runtime.sock", timeout=120)
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def environment() -> dict[str, str]:
