@@ -101,14 +101,14 @@ class Settings:
 
 
 def _address(variable: str, text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    host, colon, port = text.rpartition(":")
+    if not (colon and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise SettingError(f"{variable} is “{text}”; it must be HOST:PORT, for example 127.0.0.1:8080.")
     return Address(host.strip("[]"), int(port))
 
 
 def _number(variable: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise SettingError(f"{variable} is “{text}”; it must be a whole number of at least 1.")
     return int(text)
 
