@@ -26,9 +26,10 @@ from rq.job import Job
 from setproctitle import setproctitle
 from sqlalchemy.orm import configure_mappers
 
-from builder import buildpacks, job, queue, sandbox
+from builder import buildpacks, janitor, job, queue, sandbox
 from foundation import journal
 from foundation.settings import settings
+from logs import announce
 from state import db, notify
 from state.models import Account, App, Build
 
@@ -36,6 +37,8 @@ log = logging.getLogger("worker")
 
 LOOK_SECONDS = 5
 """How often builds are looked for that are in the database and with nobody."""
+SWEEP_SECONDS = 30
+"""How often the files of builds are looked for whose app is gone."""
 WAIT_SECONDS = 3
 """How long one blocking call on Redis lasts; below the time-out of the connection."""
 PR_SET_PDEATHSIG = 1
@@ -60,6 +63,7 @@ class Worker:
         self.slots = slots
         self.builds: set[int] = set()
         self._looked = 0.0
+        self._swept = 0.0
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT, which end the builds under way; they are taken up again at the next start."""
@@ -113,6 +117,12 @@ class Worker:
             log.debug("Redis is away")
         except Exception:
             log.exception("unfinished builds could not be looked after")
+        if not self._swept or time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            try:
+                janitor.sweep()
+            except Exception:
+                log.exception("files of forgotten builds could not be removed")
 
 
 def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
@@ -124,7 +134,9 @@ def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         setproctitle("davit: build")
+        flush = announce.install()  # a connection of its own: the parent's is the parent's
         SimpleWorker([source], connection=notify.redis_client()).execute_job(taken, source)
+        flush()
         status = 0
     except Exception:
         log.exception("a build's process failed", extra={"build": taken.id})
@@ -154,6 +166,7 @@ def main() -> None:
     journal.start("worker")
     logging.getLogger("rq").setLevel(logging.WARNING)
     setproctitle("davit: worker")
+    announce.install()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _prepare()

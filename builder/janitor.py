@@ -1,0 +1,33 @@
+"""What builds leave in DAVIT_HOME/builds goes when their app is gone."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+from sqlalchemy import select
+
+from builder import queue
+from foundation.settings import settings
+from state.db import snapshot
+from state.models import Build
+
+log = logging.getLogger("builder")
+
+
+def sweep() -> list[str]:
+    """Remove the files of builds that have no row any more and that nobody works on; returns their ids."""
+    root = settings().home / "builds"
+    there = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    if not there:
+        return []
+    with snapshot() as session:  # read after the directory: a build has its row before it has files
+        known = set(session.scalars(select(Build.id)))
+    return [build_id for build_id in sorted(there - known) if _remove(build_id)]
+
+
+def _remove(build_id: str) -> bool:
+    with queue.held(build_id) as free:
+        if free:
+            shutil.rmtree(settings().home / "builds" / build_id, ignore_errors=True)
+        return free
