@@ -693,8 +693,10 @@ class ContainerDriver:
     async def take_away(self, dyno: ContainerDyno) -> None:
         """Remove everything that was made for ``dyno``, which has ended."""
 
+        held, dyno.root_fd, dyno.upper_fd = (dyno.root_fd, dyno.upper_fd), -1, -1  # `let_go` must not close them again
+
         def away() -> None:
-            for fd in (dyno.root_fd, dyno.upper_fd):
+            for fd in held:
                 if fd >= 0:
                     os.close(fd)
             if not dyno.cgroup.remove():
@@ -704,7 +706,6 @@ class ContainerDriver:
                 self.images.done(image)
 
         await self.in_thread(away)
-        dyno.root_fd = dyno.upper_fd = -1
         if dyno.terminal_fd is not None:
             os.close(dyno.terminal_fd)
             dyno.terminal_fd = None
