@@ -47,6 +47,7 @@ class Sandbox:
 
     build_id: str
     app_id: str
+    stack_version: str
     dyno: Any
     exit: Exit | None = None
     timed_out: bool = False
@@ -84,7 +85,7 @@ class Sandboxes:
         finally:
             for fd in call.fds:
                 os.close(fd)
-        sandbox = self.sandboxes[build_id] = Sandbox(build_id, str(params["app_id"]), dyno)
+        sandbox = self.sandboxes[build_id] = Sandbox(build_id, str(params["app_id"]), spec.stack.parent.name, dyno)
         call.at_hangup(lambda: self._keep(self._close(sandbox)))
 
     def _spec(self, build_id: str, app_id: str, app: str, params: dict[str, Any], fds: list[int]) -> DynoSpec:
@@ -128,7 +129,7 @@ class Sandboxes:
         await self._find(call).dyno.signal(signal.SIGKILL, everyone=True)
 
     async def seal(self, call: Call) -> dict[str, Any]:
-        """``sandbox.seal {build_id, path}`` → ``{digest, size}``: the tree at ``path`` (whose content is ``app/…``) as a slug."""
+        """``sandbox.seal {build_id, path}`` → ``{digest, size, stack_version}``: the tree at ``path`` as a slug."""
         sandbox = self._ended(call)
         return await asyncio.to_thread(self._seal, sandbox, str(call.params["path"]))
 
@@ -145,7 +146,7 @@ class Sandboxes:
         finally:
             os.close(tree)
             target.unlink(missing_ok=True)
-        return {"digest": stored.digest, "size": stored.size}
+        return {"digest": stored.digest, "size": stored.size, "stack_version": sandbox.stack_version}
 
     def _check_written(self, sandbox: Sandbox) -> None:
         """Where room is scarce: did all that the build wrote arrive? Its file system is sparse, so a full disk loses writes
