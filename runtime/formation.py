@@ -475,9 +475,9 @@ class AppManager:
             await self.router.sync(self.app_id)
         await asyncio.gather(*(self._forget_after(life.stop(grace=10)) for life in list(self.lives.values())))
         self.lives.clear()
-        if state is not None:
-            await asyncio.to_thread(records.forget_app, self.app_id)
         await self._gone(self.app_id)
+        if state is not None:  # last: as long as there is a row, whoever starts next goes on with the rest
+            await asyncio.to_thread(records.forget_app, self.app_id)
 
 
 class ReleasePhaseFailed(DavitError):

@@ -100,6 +100,12 @@ class OneOffs:
         await dyno.signal(signal.SIGTERM)
         self._keep(self._kill_later(dyno, 30))
 
+    async def end_all(self, app_id: str) -> None:
+        """End the app's one-off dynos; returns when they are gone."""
+        mine = [(row, self.running[row.id]) for row in list(self.rows.values()) if row.app_id == app_id]
+        await asyncio.gather(*(dyno.remove() for _, dyno in mine), return_exceptions=True)
+        await asyncio.to_thread(records.remove, [row.id for row, _ in mine])
+
     def _find(self, call: Call) -> RunningDyno:
         dyno = self.running.get(str(call.params["dyno_id"]))
         if dyno is None:

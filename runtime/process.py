@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from foundation.clock import now
+from foundation.errors import Unavailable
 from foundation.settings import Settings
 from foundation.wire import Call, Server
 from logs.stream import forget as forget_log
@@ -133,14 +134,22 @@ class Runtime:
         return self.managers[app_id]
 
     async def _gone(self, app_id: str) -> None:
-        """An app was destroyed: its files go, too."""
-        self.managers.pop(app_id, None)
+        """An app was destroyed: its one-off dynos and its files go, too."""
+        await self.oneoffs.end_all(app_id)
         await asyncio.to_thread(self._remove_files, app_id)
+        self.managers.pop(app_id, None)
 
     def _remove_files(self, app_id: str) -> None:
-        (self.settings.home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
-        shutil.rmtree(self.settings.home / "repos" / f"{app_id}.git", ignore_errors=True)
-        forget_log(redis_client(), app_id)
+        home = self.settings.home
+        (home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
+        for path in (home / "repos" / f"{app_id}.git", *(home / "repos" / "incoming").glob(f"{app_id}.*")):
+            shutil.rmtree(path, ignore_errors=True)
+        for release_id in records.release_ids(app_id):
+            shutil.rmtree(home / "releases" / release_id, ignore_errors=True)
+        try:
+            forget_log(redis_client(), app_id)
+        except Unavailable as error:  # it would go with Redis's next start anyway
+            log.warning("a destroyed app's log window stays: %s", error)
 
     # --- the socket
 

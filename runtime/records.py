@@ -144,6 +144,12 @@ def fail(release_id: str, kind: str, message: str) -> None:
             releases.fail(session, release, kind, message)
 
 
+def release_ids(app_id: str) -> list[str]:
+    """The ids of all the app's releases."""
+    with snapshot() as session:
+        return list(session.scalars(select(Release.id).where(Release.app_id == app_id)))
+
+
 def forget_app(app_id: str) -> None:
     """The last trace of a destroyed app."""
     with transaction() as session:
