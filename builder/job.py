@@ -325,7 +325,7 @@ class BuildJob:
         self._output.indented(f"Released v{release.version}")
         self._output.indented(f"{url} deployed to Davit")
         with transaction() as session:
-            builds.succeed(session, self.id)
+            builds.succeed(session, self.id, repo_size=repositories.size(self.app.id) if self.row.commit else None)
         self._steps.done("finish")
         self._note_steps()
         self._output.finish(Outcome("succeeded", None, None, release.version, url))

@@ -110,7 +110,11 @@ class Repositories:
 
     def size(self, app_id: str) -> int:
         """Bytes that the app's repository takes on disk."""
-        return sum(file.lstat().st_blocks * 512 for file in self.path(app_id).rglob("*") if file.is_file())
+        total = 0
+        for file in self.path(app_id).rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a push or a repack goes on meanwhile
+                total += file.lstat().st_blocks * 512
+        return total
 
     def refs(self, app_id: str) -> dict[bytes, bytes]:
         """Every ref that a client may see, and its object id."""
@@ -442,6 +446,11 @@ def move_ref(app_id: str, ref: str, old: str, new: str, build_id: str | None = N
 def unpin(build_id: str) -> None:
     """See :meth:`Repositories.unpin`."""
     repositories().unpin(build_id)
+
+
+def size(app_id: str) -> int:
+    """See :meth:`Repositories.size`."""
+    return repositories().size(app_id)
 
 
 def remove(app_id: str) -> None:

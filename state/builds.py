@@ -127,8 +127,15 @@ def releasing(session: Session, build_id: str, slug: Slug, release: Release) -> 
     )
 
 
-def succeed(session: Session, build_id: str) -> None:
-    """The build's release serves."""
+def succeed(session: Session, build_id: str, *, repo_size: int | None = None) -> None:
+    """The build's release serves.
+
+    Args:
+        repo_size: bytes that the app's repository takes now.
+    """
+    if repo_size is not None:
+        app_id = select(Build.app_id).where(Build.id == build_id).scalar_subquery()
+        session.execute(update(App).where(App.id == app_id).values(repo_size=repo_size))
     _finish(session, build_id, "succeeded", None, None)
 
 
