@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 
+from bench.tables import Figure, hand_over
 from tests.e2e.chaos import Plan, Platform, run
 
 
@@ -23,6 +24,8 @@ def main() -> int:
     plan = Plan(**vars(parser.parse_args()))
     report = asyncio.run(run(Platform.here(), plan, progress=lambda text: print(f"  {text}", file=sys.stderr, flush=True)))
     print(report.table())
+    deploys = f"{len(report.rows)} kinds of events, {sum(len(row.seconds) for row in report.rows.values())} in all"
+    hand_over([Figure("failed_requests", f"failed during {deploys}", str(report.failed), goal="0", met=not report.failed)])
     print(f"\n{report.failed} requests failed of {sum(row.tally.sent for row in report.rows.values())}.")
     return 1 if report.failed or report.problems else 0
 

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.tables import Figure, hand_over, ms
+
 ROOT = Path(__file__).parents[1]
 PUSHES = ("1 MB", "5,000 files", "300 MB blob")
 GOAL_RATIO, GOAL_GROWTH = 1.2, 32
@@ -277,6 +279,13 @@ def _table(home: Path, pids: dict[str, int], runs: int) -> int:
         seconds = {which: statistics.median(s for s, _ in rows) for which, rows in found.items()}
         growth = {which: max(m for _, m in rows) for which, rows in found.items()}
         ratio = seconds["davit"] / seconds["http-backend"]
+        most = max(growth["davit"], growth["ssh"])
+        hand_over([
+            Figure("receive", kind, ms(seconds["davit"]), f"http-backend {ms(seconds['http-backend'])}", ratio,
+                   f"≤ {GOAL_RATIO}", ratio <= GOAL_RATIO),
+            Figure("receive", f"{kind}: the server grows by", f"{most:.1f} MiB", f"http-backend {growth['http-backend']:.1f} MiB",
+                   None, f"≤ {GOAL_GROWTH} MiB", most <= GOAL_GROWTH),
+        ])  # fmt: skip
         missed += ratio > GOAL_RATIO or max(growth["davit"], growth["ssh"]) > GOAL_GROWTH
         print(
             f"{kind:<14}{seconds['davit']:>8.2f}s{seconds['http-backend']:>8.2f}s{ratio:>8.2f}"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.tables import Figure, hand_over
 from foundation.settings import from_environment
 from router import service
 from router.accesslog import Access
@@ -202,6 +203,23 @@ class Bench:
         return (time.perf_counter() - started) * 1000
 
 
+def figures(
+    apps: int, cpu: float, to_minimal: float, to_one: float, rate: float, p99: float, change: float, worst: float, fresh: float,
+    memory: float, lost: int,
+) -> list[Figure]:  # fmt: skip
+    """What is promised, beside what was measured."""
+    of = f"{apps:,} app{'s' * (apps != 1)}"
+    found = [
+        Figure("router", f"{of}: a route change", f"{change:.2f} ms", f"at the most {worst:.1f} ms", None, "≤ 10 ms", change <= 10),
+        Figure("router", f"{of}: memory (PSS)", f"{memory:.1f} MiB", "", None, "≤ 200 MiB", memory <= 200),
+        Figure("router", f"{of}: log lines lost", str(lost), "", None, "0", lost == 0),
+    ]
+    if apps == 1:
+        return [Figure("router", "CPU per request", f"{cpu:.1f} µs", "minimal HAProxy", to_minimal, "≤ 1.1", to_minimal <= 1.1),
+                Figure("router", "p99", "", "minimal HAProxy", p99), *found]  # fmt: skip
+    return [Figure("router", f"{of}: CPU per request", f"{cpu:.1f} µs", "one app", to_one, "≤ 1.2", to_one <= 1.2), *found]
+
+
 async def main() -> None:
     """Run everything and print."""
     directory = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
@@ -265,6 +283,7 @@ async def main() -> None:
                 f"  {row[6]:8.2f} ({row[7]:4.1f})  {row[8]:10.2f}  {row[9]:7.1f}  {row[10]:10}",
                 flush=True,
             )
+            hand_over(figures(*row))
             await router.close()
             service.stop(bench.settings, patience=1)
 
