@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.idle import groups, memory
+from bench.idle import dyno_cgroups, groups, memory
 from bench.tables import Figure, mib, ms, report, table
 from tests.e2e.conftest import running
 from tests.e2e.residue import residue
@@ -110,7 +110,12 @@ def measure(davit: Davit, dynos: int) -> list[Figure]:
     rows.append(crowd.at(crowd.half, crowd.scale(crowd.first, crowd.half)))
     rows.append(crowd.at(2 * crowd.half, crowd.scale(crowd.second, crowd.half)))
     print(f"\n{table(head, rows)}", flush=True)
-    away = [crowd.scale(app, 0) for app in (crowd.first, crowd.second)]
+    began = time.monotonic()
+    for app in (crowd.first, crowd.second):
+        crowd.scale(app, 0)
+    while dyno_cgroups(davit):
+        time.sleep(0.02)
+    away = time.monotonic() - began
     began = time.monotonic()
     for app in (crowd.first, crowd.second):
         crowd.ask(app, crowd.half)
@@ -122,7 +127,7 @@ def measure(davit: Davit, dynos: int) -> list[Figure]:
         app.cli("apps:destroy", "--confirm", app.name)
     until_nothing_left(davit)
     gone = time.monotonic() - began
-    print(f"scaled to 0 in {sum(away):.2f} s; {2 * crowd.half} destroyed, nothing left, after {gone:.2f} s", flush=True)
+    print(f"scaled to 0, the last gone after {away:.2f} s; {2 * crowd.half} destroyed, nothing left, after {gone:.2f} s", flush=True)
     count = 2 * crowd.half
     return [
         Figure("crowd", f"{count} dynos at once, from none to all up", ms(took), f"each {ms(took / count)}"),

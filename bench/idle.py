@@ -75,11 +75,19 @@ def pss(pid: int) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
 
 
-def groups(davit: Davit) -> list[Group]:
-    """The cgroups of all dynos that run."""
+def dyno_cgroups(davit: Davit) -> list[Path]:
+    """The dynos' directories in the hierarchy of the memory controller."""
     name = f"davit{instance(davit)}"
     roots = [root / name for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")) if (root / name).is_dir()]
-    return [Group.read(path) for path in sorted(roots[0].glob("*/*")) if path.is_dir()] if roots else []
+    try:
+        return [path for path in sorted(roots[0].glob("*/*")) if path.is_dir()] if roots else []
+    except FileNotFoundError:  # one went while it was looked at
+        return dyno_cgroups(davit)
+
+
+def groups(davit: Davit) -> list[Group]:
+    """The cgroups of all dynos that run."""
+    return [Group.read(path) for path in dyno_cgroups(davit)]
 
 
 def up(davit: Davit, app: App, count: int) -> None:

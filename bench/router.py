@@ -210,7 +210,7 @@ def figures(
     """What is promised, beside what was measured."""
     of = f"{apps:,} app{'s' * (apps != 1)}"
     found = [
-        Figure("router", f"{of}: a route change", f"{change:.2f} ms", f"at the most {worst:.1f} ms", None, "≤ 10 ms", change <= 10),
+        Figure("router", f"{of}: a route change", f"{change:.2f} ms", f"at most {worst:.1f} ms", None, "≤ 10 ms", change <= 10),
         Figure("router", f"{of}: memory (PSS)", f"{memory:.1f} MiB", "", None, "≤ 200 MiB", memory <= 200),
         Figure("router", f"{of}: log lines lost", str(lost), "", None, "0", lost == 0),
     ]
