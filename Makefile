@@ -28,6 +28,8 @@ stack: ## build the stack that apps run on anew
 
 docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference
+	$(PYTHON) -m api.reference
+	$(PYTHON) -m cli.reference
 
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose

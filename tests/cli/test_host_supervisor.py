@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cli.host import record, supervisor
-from cli.host.processes import Identity
+from cli.host.processes import Identity, command_line
 from tests.conftest import wait_until
 
 RUNNER = """
@@ -162,7 +162,8 @@ def test_a_process_started_with_another_command_is_replaced(supervised: Supervis
     wait_until(lambda: _supervisor(supervised) == supervised.processes[1].pid, "the second supervisor's record")
     assert before is not None
     wait_until(lambda: not before.lives(), "the old process's end")
-    assert Path(f"/proc/{supervised.pid('web')}/cmdline").read_bytes() == b"sleep\x0061\x00"
+    now = supervised.pid("web")
+    wait_until(lambda: command_line(now) == ["sleep", "61"], "the new command in place of the old")
 
 
 def _supervisor(supervised: Supervised) -> int | None:
