@@ -14,6 +14,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pip._internal.models.index import PyPI
 
 from tests.builder.building import REPOSITORY, Built, build_root, run_inside, tar_of, tar_of_directory
 from tests.conftest import wait_until
@@ -175,7 +176,7 @@ def test_pipfile_lock_is_installed_as_locked(root: Path) -> None:
     lock = {
         "_meta": {
             "requires": {"python_version": PYTHON},
-            "sources": [{"url": "https://pypi.org/simple", "verify_ssl": True, "name": "pypi"}],
+            "sources": [{"url": PyPI.simple_url, "verify_ssl": True, "name": "pypi"}],
         },
         "default": {"itsdangerous": {"hashes": digests, "version": "==2.2.0", "markers": "python_version >= '3.8'"}},
         "develop": {"blinker": {"version": "==1.9.0"}},

@@ -68,7 +68,7 @@ def test_the_log_has_what_the_app_the_router_and_the_platform_said(app: App) -> 
     log = app.log()
     assert "app[web.1]: listening" in log
     assert "heroku[web.1]: State changed from starting to up" in log
-    assert "app[api]: Release v2 created by user" in log
+    eventually(lambda: "app[api]: Release v2 created by user" in app.log(), "what the platform did is in the log")
 
 
 def test_a_one_off_dyno_prints_and_ends_as_the_command_does(app: App) -> None:

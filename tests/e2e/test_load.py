@@ -194,9 +194,11 @@ def test_failures_count_for_the_event_during_which_they_were_sent() -> None:
         await asyncio.sleep(0.2)
 
     async def break_it() -> None:
+        await asyncio.sleep(0.3)  # what was sent before this event has been answered
         server._misbehave = lambda n: "503"
         await asyncio.sleep(0.2)
         server._misbehave = lambda n: None
+        await asyncio.sleep(0.3)
 
     async def never() -> None:
         raise TookTooLong("web.1 is starting")
@@ -225,7 +227,7 @@ def test_failures_count_for_the_event_during_which_they_were_sent() -> None:
 @pytest.mark.parametrize(
     ("argv", "name"),
     [
-        (["/work/.venv/bin/python", "-m", "router"], "router"),
+        (["/srv/davit/.venv/bin/python", "-m", "router"], "router"),
         (["python3", "-m", "builder.ssh"], "builder.ssh"),
         (["/usr/bin/python3", "/x/.venv/bin/gunicorn", "app:app"], "web"),
         (["gunicorn: master [app:app]"], "web"),

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -82,7 +83,15 @@ class App:
             **{name: value for name, value in self.config.items() if not NOT_EXPORTED.fullmatch(name) and "\0" not in value},
             "PATH": f"{self.node}/bin:{build}/node_modules/.bin:{os.environ['PATH']}",
         }
-        self.registry = self.config.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
+
+    @cached_property
+    def registry(self) -> str:
+        """The npm registry: the config var's, else what the stack's own npm would ask."""
+        chosen = self.config.get("NPM_CONFIG_REGISTRY")
+        if not chosen:
+            said = subprocess.run(["npm", "config", "get", "registry"], cwd="/", stdout=subprocess.PIPE, text=True, check=True)
+            chosen = said.stdout.strip()
+        return chosen.rstrip("/")
 
     def _read_package(self) -> dict[str, Any]:
         try:
@@ -191,7 +200,7 @@ class Tools:
             say(f"No Node.js version was asked for: using {DEFAULT_NODE}")
             indent(f'To keep to it, put into package.json:  "engines": {{ "node": "{DEFAULT_NODE}" }}')
         wanted = {"format": FORMAT, "node": self.node_range or DEFAULT_NODE, "manager": [self.manager.name, self.manager.version]}
-        wanted["registry"] = self.app.registry
+        wanted["registry"] = self.app.config.get("NPM_CONFIG_REGISTRY", "")
         if self._restored(wanted):
             say(f"Restored Node.js {self.versions['node']} and {self.manager.program} {self.versions['manager']} from the cache")
             return

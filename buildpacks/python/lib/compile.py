@@ -405,11 +405,11 @@ def run_uv(app: App, argv: list[str], manager: str) -> None:
 def explain(printed: str, manager: str) -> str:
     printed = " ".join(re.sub(r"[│╰├─▶×]", " ", printed).split())
     if missing := re.search(r"[Bb]ecause (\S+) was not found in the (?:package registry|provided package locations)", printed):
-        return f"There is no package named “{missing[1]}”. Is its name in {manager} spelt as on https://pypi.org?"
+        return f"There is no package named “{missing[1]}”. Is its name in {manager} spelt as on PyPI?"
     if re.search(r"lockfile (at `[^`]*` )?needs to be updated", printed):
         return "uv.lock does not fit pyproject.toml. Run `uv lock`, commit uv.lock and push again."
     if gone := re.search(r"[Bb]ecause there is no version of (\S+?==[^\s,]+)", printed):
-        return f"There is no {gone[1]}. Which versions there are is at https://pypi.org; change it in {manager}."
+        return f"There is no {gone[1]}. PyPI's page of it lists the versions there are; change it in {manager}."
     if "No solution found" in printed:
         return f"The packages in {manager} do not go together: uv says above which ask for what. Loosen one of them."
     if "Failed to build" in printed or "failed to build" in printed:
