@@ -21,6 +21,7 @@ from foundation.errors import DavitError
 from runtime.instance import Instance
 
 _CLONE_NEWNET = 0x40000000
+_RTM_F_CLONED = 0x200  # rtnetlink(7): a cached path-MTU exception for one host of the internet, not a route
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -114,7 +115,7 @@ class Network:
         found = []
         for route in self._ip.get_routes(family=2, table=254):
             destination = route.get_attr("RTA_DST")
-            if destination:
+            if destination and not route["flags"] & _RTM_F_CLONED:
                 network = ipaddress.IPv4Network(f"{destination}/{route['dst_len']}", strict=False)
                 found.append((names.get(route.get_attr("RTA_OIF"), "?"), network))
         return found
