@@ -112,7 +112,8 @@ class Davit:
             app = apps.find(session, account, target.app_id, "deploy")  # it may have changed while the pack came in
             build = builds.create(session, app, account, commit=commit, ref=ref, old_sha=old)
             keep(build.id)
-            return build.id
+        queue.tell_of_wait(build.id)
+        return build.id
 
     def start(self, app_id: str) -> None:
         queue.enqueue_next(app_id)

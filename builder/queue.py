@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import redis
@@ -47,6 +47,20 @@ def enqueue_next(app_id: str) -> None:
         build = builds.next_turn(session, app_id)
     if build is not None:
         _send(build.id)
+
+
+def tell_of_wait(build_id: str) -> None:
+    """Say in a fresh build's output which build of the same app goes first, when one does."""
+    with snapshot() as session:
+        build = session.get(Build, build_id)
+        first = builds.ahead(session, build) if build is not None and build.phase == "waiting" else None
+    if first is None:
+        return
+    what = (first.commit or first.source_version or "source")[:8]
+    with suppress(OSError):  # a full disk: the build's own business, later
+        out = output.Output(build_id)
+        out.heading(f"Waiting for another build of this app to end: {what}, by {first.account.email}")
+        out.close()
 
 
 def _send(build_id: str) -> None:

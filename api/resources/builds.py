@@ -56,6 +56,7 @@ def create(call: Call) -> Reply:
     build = builds.create(
         call.session, call.app, call.account, commit=last.commit, source_version=last.source_version, buildpacks=_buildpacks(call)
     )
+    after_commit(call.session, lambda: queue.tell_of_wait(build.id))
     after_commit(call.session, lambda: queue.enqueue_next(build.app_id))
     return Reply(_render(build), 201)
 
