@@ -58,7 +58,7 @@ class OneOffs:
         state = await asyncio.to_thread(records.read_app, str(params["app_id"]))
         if state is None:
             raise NotFound("Couldn't find that app.")
-        release = state.current
+        release = await asyncio.to_thread(records.release_for_run, state.app.id)
         if release is None or release.slug is None:
             raise Conflict(f"{state.app.name} has no code yet, so nothing can run; push some first.", status=422)
         terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None

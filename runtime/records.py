@@ -53,6 +53,22 @@ def read_app(app_id: str) -> AppState | None:
         )
 
 
+def release_for_run(app_id: str) -> Release | None:
+    """What a one-off dyno runs: the current release, or that with newer config vars which its dynos are just moving to.
+
+    As on Heroku, ``config:set`` is in force for the next ``run``, whether or not the web dynos have been replaced yet.
+    """
+    with snapshot() as session:
+        current = releases.current(session, app_id)
+        if current is None or current.slug_id is None:
+            return current
+        newer = select(Release).where(
+            Release.app_id == app_id, Release.status == "pending", Release.kind == "config",
+            Release.slug_id == current.slug_id, Release.version > current.version,
+        )  # fmt: skip
+        return session.scalar(newer.order_by(Release.version.desc()).limit(1)) or current
+
+
 def all_app_ids() -> list[str]:
     """Every app, those under destruction included."""
     with snapshot() as session:
