@@ -10,6 +10,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ LOOK_SECONDS = 1.0
 """How often a running build is asked whether it is to be given up."""
 DRAIN_SECONDS = 2.0
 ZERO = "0" * 40
+Order = tuple[dict[str, object], Iterator[Iterator[bytes]]]
+"""What the program in the sandbox is told, and the streams that it is told of."""
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -125,9 +128,9 @@ class BuildJob:
 
     def _make_release(self) -> str:
         self._begin()
-        with self._open(self.id, self.app.id, self.app.name) as sandbox:
+        with ThreadPoolExecutor(1) as beside, self._open_beside(beside) as (sandbox, order):
             self._steps.done("sandbox")
-            result = self._work(sandbox)
+            result = self._work(sandbox, *order.result())
             self._show_types(result)
             sealed = self._seal(sandbox)
             release_id = self._release(result, sealed)
@@ -148,8 +151,14 @@ class BuildJob:
                 raise BuildFailed(moved.message, "fetch first") from None
         self._output.heading(f"Building on the {STACK_TITLES.get(row.stack, row.stack)} stack")
 
-    def _work(self, sandbox: Sandbox) -> Result:
-        order, streams = self._order()
+    @contextlib.contextmanager
+    def _open_beside(self, beside: Executor) -> Iterator[tuple[Sandbox, Future[Order]]]:
+        """The sandbox, and the order for it, which is made while the sandbox is opened."""
+        order = beside.submit(self._order)
+        with self._open(self.id, self.app.id, self.app.name) as sandbox:
+            yield sandbox, order
+
+    def _work(self, sandbox: Sandbox, order: dict[str, object], streams: Iterator[Iterator[bytes]]) -> Result:
         feeder = Feeder(sandbox, json.dumps(order, separators=(",", ":")).encode(), streams)
         feeder.start()
         try:
@@ -160,7 +169,7 @@ class BuildJob:
             raise
         return self._checked(done)
 
-    def _order(self) -> tuple[dict[str, object], Iterator[Iterator[bytes]]]:
+    def _order(self) -> Order:
         """What the program in the sandbox is told, and the streams that it is told of."""
         chosen, vars = self._chosen_buildpacks()
         local = buildpacks.local(chosen, admin=self.row.account.is_admin)

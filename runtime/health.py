@@ -82,11 +82,11 @@ async def _ask(check: Check, address: str, port: int, host: str) -> str | None:
 
 
 async def until_listening(read: Callable[[], Sequence[Listener]], port: int) -> None:
-    """Return when the port is bound; looks often at first (a warm app binds within 100 ms), then less."""
+    """Return when the port is bound; looks often at first (most apps bind within half a second), then less."""
     pause = 0.003
     while not listening(read(), port):
         await asyncio.sleep(pause)
-        pause = min(pause * 1.1, 0.05)
+        pause = min(pause * 1.01, 0.05)
 
 
 async def until_healthy(check: Check, address: str, port: int, host: str) -> str | None:

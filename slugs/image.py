@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import marshal
 import os
 import re
 import stat
@@ -250,7 +251,7 @@ def _seal(directory: int, image: Path, *, owner: int | None, user: int | None, f
 def _order(order: dict[str, object]) -> None:
     sealer = Path(__file__).with_name("sealer.py")
     fds = (int(str(order["tree"])), int(str(order["image"])))
-    run([sys.executable, "-I", "-S", sealer, json.dumps(order)], timeout=SECONDS + 30, pass_fds=fds)
+    run([sys.executable, "-I", "-S", sealer, marshal.dumps(order).hex()], timeout=SECONDS + 30, pass_fds=fds)
 
 
 def _explain_size(failed: ProgramFailed, file: int, limit: int) -> None:

@@ -13,7 +13,10 @@ import errno
 import fcntl
 import os
 import stat
-from pathlib import Path
+
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without loading it: the sealing process starts anew for every build
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
