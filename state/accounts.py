@@ -163,7 +163,7 @@ def owner_token_file() -> Path:
 
 def ensure_owner(session: Session) -> None:
     """On the first start make the owner's account (an admin); make sure that the owner's token works."""
-    account = session.scalar(select(Account).order_by(Account.created_at).limit(1))
+    account = session.scalar(select(Account).where(Account.is_admin).order_by(Account.created_at).limit(1))
     if account is None:
         account = create(session, None, f"owner@{settings().domain}", name="Owner", admin=True)
     path = owner_token_file()
