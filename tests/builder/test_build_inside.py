@@ -50,7 +50,7 @@ def test_the_scripts_get_their_arguments_and_the_buildpack_as_working_directory(
     built = build(
         root,
         pack(
-            compile='echo "pwd=$PWD self=$(cd "$(dirname "$0")/.." && pwd) build=$1 cache=$2 env=$3"; touch written-here; ls "$1"',  # noqa: E501
+            compile='echo "pwd=$PWD self=$(cd "$(dirname "$0")/.." && pwd) build=$1 cache=$2 env=$3"; touch written-here; ls "$1"',
             release='echo "--- {}"; echo "$# $PWD" >&2',
         ),
     )
@@ -66,7 +66,7 @@ def test_the_environment_is_minimal_and_config_vars_are_only_files(root: Path) -
     built = build(
         root,
         pack(
-            compile='env | cut -d= -f1 | sort | tr "\\n" " "; echo; for f in "$3"/*; do echo "$(basename "$f")=$(base64 -w0 "$f")"; done; echo "$HOME $STACK $SOURCE_VERSION"'  # noqa: E501
+            compile='env | cut -d= -f1 | sort | tr "\\n" " "; echo; for f in "$3"/*; do echo "$(basename "$f")=$(base64 -w0 "$f")"; done; echo "$HOME $STACK $SOURCE_VERSION"'
         ),
         config=config,
     )
@@ -108,7 +108,7 @@ def test_each_build_has_a_writable_private_copy_that_lives_until_release(root: P
 
 def test_exports_are_evaluated_for_the_buildpacks_after_and_only_the_last_release_counts(root: Path) -> None:
     first = pack(
-        compile='printf "%s\\n" "export TOOL=\\"\\$(echo a b)\\"" "export PATH=/first:\\$PATH" "f() { :; }; export -f f" "PLAIN=1" > export; echo "1:${TOOL-unset}"',  # noqa: E501
+        compile='printf "%s\\n" "export TOOL=\\"\\$(echo a b)\\"" "export PATH=/first:\\$PATH" "f() { :; }; export -f f" "PLAIN=1" > export; echo "1:${TOOL-unset}"',
         release='echo "default_process_types: {web: first}"',
     )
     second = pack(compile='echo "2:$TOOL:$PLAIN:${PATH%%:*}"; type -t f', release='echo "default_process_types: {web: second}"')
@@ -279,7 +279,7 @@ def test_a_failed_build_is_reported_before_its_end_and_leaves_no_result(root: Pa
         ("davit/static", "bundled", "static", ""),
         ("urn:buildpack:heroku/nodejs", "bundled", "nodejs", ""),
         ("https://buildpack-registry.s3.amazonaws.com/buildpacks/heroku/python.tgz", "bundled", "python", ""),
-        ("https://buildpack-registry.s3.amazonaws.com/buildpacks/some/pack.tgz", "archive", "https://buildpack-registry.s3.amazonaws.com/buildpacks/some/pack.tgz", ""),  # noqa: E501
+        ("https://buildpack-registry.s3.amazonaws.com/buildpacks/some/pack.tgz", "archive", "https://buildpack-registry.s3.amazonaws.com/buildpacks/some/pack.tgz", ""),
         ("heroku/ruby", "archive", "https://buildpack-registry.s3.amazonaws.com/buildpacks/heroku/ruby.tgz", ""),
         ("https://example.com/pack.git#v1", "git", "https://example.com/pack.git", "v1"),
         ("https://example.com/pack", "git", "https://example.com/pack", ""),

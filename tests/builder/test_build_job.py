@@ -3,6 +3,7 @@ sandbox and its bringing up of releases are played by the test."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -406,18 +407,30 @@ def test_a_build_that_somebody_works_on_is_left_alone(pushed: Pushed) -> None:
 
 
 def test_the_worker_picks_builds_up_and_leaves_no_process_behind(pushed: Pushed) -> None:
-    """The whole worker process; without a runtime process a build fails with a sentence."""
+    """The whole worker process; a runtime process that hangs up on it fails the build with a sentence."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(settings().run / "runtime.sock"))
+    listener.listen()
+    threading.Thread(target=_hang_up_on_everybody, args=(listener,), daemon=True).start()
     worker = subprocess.Popen([sys.executable, "-m", "builder.worker"], cwd=Path(__file__).parents[2])
     try:
         for name in "ab":
             build_id = pushed.build(pushed.commit(file=name))
             queue.enqueue_next(pushed.app.id)
             wait_until(lambda: pushed.row(build_id).status != "pending", "the build ending")  # noqa: B023
-            assert "runtime process is not running" in (pushed.row(build_id).failure or "")
+            assert "runtime" in (pushed.row(build_id).failure or "")
         wait_until(lambda: not _children(worker.pid), "the build's process being reaped")
     finally:
         worker.terminate()
         assert worker.wait(10) == 0
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _hang_up_on_everybody(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def test_a_build_ends_with_its_worker_and_is_taken_up_by_the_next(pushed: Pushed) -> None:
