@@ -363,6 +363,8 @@ def name_of(argv: Sequence[str]) -> str:
     words = [word for word in argv if word]
     if not words:
         return "unknown"
+    if len(words) == 1 and " -m " in words[0]:  # setproctitle, once loaded, has a command line in one piece
+        words = words[0].split()
     if "-m" in words[:-1]:
         return words[words.index("-m") + 1]
     if any("gunicorn" in word for word in words):

@@ -235,6 +235,7 @@ def test_failures_count_for_the_event_during_which_they_were_sent() -> None:
         (["redis-server *:0"], "redis-server"),
         (["/usr/bin/redis-server unixsocket:/tmp/x"], "redis-server"),
         (["/x/.venv/bin/python3.11", "-m", "cli.host.supervisor"], SUPERVISOR),
+        (["/x/.venv/bin/python -m cli.host.supervisor"], SUPERVISOR),
         (["davit: runtime"], "runtime"),
         (["", ""], "unknown"),
     ],
