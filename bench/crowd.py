@@ -127,8 +127,8 @@ def measure(davit: Davit, dynos: int) -> list[Figure]:
         app.cli("apps:destroy", "--confirm", app.name)
     until_nothing_left(davit)
     gone = time.monotonic() - began
-    print(f"scaled to 0, the last gone after {away:.2f} s; {2 * crowd.half} destroyed, nothing left, after {gone:.2f} s", flush=True)
     count = 2 * crowd.half
+    print(f"scaled to 0, the last gone after {away:.2f} s; {count} destroyed, nothing left, after {gone:.2f} s", flush=True)
     return [
         Figure("crowd", f"{count} dynos at once, from none to all up", ms(took), f"each {ms(took / count)}"),
         Figure("crowd", f"one more at {count}: first 200", ms(crowd.seconds), f"at {few}: {ms(at_few)}", crowd.seconds / at_few),

@@ -94,6 +94,8 @@ def create(
     session.flush()
     _ensure_formation(session, app, release)
     audit.record(session, account, "releases:create", app, version=version, kind=kind)
+    if kind in ("deploy", "rollback"):
+        notify.announce(session, app.id, f"{description} by user {account.email}")
     notify.announce(session, app.id, f"Release v{version} created by user {account.email}")
     if slug is None and not _pending_before(session, release):
         succeed(session, release)

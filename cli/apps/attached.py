@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -156,7 +155,7 @@ class _Session:
 
     def _alarm(self, number: int) -> None:
         if number == signal.SIGWINCH and self.terminal:
-            columns, lines = shutil.get_terminal_size()
+            columns, lines = os.get_terminal_size(sys.stdout.fileno())
             self._send(TextMessage(json.dumps({"resize": [lines, columns]})))
         elif number == signal.SIGINT:
             self.interrupts += 1

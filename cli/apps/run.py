@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +72,7 @@ def run(
     terminal = not no_tty and sys.stdin.isatty() and sys.stdout.isatty()
     values = _environment(env)
     if terminal:
-        columns, lines = shutil.get_terminal_size()
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())  # the window, whatever COLUMNS and LINES say
         values = {"TERM": os.environ.get("TERM", "xterm"), "COLUMNS": str(columns), "LINES": str(lines), **values}
     line = _line(words)
     with action(f"Running {line} on {hexed(app.app)}") as step:

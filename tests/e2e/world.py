@@ -110,8 +110,8 @@ class Davit:
 
     def pids(self) -> dict[str, list[int]]:
         """The pids of Davit's own processes, by process."""
-        status = json.loads(self.cli("status", "--json").stdout)
-        return {one["process"]: one.get("pids") or ([one["pid"]] if one.get("pid") else []) for one in status["processes"]}
+        rows = json.loads(self.cli("status", "--json", check=False).stdout)
+        return {row["process"]: row["pids"] for row in rows}
 
     @property
     def token(self) -> str:
@@ -129,7 +129,7 @@ class Davit:
         return App(self, json.loads(out)["name"], Path(tempfile.mkdtemp(prefix="co", dir=self.home / "person")))
 
 
-@dataclass
+@dataclass(eq=False)
 class App:
     """An app and its checkout."""
 
