@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs test-compose clean
+.PHONY: demo setup test lint bench stack docs test-compose test-power clean
 
 PYTHON = .venv/bin/python
 
@@ -30,6 +30,10 @@ docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m api.reference
 	$(PYTHON) -m cli.reference
+
+test-power: ## the slow proof that power cuts and kill -9 at every step of a push lose nothing
+	@MAKE_TARGET=test-power scripts/setup run test
+	DAVIT_STACKS=$${DAVIT_STACKS:-/var/cache/davit/stacks} $(PYTHON) -m pytest -m slow tests/e2e
 
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose

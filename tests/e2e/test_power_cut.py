@@ -31,6 +31,8 @@ from tests.e2e.errors_page import assert_says, says
 from tests.e2e.residue import assert_nothing_left, instance, residue, rows_unfinished
 from tests.e2e.world import TINY, App, Davit, eventually, tiny
 
+pytestmark = pytest.mark.slow
+
 SLOW = {
     **TINY,
     "app.py": TINY["app.py"].replace('print("listening"', 'import time\ntime.sleep(float(os.environ.get("SLOW", "0")))\nprint("listening"'),
