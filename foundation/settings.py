@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -32,6 +33,18 @@ class Address:
     def reachable(self) -> Address:
         """The address that a client on this machine uses: a wildcard address becomes the loopback."""
         return Address({"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host), self.port)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Addresses of a network, at one port or (None) at all, that Davit may call though they are private."""
+
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+    port: int | None = None
+
+    def holds(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
+        """Whether ``address`` at ``port`` is among them."""
+        return address in self.network and self.port in (None, port)
 
 
 def _setting(variable: str, default: str | None, meaning: str) -> Any:
@@ -75,6 +88,11 @@ class Settings:
     web_threads: int = _setting(
         "DAVIT_WEB_THREADS", "64", "requests that the web process works on at once (a push holds one while it builds)"
     )
+    outbound_allow: tuple[Allowed, ...] = _setting(
+        "DAVIT_OUTBOUND_ALLOW", None,
+        "private addresses that drains and webhooks may call all the same: networks, with a port or without, parted by commas "
+        "(10.1.0.0/16, 127.0.0.1:9000)",
+    )  # fmt: skip
     osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF")
 
     @property
@@ -119,6 +137,23 @@ def _absolute(variable: str, text: str) -> Path:
     return Path(text)
 
 
+def _allowed(variable: str, text: str) -> Allowed:
+    network, port = text, ""
+    if text.startswith("["):
+        network, _, port = text[1:].partition("]:")
+        network = network.removesuffix("]")
+    elif text.count(":") == 1:
+        network, _, port = text.partition(":")
+    try:
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+            raise ValueError
+        return Allowed(ipaddress.ip_network(network, strict=False), int(port) if port else None)
+    except ValueError:
+        raise SettingError(
+            f"{variable} has “{text}”; it must be networks, with a port or without: 10.1.0.0/16, 127.0.0.1:9000, [fd00::/8]:514."
+        ) from None
+
+
 def from_environment(environ: Mapping[str, str]) -> Settings:
     """Parse the settings.
 
@@ -138,6 +173,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         values[name] = _number(names[name], raw[name] or "")
     values["build_slots"] = _number("DAVIT_BUILD_SLOTS", raw["build_slots"] or str(os.cpu_count() or 1))
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"
+    allowed = [text.strip() for text in (raw["outbound_allow"] or "").split(",")]
+    values["outbound_allow"] = tuple(_allowed("DAVIT_OUTBOUND_ALLOW", text) for text in allowed if text)
     values["osv_kernel"] = _absolute("DAVIT_OSV_KERNEL", raw["osv_kernel"]) if raw["osv_kernel"] else None
     values["database_url"] = raw["database_url"] or f"sqlite:///{home / 'davit.db'}"
     if values["slugs"] != "file":

@@ -14,15 +14,9 @@ from urllib.parse import urlsplit
 
 from foundation import programs
 from foundation.errors import DavitError
+from foundation.outbound import PRIVATE
 from foundation.settings import Address, Settings
 from runtime.instance import SLOTS, Instance
-
-PRIVATE = (
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-    "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
-)  # fmt: skip
-"""IANA's special-purpose registry (RFC 6890): not the internet. Its documentation networks are left out: no host is there
-but where somebody put one as "the internet" on purpose; the host's own networks are refused whatever their numbers."""
 
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
