@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.tables import Figure, hand_over, ms
 from foundation.settings import from_environment, settings
-from runtime import children, container, mounts, stacks
+from runtime import children, host, mounts, stacks
 from runtime.container import ContainerDriver
 from runtime.driver import DynoSpec, Limits
 from runtime.instance import Instance
@@ -67,7 +67,7 @@ class Clock:
 
     def __init__(self, driver: ContainerDriver) -> None:
         self.times: dict[str, float] = {}
-        driver.pool.take = self._timed("slot", driver.pool.take)  # type: ignore[method-assign]
+        driver.host.pool.take = self._timed("slot", driver.host.pool.take)  # type: ignore[method-assign]
         self._program = driver._run_program
         driver._run_program = self._timed("crun", driver._run_program)  # type: ignore[method-assign]
         prepare = driver._prepare
@@ -97,12 +97,12 @@ class Clock:
 
 
 def spec(stack: Path) -> DynoSpec:
-    limits = Limits(memory=512 << 20, memory_max=1 << 30, cpu_quota=2.0, disk=container.WARM_DISK)
+    limits = Limits(memory=512 << 20, memory_max=1 << 30, cpu_quota=2.0, disk=host.WARM_DISK)
     return DynoSpec(str(uuid.uuid4()), "web.1", "bench", "bench", stack, None, SERVER, ENV, limits, port=8000)
 
 
 async def once(driver: ContainerDriver, clock: Clock, stack: Path) -> dict[str, float]:
-    while len(driver.pool._ready) < driver.pool.warm:
+    while len(driver.host.pool._ready) < driver.host.pool.warm:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)
     began = time.perf_counter()
@@ -179,7 +179,9 @@ async def main() -> None:
     stack: Path = options.stack or stacks.current(settings().stacks).run
     with tempfile.TemporaryDirectory(prefix="dvb") as home:
         own = from_environment({"DAVIT_HOME": home})
-        driver = ContainerDriver(own, Instance.claim(own), oci_runtime=options.oci)
+        ground = host.Host(own, Instance.claim(own))
+        driver = ContainerDriver(ground, oci_runtime=options.oci)
+        await ground.open()
         await driver.open()
         try:
             clock = Clock(driver)
@@ -198,6 +200,7 @@ async def main() -> None:
             mounts.unmount(root)
         finally:
             await driver.close(stop_dynos=True)
+            await ground.close(remove=True)
 
 
 if __name__ == "__main__":

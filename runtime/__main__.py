@@ -10,7 +10,8 @@ from foundation import journal
 from foundation.errors import DavitError
 from foundation.settings import settings
 from logs import announce
-from runtime.container import ContainerDriver
+from runtime.drivers import Drivers
+from runtime.host import Host
 from runtime.instance import Instance
 from runtime.oci import USER
 from runtime.process import Runtime
@@ -19,7 +20,7 @@ from runtime.process import Runtime
 async def _serve() -> None:
     announce.install()
     instance = Instance.claim(settings())
-    runtime = Runtime(settings(), ContainerDriver(settings(), instance), lambda slot: instance.uids(slot) + USER)
+    runtime = Runtime(settings(), Drivers(Host(settings(), instance)), lambda slot: instance.uids(slot) + USER)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -29,7 +30,7 @@ async def _serve() -> None:
 
 
 async def _stop() -> None:
-    driver = ContainerDriver(settings(), Instance.claim(settings()))
+    driver = Drivers(Host(settings(), Instance.claim(settings())))
     await driver.open()
     await driver.close(stop_dynos=True)
 

@@ -11,42 +11,31 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import socket
 import struct
 import termios
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, TypeVar
 
 from foundation.errors import DavitError
-from foundation.settings import Settings
-from runtime import cgroups, children, firewall, mounts, oci, userns
+from runtime import cgroups, children, mounts, oci, userns
 from runtime.children import Process
-from runtime.driver import Bind, DynoSpec, Exit, Limits, Listener, Stats
+from runtime.driver import Bind, Driver, DynoSpec, Exit, Limits, Listener, RunningDyno, Stats
 from runtime.dynodir import DynoDirectory, Record, boot_id
-from runtime.images import Images, Mounter
-from runtime.instance import Instance
-from runtime.network import Network
+from runtime.host import Host
 from runtime.ociruntime import OciRuntime, choose
 from runtime.proctcp import listeners
-from runtime.slots import Pool, Slot
+from runtime.slots import Slot
 
 log = logging.getLogger("runtime")
-_T = TypeVar("_T")
 
-WARM_DISK = 1 << 30
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TICK = 5.0
-_LOGS_PATIENCE = 600 / _TICK  # ticks that output waits for a `logs` process that is not there
 
 
 class StartFailed(DavitError):
@@ -73,7 +62,7 @@ class _Prepared:
     console: socket.socket | None = None
 
 
-class ContainerDyno:
+class ContainerDyno(RunningDyno):
     """A running (or just ended) container; see :class:`runtime.driver.RunningDyno`.
 
     Attributes:
@@ -84,7 +73,7 @@ class ContainerDyno:
     def __init__(self, driver: ContainerDriver, record: Record, process: Process | None) -> None:
         self._driver, self.record, self._process = driver, record, process
         self.spec_id, self.slot, self.pid = record.id, record.slot, record.pid or 0
-        self.address = driver.instance.address(record.slot) if record.network else None
+        self.address = driver.host.instance.address(record.slot) if record.network else None
         self.terminal_fd: int | None = None
         self.cgroup = cgroups.Cgroup(record.cgroup)
         self.root_fd, self.upper_fd = -1, -1
@@ -186,7 +175,7 @@ class ContainerDyno:
 
     async def update(self, limits: Limits) -> None:
         """Change its limits while it runs (the size of its file system stays)."""
-        await self._driver.in_thread(self.cgroup.update, limits)
+        await self._driver.host.in_thread(self.cgroup.update, limits)
 
     def listeners(self) -> list[Listener]:
         """Its listening TCP sockets."""
@@ -230,7 +219,7 @@ class ContainerDyno:
         self.fifos, self.terminal_fd, self._oom_fd = [], None, None
 
 
-class ExecutedCommand:
+class ExecutedCommand(RunningDyno):
     """A further command in a dyno."""
 
     def __init__(self, dyno: ContainerDyno, process: Process, terminal_fd: int | None) -> None:
@@ -280,149 +269,49 @@ class ExecutedCommand:
         """End it; the dyno goes on."""
         await self.signal(SIGKILL)
         await self._process.wait()
-        self._dyno._driver.forget(self.pid)
+        self._dyno._driver.host.forget(self.pid)
         if self.terminal_fd is not None:
             os.close(self.terminal_fd)
             self.terminal_fd = None
 
 
-class ContainerDriver:
+class ContainerDriver(Driver):
     """See :class:`runtime.driver.Driver`.
 
     Args:
-        settings: DAVIT_HOME and the router's addresses.
-        instance: a claimed instance; :meth:`close` lets it go.
-        mount_image: mounts a stack or slug image at a directory; :func:`slugs.image.mount` by default.
-        warm: slots kept ready for the next starts.
-        environ: the host's environment, for its proxies.
+        host: where its dynos run.
         oci_runtime: the name of the OCI runtime to use; the first that works by default.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        instance: Instance,
-        *,
-        mount_image: Mounter | None = None,
-        warm: int = 4,
-        environ: Mapping[str, str] | None = None,
-        oci_runtime: str | None = None,
-    ) -> None:
-        self.settings, self.instance = settings, instance
-        self.dynos = settings.run / "dynos"
-        self.work = instance.directory / "work"
-        self._environ = os.environ if environ is None else environ
-        self._warm, self._wanted_runtime = warm, oci_runtime
-        self.network = Network(instance)
-        self.images = Images(self.work / "images", mount_image, mounts.unmount)
+    isolation = "container"
+
+    def __init__(self, host: Host, *, oci_runtime: str | None = None) -> None:
+        self.host = host
         self.running: dict[str, ContainerDyno] = {}
-        self._threads = ThreadPoolExecutor(4, "driver")
-        self._watched: set[int] = set()
-        self._emptying: dict[Path, tuple[list[int], float]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._policy: firewall.Policy | None = None
-        self._reaping = threading.Lock()
-        self._orphans: set[int] = set()
-        self._surveyed: list[tuple[Record, bool]] = []
+        self._wanted_runtime = oci_runtime
         self._open = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Prepare the host; idempotent. See :class:`runtime.driver.Driver`.
+        """Choose the OCI runtime, on an open host; idempotent. See :class:`runtime.driver.Driver`.
 
         Raises:
-            DavitError: the kernel, the network or the firewall does not allow it; the sentence says what to do.
+            DavitError: none works here; the sentence says what to do.
         """
-        if self._open:
-            return
-        mounts.isolate()
-        children.become_subreaper()
-        _raise_descriptor_limit()
-        await self.in_thread(self._prepare_host)
-        records = await self.in_thread(self._survey)
-        used = {record.slot for record, alive in records if alive}
-        await self.in_thread(self._sweep, {record.id for record, alive in records if alive}, used)
-        self._surveyed = records
-        self.pool = Pool(self.instance, self.network, self.settings.run, self.work / "slots", self._warm, WARM_DISK)
-        await self.pool.open(used)
-        self._keep(self._maintain())
-        self._open = True
+        if not self._open:
+            await self.host.in_thread(self._prepare_oci)
+            self._open = True
 
-    def _prepare_host(self) -> None:
-        for path in (self.settings.run, self.dynos):
-            path.mkdir(parents=True, exist_ok=True)
-        owner = self.settings.home.stat()
-        for path in (self.settings.run, self.dynos):
-            os.chown(path, owner.st_uid, owner.st_gid)
-        self.instance.directory.mkdir(parents=True, exist_ok=True)
-        self.instance.directory.chmod(0o711)  # containers' binds are looked up by their own, unprivileged root
-        for name, mode in (("crun", 0o700), ("etc", 0o711), ("work", 0o711)):
-            (self.instance.directory / name).mkdir(exist_ok=True)
-            (self.instance.directory / name).chmod(mode)
-        mounts.tmpfs(self.work, "mode=0711")
-        for name in ("images", "slots", "dynos"):
-            (self.work / name).mkdir(mode=0o711)
-        cgroups.prepare(self.instance.cgroup)
-        self.network.open()
-        self._apply_policy()
-        states, trial = self.instance.directory / "crun", self.work / "probe"
-        self.oci: OciRuntime = choose(states, trial, self.instance.cgroup, self._wanted_runtime)
-
-    def _apply_policy(self) -> None:
-        """Firewall and resolv.conf as the host's networks and resolvers are now."""
-        policy = firewall.policy(self.settings, self._environ, self.network.local_networks())
-        if policy == self._policy:
-            return
-        firewall.apply(self.instance, policy)
-        try:
-            host = Path("/etc/resolv.conf").read_text()
-        except OSError:
-            host = ""
-        # written in place: live dynos have this very file bound
-        self.resolv_conf.write_text(firewall.resolv_conf(host, policy.resolvers))
-        self.resolv_conf.chmod(0o644)
-        if not policy.resolvers:
-            log.warning("no name server that dynos could reach is known; see /etc/resolv.conf")
-        self._policy = policy
-
-    @property
-    def resolv_conf(self) -> Path:
-        """The dynos' resolv.conf, on the host's file system so that it outlives this process."""
-        return self.instance.directory / "etc" / "resolv.conf"
-
-    def _survey(self) -> list[tuple[Record, bool]]:
-        """What earlier runtime processes left in run/dynos: records, and whether the dyno lives."""
-        found = []
-        boot = boot_id()
-        for path in self.dynos.iterdir():
-            directory = DynoDirectory(path)
-            record = directory.read()
-            if record is None or record.boot != boot or (path / "ended").exists():
-                self._leave_to_logs(directory, record is not None and record.boot == boot)
-                continue
-            found.append((record, self._lives(record)))
-        return found
-
-    def _lives(self, record: Record) -> bool:
-        if record.pid is None or not cgroups.Cgroup(record.cgroup).holds(record.pid):
-            return False
-        return record.started in (None, children.start_time(record.pid))
-
-    def _sweep(self, alive: set[str], used: set[int]) -> None:
-        """Remove what belongs to no living dyno: cgroups with whatever is in them, containers' states, cables."""
-        for top in cgroups.layout().directories(self.instance.cgroup):
-            for app in top.iterdir():
-                for dyno in app.iterdir() if app.is_dir() else ():
-                    if dyno.is_dir() and dyno.name not in alive:
-                        group = cgroups.Cgroup(f"{self.instance.cgroup}/{app.name}/{dyno.name}")
-                        group.kill()
-                        group.remove()
+    def _prepare_oci(self) -> None:
+        states, trial = self.host.instance.directory / "crun", self.host.work / "probe"
+        states.mkdir(mode=0o700, exist_ok=True)
+        states.chmod(0o700)
+        self.oci: OciRuntime = choose(states, trial, self.host.instance.cgroup, self._wanted_runtime)
+        alive = self.host.alive()
         for state in self.oci.root.iterdir():
             if state.name not in alive:
                 shutil.rmtree(state, ignore_errors=True)
-        for slot in self.network.cables() - used:
-            self.network.disconnect(slot)
 
     # -- starting --------------------------------------------------------------------------------------------------
 
@@ -435,7 +324,7 @@ class ContainerDriver:
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         # a caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed
-        starting = self._keep(self._start(spec))
+        starting = self.host.keep(self._start(spec))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -444,13 +333,13 @@ class ContainerDriver:
 
     def _remove_unwanted(self, started: asyncio.Task[ContainerDyno]) -> None:
         if not started.cancelled() and started.exception() is None:
-            self._keep(started.result().remove())
+            self.host.keep(started.result().remove())
 
     async def _start(self, spec: DynoSpec) -> ContainerDyno:
-        slot = await self.pool.take(spec.limits.disk)
+        slot = await self.host.pool.take(spec.limits.disk)
         prepared = self._plan(spec, slot)
         try:
-            await self.in_thread(self._prepare, prepared)
+            await self.host.in_thread(self._prepare, prepared)
             await self._run_container(prepared)
             dyno = self._running(prepared)
         except BaseException as error:
@@ -458,14 +347,17 @@ class ContainerDriver:
             if isinstance(error, OSError):
                 raise StartFailed(f"The dyno {spec.name} could not be started: {error.strerror or error}.") from error
             raise
-        dyno.tidied = self._keep(self.in_thread(self._tidy, prepared))
+        dyno.tidied = self.host.keep(self.host.in_thread(self._tidy, prepared))
         return dyno
 
     def _plan(self, spec: DynoSpec, slot: Slot) -> _Prepared:
-        cgroup = f"{self.instance.cgroup}/{spec.app_id}/{spec.id}"
+        cgroup = f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}"
         fifos = spec.terminal is None and spec.stdio is None
-        record = Record(spec.id, spec.app_id, spec.name, slot.number, cgroup, boot_id(), network=spec.network, fifos=fifos)
-        return _Prepared(spec, slot, DynoDirectory(self.dynos / spec.id), self.work / "dynos" / spec.id, record)
+        record = Record(
+            spec.id, spec.app_id, spec.name, slot.number, cgroup, boot_id(), network=spec.network, fifos=fifos,
+            isolation=self.isolation,
+        )  # fmt: skip
+        return _Prepared(spec, slot, DynoDirectory(self.host.dynos / spec.id), self.host.work / "dynos" / spec.id, record)
 
     def _prepare(self, plan: _Prepared) -> None:
         """Files, mounts, configuration."""
@@ -481,7 +373,7 @@ class ContainerDriver:
         lower = []
         for name, image in (("slug", spec.slug), ("stack", spec.stack)):
             if image is not None:
-                source = self.images.use(image)
+                source = self.host.images.use(image)
                 plan.images.append(image)
                 layer = self._point(plan, name)
                 mounts.idmapped(source, layer, slot.userns)
@@ -490,8 +382,8 @@ class ContainerDriver:
         root = self._point(plan, "rootfs")
         if spec.readonly:
             if len(lower) == 1:
-                mounts.idmapped(self.images.use(spec.stack), root, slot.userns)
-                self.images.done(spec.stack)
+                mounts.idmapped(self.host.images.use(spec.stack), root, slot.userns)
+                self.host.images.done(spec.stack)
             else:
                 mounts.overlay_readonly(root, lower)
             return
@@ -518,7 +410,7 @@ class ContainerDriver:
         hosts.chmod(0o644)
         binds = [
             oci.Mounted(str(self.oci.init), oci.INIT),
-            oci.Mounted(str(self.resolv_conf), "/etc/resolv.conf", executable=False),
+            oci.Mounted(str(self.host.resolv_conf), "/etc/resolv.conf", executable=False),
             oci.Mounted(str(hosts), "/etc/hosts", executable=False),
         ]
         if _CERTIFICATES.exists():
@@ -585,26 +477,15 @@ class ContainerDriver:
             raise StartFailed(f"The dyno {plan.spec.name} could not be started: {self.oci.reason(plan.work / 'log')}")
 
     async def _run_program(self, argv: Sequence[str], stdio: Sequence[int]) -> int | None:
-        pid = await self.in_thread(self._spawn, argv, stdio)
+        pid = await self.host.in_thread(self.host.spawn, argv, stdio, self.oci.environment)
         try:
             return await Process(pid).wait()
         finally:
-            self._watched.discard(pid)
-
-    def _spawn(self, argv: Sequence[str], stdio: Sequence[int]) -> int:
-        """Start the OCI runtime; no reaper may come between its start and its being known."""
-        with self._reaping:
-            pid = children.spawn(argv, stdio, self.oci.environment)
-            self._watched.add(pid)
-        return pid
-
-    def _reap(self) -> None:
-        with self._reaping:
-            children.reap_remains(self._watched)
+            self.host.forget(pid)
 
     def _running(self, plan: _Prepared) -> ContainerDyno:
         pid = int(plan.directory.pid_file.read_text())
-        self._watched.add(pid)
+        self.host.watch(pid)
         plan.record = Record(**{**vars(plan.record), "pid": pid, "started": children.start_time(pid)})
         dyno = ContainerDyno(self, plan.record, Process(pid))
         if plan.console is not None:
@@ -621,7 +502,7 @@ class ContainerDriver:
         with suppress(FileNotFoundError):
             plan.directory.write(plan.record)
         self.oci.scrub(plan.spec.id)
-        self._reap()
+        self.host.reap()
         self._close_plan(plan)
 
     def _close_plan(self, plan: _Prepared) -> None:
@@ -646,11 +527,11 @@ class ContainerDriver:
             group.remove()
             self.oci.forget(plan.spec.id)
             for image in plan.images:
-                self.images.done(image)
+                self.host.images.done(image)
             plan.directory.remove()
 
-        await self.in_thread(undo)
-        self.pool.free(plan.slot.number)
+        await self.host.in_thread(undo)
+        self.host.pool.free(plan.slot.number)
 
     async def execute(
         self,
@@ -663,9 +544,9 @@ class ContainerDriver:
         """Run a further command in ``dyno``: see :meth:`ContainerDyno.exec`."""
         if dyno.tidied is not None:
             await asyncio.shield(dyno.tidied)
-        rootfs = self.work / "dynos" / dyno.spec_id / "rootfs"
+        rootfs = self.host.work / "dynos" / dyno.spec_id / "rootfs"
         rootfs.mkdir(parents=True, exist_ok=True)  # runc's `exec` begins there, though it has nothing to do there
-        work = self.work / f"exec-{os.urandom(8).hex()}"
+        work = self.host.work / f"exec-{os.urandom(8).hex()}"
         work.mkdir(mode=0o700)
         console = _console(work / "console") if terminal is not None else None
         null = _null()
@@ -676,7 +557,7 @@ class ContainerDriver:
             if status != 0:
                 raise StartFailed(f"The command could not be started in {dyno.record.name}: {self.oci.reason(work / 'log')}")
             pid = int((work / "pid").read_text())
-            self._watched.add(pid)
+            self.host.watch(pid)
             master = _receive_terminal(console) if console is not None else None
             if master is not None and terminal is not None:
                 _resize(master, *terminal)
@@ -703,51 +584,24 @@ class ContainerDriver:
                 log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
             self.oci.forget(dyno.spec_id)
             for image in dyno.images:
-                self.images.done(image)
+                self.host.images.done(image)
 
-        await self.in_thread(away)
+        await self.host.in_thread(away)
         if dyno.terminal_fd is not None:
             os.close(dyno.terminal_fd)
             dyno.terminal_fd = None
-        self.forget(dyno.pid)
+        self.host.forget(dyno.pid)
         self.running.pop(dyno.spec_id, None)
-        self.pool.free(dyno.slot)
-        self._leave_to_logs(DynoDirectory(self.dynos / dyno.spec_id), dyno.record.fifos, dyno.fifos)
+        self.host.pool.free(dyno.slot)
+        self.host.leave_to_logs(DynoDirectory(self.host.dynos / dyno.spec_id), dyno.record.fifos, dyno.fifos)
         dyno.fifos = []
-
-    def _leave_to_logs(self, directory: DynoDirectory, fifos: bool, held: Sequence[int] = ()) -> None:
-        """The last lines wait in the FIFOs, which exist only while somebody has them open, until `logs` has read them."""
-        if not fifos or directory.read_out:
-            for fd in held:
-                os.close(fd)
-            directory.remove()
-            return
-        directory.end()
-        self._emptying[directory.path] = (list(held) or directory.open_fifos(), 0)
-
-    def _clear_read_out(self) -> None:
-        for path, (held, ticks) in list(self._emptying.items()):
-            directory = DynoDirectory(path)
-            if directory.read_out or ticks > _LOGS_PATIENCE:
-                self._close_directory(path)
-            else:
-                self._emptying[path] = (held, ticks + 1)
-
-    def _close_directory(self, path: Path) -> None:
-        for fd in self._emptying.pop(path)[0]:
-            os.close(fd)
-        DynoDirectory(path).remove()
-
-    def forget(self, pid: int) -> None:
-        """``pid`` is watched no longer."""
-        self._watched.discard(pid)
 
     # -- finding again, closing ------------------------------------------------------------------------------------
 
     async def adopt(self) -> list[ContainerDyno]:
         """The dynos that an earlier runtime process started; see :class:`runtime.driver.Driver`."""
         adopted = []
-        for record, alive in self._surveyed:
+        for record, alive in self.host.claim(self.isolation):
             process = None
             if alive and record.pid is not None:
                 try:
@@ -756,67 +610,19 @@ class ContainerDriver:
                     process = None
             dyno = ContainerDyno(self, record, process)
             if record.fifos:
-                dyno.fifos = DynoDirectory(self.dynos / record.id).open_fifos()
+                dyno.fifos = DynoDirectory(self.host.dynos / record.id).open_fifos()
             self.running[record.id] = dyno
             adopted.append(dyno)
-        self._surveyed = []
         return adopted
-
-    async def _maintain(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK)
-            self._clear_read_out()
-            try:
-                self._orphans = children.reap_orphans(self._watched, self._orphans)
-                self._reap()
-                await self.in_thread(self._apply_policy)
-            except (DavitError, OSError) as error:
-                log.warning("maintenance failed: %s", error)
 
     async def close(self, stop_dynos: bool) -> None:
         """Let go of everything; see :class:`runtime.driver.Driver`."""
         if stop_dynos:
             await self.adopt()
             await asyncio.gather(*(dyno.remove() for dyno in list(self.running.values())), return_exceptions=True)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         for dyno in self.running.values():
             dyno.let_go()
-        if self._open:
-            await self.pool.close()
-        for path in list(self._emptying):
-            if stop_dynos:
-                self._close_directory(path)
-        await self.in_thread(self._close_host, stop_dynos)
-        self._threads.shutdown()
         self._open = False
-
-    def _close_host(self, remove: bool) -> None:
-        self.images.close()
-        mounts.unmount(self.work)
-        if remove:
-            firewall.remove(self.instance)
-            self.network.remove()
-            cgroups.remove_tree(self.instance.cgroup)
-            shutil.rmtree(self.instance.directory, ignore_errors=True)
-        self.network.close()
-        if remove:
-            self.instance.release()
-        else:
-            self.instance.let_go()
-
-    # -- threads and tasks -----------------------------------------------------------------------------------------
-
-    async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
-        """Run blocking work beside the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-
-    def _keep(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        task: asyncio.Task[_T] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _null() -> int:
@@ -845,8 +651,3 @@ def _receive_terminal(listener: socket.socket) -> int:
 def _resize(terminal: int, rows: int, columns: int) -> None:
     with suppress(OSError):
         ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
-
-
-def _raise_descriptor_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from foundation.errors import DavitError
+
+
+class Unsupported(DavitError):
+    """An isolation cannot do what is asked of it, or cannot be had on this host; the sentence says which and what can."""
+
+    id, status = "unsupported_isolation", 422
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class DynoSpec:
         binds: further directories.
         network: whether it gets a network at all.
         readonly: no writable layer: the whole root is read-only (/tmp excepted).
+        isolation: the driver that is to start it, a name of :mod:`state.isolations`.
+        line: the Procfile's line as it was written, which ``command`` hands to bash: for drivers that have no bash.
     """
 
     id: str
@@ -80,6 +90,8 @@ class DynoSpec:
     binds: Sequence[Bind] = field(default_factory=tuple)
     network: bool = True
     readonly: bool = False
+    isolation: str = "container"
+    line: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,36 @@ class RunningDyno(Protocol):
         """Run a further command inside it, as its user and within its limits."""
 
     async def update(self, limits: Limits) -> None:
-        """Change its limits while it runs."""
+        """Change its limits while it runs, up or down (the size of its file system stays); returns when they are in force.
+
+        Raises:
+            Unsupported: it cannot be done without a restart; nothing has changed then.
+        """
+
+    async def migrate(self) -> float:
+        """Move it, running, to another process that carries it on with all that it has in memory, at the same address.
+
+        ``pid`` is another afterwards. When it fails it runs on where it was.
+
+        Returns:
+            seconds for which it stood still.
+
+        Raises:
+            Unsupported: its isolation has no such thing.
+            DavitError: it could not be moved; it runs on unmoved.
+        """
+        raise Unsupported("Only microVMs can be moved while they run; `davit ps:isolation TYPE=microvm` makes it one.")
+
+    async def suspend(self, to: Path) -> None:
+        """Write all that it is into the new directory ``to`` and end it: :meth:`wait` returns, :meth:`remove` is still due.
+
+        What is written holds the dyno's memory, secrets too: files are 0600. When it fails it runs on, and ``to`` is gone.
+
+        Raises:
+            Unsupported: its isolation has no such thing.
+            DavitError: it could not be written.
+        """
+        raise Unsupported("Only microVMs can be put aside as they are.")
 
     def listeners(self) -> list[Listener]:
         """Its listening TCP sockets, read without touching it."""
@@ -153,10 +194,23 @@ class RunningDyno(Protocol):
 
 
 class Driver(Protocol):
-    """One kind of isolation."""
+    """One kind of isolation, on a host (:class:`runtime.host.Host`) that is open already.
+
+    Attributes:
+        isolation: its name; its dynos' records (:mod:`runtime.dynodir`) carry it.
+    """
+
+    isolation: ClassVar[str]
 
     async def open(self) -> None:
-        """Prepare the host (bridge, firewall, cgroups, warm slots); idempotent; removes what earlier runs left."""
+        """Look whether this host can do it, and prepare what its first dyno needs; idempotent.
+
+        Called before the first dyno of this isolation, not when the runtime starts: a host pays for what it uses.
+
+        Raises:
+            DavitError: it cannot be had here (program missing or too old, …); the sentence says what to do. It is asked
+                again with the next dyno.
+        """
 
     async def start(self, spec: DynoSpec) -> RunningDyno:
         """Start a dyno; returns as soon as its command runs.
@@ -165,8 +219,20 @@ class Driver(Protocol):
             DavitError: it could not be started; nothing is left behind.
         """
 
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
+        """Start a dyno from what :meth:`RunningDyno.suspend` wrote; ``snapshot`` is gone afterwards, however it went.
+
+        ``spec`` has the same slug, stack, command, environment and limits as the dyno that was put aside.
+
+        Raises:
+            Unsupported: this isolation has no such thing.
+            DavitError: the snapshot is broken or from another version; nothing runs. The caller starts the dyno anew.
+        """
+        raise Unsupported("Only microVMs can be woken as they were.")
+
     async def adopt(self) -> Sequence[RunningDyno]:
-        """The dynos that an earlier runtime process started and that are still there (running or just ended)."""
+        """The dynos that an earlier runtime process started and that are still there (running or just ended): those that
+        :meth:`runtime.host.Host.claim` gives for this isolation."""
 
     async def close(self, stop_dynos: bool) -> None:
-        """Let go of everything; with ``stop_dynos`` also end all dynos and remove bridge, firewall and cgroups."""
+        """Let go of everything, dynos run on; with ``stop_dynos`` also end all dynos, those nobody adopted included."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ class Record:
         slot: its place; the address follows from it.
         cgroup: absolute from the hierarchies' roots.
         boot: the boot of the kernel in which it was started.
-        pid, started: its init and when that began (clock ticks since boot); None until it runs.
+        pid, started: its init (a virtual machine's: the process that runs it) and when that began (clock ticks since boot);
+            None until it runs.
         network: whether it has an address.
         fifos: whether its output goes to the FIFOs.
+        isolation: the driver that started it and can take it over.
+        facts: what that driver needs to find it again (socket paths, what was plugged in): JSON values only.
     """
 
     id: str
@@ -45,6 +48,8 @@ class Record:
     started: int | None = None
     network: bool = True
     fifos: bool = True
+    isolation: str = "container"
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Record | None:

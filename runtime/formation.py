@@ -18,7 +18,8 @@ from typing import Protocol
 from foundation.clock import now
 from foundation.errors import DavitError
 from runtime import applog, backoff, environment, health, records
-from runtime.driver import Driver, DynoSpec, RunningDyno
+from runtime.driver import DynoSpec, RunningDyno
+from runtime.drivers import Starter
 from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan
 from runtime.records import AppState, Wanted
 from state.models import Dyno, Release, new_id
@@ -82,7 +83,7 @@ class AppManager:
         self,
         app_id: str,
         *,
-        driver: Driver,
+        driver: Starter,
         router: Router,
         release_phase: ReleasePhase,
         stacks: Stacks,
@@ -307,6 +308,7 @@ class AppManager:
         return (
             life.row.release_id != release.id
             or life.row.size != wanted.size.name
+            or life.row.isolation != wanted.isolation
             or life.row.id in state.restart_dynos
             or any(life.started_at < moment for moment in asked)
         )
@@ -380,6 +382,8 @@ class AppManager:
             env=env,
             limits=environment.limits(wanted.size, self.cores),
             port=port,
+            isolation=wanted.isolation,
+            line=line,
         )
         return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type), self._boot_seconds)
 

@@ -13,7 +13,8 @@ from datetime import datetime
 from foundation.clock import now
 from foundation.errors import DavitError
 from runtime import applog, health, records
-from runtime.driver import Driver, DynoSpec, Exit, RunningDyno
+from runtime.driver import DynoSpec, Exit, RunningDyno
+from runtime.drivers import Starter
 from state.models import Dyno
 
 log = logging.getLogger("runtime")
@@ -61,7 +62,7 @@ class DynoLife:
         running: the driver's handle; None before it started.
     """
 
-    def __init__(self, driver: Driver, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
+    def __init__(self, driver: Starter, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
         self.driver = driver
         self.row = row
         self.running: RunningDyno | None = None

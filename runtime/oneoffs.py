@@ -15,7 +15,8 @@ from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.wire import Call
 from runtime import applog, environment, records
-from runtime.driver import Driver, DynoSpec, RunningDyno
+from runtime.driver import DynoSpec, RunningDyno
+from runtime.drivers import Starter
 from runtime.formation import Stacks
 from runtime.life import describe
 from runtime.records import AppState
@@ -44,7 +45,7 @@ class OneOffs:
         cores: CPUs that a dyno may use at the most.
     """
 
-    def __init__(self, driver: Driver, stacks: Stacks, home: Path, cores: int) -> None:
+    def __init__(self, driver: Starter, stacks: Stacks, home: Path, cores: int) -> None:
         self.driver, self.stacks, self.home, self.cores = driver, stacks, home, cores
         self.running: dict[str, RunningDyno] = {}
         self.rows: dict[str, Dyno] = {}
@@ -200,7 +201,7 @@ class OneOffs:
             id=row.id, name=name, app=state.app.name, app_id=state.app.id,
             stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),
             command=environment.command(line), env=values, limits=environment.limits(size, self.cores), terminal=terminal,
-            stdio=(fds[0], fds[1], fds[2]) if fds else None,
+            stdio=(fds[0], fds[1], fds[2]) if fds else None, line=line,
         )  # fmt: skip
         return row, spec
 

@@ -17,7 +17,8 @@ from foundation.settings import Settings
 from foundation.wire import Call, Server
 from logs.stream import forget as forget_log
 from runtime import applog, records
-from runtime.driver import Driver, RunningDyno
+from runtime.driver import RunningDyno
+from runtime.drivers import Drivers
 from runtime.formation import POLL_SECONDS, AppManager
 from runtime.library import Library
 from runtime.oneoffs import OneOffs
@@ -41,11 +42,11 @@ class Runtime:
 
     Args:
         settings: of this Davit.
-        driver: what isolates dynos.
+        driver: what isolates dynos, each by its own isolation's driver.
         user: the host's uid of the dyno's user in a slot.
     """
 
-    def __init__(self, settings: Settings, driver: Driver, user: Callable[[int], int]) -> None:
+    def __init__(self, settings: Settings, driver: Drivers, user: Callable[[int], int]) -> None:
         self.settings, self.driver = settings, driver
         self.cores = os.cpu_count() or 1
         self.library = Library(settings)

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from foundation.errors import NO_ROOM, Conflict, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import Settings
 from foundation.wire import Call
-from runtime.driver import Driver, DynoSpec, Exit, Limits, RunningDyno
+from runtime.driver import DynoSpec, Exit, Limits, RunningDyno
+from runtime.drivers import Starter
 from slugs import image, kernel
 from slugs.store import Store
 from state.sizes import MIB
@@ -64,7 +65,7 @@ class Sandboxes:
         user: the host's uid of the dyno's user in a slot.
     """
 
-    def __init__(self, driver: Driver, images: BuildImages, settings: Settings, user: Callable[[int], int]) -> None:
+    def __init__(self, driver: Starter, images: BuildImages, settings: Settings, user: Callable[[int], int]) -> None:
         self.user = user
         self.driver, self.images, self.settings = driver, images, settings
         self.store = Store(settings.home / "slugs")

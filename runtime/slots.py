@@ -107,6 +107,14 @@ class Pool:
             self._refill()
         return slot
 
+    def reserve(self) -> int:
+        """A slot's number alone, for a dyno that needs no namespaces; :meth:`free` returns it.
+
+        Raises:
+            Unavailable: all are in use.
+        """
+        return self._number()
+
     async def give_back(self, slot: Slot) -> None:
         """Close a slot whose dyno has ended or never started; its number returns when its cable is gone."""
         await self._run(slot.close)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foundation.settings import Settings, from_environment
-from runtime import cgroups
+from runtime import cgroups, children
 from runtime.container import ContainerDriver, ContainerDyno
 from runtime.driver import DynoSpec, Limits
-from runtime.instance import Instance
+from runtime.host import Host
+from runtime.instance import Instance, InstanceUnavailable
 from tests.leftovers import leftovers_of
 
 _T = TypeVar("_T")
@@ -45,6 +46,7 @@ class Bench:
         self.home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
         self.settings: Settings = from_environment({"DAVIT_HOME": str(self.home), **environ})
         self.oci_runtime = oci_runtime
+        self.host: Host
         self.driver: ContainerDriver
 
     def run(self, work: Awaitable[_T], timeout: float = 30) -> _T:
@@ -52,15 +54,28 @@ class Bench:
         return self.loop.run_until_complete(asyncio.wait_for(work, timeout))
 
     def open(self, warm: int = 2) -> None:
-        """Claim an instance and open the driver."""
-        self.driver = ContainerDriver(
-            self.settings, Instance.claim(self.settings), warm=warm, environ={}, oci_runtime=self.oci_runtime
-        )
+        """Claim an instance, open the host and the driver."""
+        children.reap_orphans(set(), children.reap_orphans(set(), set()))  # of runtimes that other tests killed
+        self.host = Host(self.settings, self._claim(), warm=warm, environ={})
+        self.driver = ContainerDriver(self.host, oci_runtime=self.oci_runtime)
+        self.run(self.host.open())
         self.run(self.driver.open())
+
+    def _claim(self) -> Instance:
+        """A runtime that was killed holds its number until the last process that it had just forked has ended, too."""
+        end = time.monotonic() + 10
+        while True:
+            try:
+                return Instance.claim(self.settings)
+            except InstanceUnavailable:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
 
     def close(self, stop_dynos: bool = True) -> None:
         """Close the driver; with ``stop_dynos`` nothing may be left."""
         self.run(self.driver.close(stop_dynos))
+        self.run(self.host.close(remove=stop_dynos))
 
     def spec(self, *command: str, **changes: Any) -> DynoSpec:
         """A dyno that runs ``command``; one word is a bash script."""
@@ -79,7 +94,7 @@ class Bench:
     def output(self, dyno: ContainerDyno, stream: str = "stdout") -> str:
         """What an ended dyno wrote, read as `logs` reads it."""
         self.run(dyno.wait())
-        fd = os.open(self.driver.dynos / dyno.spec_id / stream, os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open(self.host.dynos / dyno.spec_id / stream, os.O_RDONLY | os.O_NONBLOCK)
         text = b""
         try:
             while chunk := os.read(fd, 65536):
@@ -118,33 +133,38 @@ class Bench:
         """Remove every dyno, and read as `logs` does what they left."""
         for dyno in list(self.driver.running.values()):
             self.run(dyno.remove())
-        for directory in self.driver.dynos.iterdir():
+        for directory in self.host.dynos.iterdir():
             assert (directory / "ended").exists()
             for name in ("stdout", "stderr"):
                 (directory / name).unlink()
-        self.driver._clear_read_out()
+        self.host.clear_read_out()
 
     def footprint(self) -> dict[str, Any]:
-        """What the driver holds while no dyno runs."""
-        driver = self.driver
+        """What host and driver hold while no dyno runs."""
+        host, pool = self.host, self.host.pool
         self.until(
-            lambda: len(driver.pool._ready) == driver.pool.warm and not driver.pool._leaving and len(driver._tasks) <= 1, "quiet"
+            lambda: len(pool._ready) == pool.warm and not pool._leaving and len(host.tasks) <= 1 and not self._remains(), "quiet"
         )
         mounted = [line.split(" ", 4)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         groups = [
-            str(path) for top in cgroups.layout().directories(driver.instance.cgroup) for path in top.rglob("*") if path.is_dir()
+            str(path) for top in cgroups.layout().directories(host.instance.cgroup) for path in top.rglob("*") if path.is_dir()
         ]
         return {
-            "mounts": sum(str(driver.instance.directory) in line for line in mounted) - len(driver.images._points),
-            "cables": len(driver.network.cables()),
+            "mounts": sum(str(host.instance.directory) in line for line in mounted) - len(host.images._points),
+            "cables": len(host.network.cables()),
             "cgroups": [group for group in groups if not group.endswith("app-id")],
             "descriptors": len(os.listdir("/proc/self/fd")),
-            "dynos": [path.name for path in driver.dynos.iterdir()],
-            "states": [path.name for path in driver.oci.root.iterdir()],
-            "work": [path.name for path in (driver.work / "dynos").iterdir()],
-            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
+            "dynos": [path.name for path in host.dynos.iterdir()],
+            "states": [path.name for path in self.driver.oci.root.iterdir()],
+            "work": [path.name for path in (host.work / "dynos").iterdir()],
+            "children": sorted(filter(None, map(_name, children._children()))),
             "loops": _loops(self.home),
         }
+
+    def _remains(self) -> list[str]:
+        """What OCI runtimes left behind and that has not ended yet, so that nobody could reap it."""
+        self.host.reap()
+        return [name for name in map(_name, children._children()) if name.startswith(("crun", "runc"))]
 
     def wait_for_footprint(self, before: dict[str, Any]) -> None:
         """Fail, and say what is left, unless all is as before soon."""
@@ -155,13 +175,23 @@ class Bench:
 
     def leftovers_on_host(self) -> list[str]:
         """What a closed driver left on the host."""
-        found = leftovers_of(self.home, self.driver.instance.bridge, patience=5)
-        if self.driver.instance.directory.exists():
-            found.append(str(self.driver.instance.directory))
+        found = leftovers_of(self.home, self.host.instance.bridge, patience=5)
+        if self.host.instance.directory.exists():
+            found.append(str(self.host.instance.directory))
         if any(str(self.home) in line or "/run/davit/" in line for line in Path("/proc/1/mountinfo").read_text().splitlines()):
             found.append("mounts that the host sees")
         shutil.rmtree(self.home, ignore_errors=True)
         return found
+
+
+def _name(pid: int) -> str:
+    """What a process is called; nft is not counted: the host's networks, and with them the firewall, change with what else
+    runs on the machine."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+    return "" if name == "nft" else f"{name} {pid}"
 
 
 def _loops(home: Path) -> int:

@@ -49,7 +49,7 @@ class DriverContract:
         dyno = bench.start("echo last words")
         bench.run(dyno.wait())
         bench.run(dyno.remove())
-        assert (bench.driver.dynos / dyno.spec_id / "ended").exists()
+        assert (bench.host.dynos / dyno.spec_id / "ended").exists()
         assert bench.output(dyno) == "last words\n"
 
     def test_given_descriptors_are_its_standard_streams(self, bench: Bench, tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ class DriverContract:
 
     def test_no_secret_stays_in_a_file_or_on_a_command_line(self, bench: Bench) -> None:
         dyno = bench.start("sleep 60", env={**ENV, "SECRET": "s3cret-in-no-file"})
-        bench.until(lambda: not list((bench.driver.work / "dynos").iterdir()), "tidying up")
-        for top in (bench.driver.instance.directory, bench.driver.dynos):
+        bench.until(lambda: not list((bench.host.work / "dynos").iterdir()), "tidying up")
+        for top in (bench.host.instance.directory, bench.host.dynos):
             for path in top.rglob("*"):
                 if path.is_file():
                     assert b"s3cret-in-no-file" not in path.read_bytes(), path
@@ -118,7 +118,7 @@ class DriverContract:
     def test_a_dyno_that_cannot_be_started_leaves_nothing(self, bench: Bench) -> None:
         with pytest.raises(DavitError, match=r"."):
             bench.start("/usr/bin/true", "x", stack=Path("/nonexistent"))
-        assert not list(bench.driver.dynos.iterdir())
+        assert not list(bench.host.dynos.iterdir())
 
     def test_a_start_that_is_given_up_leaves_nothing(self, bench: Bench) -> None:
         async def give_up() -> None:
@@ -128,7 +128,7 @@ class DriverContract:
             await asyncio.gather(starting, return_exceptions=True)
 
         bench.run(give_up())
-        bench.until(lambda: not bench.driver.running and not bench.driver._tasks - _maintenance(bench), "removal")
+        bench.until(lambda: not bench.driver.running and not bench.host.tasks - _maintenance(bench), "removal")
 
     # -- ending
 
@@ -285,7 +285,7 @@ print(json.dumps({
     def test_the_host_is_out_of_reach_at_once(self, bench: Bench) -> None:
         import socket
 
-        gateway = bench.driver.instance.gateway
+        gateway = bench.host.instance.gateway
         with socket.create_server(("0.0.0.0", 0)) as server:
             port = server.getsockname()[1]
             own = [address for address in _host_addresses() if address != gateway]
@@ -366,7 +366,7 @@ print(json.dumps({
 
 
 def _maintenance(bench: Bench) -> set[object]:
-    return {task for task in bench.driver._tasks if "_maintain" in repr(task)}
+    return {task for task in bench.host.tasks if "_maintain" in repr(task)}
 
 
 def _read_line(bench: Bench, fd: int) -> str:

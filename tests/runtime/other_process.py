@@ -14,13 +14,16 @@ from pathlib import Path
 from foundation.settings import settings
 from runtime.container import ContainerDriver
 from runtime.driver import DynoSpec
+from runtime.host import Host
 from runtime.instance import Instance
 from tests.runtime.bench_of_driver import ENV, LIMITS
 
 
 async def main(stack: str, slug: str, *commands: str) -> None:
     """Start one dyno for each command."""
-    driver = ContainerDriver(settings(), Instance.claim(settings()), warm=1, environ={})
+    host = Host(settings(), Instance.claim(settings()), warm=1, environ={})
+    driver = ContainerDriver(host)
+    await host.open()
     await driver.open()
     started = []
     for number, command in enumerate(commands, 1):

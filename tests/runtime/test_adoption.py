@@ -116,7 +116,7 @@ def test_two_davits_on_one_machine_do_not_meet(other: Bench, loop: asyncio.Abstr
     other.open()
     second.open()
     try:
-        here, there = other.driver.instance, second.driver.instance
+        here, there = other.host.instance, second.host.instance
         assert here.number != there.number
         assert not here.network.overlaps(there.network)
         server = other.start(_SERVE)

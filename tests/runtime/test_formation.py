@@ -180,7 +180,7 @@ def _finished(release_id: str) -> Release | None:
         return release if release and release.status != "pending" else None
 
 
-async def until(check: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+async def until(check: Callable[[], Any], what: str, seconds: float = 40) -> Any:
     for _ in range(int(seconds / 0.01)):
         if value := check():
             return value

@@ -1,0 +1,110 @@
+"""The drivers of this host: one per isolation, opened when its first dyno comes, all on one :class:`runtime.host.Host`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from foundation.errors import DavitError
+from runtime.driver import Driver, DynoSpec, RunningDyno, Unsupported
+from runtime.host import Host
+from state import isolations
+
+log = logging.getLogger("runtime")
+
+Maker = Callable[[Host], Driver]
+
+
+def _container(host: Host) -> Driver:
+    from runtime.container import ContainerDriver
+
+    return ContainerDriver(host)
+
+
+MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container}
+"""Isolation → what makes its driver. They import their module when they are called: who runs no virtual machine loads none."""
+
+
+class Starter(Protocol):
+    """What those who want dynos need: somebody who starts them."""
+
+    async def start(self, spec: DynoSpec) -> RunningDyno:
+        """As :meth:`runtime.driver.Driver.start`."""
+
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
+        """As :meth:`runtime.driver.Driver.resume`."""
+
+
+class Drivers:
+    """Gives every dyno to the driver of its isolation. Dynos of isolations that this host cannot have are refused with a
+    sentence; the others do not notice.
+
+    Args:
+        host: what they share; opened and closed with this.
+        makers: isolation → what makes its driver.
+    """
+
+    def __init__(self, host: Host, makers: Mapping[str, Maker] = MAKERS) -> None:
+        self.host = host
+        self._makers = makers
+        self._drivers: dict[str, Driver] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+
+    async def open(self) -> None:
+        """Open the host and the container driver, which builds and release commands need anyway.
+
+        Raises:
+            DavitError: as :meth:`runtime.host.Host.open`.
+        """
+        await self.host.open()
+        await self.of(isolations.CONTAINER)
+
+    async def of(self, isolation: str) -> Driver:
+        """The open driver of ``isolation``.
+
+        Raises:
+            Unsupported: there is none.
+            DavitError: it cannot be opened on this host; it is tried again when it is next asked for.
+        """
+        if isolation in self._drivers:
+            return self._drivers[isolation]
+        async with self._opening.setdefault(isolation, asyncio.Lock()):
+            if isolation not in self._drivers:
+                maker = self._makers.get(isolation)
+                if maker is None:
+                    raise Unsupported(f"This Davit cannot isolate dynos by {isolation}; it can by {', '.join(self._makers)}.")
+                driver = maker(self.host)
+                await driver.open()
+                self._drivers[isolation] = driver
+        return self._drivers[isolation]
+
+    async def start(self, spec: DynoSpec) -> RunningDyno:
+        """Start a dyno; see :meth:`runtime.driver.Driver.start`."""
+        return await (await self.of(spec.isolation)).start(spec)
+
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
+        """Wake a dyno as it was; see :meth:`runtime.driver.Driver.resume`."""
+        return await (await self.of(spec.isolation)).resume(spec, snapshot)
+
+    async def adopt(self) -> Sequence[RunningDyno]:
+        """The dynos that earlier runtime processes started, of every isolation; those whose driver cannot be had any more
+        are ended."""
+        adopted: list[RunningDyno] = []
+        for isolation in sorted(self.host.isolations()):
+            try:
+                adopted += await (await self.of(isolation)).adopt()
+            except DavitError as error:
+                log.error("dynos cannot be looked after any more and are ended: %s", error.message, extra={"kind": isolation})
+                await self.host.in_thread(self.host.end_unclaimed, isolation)
+        return adopted
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Let go of everything; with ``stop_dynos`` end all dynos and remove every trace from the host."""
+        if stop_dynos:
+            await self.adopt()
+        for driver in self._drivers.values():
+            await driver.close(stop_dynos)
+        await self.host.close(remove=stop_dynos)
