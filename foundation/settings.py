@@ -42,6 +42,11 @@ class Allowed:
     network: ipaddress.IPv4Network | ipaddress.IPv6Network
     port: int | None = None
 
+    def __str__(self) -> str:
+        if self.port is None:
+            return str(self.network)
+        return f"[{self.network}]:{self.port}" if self.network.version == 6 else f"{self.network}:{self.port}"
+
     def holds(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
         """Whether ``address`` at ``port`` is among them."""
         return address in self.network and self.port in (None, port)

@@ -27,6 +27,8 @@ def build(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
     environment = {name: value for name, value in given.items() if _PASSED_ON.fullmatch(name)}
     for field in fields(Settings):
         value = getattr(settings, field.name)
+        if isinstance(value, tuple):
+            value = ",".join(map(str, value)) or None
         if value is not None:
             environment[field.metadata["variable"]] = str(value)
     environment["PATH"] = search_path(given)
