@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import base64
-import threading
-import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from foundation.errors import DavitError, Unauthorized
-from state import accounts, authorizations
+from foundation.errors import Unauthorized
+from state import accounts, passwords
 from state.models import Account, Token
 
 MISSING = "There were no credentials in your `Authorization` header. Try `Authorization: Bearer <OAuth access token>`."
-
-
-class TooManyAttempts(DavitError):
-    """Too many wrong passwords for one account."""
-
-    id, status = "rate_limit", 429
 
 
 @dataclass(frozen=True)
@@ -44,11 +35,11 @@ class Identity:
         return Identity(account, token, self.text)
 
 
-def identify(session: Session, header: str | None, *, passwords: bool) -> Identity:
+def identify(session: Session, header: str | None, *, by_password: bool) -> Identity:
     """The account that an Authorization header proves.
 
     Args:
-        passwords: whether e-mail address and password are taken, too.
+        by_password: whether e-mail address and password are taken, too.
 
     Raises:
         Unauthorized: it proves none.
@@ -59,8 +50,8 @@ def identify(session: Session, header: str | None, *, passwords: bool) -> Identi
         token = rest.strip()
     elif scheme.lower() == "basic":
         user, token = _basic(rest)
-        if passwords and "@" in user:
-            return Identity(_by_password(session, user, token), None)
+        if by_password and "@" in user:
+            return Identity(passwords.authenticate(session, user, token), None)
         token = token or user
     else:
         raise Unauthorized(MISSING)
@@ -74,46 +65,3 @@ def _basic(encoded: str) -> tuple[str, str]:
     except ValueError:
         raise Unauthorized("The `Authorization: Basic` header cannot be read.") from None
     return user.replace("\x00", ""), password.replace("\x00", "")
-
-
-_hashing = threading.BoundedSemaphore(2)  # a password check takes 19 MiB: strangers must not take them all at once
-
-
-def _by_password(session: Session, email: str, password: str) -> Account:
-    wrong_attempts.check(email)
-    with _hashing:
-        try:
-            return authorizations.authenticate_password(session, email, password)
-        except Unauthorized:
-            wrong_attempts.note(email)
-            raise
-
-
-class WrongAttempts:
-    """Counts wrong passwords per address; forgets them after a while, and the oldest when there are too many addresses."""
-
-    def __init__(self, most: int = 10, seconds: float = 600, addresses: int = 10_000) -> None:
-        self._most, self._seconds, self._addresses = most, seconds, addresses
-        self._lock = threading.Lock()
-        self._times: OrderedDict[str, list[float]] = OrderedDict()
-
-    def check(self, address: str) -> None:
-        """Raise TooManyAttempts when there were too many of late."""
-        with self._lock:
-            times = self._times.get(address.lower(), [])
-            recent = [at for at in times if at > time.monotonic() - self._seconds]
-        if len(recent) >= self._most:
-            raise TooManyAttempts("The password was wrong too often; try again in ten minutes, or use an API token.")
-
-    def note(self, address: str) -> None:
-        """Count one."""
-        with self._lock:
-            times = self._times.setdefault(address.lower(), [])
-            times.append(time.monotonic())
-            del times[: -self._most]
-            self._times.move_to_end(address.lower())
-            if len(self._times) > self._addresses:
-                self._times.popitem(last=False)
-
-
-wrong_attempts = WrongAttempts()

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import time
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
-
 from flask import request
-from itsdangerous import BadSignature, URLSafeSerializer
 
-from foundation.errors import NotFound
-from foundation.settings import settings
+from state.signatures import read, sign
+
+__all__ = ["base_url", "build_output", "read", "release_output", "sign"]
 
 LOG_SECONDS = 3600
 OUTPUT_SECONDS = 12 * 3600
@@ -22,61 +15,6 @@ OUTPUT_SECONDS = 12 * 3600
 def base_url() -> str:
     """The API's base URL as this caller reached it."""
     return request.host_url.rstrip("/")
-
-
-def key_file() -> Path:
-    """Where the signing key is."""
-    return settings().home / "keys" / "url.key"
-
-
-@lru_cache(maxsize=4)
-def _key(path: Path) -> bytes:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(fresh, path)  # the first of several processes decides
-    except FileExistsError:
-        pass
-    finally:
-        fresh.unlink()
-    return path.read_bytes()
-
-
-def _signer(kind: str) -> URLSafeSerializer:
-    return URLSafeSerializer(_key(key_file()), salt=f"davit.{kind}")
-
-
-def sign(kind: str, what: dict[str, Any], lifetime: float, *, steady: bool = False) -> str:
-    """The secret that lets its bearer have ``what``.
-
-    Args:
-        kind: what it is for; a secret of one kind opens no other.
-        lifetime: seconds.
-        steady: the same secret for a while (between one and two lifetimes), so that what it is shown in keeps its ETag.
-    """
-    now = time.time()
-    end = (now // lifetime + 2) * lifetime if steady else now + lifetime
-    return str(_signer(kind).dumps({**what, "end": int(end)}))
-
-
-def read(kind: str, secret: str) -> dict[str, Any]:
-    """What :func:`sign` was given.
-
-    Raises:
-        NotFound: it is not one of ours, or has expired.
-    """
-    try:
-        what: dict[str, Any] = _signer(kind).loads(secret)
-    except BadSignature:
-        raise NotFound("There is no such stream.") from None
-    if what["end"] < time.time():
-        raise NotFound("That stream's URL has expired; ask for a new one.")
-    return what
 
 
 def build_output(build_id: str) -> str:

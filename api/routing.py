@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from api import body, ranges
 from api.credentials import Identity, identify
 from foundation.errors import Forbidden, NotFound
-from state import apps
+from state import apps, logins
 from state.db import snapshot, transaction
 from state.models import Account, App, Token
 from state.pages import Page, Window
@@ -32,6 +32,7 @@ Needs = Literal["nothing", "login", "account", "admin", "view", "deploy", "opera
 password), ``account`` (a token), ``admin`` (an admin's token), or a permission on the app that the path names."""
 
 T = TypeVar("T")
+TWO_FACTOR_HEADER = "Heroku-Two-Factor-Code"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Operation:
         writes: whether its view works in a write transaction.
         summary: the first line of the view's docstring, for ``GET /schema`` and docs/api.md.
         ours: whether it is Davit's own rather than the Platform API's.
+        form: whether its body is an HTML form's rather than JSON.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Operation:
     writes: bool
     summary: str
     ours: bool
+    form: bool = False
 
     @property
     def on_app(self) -> bool:
@@ -121,7 +124,7 @@ class Resource(Blueprint):
         self.operations: list[Operation] = []
 
     def on(
-        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False
+        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False, form: bool = False
     ) -> Callable[[View], View]:
         """Serve ``method path``.
 
@@ -129,12 +132,13 @@ class Resource(Blueprint):
             needs: who may; a permission on an app takes ``<app>`` in the path.
             writes: in a write transaction; every method but GET by default.
             ours: Davit's own endpoint, not the Platform API's.
+            form: its body is an HTML form's.
         """
 
         def register(view: View) -> View:
             changes = method != "GET" if writes is None else writes
             summary = (view.__doc__ or "").strip().split("\n")[0]
-            operation = Operation(method, path, needs, changes, summary, ours)
+            operation = Operation(method, path, needs, changes, summary, ours, form)
             if operation.on_app != ("<app>" in path):
                 raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
             self.operations.append(operation)
@@ -150,7 +154,7 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
     def served(**places: str) -> Response:
         if any("\x00" in value for value in places.values()):
             raise NotFound("There is nothing with a NUL character in its name.")
-        sent = body.Body({}) if operation.method == "GET" else body.parse(request.get_data(cache=False))
+        sent = _body(operation)
         with snapshot() as session:
             identity = _admit(session, operation)
             if not operation.writes:
@@ -162,10 +166,18 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
     return served
 
 
+def _body(operation: Operation) -> body.Body:
+    if operation.method == "GET":
+        return body.Body({})
+    if operation.form:
+        return body.Body(request.form.to_dict())
+    return body.parse(request.get_data(cache=False))
+
+
 def _admit(session: Session, operation: Operation) -> Identity | None:
     if operation.needs == "nothing":
         return None
-    identity = identify(session, request.headers.get("Authorization"), passwords=operation.needs == "login")
+    identity = identify(session, request.headers.get("Authorization"), by_password=operation.needs == "login")
     if operation.needs == "admin" and not identity.account.is_admin:
         raise Forbidden("That takes an admin's account.")
     return identity
@@ -175,6 +187,8 @@ def _answer(
     session: Session, operation: Operation, view: View, sent: body.Body, identity: Identity | None, places: dict[str, str]
 ) -> Response:
     call = Call(session, sent, identity.within(session) if identity else None)
+    if identity and identity.token is None:
+        logins.finish(session, identity.account.id, request.headers.get(TWO_FACTOR_HEADER))
     if operation.on_app:
         call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
     answer = view(call, **places)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from state import sizes
-from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, Slug, SshKey, Token
+from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, Slug, SshKey, Token, WebSession
 from state.sizes import Size
 
 Json = dict[str, Any]
@@ -58,11 +58,11 @@ def account(row: Account) -> Json:
         "federated": False,
         "id": row.id,
         "identity_provider": None,
-        "last_login": None,
+        "last_login": moment(row.last_login),
         "name": row.name,
         "sms_number": None,
         "suspended_at": None,
-        "two_factor_authentication": False,
+        "two_factor_authentication": row.two_factor,
         "updated_at": moment(row.updated_at),
         "verified": True,
     }
@@ -264,6 +264,17 @@ def authorization(row: Token, at: datetime, text: str) -> Json:
         "session": None,
         "updated_at": moment(row.updated_at),
         "user": {**_user(row.account), "full_name": row.account.name},
+    }
+
+
+def web_session(row: WebSession, at: datetime) -> Json:
+    """GET /oauth/sessions"""
+    return {
+        "created_at": moment(row.created_at),
+        "description": row.description,
+        "expires_in": max(0, int((row.expires_at - at).total_seconds())),
+        "id": row.id,
+        "updated_at": moment(row.updated_at),
     }
 
 

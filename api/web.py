@@ -21,8 +21,10 @@ from api.resources import (
     dynos,
     formation,
     keys,
+    logins,
     logs,
     releases,
+    two_factor,
 )
 from api.routing import Call, Operation, Resource
 from foundation.settings import settings
@@ -45,8 +47,10 @@ RESOURCES = (
     dynos.resource,
     formation.resource,
     keys.resource,
+    logins.resource,
     logs.resource,
     releases.resource,
+    two_factor.resource,
 )
 
 

@@ -76,6 +76,49 @@ class Account(Identified, Base):
     name: Mapped[str | None] = mapped_column(String(100))
     password_hash: Mapped[str | None] = mapped_column(String(200))
     is_admin: Mapped[bool] = mapped_column(default=False)
+    two_factor: Mapped[bool] = mapped_column(default=False)
+    last_login: Mapped[datetime | None]
+
+
+class SecondFactor(Identified, Base):
+    """An account's one-time passwords (TOTP, RFC 6238); in force once ``confirmed_at`` is set.
+
+    ``secret`` is sealed. ``last_step`` is the newest time step whose code was taken: a code opens once. ``recovery`` holds the
+    SHA-256 of each recovery code that is left.
+    """
+
+    __tablename__ = "second_factors"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), unique=True)
+    secret: Mapped[bytes]
+    confirmed_at: Mapped[datetime | None]
+    last_step: Mapped[int] = mapped_column(BigInteger, default=0)
+    recovery: Mapped[list[Any]] = mapped_column(default=list)
+
+
+class WebSession(Identified, Base):
+    """A browser that is logged in: the SHA-256 of its cookie's 256 random bits, as for tokens."""
+
+    __tablename__ = "web_sessions"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    description: Mapped[str] = mapped_column(String(255), default="")
+    expires_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime] = mapped_column(default=now)
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
+class LoginApproval(Identified, Base):
+    """What a person answered to a command line that asked to be logged in; taken away when the command line has heard it."""
+
+    __tablename__ = "login_approvals"
+
+    request_id: Mapped[str] = mapped_column(String(36), unique=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    approved: Mapped[bool]
+    description: Mapped[str] = mapped_column(String(255), default="")
+    expires_at: Mapped[datetime]
 
 
 class Token(Identified, Base):

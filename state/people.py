@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict
 from state import audit
-from state.models import Account, App, Build, Collaborator, Release, SshKey, Token
+from state.models import (
+    Account,
+    App,
+    Build,
+    Collaborator,
+    LoginApproval,
+    Release,
+    SecondFactor,
+    SshKey,
+    Token,
+    WebSession,
+)
 
 _REMOVED = " (removed)"
 """Ends the name of an account that only history still knows; no address ends so, and nobody can log in as it."""
@@ -39,12 +52,13 @@ def remove(session: Session, by: Account, account: Account) -> None:
     """
     if session.scalar(select(App.id).where(App.owner_id == account.id).limit(1)):
         raise Conflict(f"{account.email} owns apps; destroy them first.", status=422)
-    for table in (Token, SshKey, Collaborator):
+    access: list[Any] = [Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
+    for table in access:
         session.execute(delete(table).where(table.account_id == account.id))
     audit.record(session, by, "accounts:destroy", email=account.email)
     if any(session.scalar(select(table.id).where(table.account_id == account.id).limit(1)) for table in (Build, Release)):
         account.email = f"{account.email[:200]} {account.id[:8]}{_REMOVED}"
-        account.password_hash, account.is_admin = None, False
+        account.password_hash, account.is_admin, account.two_factor = None, False, False
     else:
         session.delete(account)
     session.flush()

@@ -1,4 +1,4 @@
-"""Config vars at rest: encrypted with Fernet (AES-128-CBC + HMAC-SHA256, cryptography's fernet specification).
+"""Config vars and other secrets at rest: encrypted with Fernet (AES-128-CBC + HMAC-SHA256, cryptography's fernet specification).
 
 The keys are lines of ``DAVIT_HOME/keys/config.keys`` (mode 0600), the newest first: it encrypts, all of them decrypt, so
 that keys rotate without a moment in which something cannot be read.
@@ -10,6 +10,7 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy import select
@@ -17,7 +18,10 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state.models import App, Release
+from state.models import App, Release, SecondFactor
+
+SEALED: list[tuple[Any, str]] = [(App, "config"), (Release, "config"), (SecondFactor, "secret")]
+"""Every column that holds what :func:`seal` made."""
 
 
 class VaultError(DavitError):
@@ -89,10 +93,11 @@ def rotate(session: Session) -> int:
     old = path.read_bytes().split()
     _write_keys(path, [Fernet.generate_key(), *old])
     keys, count = _keys(), 0
-    rows: list[App | Release] = [*session.scalars(select(App)), *session.scalars(select(Release))]
-    for row in rows:
-        row.config = keys.rotate(row.config)
-        count += 1
+    for table, column in SEALED:
+        for row in session.scalars(select(table)):
+            if (sealed := getattr(row, column)) is not None:
+                setattr(row, column, keys.rotate(sealed))
+                count += 1
     return count
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from flask import request
+
 from api import ranges, serialize
 from api.manners import REMAINING
-from api.routing import Call, Reply, Resource
+from api.routing import TWO_FACTOR_HEADER, Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
-from state import accounts, authorizations, people
+from state import accounts, passwords, people, two_factor
 from state.models import Account
 
 resource = Resource("account")
@@ -24,7 +26,7 @@ def show(call: Call) -> Any:
 
 @resource.on("PATCH", "/account", needs="account")
 def update(call: Call) -> Any:
-    """Change the caller's name, or (Davit's own field) password."""
+    """Change the caller's name, or (Davit's own fields) the password: password is the present one, new_password the new."""
     return serialize.account(_update(call, call.account))
 
 
@@ -52,9 +54,24 @@ def _user(call: Call, identity: str) -> Account:
 def _update(call: Call, account: Account) -> Account:
     if "name" in call.body.values:
         people.rename(call.session, call.account, account, call.body.text("name", most=100))
-    if "password" in call.body.values:
-        authorizations.set_password(call.session, call.account, account, call.body.text("password"))
+    if {"password", "new_password"} & call.body.values.keys():
+        _update_password(call, account)
+    if call.body.flag("two_factor_authentication") is False:
+        two_factor.disable(call.session, call.account, account, request.headers.get(TWO_FACTOR_HEADER))
     return account
+
+
+def _update_password(call: Call, account: Account) -> None:
+    """``password`` alone is the first one, or an admin's choice for another; with ``new_password`` it is the present one."""
+    given, new = call.body.text("password"), call.body.text("new_password")
+    if account.id != call.account.id:
+        passwords.assign(call.session, call.account, account, new or given)
+    elif new is None and account.password_hash is None:
+        passwords.change(call.session, account, None, given)
+    elif new is None:
+        raise InvalidParams("Field new_password is required; password is the present one.")
+    else:
+        passwords.change(call.session, account, given, new)
 
 
 @resource.on("GET", "/account/rate-limits", needs="account")
@@ -90,7 +107,7 @@ def create(call: Call) -> Reply:
         call.session, call.account, email, name=call.body.text("name", most=100), admin=call.body.flag("admin") or False
     )
     if (password := call.body.text("password")) is not None:
-        authorizations.set_password(call.session, call.account, account, password)
+        passwords.assign(call.session, call.account, account, password)
     text, token = accounts.issue_token(call.session, account, "made with the account")
     return Reply({**serialize.account(account), "access_token": {"id": token.id, "token": text, "expires_in": None}}, 201)
 

@@ -9,7 +9,7 @@ from api import ranges, serialize
 from api.routing import Call, Reply, Resource
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
-from state import accounts, authorizations
+from state import accounts, authorizations, web_sessions
 from state.models import Token
 
 resource = Resource("authorizations")
@@ -66,8 +66,14 @@ def destroy_session(call: Call) -> Any:
 
 @resource.on("GET", "/oauth/sessions", needs="account")
 def sessions(call: Call) -> Any:
-    """The caller's sessions: there are none."""
-    return []
+    """The caller's sessions: browsers that are logged in."""
+    return [serialize.web_session(row, now()) for row in web_sessions.all_of(call.session, call.account)]
+
+
+@resource.on("DELETE", "/oauth/sessions/<session>", needs="account")
+def destroy_session_of(call: Call, session: str) -> Any:
+    """Log a browser out."""
+    return serialize.web_session(web_sessions.end(call.session, call.account, session), now())
 
 
 @resource.on("GET", "/oauth/clients", needs="account")

@@ -129,6 +129,8 @@ def accounts_remove(email: str) -> None:
 def accounts_password() -> None:
     """Set your password, for those logins that take no token."""
     client = hosts.connect()
+    words = "Present password (leave empty if you have none)"
+    present = click.prompt(words, default="", hide_input=True, show_default=False, err=True)
     password = click.prompt("New password", hide_input=True, confirmation_prompt=True, err=True)
     with action("Setting your password"):
-        client.patch("/account", {"password": password})
+        client.patch("/account", {"password": present, "new_password": password} if present else {"password": password})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api import credentials
+from state import throttle
 from tests.api.conftest import Api
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG" + "A" * 42 + " me@laptop"
@@ -12,7 +12,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG" + "A" * 42 + " me@laptop"
 
 @pytest.fixture(autouse=True)
 def _fresh_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "wrong_attempts", credentials.WrongAttempts(most=3))
+    monkeypatch.setattr(throttle, "passwords", throttle.WrongGuesses("password", most=3))
+    monkeypatch.setattr(throttle, "codes", throttle.WrongGuesses("two-factor code", most=3))
 
 
 def test_a_person_logs_in_with_a_password(either_api: Api) -> None:

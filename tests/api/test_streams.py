@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,8 +71,8 @@ def test_a_secret_that_is_forged_expired_or_of_another_kind_opens_nothing(api: A
     forged = url[:-5] + ("A" if url[-5] != "A" else "B") + url[-4:]  # the last letter alone may hold bits that say nothing
     assert api.get(forged, as_=None).status_code == 404
     assert api.get(url.replace("/logs/", "/builds/"), as_=None).status_code == 404
-    now = links.time.time()
-    monkeypatch.setattr(links.time, "time", lambda: now + links.LOG_SECONDS + 1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + links.LOG_SECONDS + 1)
     assert api.get(url, as_=None).status_code == 404
 
 

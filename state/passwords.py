@@ -1,0 +1,101 @@
+"""Passwords: argon2id, as OWASP's password storage cheat sheet has it."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from foundation.errors import InvalidParams, Unauthorized
+from state import audit, throttle, web_sessions
+from state.accounts import INVALID_CREDENTIALS
+from state.models import Account, WebSession
+
+SHORTEST = 12
+_hashing = threading.BoundedSemaphore(2)  # one check takes 19 MiB: strangers must not take them all at once
+
+
+@lru_cache(maxsize=1)
+def _hasher() -> PasswordHasher:
+    return PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+
+
+@lru_cache(maxsize=1)
+def _nobody() -> str:
+    """A hash that is checked when there is no account, so that time does not tell who has one."""
+    return _hasher().hash("nobody has this password")
+
+
+def check_new(password: object) -> str:
+    """``password`` when it may become one.
+
+    Raises:
+        InvalidParams: it is too short or too long.
+    """
+    if not isinstance(password, str) or not SHORTEST <= len(password) <= 512:
+        raise InvalidParams(f"A password must have {SHORTEST} to 512 characters.")
+    return password
+
+
+def assign(session: Session, by: Account, account: Account, password: object, *, keep: WebSession | None = None) -> None:
+    """Let ``account`` log in with a password from now on; browsers that are logged in (but for ``keep``) are logged out.
+
+    Raises:
+        InvalidParams: it is too short or too long.
+    """
+    account.password_hash = _hasher().hash(check_new(password))
+    web_sessions.end_all(session, account, keep=keep)
+    audit.record(session, by, "accounts:password", email=account.email)
+
+
+def confirm(session: Session, account: Account, current: str | None) -> None:
+    """Whoever sits there knows the account's password.
+
+    Raises:
+        InvalidParams: it is missing or wrong.
+        TooManyAttempts: it was wrong too often of late.
+    """
+    if not current:
+        raise InvalidParams("Field password (the present password) is required.")
+    try:
+        authenticate(session, account.email, current)
+    except Unauthorized:
+        raise InvalidParams("Field password is not the present password.") from None
+
+
+def change(session: Session, account: Account, current: str | None, new: object, *, keep: WebSession | None = None) -> None:
+    """An account's own change of its password, which takes the present one when there is one.
+
+    Raises:
+        InvalidParams: the present one is missing or wrong, or the new one is too short or too long.
+        TooManyAttempts: the present one was wrong too often of late.
+    """
+    if account.password_hash is not None:
+        confirm(session, account, current)
+    assign(session, account, account, new, keep=keep)
+
+
+def authenticate(session: Session, email: str, password: str) -> Account:
+    """The account that this address and password open (the second factor is not asked for here: see :mod:`state.logins`).
+
+    Raises:
+        Unauthorized: none; the same sentence, and the same time, for an unknown address and a wrong password.
+        TooManyAttempts: the password for this address was wrong too often of late.
+    """
+    email = email.strip().lower()
+    throttle.passwords.check(email)
+    account = session.scalar(select(Account).where(Account.email == email))
+    known = account.password_hash if account else None
+    try:
+        with _hashing:
+            _hasher().verify(known or _nobody(), password)
+    except (VerificationError, InvalidHashError):
+        known = None
+    if account is None or known is None:
+        throttle.passwords.note(email)
+        raise Unauthorized(INVALID_CREDENTIALS)
+    return account
