@@ -145,13 +145,13 @@ def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> 
 
     Args:
         argv: the program's path and arguments.
-        stdio: what becomes descriptors 0, 1 and 2.
+        stdio: what becomes descriptors 0, 1, 2 and so on.
 
     Returns:
         its pid.
     """
-    # clear of 0..2, so that no dup2 overwrites another's source
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio]
+    # clear of those numbers, so that no dup2 overwrites another's source
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(10, len(stdio))) for fd in stdio]
     try:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
         # Python ignores SIGPIPE, and an ignored signal stays ignored across exec: an app would inherit that

@@ -7,8 +7,10 @@ vanish with it and those with a dyno live exactly as long as the dyno does.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import ipaddress
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ from foundation.errors import DavitError
 from runtime.instance import Instance
 
 _CLONE_NEWNET = 0x40000000
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000  # <linux/if_tun.h>
 _RTM_F_CLONED = 0x200  # rtnetlink(7): a cached path-MTU exception for one host of the internet, not a route
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
@@ -186,6 +189,37 @@ class Network:
         ip.link("set", index=index, state="up")
         ip.link("set", index=1, state="up")
         ip.route("add", dst="default", gateway=self.instance.gateway)
+
+    def tap(self, slot: int) -> int:
+        """Make a virtual machine's cable for ``slot``: a tap on the bridge under the name that the firewall knows.
+
+        Returns:
+            its descriptor, for QEMU; the tap ends with its last descriptor.
+
+        Raises:
+            NetworkFailed: the kernel refuses; nothing is left behind.
+        """
+        try:
+            descriptor: int = self.call(lambda: self._tap(slot))
+            return descriptor
+        except (NetlinkError, OSError) as error:
+            raise NetworkFailed(f"The tap of slot {slot} could not be made: {error}.") from None
+
+    def _tap(self, slot: int) -> int:
+        name = self.instance.veth(slot)
+        self._delete(name)
+        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+            fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+            index = self._ip.link_lookup(ifname=name)[0]
+            _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
+            self._ip.link("set", index=index, mtu=self._mtu, master=self._bridge, state="up")
+            self._ip.brport("set", index=index, isolated=1)
+        except BaseException:
+            os.close(tap)
+            raise
+        return tap
 
     def disconnect(self, slot: int) -> None:
         """Pull the cable of ``slot``, if there is one."""

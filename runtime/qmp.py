@@ -1,0 +1,182 @@
+"""A client of QEMU's machine protocol (QEMU documentation, "QEMU Machine Protocol Specification"): one JSON object a line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import DavitError
+
+_LONGEST = 4 << 20
+
+
+class MonitorFailed(DavitError):
+    """QEMU refused what it was told, or does not answer any more."""
+
+    id, status = "vm_monitor_failed", 500
+
+
+class Monitor:
+    """One connection to a QEMU; several commands may be under way, answers come by their ids."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._count = 0
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._heard = asyncio.Event()
+        self._gone = False
+        self._greeted: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read(), name="qmp")
+        self.version: tuple[int, ...] = ()
+
+    @classmethod
+    async def connect(cls, path: Path, timeout: float = 10) -> Monitor:
+        """Connect to the socket at ``path`` and negotiate.
+
+        Raises:
+            MonitorFailed: nobody answers there within ``timeout`` seconds.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connection, str(path)), timeout)
+            monitor = cls(connection)
+        except (OSError, asyncio.TimeoutError) as error:
+            connection.close()
+            raise MonitorFailed(f"The virtual machine's monitor does not answer: {error or 'time out'}.") from None
+        try:
+            greeting = await asyncio.wait_for(asyncio.shield(monitor._greeted), timeout)
+            numbers = greeting.get("version", {}).get("qemu", {})
+            monitor.version = tuple(int(numbers.get(part, 0)) for part in ("major", "minor", "micro"))
+            await monitor.execute("qmp_capabilities", timeout=timeout)
+        except (asyncio.TimeoutError, MonitorFailed):
+            monitor.close()
+            raise MonitorFailed("The virtual machine's monitor does not answer.") from None
+        return monitor
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, fds: Sequence[int] = (), timeout: float = 30
+    ) -> Any:
+        """Run a command and give what it returns.
+
+        Args:
+            fds: descriptors that go with it (``getfd``, ``add-fd``).
+            timeout: seconds.
+
+        Raises:
+            MonitorFailed: QEMU refuses (with its words), is gone, or takes longer.
+        """
+        self._count += 1
+        number = self._count
+        message: dict[str, Any] = {"execute": command, "id": number}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            await self._send(json.dumps(message).encode() + b"\n", fds)
+            return await asyncio.wait_for(answer, timeout)
+        except asyncio.TimeoutError:
+            raise MonitorFailed(f"The virtual machine did not do “{command}” within {timeout:g} seconds.") from None
+        except OSError as error:
+            raise MonitorFailed(f"The virtual machine's monitor is gone: {error.strerror}.") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def event(self, *names: str, timeout: float = 30, **data: Any) -> tuple[str, dict[str, Any]]:
+        """The next event (also of those that came before and nobody asked for) with one of these names and this data.
+
+        Raises:
+            MonitorFailed: it did not come within ``timeout`` seconds.
+        """
+
+        def find() -> tuple[str, dict[str, Any]] | None:
+            for index, (name, values) in enumerate(self._events):
+                if name in names and all(values.get(key) == value for key, value in data.items()):
+                    return self._events.pop(index)
+            return None
+
+        async def wait() -> tuple[str, dict[str, Any]]:
+            while (found := find()) is None:
+                if self._gone:
+                    raise MonitorFailed("The virtual machine has gone.")
+                self._heard.clear()
+                await self._heard.wait()
+            return found
+
+        try:
+            return await asyncio.wait_for(wait(), timeout)
+        except asyncio.TimeoutError:
+            raise MonitorFailed(f"The virtual machine did not tell {' or '.join(names)} within {timeout:g} seconds.") from None
+
+    def close(self) -> None:
+        """Hang up; the virtual machine goes on."""
+        self._reading.cancel()
+        self._give_up()
+        self._socket.close()
+
+    async def _send(self, text: bytes, fds: Sequence[int]) -> None:
+        loop = asyncio.get_running_loop()
+        if fds:  # a fresh command is far shorter than the socket's buffer
+            socket.send_fds(self._socket, [text], list(fds))
+        else:
+            await loop.sock_sendall(self._socket, text)
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        rest = b""
+        try:
+            while chunk := await loop.sock_recv(self._socket, 65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                if len(rest) > _LONGEST:
+                    break
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._give_up()
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        message = json.loads(line)
+        if "QMP" in message and not self._greeted.done():
+            self._greeted.set_result(message["QMP"])
+        elif "event" in message:
+            self._events = [*self._events[-63:], (str(message["event"]), dict(message.get("data") or {}))]
+            self._heard.set()
+        else:
+            answer = self._waiting.get(message.get("id", -1))
+            if answer is None or answer.done():
+                return
+            if "error" in message:
+                answer.set_exception(MonitorFailed(f"QEMU says: {message['error'].get('desc', 'no')}"))
+            else:
+                answer.set_result(message.get("return"))
+
+    def _give_up(self) -> None:
+        self._gone = True
+        self._heard.set()
+        failure = MonitorFailed("The virtual machine has gone.")
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(failure)
+        if not self._greeted.done():
+            self._greeted.set_exception(failure)
+            self._greeted.exception()  # nobody may be waiting for it
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at ``path`` to hand to QEMU as a descriptor: QEMU needs no right to the directory then."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(str(path))
+    os.chmod(path, 0o600)
+    listener.listen(1)
+    return listener

@@ -1,0 +1,82 @@
+"""The client of QEMU's monitor, against a real QEMU; and the confinement that QEMU is started in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime import confine, qmp
+from runtime.qmp import Monitor, MonitorFailed
+
+QEMU = shutil.which("qemu-system-x86_64")
+pytestmark = [pytest.mark.root, pytest.mark.skipif(QEMU is None, reason="QEMU is not installed (set vm of scripts/packages)")]
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A QEMU without a machine, confined, and its monitor's socket."""
+    path, root = tmp_path / "qmp.sock", tmp_path / "root"
+    root.mkdir()
+    listener = qmp.listen(path)
+    monitor = ["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    command = [str(QEMU), "-M", "none", "-nodefaults", "-display", "none", "-sandbox", confine.SANDBOX, *monitor]
+    argv = confine.argv(command, root=root, uid=0x6000_0000, cgroups=[])
+    process = subprocess.Popen(argv, pass_fds=(listener.fileno(),), env=confine.ENVIRONMENT)
+    yield path, process
+    process.kill()
+    process.wait()
+    listener.close()
+
+
+def test_commands_are_answered_and_refusals_are_sentences(qemu: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    async def talk() -> None:
+        monitor = await Monitor.connect(qemu[0], 60)
+        assert monitor.version >= (6, 2)
+        assert (await monitor.execute("query-status"))["status"]
+        with pytest.raises(MonitorFailed, match=r"QEMU says: .*no-such"):
+            await monitor.execute("no-such")
+        monitor.close()
+
+    asyncio.run(talk())
+
+
+def test_events_are_kept_for_who_asks_later_and_the_end_is_told(qemu: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    async def talk() -> None:
+        monitor = await Monitor.connect(qemu[0], 60)
+        await monitor.execute("quit")
+        assert (await monitor.event("SHUTDOWN", timeout=60))[1]["reason"] == "host-qmp-quit"
+        with pytest.raises(MonitorFailed):
+            await monitor.event("STOP", timeout=60)
+        with pytest.raises(MonitorFailed):
+            await monitor.execute("query-status")
+
+    asyncio.run(talk())
+
+
+def test_nobody_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MonitorFailed, match="does not answer"):
+        asyncio.run(Monitor.connect(tmp_path / "none.sock", 1))
+
+
+def test_the_confined_program_has_nothing(qemu: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    asyncio.run(Monitor.connect(qemu[0], 60))
+    proc = Path(f"/proc/{qemu[1].pid}")
+    status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line)
+    assert status["Uid"].split() == [str(0x6000_0000)] * 4
+    assert all(int(status[f"Cap{kind}"], 16) == 0 for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+    assert (status["NoNewPrivs"], status["Seccomp"], status["Groups"].strip()) == ("1", "2", "")
+    assert sorted(os.listdir(proc / "root")) == sorted({"usr", "etc", "dev", "old", "data", "proc", *_links()})
+    assert os.listdir(proc / "root/old") == os.listdir(proc / "root/data") == os.listdir(proc / "root/proc") == []
+    assert set(os.listdir(proc / "root/dev")) == {"null", "zero", "urandom"}
+    assert (proc / "net/dev").read_text().count(":") == 1  # the loopback alone, and that is down
+    assert not any(line.split()[4].startswith("/old") for line in (proc / "mountinfo").read_text().splitlines())
+
+
+def _links() -> list[str]:
+    return [name for name in ("bin", "sbin", "lib", "lib32", "lib64") if Path("/", name).exists()]
