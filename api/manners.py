@@ -13,11 +13,10 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from api.body import LIMIT
 from api.unserved import is_known
 from foundation.errors import DavitError
+from foundation.settings import settings
 
 log = logging.getLogger("web")
 
-REMAINING = 4500
-"""What ``RateLimit-Remaining`` says: clients want the header; Davit does not limit."""
 _IDS = re.compile(r"[A-Za-z0-9,_.-]{1,300}")
 
 
@@ -70,7 +69,7 @@ def _apologize(problem: Exception) -> Response:
 
 def _finish(response: Response) -> Response:
     response.headers["Request-Id"] = g.get("request_id", "-")
-    response.headers["RateLimit-Remaining"] = str(REMAINING)
+    response.headers["RateLimit-Remaining"] = str(g.get("rate_limit", settings().rate_limit))
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "private, no-cache" if request.method == "GET" else "no-store")
     response.vary.update(("Authorization", "Accept", "Range"))

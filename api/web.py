@@ -23,6 +23,7 @@ from api.resources import (
     keys,
     logins,
     logs,
+    oauth_clients,
     releases,
     two_factor,
 )
@@ -49,6 +50,7 @@ RESOURCES = (
     keys.resource,
     logins.resource,
     logs.resource,
+    oauth_clients.resource,
     releases.resource,
     two_factor.resource,
 )

@@ -121,8 +121,23 @@ class LoginApproval(Identified, Base):
     expires_at: Mapped[datetime]
 
 
+class OAuthClient(Identified, Base):
+    """A program of its account's that asks others to let it act for them; ``secret`` is sealed."""
+
+    __tablename__ = "oauth_clients"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    redirect_uri: Mapped[str] = mapped_column(Text)
+    secret: Mapped[bytes]
+
+
 class Token(Identified, Base):
-    """An API token. Only its SHA-256 is kept: tokens are 256 random bits, so a slow hash would add nothing."""
+    """An API token. Only its SHA-256 is kept: tokens are 256 random bits, so a slow hash would add nothing.
+
+    ``lifetime`` is seconds: a regenerated token has as long again.
+    With a ``client_id`` it is what somebody allowed that client: a grant first, then access tokens that a refresh token renews.
+    """
 
     __tablename__ = "tokens"
 
@@ -131,7 +146,13 @@ class Token(Identified, Base):
     description: Mapped[str] = mapped_column(String(255), default="")
     scope: Mapped[list[Any]] = mapped_column(default=lambda: ["global"])
     expires_at: Mapped[datetime | None]
+    lifetime: Mapped[int | None]
     last_used_at: Mapped[datetime | None]
+    client_id: Mapped[str | None] = mapped_column(ForeignKey("oauth_clients.id", ondelete="CASCADE"))
+    grant_sha256: Mapped[str | None] = mapped_column(String(64), unique=True)
+    grant_expires_at: Mapped[datetime | None]
+    refresh_sha256: Mapped[str | None] = mapped_column(String(64), unique=True)
+    client: Mapped[OAuthClient | None] = relationship(lazy="joined")
     account: Mapped[Account] = relationship(lazy="joined")
 
 

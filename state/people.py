@@ -8,7 +8,7 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict
-from state import audit
+from state import audit, oauth
 from state.models import (
     Account,
     App,
@@ -52,6 +52,8 @@ def remove(session: Session, by: Account, account: Account) -> None:
     """
     if session.scalar(select(App.id).where(App.owner_id == account.id).limit(1)):
         raise Conflict(f"{account.email} owns apps; destroy them first.", status=422)
+    for client in oauth.clients(session, account):
+        oauth.destroy_client(session, by, client)
     access: list[Any] = [Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
     for table in access:
         session.execute(delete(table).where(table.account_id == account.id))

@@ -6,8 +6,7 @@ from typing import Any
 
 from flask import request
 
-from api import ranges, serialize
-from api.manners import REMAINING
+from api import limits, ranges, serialize
 from api.routing import TWO_FACTOR_HEADER, Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import accounts, passwords, people, two_factor
@@ -18,7 +17,7 @@ resource = Resource("account")
 ORDER = ranges.Order({"email": lambda row: row.email, "id": lambda row: row.id}, {})
 
 
-@resource.on("GET", "/account", needs="account")
+@resource.on("GET", "/account", needs="account", scope="identity")
 def show(call: Call) -> Any:
     """The caller's account."""
     return serialize.account(call.account)
@@ -30,7 +29,7 @@ def update(call: Call) -> Any:
     return serialize.account(_update(call, call.account))
 
 
-@resource.on("GET", "/users/<user>", needs="account")
+@resource.on("GET", "/users/<user>", needs="account", scope="identity")
 def show_user(call: Call, user: str) -> Any:
     """An account: the caller's (~, address or id), or any for an admin."""
     return serialize.account(_user(call, user))
@@ -74,10 +73,10 @@ def _update_password(call: Call, account: Account) -> None:
         passwords.change(call.session, account, given, new)
 
 
-@resource.on("GET", "/account/rate-limits", needs="account")
+@resource.on("GET", "/account/rate-limits", needs="account", scope="identity")
 def rate_limits(call: Call) -> Any:
-    """How many calls are left: always the same, Davit does not limit."""
-    return {"remaining": REMAINING}
+    """How many calls the caller has left; one comes back about every second."""
+    return {"remaining": limits.buckets.left(call.account.id)}
 
 
 @resource.on("GET", "/account/features", needs="account")
@@ -86,7 +85,7 @@ def features(call: Call) -> Any:
     return []
 
 
-@resource.on("GET", "/users/<user>/addons", needs="account")
+@resource.on("GET", "/users/<user>/addons", needs="account", scope="read")
 def addons(call: Call, user: str) -> Any:
     """There are no add-ons."""
     _user(call, user)

@@ -12,7 +12,7 @@ from foundation.settings import settings
 from state import apps, listings
 from state.models import App
 
-resource = Resource("apps")
+resource = Resource("apps", reads="read", writes="write")
 
 ORDER = ranges.Order({"name": lambda app: app.name, "id": lambda app: app.id}, {})
 

@@ -10,7 +10,7 @@ from api.routing import Call, Resource
 from foundation.errors import InvalidParams
 from state import apps
 
-resource = Resource("buildpack-installations")
+resource = Resource("buildpack-installations", reads="read")
 
 _REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
 _MOST = 50

@@ -10,7 +10,7 @@ from api.routing import Call, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import sizes
 
-resource = Resource("catalogue")
+resource = Resource("catalogue", reads="read")
 
 STACKS = ("davit-13",)
 _REGIONS = frozenset(("local", "us", "eu", serialize.REGION["id"]))

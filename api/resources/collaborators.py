@@ -9,7 +9,7 @@ from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import apps
 
-resource = Resource("collaborators")
+resource = Resource("collaborators", reads="read")
 
 ORDER = ranges.Order({"email": lambda row: row["user"]["email"], "id": lambda row: row["id"]}, {})
 

@@ -35,7 +35,7 @@ def _dyno(call: Call, identity: str) -> Dyno:
     raise NotFound(f"Couldn't find that process ({identity}).")
 
 
-@resource.on("GET", "/apps/<app>/dynos", needs="view")
+@resource.on("GET", "/apps/<app>/dynos", needs="view", scope="read")
 def index(call: Call) -> Any:
     """The app's dynos."""
     rows = formation.dynos(call.session, call.app)
@@ -44,33 +44,33 @@ def index(call: Call) -> Any:
     return [serialize.dyno(call.app, row) for row in rows]  # by type and number, as people count
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view")
+@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read")
 def show(call: Call, dyno: str) -> Any:
     """One dyno, by name or id."""
     return serialize.dyno(call.app, _dyno(call, dyno))
 
 
-@resource.on("DELETE", "/apps/<app>/dynos", needs="operate")
+@resource.on("DELETE", "/apps/<app>/dynos", needs="operate", scope="write")
 def restart_all(call: Call) -> Reply:
     """Restart all dynos of the formation."""
     formation.restart(call.session, call.account, call.app)
     return _UNDER_WAY
 
 
-@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate", scope="write")
 def restart_type(call: Call, type: str) -> Reply:
     """Restart the dynos of one process type."""
     formation.restart(call.session, call.account, call.app, formation.find(call.session, call.app, type).type)
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate")
+@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate", scope="write")
 def stop_type(call: Call, type: str) -> Reply:
     """Stop the dynos of one process type; the formation starts new ones in their place."""
     return restart_type(call, type)  # type: ignore[no-any-return]
 
 
-@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write")
 def restart(call: Call, dyno: str) -> Reply:
     """Restart one dyno; a one-off dyno ends."""
     row = _dyno(call, dyno)
@@ -81,7 +81,7 @@ def restart(call: Call, dyno: str) -> Reply:
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate")
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write")
 def stop(call: Call, dyno: str) -> Reply:
     """Stop one dyno; the formation starts a new one in its place, a one-off dyno ends."""
     return restart(call, dyno)  # type: ignore[no-any-return]
@@ -147,7 +147,7 @@ def _started(call: Call, dyno_id: str, *, attached: bool = False) -> Any:
     return serialize.dyno(call.app, row, attach_url=url)
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True)
+@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected")
 def attach_to(call: Call, dyno: str) -> Handover:
     """A WebSocket to an attached one-off dyno that the caller has just started."""
     web = WebSocket(request.environ)
