@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import uuid
@@ -14,6 +15,7 @@ from api.body import LIMIT
 from api.unserved import is_known
 from foundation.errors import DavitError
 from foundation.settings import settings
+from state.two_factor import TwoFactorRequired
 
 log = logging.getLogger("web")
 
@@ -46,7 +48,10 @@ def error(id: str, message: str, status: int) -> Response:
 def _refuse(problem: DavitError) -> Response:
     if problem.status >= 500:
         log.warning("request failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
-    return error(problem.id, problem.message, problem.status)
+    answer = error(problem.id, problem.message, problem.status)
+    if isinstance(problem, TwoFactorRequired) and problem.app_name:
+        answer.set_data(json.dumps({"id": problem.id, "message": problem.message, "app": {"name": problem.app_name}}))
+    return answer
 
 
 def _refuse_http(problem: HTTPException) -> Response:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from api import body, limits, ranges
 from api.credentials import Identity, identify
 from foundation.errors import Forbidden, NotFound
-from state import apps, logins, scopes
+from state import apps, guard, logins, scopes, two_factor
 from state.db import snapshot, transaction
 from state.models import Account, App, Token
 from state.pages import Page, Window
@@ -106,6 +106,35 @@ class Call:
         """The app that the path names."""
         assert self.found is not None
         return self.found
+
+    @property
+    def code(self) -> str | None:
+        """The two-factor code that came along."""
+        return request.headers.get(TWO_FACTOR_HEADER)
+
+    def need(self, permission: str) -> None:
+        """Where a field takes more than the route does: demand another permission on the app.
+
+        Raises:
+            Forbidden: the caller does not have it.
+        """
+        apps.find(self.session, self.account, self.app.id, permission)
+
+    def guard(self, app: App | None = None) -> None:
+        """Before an act that the two-factor guard is for, on the app of the path or another; see :mod:`state.guard`.
+
+        Raises:
+            TwoFactorRequired, Forbidden: it takes a code.
+        """
+        guard.demand(self.session, self.account, self.token, app or self.app, self.code)
+
+    def check_code(self) -> None:
+        """Where the caller has a second factor: take a code.
+
+        Raises:
+            TwoFactorRequired: it is missing or wrong.
+        """
+        two_factor.check(self.session, self.account, self.code)
 
     def window(self, order: ranges.Order) -> Window:
         """The part of a list that the caller asks for."""
@@ -217,7 +246,7 @@ def _answer(
 ) -> Response:
     call = Call(session, sent, identity.within(session) if identity else None)
     if identity and identity.token is None:
-        logins.finish(session, identity.account.id, request.headers.get(TWO_FACTOR_HEADER))
+        logins.finish(session, identity.account.id, call.code)
     if operation.on_app:
         call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
     answer = view(call, **places)

@@ -8,9 +8,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from state import sizes
+from state.features import Feature
 from state.models import (
     Account,
+    AccountFeature,
     App,
+    AppFeature,
+    AppTransfer,
     Build,
     Collaborator,
     Domain,
@@ -371,6 +375,36 @@ def slug(row: Slug, *, blob_url: str = "") -> Json:
         "process_types": dict(row.process_types),
         "size": row.size,
         "stack": named("stack", row.stack),
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def feature(kind: str, what: Feature, row: AppFeature | AccountFeature | None) -> Json:
+    """GET /apps/NAME/features and /account/features"""
+    enabled = what.usual if row is None else row.enabled
+    return {
+        "created_at": moment(row.created_at) if row else BEGINNING,
+        "description": what.description,
+        "display_name": what.title,
+        "doc_url": "",
+        "enabled": enabled,
+        "feedback_email": None,
+        "id": steady_id(f"{kind}-feature", what.name),
+        "name": what.name,
+        "state": "general" if kind == "app" else "beta",
+        "updated_at": moment(row.updated_at) if row else BEGINNING,
+    }
+
+
+def app_transfer(row: AppTransfer) -> Json:
+    """GET /account/app-transfers"""
+    return {
+        "app": _app_reference(row.app),
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "owner": _user(row.owner),
+        "recipient": _user(row.recipient),
+        "state": row.state,
         "updated_at": moment(row.updated_at),
     }
 

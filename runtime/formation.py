@@ -384,7 +384,8 @@ class AppManager:
             size=wanted.size.name, isolation=wanted.isolation, command=line, state="starting", leaving=False, routed=False,
             crashes=self.crashes.get(name, 0), one_off=False, restart_requested=False,
         )  # fmt: skip
-        env = environment.compose(wanted.size, name, config_of(release), release.slug.default_config, port=port, extra={})
+        defaults = release.slug.default_config | release.dyno_metadata
+        env = environment.compose(wanted.size, name, config_of(release), defaults, port=port, extra={})
         spec = DynoSpec(
             id=dyno_id,
             name=name,

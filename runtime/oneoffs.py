@@ -196,7 +196,8 @@ class OneOffs:
             size=size.name, isolation="container", command=line, state="starting", one_off=True, leaving=False, routed=False,
             crashes=0, restart_requested=False,
         )  # fmt: skip
-        values = environment.compose(size, name, config_of(release), release.slug.default_config, port=None, extra=env)
+        defaults = release.slug.default_config | release.dyno_metadata
+        values = environment.compose(size, name, config_of(release), defaults, port=None, extra=env)
         spec = DynoSpec(
             id=row.id, name=name, app=state.app.name, app_id=state.app.id,
             stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),

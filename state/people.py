@@ -11,7 +11,9 @@ from foundation.errors import Conflict
 from state import audit, oauth
 from state.models import (
     Account,
+    AccountFeature,
     App,
+    AppTransfer,
     Build,
     Collaborator,
     LoginApproval,
@@ -54,7 +56,8 @@ def remove(session: Session, by: Account, account: Account) -> None:
         raise Conflict(f"{account.email} owns apps; destroy them first.", status=422)
     for client in oauth.clients(session, account):
         oauth.destroy_client(session, by, client)
-    access: list[Any] = [Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
+    session.execute(delete(AppTransfer).where(or_(AppTransfer.owner_id == account.id, AppTransfer.recipient_id == account.id)))
+    access: list[Any] = [AccountFeature, Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
     for table in access:
         session.execute(delete(table).where(table.account_id == account.id))
     audit.record(session, by, "accounts:destroy", email=account.email)

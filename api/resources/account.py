@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import request
-
 from api import limits, ranges, serialize
-from api.routing import TWO_FACTOR_HEADER, Call, Reply, Resource
+from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import accounts, passwords, people, two_factor
 from state.models import Account
@@ -56,7 +54,7 @@ def _update(call: Call, account: Account) -> Account:
     if {"password", "new_password"} & call.body.values.keys():
         _update_password(call, account)
     if call.body.flag("two_factor_authentication") is False:
-        two_factor.disable(call.session, call.account, account, request.headers.get(TWO_FACTOR_HEADER))
+        two_factor.disable(call.session, call.account, account, call.code)
     return account
 
 
@@ -77,12 +75,6 @@ def _update_password(call: Call, account: Account) -> None:
 def rate_limits(call: Call) -> Any:
     """How many calls the caller has left; one comes back about every second."""
     return {"remaining": limits.buckets.left(call.account.id)}
-
-
-@resource.on("GET", "/account/features", needs="account")
-def features(call: Call) -> Any:
-    """There are no account features."""
-    return []
 
 
 @resource.on("GET", "/users/<user>/addons", needs="account", scope="read")

@@ -129,18 +129,6 @@ def addon_attachments(call: Call) -> Any:
     return []
 
 
-@resource.on("GET", "/apps/<app>/features", needs="view")
-def features(call: Call) -> Any:
-    """The app's features: there are none to switch."""
-    return []
-
-
-@resource.on("GET", "/apps/<app>/features/<feature>", needs="view")
-def feature(call: Call, feature: str) -> Any:
-    """One feature: there is none."""
-    raise NotFound("Couldn't find that feature.")
-
-
 @resource.on("GET", "/apps/<app>/sni-endpoints", needs="view")
 def sni_endpoints(call: Call) -> Any:
     """The app's own certificates: there are none."""

@@ -16,7 +16,7 @@ from tests.api.conftest import Api, give_code
 _PLACES = {
     "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "build": "none", "slug": "none",
     "domain": "timely.localhost", "region": "local", "stack": "davit-13", "size": "eco", "feature": "none",
-    "authorization": "none", "client": "none", "token": "none", "session": "none", "secret": "none", "path:key": "none",
+    "authorization": "none", "client": "none", "token": "none", "transfer": "none", "session": "none", "secret": "none", "path:key": "none",
 }  # fmt: skip
 _HOLDS = {
     "viewer": {"view"}, "deployer": {"view", "deploy"}, "operator": {"view", "operate"}, "manager": {"view", "manage"},
