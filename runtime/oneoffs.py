@@ -80,7 +80,9 @@ class OneOffs:
         self._keep(self._until_over(row, dyno, int(params.get("time_to_live") or LONGEST_SECONDS)))
         if attached:
             call.at_hangup(lambda: self._keep(self._client_gone(row)))
-        return {"dyno_id": row.id, "name": row.name}
+        # more than the name: it may have ended, and its row be gone, before anybody can look
+        version = {"release_id": row.release_id, "release_version": row.release_version}
+        return {"dyno_id": row.id, "name": row.name, "size": row.size, **version}
 
     async def wait(self, call: Call) -> dict[str, Any]:
         """``oneoff.wait {dyno_id}`` → ``{status}``."""

@@ -12,10 +12,10 @@ from api import attach, links, ranges, serialize
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
 from foundation import wire
+from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from state import formation, sizes
-from state.db import snapshot
 from state.models import Dyno
 
 resource = Resource("dynos")
@@ -98,11 +98,12 @@ def create(call: Call) -> Reply:
     attached = call.body.flag("attach") or False
     if not attached:
         reply = wire.call(settings().run / "runtime.sock", "oneoff.start", params, timeout=90)
-        return Reply(_started(call, reply.result["dyno_id"]), 201)
+        return Reply(serialize.dyno(call.app, _started(call, reply.result, params)), 201)
     size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
     attachment = attach.start(call.account.id, params, size)
     attach.waiting.add(attachment)
-    return Reply(_started(call, attachment.dyno_id, attached=True), 201)
+    row = _started(call, attachment.started, params)
+    return Reply(serialize.dyno(call.app, row, attach_url=_attach_url(call, attachment)), 201)
 
 
 def _parameters(call: Call) -> dict[str, Any]:
@@ -138,13 +139,19 @@ def _terminal_size(env: dict[str, str]) -> tuple[int, int]:
     return number("LINES", 24), number("COLUMNS", 80)
 
 
-def _started(call: Call, dyno_id: str, *, attached: bool = False) -> Any:
-    with snapshot() as session:  # not the call's own session: the runtime wrote the row after that began to read
-        row = session.get(Dyno, dyno_id)
-    if row is None:
-        raise NotFound("The process has ended already.")
-    url = f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{dyno_id}/attach" if attached else None
-    return serialize.dyno(call.app, row, attach_url=url)
+def _started(call: Call, said: dict[str, Any], params: dict[str, Any]) -> Dyno:
+    """The dyno as it was when it started: its row may be gone already."""
+    return Dyno(
+        id=said["dyno_id"], name=said["name"], type=params["type"], command=params["command"], size=said["size"], state="up",
+        release_id=said["release_id"], release_version=said["release_version"], created_at=now(), updated_at=now(),
+    )  # fmt: skip
+
+
+def _attach_url(call: Call, attachment: attach.Attachment) -> str:
+    """Where the client comes to: a rendezvous, or a WebSocket for who asks for one (Accept: …; attach=websocket)."""
+    if "attach=websocket" in request.headers.get("Accept", ""):
+        return f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{attachment.dyno_id}/attach"
+    return f"rendezvous://{links.authority()}/{attachment.secret}"
 
 
 @resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected")
