@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "down": "cli.host.commands:down",
     "status": "cli.host.commands:status",
     "doctor": "cli.host.commands:doctor",
+    "dashboard": "cli.host.commands:dashboard",
     "stack:build": "cli.host.commands:stack_build",
     # apps, through the API
     "apps": "cli.apps.apps:apps",

@@ -34,9 +34,7 @@ def create(session: Session, by: Account | None, email: str, *, name: str | None
         InvalidParams: the address is not one.
         Conflict: it is taken.
     """
-    email = email.strip().lower()
-    if not _EMAIL.fullmatch(email):
-        raise InvalidParams(f"“{email}” is not an e-mail address; it must look like name@example.com.")
+    email = check_address(email)
     if session.scalar(select(Account).where(Account.email == email)):
         raise Conflict(f"There is already an account for {email}.")
     account = Account(email=email, name=name, is_admin=admin)
@@ -46,35 +44,34 @@ def create(session: Session, by: Account | None, email: str, *, name: str | None
     return account
 
 
+def check_address(email: str) -> str:
+    """An e-mail address as it is kept.
+
+    Raises:
+        InvalidParams: it is none.
+    """
+    email = email.strip().lower()
+    if not _EMAIL.fullmatch(email):
+        raise InvalidParams(f"“{email}” is not an e-mail address; it must look like name@example.com.")
+    return email
+
+
 def issue_token(
     session: Session, account: Account, description: str, *, lifetime: timedelta | None = None, scope: list[str] | None = None
 ) -> tuple[str, Token]:
     """Make an API token; returns its text (shown once, never stored) and its row."""
-    text = _new_token()
+    text = "davit-" + secrets.token_urlsafe(32)
     token = Token(
         account_id=account.id,
         sha256=_digest(text),
         description=description,
         scope=scope or ["global"],
         expires_at=now() + lifetime if lifetime else None,
-        lifetime=int(lifetime.total_seconds()) if lifetime else None,
     )
     session.add(token)
     session.flush()
     audit.record(session, account, "authorizations:create", description=description)
     return text, token
-
-
-def renew_token(session: Session, token: Token) -> str:
-    """Give an authorization another token, which is returned (shown once); its present one opens nothing any more."""
-    text = _new_token()
-    token.sha256 = _digest(text)
-    session.flush()
-    return text
-
-
-def _new_token() -> str:
-    return "davit-" + secrets.token_urlsafe(32)
 
 
 def _digest(text: str) -> str:

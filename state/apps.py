@@ -171,15 +171,27 @@ def set_maintenance(session: Session, account: Account, app: App, on: bool) -> N
     notify.router(session, app.id)
 
 
+def check_buildpacks(account: Account, buildpacks: Sequence[str]) -> None:
+    """Whether the account may choose these.
+
+    Raises:
+        InvalidParams: one is on this host and the account is no admin's.
+    """
+    for name in buildpacks:
+        if name.lower().startswith(("file:", "/", ".")) and not account.is_admin:
+            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+
+
 def set_buildpacks(session: Session, account: Account, app: App, buildpacks: Sequence[str]) -> None:
     """Choose the buildpacks, in order; none means detection at the next build.
 
     Raises:
-        InvalidParams: one is empty, too long or has control characters.
+        InvalidParams: one is empty, too long or has control characters, or the account may not choose it.
     """
     for buildpack in buildpacks:
         if not isinstance(buildpack, str) or not 0 < len(buildpack) <= 1000 or re.search(r"[\x00-\x20\x7f]", buildpack):
             raise InvalidParams(f"Buildpack {buildpack!r} is not valid: give a name such as heroku/python or a URL.")
+    check_buildpacks(account, buildpacks)
     app.buildpacks = list(buildpacks)
     audit.record(session, account, "buildpacks:set", app, buildpacks=len(buildpacks))
 

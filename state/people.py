@@ -8,12 +8,10 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict
-from state import audit, oauth
+from state import audit
 from state.models import (
     Account,
-    AccountFeature,
     App,
-    AppTransfer,
     Build,
     Collaborator,
     LoginApproval,
@@ -54,10 +52,7 @@ def remove(session: Session, by: Account, account: Account) -> None:
     """
     if session.scalar(select(App.id).where(App.owner_id == account.id).limit(1)):
         raise Conflict(f"{account.email} owns apps; destroy them first.", status=422)
-    for client in oauth.clients(session, account):
-        oauth.destroy_client(session, by, client)
-    session.execute(delete(AppTransfer).where(or_(AppTransfer.owner_id == account.id, AppTransfer.recipient_id == account.id)))
-    access: list[Any] = [AccountFeature, Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
+    access: list[Any] = [Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
     for table in access:
         session.execute(delete(table).where(table.account_id == account.id))
     audit.record(session, by, "accounts:destroy", email=account.email)

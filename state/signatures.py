@@ -38,6 +38,11 @@ def _key(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def ensure_key() -> None:
+    """Make the signing key if there is none."""
+    _key(key_file())
+
+
 def _signer(kind: str) -> URLSafeSerializer:
     return URLSafeSerializer(_key(key_file()), salt=f"davit.{kind}")
 

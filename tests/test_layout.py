@@ -26,6 +26,7 @@ BELOW = {
     "runtime": {"foundation", "state", "logs", "slugs"},
     "builder": {"foundation", "state", "logs", "slugs"},
     "api": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router"},
+    "dashboard": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router", "api"},
     "cli": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router", "api"},
 }
 """Room → the rooms that it may import: imports only go down. What is not listed talks over the wire."""

@@ -7,10 +7,9 @@ from typing import Any
 
 from api import serialize
 from api.routing import Call, Resource
-from foundation.errors import InvalidParams
 from state import apps
 
-resource = Resource("buildpack-installations", reads="read")
+resource = Resource("buildpack-installations")
 
 _REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
 _MOST = 50
@@ -29,9 +28,7 @@ def chosen(call: Call, sent: list[str]) -> list[str]:
         InvalidParams: one is on this host and the caller is no admin.
     """
     names = [_name(text) for text in sent]
-    for name in names:
-        if name.lower().startswith(("file:", "/", ".")) and not call.account.is_admin:
-            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+    apps.check_buildpacks(call.account, names)
     return names
 
 

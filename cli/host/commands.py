@@ -20,6 +20,15 @@ def up(detach: bool) -> None:
 
     updown.up(settings(), click.echo, detach=detach)
     click.echo(f"Davit is up. Apps: {settings().app_url('NAME')}  API and git: {settings().api_url}")
+    click.echo(f"Dashboard: {updown.dashboard(settings())}")
+
+
+@click.command()
+def dashboard() -> None:
+    """Print where the dashboard is: before its first sign-in, a link for the owner to set it up with (good once, for a day)."""
+    from cli.host import updown
+
+    click.echo(updown.dashboard(settings()))
 
 
 @click.command()

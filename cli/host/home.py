@@ -79,9 +79,10 @@ def redis_configuration(run: Path) -> str:
 
 
 def _open_database() -> None:
-    from state import accounts, db, vault
+    from state import accounts, db, signatures, vault
 
     vault.ensure_keys()
+    signatures.ensure_key()
     db.upgrade()
     with db.transaction() as session:
         accounts.ensure_owner(session)

@@ -43,6 +43,7 @@ def up(settings: Settings, say: Say, *, detach: bool) -> None:
     variables = environment.build(settings, os.environ)
     argv = [sys.executable, "-m", "cli.host.supervisor"]
     if not detach:
+        say(f"Dashboard: {dashboard(settings)}")
         say(f"Davit starts in {settings.home}; Ctrl-C stops it, apps serve on (`davit down` stops them, too).")
         os.chdir(CHECKOUT)
         os.execve(argv[0], [*argv, "--foreground"], variables)  # noqa: S606 - no shell on purpose
@@ -83,6 +84,23 @@ def _detached(argv: list[str], variables: dict[str, str], settings: Settings) ->
         if process.poll() is not None or time.monotonic() > deadline:
             raise UpError("\n".join(["Davit's supervisor did not start:", *logfiles.last_lines(log)]))
         time.sleep(0.02)
+
+
+def dashboard(settings: Settings) -> str:
+    """Where the dashboard is; as long as the owner has no password, the link that sets it up.
+
+    Raises:
+        UpError: this user may not read DAVIT_HOME, or nothing was set up yet.
+    """
+    from state import db, set_up
+
+    if not os.access(settings.home / "owner-token", os.R_OK):
+        raise UpError(f"That is for the owner of {settings.home}, once Davit was up: try `sudo davit dashboard`.")
+    with db.snapshot() as session:
+        secret = set_up.secret(session)
+    if secret is None:
+        return f"{settings.api_url}/dashboard/"
+    return f"{settings.api_url}/dashboard/set-up/{secret}\n(this link sets it up for you; it works once, for a day)"
 
 
 def down(settings: Settings, say: Say, *, keep_apps: bool) -> None:

@@ -16,13 +16,14 @@ import signal
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builder import buildpacks
-from builder.sandbox import BOOTSTRAP, Ended, Feeder, Inlet, Sealed
+from builder.sandbox import BOOTSTRAP, Ended, Feeder, Sealed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,10 +33,10 @@ class LocalSandbox:
 
     def __init__(self, root: Path, program: Sequence[str] = ("/usr/bin/python3", "-I", "-S", "-c", BOOTSTRAP)) -> None:
         self.root = root
+        self._closing = threading.Lock()
         paths = {name: str(root / name) for name in ("app", "cache", "tmp", "out")}
         (root / "tmp").mkdir(parents=True, exist_ok=True)
-        stdin, ours = os.pipe2(os.O_CLOEXEC)
-        self.stdin = Inlet(ours)
+        stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
         self.report, report = os.pipe2(os.O_CLOEXEC)
         self.output, output = os.pipe2(os.O_CLOEXEC)
         self.process = subprocess.Popen(
@@ -56,9 +57,15 @@ class LocalSandbox:
     def commit_cache(self) -> bool:
         return True
 
+    def close_stdin(self) -> None:
+        with self._closing:
+            descriptor, self.stdin = self.stdin, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def close(self) -> None:
         """Ends what still runs, as the container's end would."""
-        self.stdin.close()
+        self.close_stdin()
         for process in processes_below(self.root) | {self.process.pid}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

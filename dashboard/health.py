@@ -1,0 +1,189 @@
+"""How this Davit is: does each process answer, do jobs wait, is there room, do certificates last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from foundation import wire
+from foundation.clock import now
+from foundation.errors import DavitError
+from foundation.settings import settings
+from state import notify
+from state.models import Account, App, Build, Dyno, Release
+
+Level = Literal["ok", "warn", "bad"]
+
+PATIENCE = 2.0
+"""Seconds that a process has to answer."""
+ROOM_WANTED, ROOM_LEAST = 5 << 30, 1 << 30
+CERTIFICATE_DAYS = 14
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that was looked at."""
+
+    name: str
+    level: Level
+    words: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine that runs dynos."""
+
+    name: str
+    cores: int
+    load: tuple[float, float, float]
+    memory_total: int
+    memory_available: int
+    disk_total: int
+    disk_free: int
+    dynos: int
+    up_seconds: float
+
+
+def processes() -> list[Point]:
+    """Each of Davit's processes that can be asked."""
+    found = [_answers(name, lambda name=name: _ping(name)) for name in ("runtime", "router", "logs")]  # type: ignore[misc]
+    found.append(_answers("redis", lambda: notify.redis_client().ping()))
+    found.append(_answers("ssh", _ssh))
+    found.append(_workers())
+    return [Point("web", "ok", "answers: you are reading it"), *found]
+
+
+def _answers(name: str, ask: Callable[[], object]) -> Point:
+    started = time.monotonic()
+    try:
+        ask()
+    except DavitError as error:
+        return Point(name, "bad", error.message)
+    except Exception as error:
+        return Point(name, "bad", f"does not answer ({type(error).__name__})")
+    return Point(name, "ok", f"answers in {(time.monotonic() - started) * 1000:.0f} ms")
+
+
+def _ping(name: str) -> None:
+    wire.call(settings().run / f"{name}.sock", "ping", {}, timeout=PATIENCE)
+
+
+def _ssh() -> None:
+    address = settings().ssh.reachable
+    with socket.create_connection((address.host, address.port), PATIENCE) as connection:
+        connection.settimeout(PATIENCE)
+        if not connection.recv(4).startswith(b"SSH"):
+            raise ConnectionError
+
+
+def _workers() -> Point:
+    """RQ keeps a set of its workers, each with a key that expires when it no longer beats."""
+    try:
+        redis = notify.redis_client()
+        names = [name.decode() for name in redis.smembers("rq:workers")]  # type: ignore[union-attr]
+        living = sum(1 for name in names if redis.exists(name))
+    except Exception as error:
+        return Point("worker", "bad", f"unknown: Redis does not answer ({type(error).__name__})")
+    return Point("worker", "ok" if living else "bad", f"{living} registered" if living else "none is registered")
+
+
+def jobs(session: Session) -> list[Point]:
+    """What waits."""
+    waiting, running = (
+        session.scalar(select(func.count()).select_from(Build).where(Build.status == "pending", condition)) or 0
+        for condition in (Build.phase.in_(("waiting", "queued")), Build.phase.in_(("building", "releasing")))
+    )
+    releases = session.scalar(select(func.count()).select_from(Release).where(Release.status == "pending")) or 0
+    crashed = session.scalar(select(func.count()).select_from(Dyno).where(Dyno.state == "crashed")) or 0
+    return [
+        Point("builds", "ok" if waiting < 20 else "warn", f"{running} under way, {waiting} waiting"),
+        Point("releases", "ok", f"{releases} coming up"),
+        Point("crashed dynos", "warn" if crashed else "ok", str(crashed)),
+    ]
+
+
+def storage(session: Session) -> list[Point]:
+    """The database and the disk."""
+    started = time.monotonic()
+    if session.get_bind().dialect.name == "sqlite":
+        size = session.scalar(text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")) or 0
+        kind = "SQLite"
+    else:
+        size, kind = session.scalar(text("SELECT pg_database_size(current_database())")) or 0, "PostgreSQL"
+    took = (time.monotonic() - started) * 1000
+    free = shutil.disk_usage(settings().home).free
+    level: Level = "ok" if free >= ROOM_WANTED else ("warn" if free >= ROOM_LEAST else "bad")
+    return [
+        Point("database", "ok", f"{kind}, {size / (1 << 20):,.1f} MiB, answers in {took:.0f} ms"),
+        Point("disk", level, f"{free / (1 << 30):,.1f} GiB free in {settings().home}"),
+    ]
+
+
+def stacks() -> Iterator[Point]:
+    """What apps run on."""
+    for place in sorted(settings().stacks.glob("*/current/stack.json")):
+        try:
+            version = json.loads(place.read_text()).get("version", "unknown")
+        except (OSError, ValueError):
+            version = "cannot be read"
+        yield Point(place.parents[1].name, "ok", f"version {version}")
+
+
+def certificates() -> Iterator[Point]:
+    """How long the router's certificates last."""
+    for path in sorted((settings().home / "keys").glob("*.pem")):
+        expires = _expiry(path.read_bytes())
+        if expires:
+            days = (expires - now()).days
+            level: Level = "bad" if days < 0 else ("warn" if days < CERTIFICATE_DAYS else "ok")
+            yield Point(path.name, level, f"{'expired' if days < 0 else 'expires'} {expires:%Y-%m-%d}")
+
+
+def _expiry(pem: bytes) -> datetime | None:
+    if b"BEGIN CERTIFICATE" not in pem:
+        return None
+    from cryptography import x509  # several MiB that only this page needs
+
+    start = pem.index(b"-----BEGIN CERTIFICATE")
+    try:
+        return x509.load_pem_x509_certificate(pem[start:]).not_valid_after_utc.astimezone(timezone.utc)
+    except ValueError:
+        return None
+
+
+def host(session: Session) -> Host:
+    """This machine."""
+    memory = dict(_meminfo())
+    disk = shutil.disk_usage(settings().home)
+    dynos = session.scalar(select(func.count()).select_from(Dyno).where(Dyno.leaving.is_(False))) or 0
+    with open("/proc/uptime") as file:
+        up = float(file.read().split()[0])
+    return Host(
+        socket.gethostname(), os.cpu_count() or 1, os.getloadavg(), memory["MemTotal"], memory["MemAvailable"], disk.total,
+        disk.free, dynos, up,
+    )  # fmt: skip
+
+
+def _meminfo() -> Iterator[tuple[str, int]]:
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            yield name, int(rest.split()[0]) * 1024
+
+
+def counts(session: Session) -> dict[str, int]:
+    """How much there is."""
+    return {
+        "apps": session.scalar(select(func.count()).select_from(App).where(App.destroying.is_(False))) or 0,
+        "people": session.scalar(select(func.count()).select_from(Account)) or 0,
+    }

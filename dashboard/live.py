@@ -1,0 +1,393 @@
+"""Server-sent events (HTML standard, 9.2) for any number of open pages, by one thread that exists while there are any.
+
+A request for events gives its connection away (:func:`taken`) and its thread back to the server; from then on it costs a
+file descriptor and a few kilobytes. The one thread looks for news for all pages together: whether the database changed at
+all (SQLite says so without a query), then one set of queries for all apps that are watched; one read for each build and log
+that is followed. Every event carries the whole cursor of its connection as its id, so a browser that comes back, also to
+another Davit process, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from api import streams
+from builder import output
+from dashboard import ansi, log_lines, watching
+from foundation.errors import BadRequest, DavitError
+from foundation.settings import settings
+from logs import stream as log_stream
+from state import apps, web_sessions
+from state.db import engine
+from state.models import App
+
+log = logging.getLogger("web")
+
+MOST = 500
+"""Streams in this process at the most."""
+EACH = 40
+"""Streams of one account at the most."""
+BUFFER = 1 << 20
+"""Bytes that a client may be behind before it is cut off (it comes back with its cursor)."""
+PIECE = 64 << 10
+"""Bytes of build output in one event."""
+STATE_SECONDS, TEXT_SECONDS, BEAT_SECONDS, CHECK_SECONDS = 0.5, 0.1, 15.0, 20.0
+"""From one look at the database to the next; at outputs and logs; from one sign of life to the next; at permissions."""
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\n"
+    b"X-Content-Type-Options: nosniff\r\nX-Accel-Buffering: no\r\n\r\nretry: 1000\n\n"
+)
+
+
+class TooManyPages(DavitError):
+    """All streams that there may be are open."""
+
+    id, status = "too_many_streams", 503
+
+
+@dataclass
+class Watched:
+    """What a page wants to hear of.
+
+    Attributes:
+        secret: the session's cookie, which is looked at again from time to time.
+        app: an app whose page it is.
+        every: the list of apps.
+        build: a build whose output it shows.
+        log: an app whose log it shows.
+        seen: cursors by topic.
+    """
+
+    account_id: str
+    secret: str
+    app: str = ""
+    every: bool = False
+    build: str = ""
+    log: str = ""
+    seen: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Page:
+    """An open page's connection."""
+
+    socket: socket.socket
+    watched: Watched
+    pending: bytearray = field(default_factory=lambda: bytearray(HEAD))
+    build_over: bool = False
+
+    def tell(self, event: str, data: Any) -> None:
+        """Queue an event, with the cursor as it is now."""
+        text = f"id: {watching.cursor(self.watched.seen)}\nevent: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+        self.pending += text.encode("utf-8", "replace")
+
+
+def taken(environ: dict[str, Any]) -> socket.socket:
+    """The request's connection, out of the server's hands: the server is left with one that is closed.
+
+    Raises:
+        BadRequest: this server does not give its connections away.
+    """
+    theirs: socket.socket | None = environ.get("gunicorn.socket")
+    if theirs is None:
+        raise BadRequest("This server cannot stream; it must be gunicorn with threads.")
+    ours = socket.socket(theirs.family, theirs.type, fileno=os.dup(theirs.fileno()))
+    one, other = socket.socketpair()
+    os.dup2(one.fileno(), theirs.fileno(), inheritable=False)  # what the server closes or shuts down now is this
+    one.close()
+    other.close()
+    return ours
+
+
+class Live:
+    """All open pages of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arriving: list[Page] = []
+        self._accounts: Counter[str] = Counter()
+        self._thread: threading.Thread | None = None
+        self._waker: socket.socket | None = None
+
+    @property
+    def count(self) -> int:
+        """How many pages are open."""
+        return self._accounts.total()
+
+    def room_for(self, account_id: str) -> None:
+        """Whether one more may be opened.
+
+        Raises:
+            TooManyPages: it may not.
+        """
+        if self.count >= MOST or self._accounts[account_id] >= EACH:
+            raise TooManyPages("Too many pages are open already; this one is not kept current.")
+
+    def add(self, page: Page) -> None:
+        """Serve a page from now on."""
+        page.socket.setblocking(False)
+        with self._lock:
+            self._accounts[page.watched.account_id] += 1
+            self._arriving.append(page)
+            if self._thread is None:
+                asleep, self._waker = socket.socketpair()
+                self._thread = threading.Thread(target=self._run, args=(asleep,), name="live pages", daemon=True)
+                self._thread.start()
+            elif self._waker is not None:
+                self._waker.send(b".")
+
+    def _arrived(self) -> list[Page]:
+        with self._lock:
+            found, self._arriving = self._arriving, []
+            return found
+
+    def left(self, page: Page) -> None:
+        """A page was closed."""
+        with self._lock:
+            self._accounts[page.watched.account_id] -= 1
+            self._accounts += Counter()
+
+    def over(self) -> bool:
+        """Whether the thread may end: nobody is left, nobody is arriving."""
+        with self._lock:
+            if self._arriving or self._accounts.total():
+                return False
+            if self._waker is not None:
+                self._waker.close()
+            self._thread, self._waker = None, None
+            return True
+
+    def _run(self, asleep: socket.socket) -> None:
+        round = _Round(self, asleep)
+        try:
+            round.run(self._arrived)
+        except Exception:
+            log.exception("live pages: the thread ended")
+        finally:
+            round.close()
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread, self._waker = None, None
+
+
+class _Round:
+    """The thread's own things: connections, what it looked at when."""
+
+    def __init__(self, live: Live, asleep: socket.socket) -> None:
+        self.live, self.asleep = live, asleep
+        self.pages: set[Page] = set()
+        self.selector = selectors.DefaultSelector()
+        asleep.setblocking(False)
+        self.selector.register(asleep, selectors.EVENT_READ)
+        self.connection = engine().connect()
+        self.change = watching.Change(self.connection)
+        self.due = dict.fromkeys(("state", "text", "beat", "check"), 0.0)
+        self.fresh = True
+        self.redis: Any = None
+
+    def run(self, arrived: Callable[[], list[Page]]) -> None:
+        """Serve until nobody is left."""
+        while streams.working():
+            for page in arrived():
+                self._welcome(page)
+            self._look()
+            self._write()
+            if not self.pages and self.live.over():
+                return
+            self._wait()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for page in list(self.pages):
+            self._drop(page)
+        self.connection.close()
+        self.selector.close()
+        self.asleep.close()
+
+    def _welcome(self, page: Page) -> None:
+        self.pages.add(page)
+        self.selector.register(page.socket, selectors.EVENT_READ, page)
+        self.fresh = True
+        self.due["state"] = 0.0
+
+    def _drop(self, page: Page) -> None:
+        if page in self.pages:
+            self.pages.discard(page)
+            self.selector.unregister(page.socket)
+            page.socket.close()
+            self.live.left(page)
+
+    def _wait(self) -> None:
+        following = any(page.watched.log or (page.watched.build and not page.build_over) for page in self.pages)
+        for key, events in self.selector.select(TEXT_SECONDS if following else STATE_SECONDS):
+            if key.fileobj is self.asleep:
+                self._drain()
+            elif events & selectors.EVENT_READ and self._hung_up(key.data):
+                self._drop(key.data)
+
+    def _drain(self) -> None:
+        try:
+            self.asleep.recv(4096)
+        except OSError:
+            pass
+
+    def _hung_up(self, page: Page) -> bool:
+        try:
+            return not page.socket.recv(4096)  # what a client of events says is of no interest
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        moment = time.monotonic()
+        if moment < self.due[what]:
+            return False
+        self.due[what] = moment + seconds
+        return True
+
+    def _look(self) -> None:
+        try:
+            if self._is_due("state", STATE_SECONDS):
+                self._look_at_state()
+            if self._is_due("check", CHECK_SECONDS):
+                self._look_at_permissions()
+        except SQLAlchemyError as error:
+            log.warning("live pages: the database does not answer: %s", type(error).__name__)
+            self.connection.close()
+            self.connection = engine().connect()
+            self.change = watching.Change(self.connection)
+        if self._is_due("text", TEXT_SECONDS):
+            self._look_at_builds()
+            self._look_at_logs()
+        if self._is_due("beat", BEAT_SECONDS):
+            for page in self.pages:
+                page.pending += b": here\n\n"
+
+    def _look_at_state(self) -> None:
+        with self.connection.begin():
+            changed = self.change.happened()
+            if not (changed or self.fresh):
+                return
+            self.fresh = False
+            with Session(self.connection) as session:
+                found = watching.apps(session, (page.watched.app for page in self.pages if page.watched.app))
+                every = watching.every(session) if any(page.watched.every for page in self.pages) else ""
+        for page in self.pages:
+            self._compare(page, "app", found.get(page.watched.app, ""))
+            self._compare(page, "apps", every if page.watched.every else "")
+
+    def _compare(self, page: Page, topic: str, now: str) -> None:
+        if now and page.watched.seen.get(topic) != now:
+            page.watched.seen[topic] = now
+            page.tell(topic, now)
+
+    def _look_at_permissions(self) -> None:
+        with self.connection.begin(), Session(self.connection) as session:
+            gone = [page for page in self.pages if not may_watch(session, page.watched)]
+        for page in gone:
+            self._drop(page)
+
+    def _look_at_builds(self) -> None:
+        read: dict[tuple[str, str], tuple[str, str, bool]] = {}
+        for page in self.pages:
+            id = page.watched.build
+            if not id or page.build_over or len(page.pending) > BUFFER // 2:
+                continue
+            place = page.watched.seen.get("build", "")
+            if (id, place) not in read:
+                read[id, place] = build_news(id, place)
+            html, place, over = read[id, place]
+            if html:
+                page.watched.seen["build"] = place
+                page.tell("build", html)
+            elif over:
+                page.build_over = True
+                page.tell("build-over", "")
+
+    def _look_at_logs(self) -> None:
+        read: dict[tuple[str, str], tuple[str, str]] = {}
+        for page in self.pages:
+            id = page.watched.log
+            if not id or len(page.pending) > BUFFER // 2:
+                continue
+            place = page.watched.seen.get("log", "0-0")
+            if (id, place) not in read:
+                try:
+                    read[id, place] = self._log_news(id, place)
+                except DavitError:
+                    self.due["text"] = time.monotonic() + 2  # Redis is away: not ten times a second
+                    return
+            html, place = read[id, place]
+            if html:
+                page.watched.seen["log"] = place
+                page.tell("log", html)
+
+    def _log_news(self, app_id: str, after: str) -> tuple[str, str]:
+        if self.redis is None:
+            self.redis = log_stream.connect(settings().effective_redis_url)
+        found = log_stream.tail(self.redis, app_id, after, timeout=0)[:500]
+        return str(log_lines.render(found)), found[-1][0] if found else after
+
+    def _write(self) -> None:
+        for page in list(self.pages):
+            try:
+                while page.pending:
+                    del page.pending[: page.socket.send(page.pending[:PIECE])]
+            except BlockingIOError:
+                if len(page.pending) > BUFFER:
+                    self._drop(page)
+            except OSError:
+                self._drop(page)
+
+
+def build_news(build_id: str, place: str) -> tuple[str, str, bool]:
+    """What a build has printed since.
+
+    Args:
+        place: ``BYTES:PEN``, as this function gave it before; empty for the beginning.
+
+    Returns:
+        Whole lines as HTML, the place after them, and whether nothing will follow.
+    """
+    position, _, pen_text = place.partition(":")
+    start = int(position) if position.isascii() and position.isdigit() and len(position) < 12 else 0
+    over = output.outcome(build_id) is not None  # asked before reading: the last bytes are there by then
+    try:
+        with (output.directory(build_id) / "output").open("rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(PIECE) or b""
+    except FileNotFoundError:
+        return "", place, over
+    end = data.rfind(b"\n") + 1 or (len(data) if over or len(data) == PIECE else 0)
+    html, pen = ansi.pieces(data[:end], ansi.parse(pen_text))
+    return str(html), f"{start + end}:{pen}", over
+
+
+def may_watch(session: Session, watched: Watched) -> bool:
+    """Whether the browser's session still is one, and its account may see the app."""
+    try:
+        account = web_sessions.find(session, watched.secret).account
+        for id in {watched.app, watched.log} - {""}:
+            row = session.get(App, id)
+            if row is not None and not row.destroying:
+                apps.find(session, account, id)
+    except DavitError:
+        return False
+    return True
+
+
+live = Live()

@@ -1,0 +1,264 @@
+"""What a page needs of whoever asks for it. Where the API can do the same, the page needs what the API's endpoint needs.
+
+    pages = Pages("resources")
+
+    @pages.on("POST", "/apps/<app>/scale", does="PATCH /apps/<app>/formation", again=show)
+    def scale(visit: Visit) -> Response: …
+
+So a permission is written down once, in the API's routes; nothing here can do what the API cannot. A page is read in a
+snapshot of the database; what changes something works in one write transaction, after the form was read and its
+anti-forgery token checked. When an operation refuses, the page ``again`` is shown with the refusal and what was typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from flask import Blueprint, Flask, Response, g, redirect, render_template, request
+from sqlalchemy.orm import Session
+from werkzeug.datastructures import MultiDict
+
+from api.routing import Needs
+from dashboard import cookies
+from dashboard.signed_in import SignedIn, recognize
+from foundation.errors import DavitError, Forbidden, NotFound
+from state import apps
+from state.db import snapshot, transaction
+from state.models import Account, App
+
+FORM_LIMIT = 1 << 20
+"""Bytes of a form at the most (config vars together have 64 KB)."""
+
+
+class SignInFirst(DavitError):
+    """Nobody is signed in."""
+
+    id, status = "unauthorized", 401
+
+
+class Forged(DavitError):
+    """A form came without the token that its page had."""
+
+    id, status = "forged", 403
+
+
+@lru_cache(maxsize=1)
+def _endpoints() -> dict[str, Needs]:
+    from api.web import operations
+
+    return {f"{operation.method} {operation.path}": operation.needs for operation in operations()}
+
+
+def needed_for(endpoint: str) -> Needs:
+    """What the API asks of whoever calls an endpoint (``PATCH /apps/<app>/formation``).
+
+    Raises:
+        LookupError: the API has none such.
+    """
+    return _endpoints()[endpoint]
+
+
+@dataclass
+class Visit:
+    """A request whose sender may make it, and what a view answers with.
+
+    Attributes:
+        problem: why the form that was sent was refused; None on a page that is shown for the first time.
+        form: what was typed: empty for a page that is only looked at.
+    """
+
+    session: Session
+    signed: SignedIn | None
+    form: MultiDict[str, str]
+    found: App | None = None
+    problem: DavitError | None = None
+    may: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def account(self) -> Account:
+        """Who looks."""
+        assert self.signed is not None
+        return self.signed.account
+
+    @property
+    def app(self) -> App:
+        """The app that the path names."""
+        assert self.found is not None
+        return self.found
+
+    def need(self, permission: str) -> None:
+        """Go on only with this permission on the app.
+
+        Raises:
+            Forbidden: the visitor has not got it.
+        """
+        if permission not in self.may:
+            raise Forbidden(f"You may not do that with {self.app.name}: it takes the permission “{permission}”.")
+
+    def text(self, name: str, most: int = 10_000) -> str:
+        """A field of the form without the blanks around it; empty when it was not sent."""
+        return self.form.get(name, "")[:most].replace("\x00", "").strip()
+
+    def page(self, template: str, **values: Any) -> Response:
+        """Answer with a page."""
+        status = self.problem.status if self.problem else 200
+        html = render_template(template, visit=self, app=self.found, may=self.may, problem=self.problem, **values)
+        return Response(html, status=status, content_type="text/html; charset=utf-8")
+
+    def done(self, where: str, message: str = "") -> Response:
+        """Answer a form: go to ``where`` (a path of ours), which says ``message`` once."""
+        return go(where, message)
+
+
+def go(where: str, message: str = "") -> Response:
+    """A redirect to a page of ours that says ``message`` once."""
+    answer = redirect(request.script_root + where, 303)
+    assert isinstance(answer, Response)
+    if message:
+        cookies.set_flash(answer, message)
+    return answer
+
+
+View = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a page is served; see :meth:`Pages.on`."""
+
+    method: str
+    path: str
+    needs: Needs | None
+    does: str | None
+    again: View | None
+    writes: bool
+
+    @property
+    def needed(self) -> Needs:
+        """What it takes."""
+        if self.does is not None:
+            return needed_for(self.does)
+        assert self.needs is not None
+        return self.needs
+
+
+class Pages(Blueprint):
+    """A part of the dashboard; :meth:`on` is the only way to add a page."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, __name__)
+        self.routes: list[Route] = []
+
+    def on(
+        self, method: str, path: str, *,
+        needs: Needs | None = None, does: str | None = None, again: View | None = None, writes: bool = True,
+    ) -> Callable[[View], View]:  # fmt: skip
+        """Serve ``method path``.
+
+        Args:
+            needs: as for the API's endpoints, where the API has nothing of the kind.
+            does: the API's endpoint that does the same; the page takes what that takes.
+            again: for forms: the page that is shown when the operation refuses.
+            writes: for forms: whether the view works in a write transaction; otherwise it opens its own, if any.
+        """
+        if (needs is None) == (does is None):
+            raise TypeError(f"{method} {path}: say either what it needs or which endpoint does the same.")
+        route = Route(method, path, needs, does, again, writes and method == "POST")
+        self.routes.append(route)
+
+        def register(view: View) -> View:
+            self.add_url_rule(
+                path, view.__name__, _serve(route, view), methods=[method], provide_automatic_options=False
+            )
+            return view
+
+        return register
+
+
+def _serve(route: Route, view: View) -> Callable[..., Response]:
+    def served(**places: str) -> Response:
+        if any("\x00" in value for value in places.values()):
+            raise NotFound("There is nothing with a NUL character in its name.")
+        form: MultiDict[str, str] = request.form if route.method == "POST" else MultiDict()
+        with snapshot() as session:
+            signed = recognize(session, request)
+            g.signed = signed
+            if route.method != "POST":
+                return _answer(session, route, view, signed, form, places)
+        _refuse_forged(signed, form)
+        try:
+            with transaction() if route.writes else snapshot() as session:
+                return _answer(session, route, view, signed.within(session) if signed else None, form, places)
+        except DavitError as problem:
+            if route.again is None or problem.status in (401, 404):
+                raise
+            return _show_again(route.again, signed, form, places, problem)
+
+    served.route = route  # type: ignore[attr-defined]
+    return served
+
+
+def _answer(
+    session: Session, route: Route, view: View, signed: SignedIn | None, form: MultiDict[str, str], places: Mapping[str, str]
+) -> Response:
+    return _as_response(_call(_admit(session, route.needed, signed, form, places), view, places))
+
+
+def _show_again(
+    again: View, signed: SignedIn | None, form: MultiDict[str, str], places: Mapping[str, str], problem: DavitError
+) -> Response:
+    with snapshot() as session:
+        needs: Needs = "view" if "app" in places else ("account" if signed else "nothing")
+        visit = _admit(session, needs, signed.within(session) if signed else None, form, places)
+        visit.problem = problem
+        return _as_response(_call(visit, again, places))
+
+
+def _admit(
+    session: Session, needs: Needs, signed: SignedIn | None, form: MultiDict[str, str], places: Mapping[str, str]
+) -> Visit:
+    if needs != "nothing" and signed is None:
+        raise SignInFirst("Sign in to see that.")
+    if needs == "admin" and not (signed and signed.account.is_admin):
+        raise Forbidden("That takes an admin's account.")
+    visit = Visit(session, signed, form)
+    if "app" in places:
+        assert signed is not None
+        visit.found = apps.find(session, signed.account, places["app"], needs if needs in apps.PERMISSIONS else "view")
+        visit.may = apps.permissions(session, signed.account, visit.found)
+    return visit
+
+
+def _call(visit: Visit, view: View, places: Mapping[str, str]) -> Any:
+    wanted = view.__code__.co_varnames[1 : view.__code__.co_argcount]
+    return view(visit, **{name: value for name, value in places.items() if name in wanted})
+
+
+def _as_response(answer: Any) -> Response:
+    return answer if isinstance(answer, Response) else Response(answer, content_type="text/html; charset=utf-8")
+
+
+def _refuse_forged(signed: SignedIn | None, form: MultiDict[str, str]) -> None:
+    """Besides SameSite cookies: the token that only our own pages can know, and no foreign Origin."""
+    origin = request.headers.get("Origin")
+    sent = form.get("csrf") or request.headers.get("X-CSRF", "")
+    if (origin is not None and origin != request.host_url.rstrip("/")) or not cookies.is_ours(sent, signed):
+        raise Forged("That form was not sent from a page of this dashboard, or the page was open for too long; reload it.")
+
+
+def check(flask: Flask) -> None:
+    """Refuse to start when a page does not say what it takes.
+
+    Raises:
+        TypeError: there is one; its path is named.
+        LookupError: a page names an endpoint that the API has not got.
+    """
+    for rule in flask.url_map.iter_rules():
+        route = getattr(flask.view_functions[rule.endpoint], "route", None)
+        if not isinstance(route, Route):
+            raise TypeError(f"{rule.rule} does not say who may see it; serve it with Pages.on.")
+        if route.needed in apps.PERMISSIONS and "<app>" not in rule.rule:
+            raise TypeError(f"{rule.rule}: a permission on an app takes <app> in the path.")

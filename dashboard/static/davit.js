@@ -1,0 +1,126 @@
+// What pages gain from a script: news without reloading, dialogs, copying. Without it everything still works by reloading.
+(() => {
+  "use strict";
+  const body = document.body;
+
+  // What only makes sense with a script is hidden until one runs.
+  function prepare(part) {
+    for (const element of part.querySelectorAll("[data-copy][hidden], [data-opens][hidden], [data-script][hidden]")) element.hidden = false;
+    for (const element of part.querySelectorAll("time")) tick(element);
+  }
+
+  const UNITS = [[31536000, "year"], [2592000, "month"], [86400, "day"], [3600, "hour"], [60, "minute"]];
+  function tick(time) {
+    const seconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
+    const unit = UNITS.find(([size]) => seconds >= size);
+    const count = unit ? Math.floor(seconds / unit[0]) : 0;
+    const text = unit ? `${count} ${unit[1]}${count > 1 ? "s" : ""} ago` : "just now";
+    if (time.textContent !== text) time.textContent = text;
+  }
+  setInterval(() => document.querySelectorAll("time").forEach(tick), 20000);
+
+  document.addEventListener("click", (event) => {
+    const target = event.target.closest("[data-copy], [data-opens], [data-closes], [data-shows]");
+    const menu = document.querySelector("details.menu[open]");
+    if (menu && !menu.contains(event.target)) menu.open = false;
+    if (!target) return;
+    if ("copy" in target.dataset) {
+      navigator.clipboard?.writeText(target.previousElementSibling.textContent.trim());
+      target.textContent = "Copied";
+      setTimeout(() => { target.textContent = "Copy"; }, 1500);
+    } else if (target.dataset.opens) {
+      document.getElementById(target.dataset.opens).showModal();
+    } else if ("closes" in target.dataset) {
+      target.closest("dialog").close();
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    const menu = document.querySelector("details.menu[open]");
+    if (event.key === "Escape" && menu) { menu.open = false; menu.querySelector("summary").focus(); }
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && !event.target.closest("input, textarea, select, .terminal")) {
+      const search = document.querySelector("input[type=search]");
+      if (search) { event.preventDefault(); search.focus(); search.select(); }
+    }
+  });
+  document.addEventListener("change", (event) => {
+    if ("submits" in event.target.dataset) event.target.form.requestSubmit();
+  });
+  document.addEventListener("submit", (event) => {
+    const name = event.target.dataset.typed;  // destroying takes typing the name
+    if (name && event.target.elements.confirm.value !== name) event.preventDefault();
+    else setTimeout(() => event.target.querySelectorAll("button:not([type=button])").forEach((button) => { button.disabled = true; }), 0);
+  });
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) document.querySelectorAll("form button:disabled").forEach((button) => { button.disabled = false; });
+  });
+
+  // A part that is being worked in is not replaced under the hands; elsewhere the focus stays where it was.
+  let kept = null;
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const part = event.detail.elt, active = document.activeElement;
+    if (!event.detail.requestConfig.triggeringEvent?.type?.startsWith("live:")) return;
+    const working = part.querySelector("dialog[open]") || (part.contains(active) && active.matches("input, select, textarea"));
+    if (working) event.preventDefault();
+  });
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const active = document.activeElement;
+    kept = event.detail.target.contains(active) && active !== body ? active.getAttribute("href") || active.id : null;
+  });
+  document.addEventListener("htmx:afterSettle", (event) => {
+    prepare(document);
+    if (!kept || document.activeElement !== body) return;
+    const again = document.getElementById(kept) || document.querySelector(`a[href="${CSS.escape(kept)}"]`);
+    if (again) again.focus({ preventScroll: true });
+    kept = null;
+  });
+
+  // The one stream of this page. Its cursor is what the newest event carried; hidden pages let go of theirs.
+  const streamed = document.querySelector("[data-follow]");
+  const topics = new URLSearchParams();
+  if (body.dataset.app) topics.set("app", body.dataset.app);
+  if (body.dataset.topics) topics.set(body.dataset.topics, "1");
+  if (streamed?.dataset.build) topics.set("build", streamed.dataset.build);
+  if (streamed?.dataset.log) topics.set("log", streamed.dataset.log);
+  let cursor = body.dataset.seen || "", source = null, retry = 0, hiding = 0;
+  if (streamed) cursor = [cursor, `${streamed.dataset.follow}=${streamed.dataset.cursor}`].filter(Boolean).join(";");
+
+  function open() {
+    if (source || document.hidden || !body.dataset.live || ![...topics].length) return;
+    const address = new URLSearchParams(topics);
+    if (cursor) address.set("cursor", cursor);
+    source = new EventSource(`${body.dataset.live}?${address}`);
+    source.onopen = () => { retry = 0; body.dataset.connected = "yes"; };
+    source.onerror = () => {
+      body.dataset.connected = "no";
+      if (source && source.readyState === EventSource.CLOSED) {
+        close();
+        setTimeout(open, Math.min(30000, 1000 * 2 ** retry++));
+      }
+    };
+    for (const name of ["app", "apps"]) hear(name, () => window.htmx?.trigger(body, `live:${name}`));
+    hear("build", (html) => append(streamed, html));
+    hear("build-over", () => { delete streamed.dataset.follow; window.htmx?.trigger(body, "live:app"); });
+    hear("log", (html) => document.dispatchEvent(new CustomEvent("log", { detail: html })));
+  }
+  function hear(name, act) {
+    source.addEventListener(name, (event) => { cursor = event.lastEventId || cursor; act(JSON.parse(event.data)); });
+  }
+  function close() { source?.close(); source = null; body.dataset.connected = "no"; }
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiding);
+    if (document.hidden) hiding = setTimeout(close, 20000);
+    else open();
+  });
+  window.addEventListener("pagehide", close);
+  window.addEventListener("pageshow", open);
+
+  function append(element, html) {  // rendered by the server from escaped text
+    const below = element.scrollHeight - element.scrollTop - element.clientHeight < 40;
+    element.insertAdjacentHTML("beforeend", html);
+    if (below) element.scrollTop = element.scrollHeight;
+  }
+  if (streamed?.dataset.build) streamed.scrollTop = streamed.scrollHeight;
+
+  prepare(document);
+  open();
+})();

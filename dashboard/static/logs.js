@@ -1,0 +1,87 @@
+// The log's live tail: lines in blocks that the browser only lays out when they are in sight, so that 10,000 stay light.
+(() => {
+  "use strict";
+  const MOST = 10000, BLOCK = 200;
+  const lines = document.getElementById("lines"), form = document.getElementById("filters");
+  const dyno = document.getElementById("dyno"), source = document.getElementById("source"), find = document.getElementById("find");
+  const pause = document.getElementById("pause"), wrap = document.getElementById("wrap");
+  const count = document.getElementById("count"), waiting = document.getElementById("waiting");
+  let paused = false, held = [], total = 0, shown = 0, block = null, room = 0;
+
+  function passes(line) {
+    const process = line.dataset.p, wanted = dyno.value, text = find.value.toLowerCase();
+    if (source.value && line.dataset.s !== source.value) return false;
+    if (wanted && process !== wanted && (wanted.includes(".") || !process.startsWith(wanted + "."))) return false;
+    return !text || line.textContent.toLowerCase().includes(text);
+  }
+  function append(html) {
+    const part = document.createElement("template");
+    part.innerHTML = html;  // rendered by the server from escaped text
+    const below = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 60;
+    for (const line of [...part.content.children]) {
+      if (!block || room === 0) {
+        block = document.createElement("div");
+        block.className = "block";
+        lines.append(block);
+        room = BLOCK;
+      }
+      line.hidden = !passes(line);
+      shown += line.hidden ? 0 : 1;
+      block.append(line);
+      room--;
+      total++;
+    }
+    while (total > MOST && lines.firstElementChild !== block) {
+      const gone = lines.firstElementChild;
+      total -= gone.children.length;
+      shown -= [...gone.children].filter((line) => !line.hidden).length;
+      gone.remove();
+    }
+    if (below) lines.scrollTop = lines.scrollHeight;
+    tell();
+  }
+  function tell() {
+    count.textContent = shown === total ? `${total.toLocaleString("en")} lines` : `${shown.toLocaleString("en")} of ${total.toLocaleString("en")} lines`;
+    waiting.textContent = paused ? `Paused${held.length ? "; new lines are waiting" : ""}` : "";
+  }
+  function filter() {
+    shown = 0;
+    for (const line of lines.querySelectorAll(".l")) {
+      line.hidden = !passes(line);
+      shown += line.hidden ? 0 : 1;
+    }
+    lines.scrollTop = lines.scrollHeight;
+    tell();
+  }
+
+  const first = lines.querySelector(".block"), before = first.innerHTML;
+  first.remove();
+  if (before) append(before);
+  lines.scrollTop = lines.scrollHeight;
+  document.querySelector("[data-noscript]").hidden = true;
+
+  document.addEventListener("log", (event) => {
+    if (paused) { held.push(event.detail); if (held.length > 2000) held.shift(); tell(); }
+    else append(event.detail);
+  });
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", paused);
+    pause.textContent = paused ? "Go on" : "Pause";
+    if (!paused) { const text = held.join(""); held = []; if (text) append(text); }
+    tell();
+  });
+  wrap.addEventListener("click", () => {
+    const on = lines.classList.toggle("unwrapped");
+    wrap.setAttribute("aria-pressed", !on);
+  });
+  let due = 0;
+  find.addEventListener("input", () => { clearTimeout(due); due = setTimeout(filter, 120); });
+  const narrowed = new URLSearchParams(location.search);
+  for (const choice of [dyno, source]) choice.addEventListener("change", () => {
+    // what the page was loaded without has to be fetched
+    if (narrowed.get("dyno") || narrowed.get("source")) form.requestSubmit();
+    else filter();
+  });
+  form.addEventListener("submit", (event) => { if (event.submitter === null && document.activeElement === find) event.preventDefault(); });
+})();

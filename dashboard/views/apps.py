@@ -1,0 +1,50 @@
+"""The list of apps, and a new one."""
+
+from __future__ import annotations
+
+from flask import Response, request
+
+from api import links
+from dashboard import metrics, watching
+from dashboard.routing import Pages, Visit
+from foundation.settings import settings
+from state import apps, glance
+
+pages = Pages("apps")
+
+PAGE = 50
+"""Apps on a page."""
+
+
+@pages.on("GET", "/", does="GET /apps")
+def index(visit: Visit) -> Response:
+    """Every app that the visitor may see, with what each is doing."""
+    text = request.args.get("q", "").strip()[:30]
+    number = request.args.get("page", "1")
+    page = max(1, int(number)) if number.isascii() and number.isdigit() and len(number) < 6 else 1
+    found, count = glance.search(
+        visit.session, visit.account, text, everything=True, offset=(page - 1) * PAGE, most=PAGE
+    )
+    return visit.page(
+        "apps.html", glances=glance.of(visit.session, found), count=count, q=text, page=page, offset=(page - 1) * PAGE,
+        sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
+    )  # fmt: skip
+
+
+@pages.on("GET", "/new", needs="account")
+def new(visit: Visit) -> Response:
+    """Ask for a name."""
+    return visit.page("new_app.html", domain=settings().domain)
+
+
+@pages.on("POST", "/new", does="POST /apps", again=new)
+def create(visit: Visit) -> Response:
+    """Make an app."""
+    app = apps.create(visit.session, visit.account, visit.text("name") or None)
+    return visit.done(f"/apps/{app.name}", f"{app.name} is there. Now push some code to it.")
+
+
+def addresses(name: str) -> dict[str, str]:
+    """Where git finds an app and where this Davit is, as the visitor reached it."""
+    base = links.base_url()
+    return {"git_url": f"{base}/{name}.git", "api_url": base}

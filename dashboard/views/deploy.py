@@ -1,0 +1,156 @@
+"""Builds with their output as it comes, releases, what changed between two, rolling back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask import Response, request
+
+from builder import output, queue
+from dashboard import ansi, frame
+from dashboard.routing import Pages, Visit
+from dashboard.views.apps import addresses
+from foundation.errors import InvalidParams
+from foundation.settings import settings
+from state import builds, compare, listings, releases
+from state.db import after_commit
+from state.models import Build, Release
+from state.pages import Window
+
+pages = Pages("deploy")
+
+SHOWN = 256 << 10
+"""Bytes of output that a page shows at first; the whole is a download away."""
+PAGE = 20
+
+
+@pages.on("GET", "/apps/<app>/deploy", does="GET /apps/<app>/builds")
+def show(visit: Visit) -> Response:
+    """How to deploy, builds, releases."""
+    made = listings.builds(visit.session, visit.app, Window("created_at", maximum=PAGE, descending=True))
+    versions = listings.releases(visit.session, visit.app, Window("version", maximum=PAGE, descending=True))
+    return frame.page(
+        visit, "Deploy", "deploy.html", builds=made.items, more_builds=made.more, releases=versions.items,
+        more_releases=versions.more, rebuildable=listings.deployed_commit(visit.session, visit.app),
+        eligible=listings.eligible_for_rollback(visit.session, visit.app, versions.items), **addresses(visit.app.name),
+    )  # fmt: skip
+
+
+@pages.on("GET", "/apps/<app>/builds", does="GET /apps/<app>/builds")
+def all_builds(visit: Visit) -> Response:
+    """Every build."""
+    made = listings.builds(visit.session, visit.app, Window("created_at", maximum=200, descending=True))
+    return frame.page(visit, "Deploy", "builds.html", builds=made.items)
+
+
+@pages.on("GET", "/apps/<app>/builds/<build>", does="GET /apps/<app>/builds/<build>")
+def build(visit: Visit, build: str) -> Response:
+    """One build: why it failed, what it printed; while it runs, as it prints."""
+    row = builds.find(visit.session, visit.app, build)
+    found = _Output(output.directory(row.id) / "output")
+    release = visit.session.get(Release, row.release_id) if row.release_id else None
+    return frame.page(
+        visit, "Deploy", "build.html", build=row, release=release, output=found, ahead=builds.ahead(visit.session, row)
+        if row.status == "pending" and row.phase == "waiting" else None,
+    )  # fmt: skip
+
+
+class _Output:
+    """The end of a build's output as HTML, and the cursor after it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                whole = file.seek(0, 2)
+                file.seek(max(0, whole - SHOWN))
+                data = file.read(SHOWN)
+        except FileNotFoundError:
+            whole, data = 0, b""
+        self.left_out = max(0, whole - len(data))
+        if self.left_out:
+            data = data[data.find(b"\n") + 1 :]
+        kept = data[: data.rfind(b"\n") + 1]  # a line that is not whole yet comes with the stream
+        self.html, pen = ansi.pieces(kept)
+        self.cursor = f"{whole - len(data) + len(kept)}:{pen}"
+
+
+@pages.on("GET", "/apps/<app>/builds/<build>/output", does="GET /apps/<app>/builds/<build>")
+def download(visit: Visit, build: str) -> Response:
+    """All that a build printed, as a text file."""
+    row = builds.find(visit.session, visit.app, build)
+    path = output.directory(row.id) / "output"
+    data = path.read_bytes() if path.exists() else b""
+    answer = Response(data, content_type="text/plain; charset=utf-8")
+    answer.headers["Content-Disposition"] = f'attachment; filename="{visit.app.name}-build-{row.id[:8]}.txt"'
+    return answer
+
+
+@pages.on("POST", "/apps/<app>/builds", does="POST /apps/<app>/builds", again=show)
+def rebuild(visit: Visit) -> Response:
+    """Build the newest deployed commit again."""
+    last = listings.deployed_commit(visit.session, visit.app)
+    if last is None:
+        raise InvalidParams(f"{visit.app.name} has no deployed commit to build again; push some code first.")
+    made = builds.create(
+        visit.session, visit.app, visit.account, commit=last.commit, source_version=last.source_version
+    )
+    _enqueue(visit, made)
+    return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
+
+
+def _enqueue(visit: Visit, build: Build) -> None:
+    after_commit(visit.session, lambda: queue.tell_of_wait(build.id))
+    after_commit(visit.session, lambda: queue.enqueue_next(build.app_id))
+
+
+@pages.on("POST", "/apps/<app>/builds/<build>/cancel", does="DELETE /apps/<app>/builds/<build>", again=build)
+def cancel(visit: Visit, build: str) -> Response:
+    """Give a build up."""
+    row = builds.find(visit.session, visit.app, build)
+    builds.request_cancel(visit.session, visit.account, visit.app, row)
+    return visit.done(f"/apps/{visit.app.name}/builds/{row.id}", "The build is being cancelled.")
+
+
+@pages.on("GET", "/apps/<app>/releases", does="GET /apps/<app>/releases")
+def all_releases(visit: Visit) -> Response:
+    """Every release."""
+    versions = listings.releases(visit.session, visit.app, Window("version", maximum=500, descending=True))
+    eligible = listings.eligible_for_rollback(visit.session, visit.app, versions.items)
+    return frame.page(visit, "Deploy", "releases.html", releases=versions.items, eligible=eligible)
+
+
+@pages.on("GET", "/apps/<app>/releases/<release>", does="GET /apps/<app>/releases/<release>")
+def release(visit: Visit, release: str) -> Response:
+    """One release, compared with the one before it or with any other (``?from=v3``)."""
+    row = releases.find(visit.session, visit.app, release)
+    chosen = request.args.get("from", "")
+    other = releases.find(visit.session, visit.app, chosen) if chosen else _before(visit, row)
+    every = listings.releases(visit.session, visit.app, Window("version", maximum=200, descending=True)).items
+    current = releases.current(visit.session, visit.app.id)
+    goes_back = current is not None and current.id != row.id and releases.eligible(visit.session, row)
+    return frame.page(
+        visit, "Deploy", "release.html", release=row, other=other, every=every, current=current,
+        changes=compare.releases(other, row) if other else None, printed=_printed(row),
+        rollback=compare.releases(current, row) if current and goes_back else None,
+    )  # fmt: skip
+
+
+def _before(visit: Visit, row: Release) -> Release | None:
+    page = listings.releases(visit.session, visit.app, Window("version", row.version, after=True, maximum=1, descending=True))
+    return page.items[0] if page.items else None
+
+
+def _printed(row: Release) -> bytes:
+    """What the release command printed (its end)."""
+    path = settings().home / "releases" / row.id / "output"
+    try:
+        return path.read_bytes()[-SHOWN:]
+    except FileNotFoundError:
+        return b""
+
+
+@pages.on("POST", "/apps/<app>/releases/<release>/rollback", does="POST /apps/<app>/releases", again=release)
+def rollback(visit: Visit, release: str) -> Response:
+    """Make an earlier release's code and config vars those of a new one."""
+    made = releases.rollback(visit.session, visit.account, visit.app, releases.find(visit.session, visit.app, release))
+    return visit.done(f"/apps/{visit.app.name}/releases/v{made.version}", f"Rolling back: v{made.version} is on its way.")

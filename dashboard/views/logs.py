@@ -1,0 +1,66 @@
+"""An app's log: the last lines, and every new one as it comes."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from flask import Response, request
+
+from dashboard import frame, log_lines
+from dashboard.routing import Pages, Visit
+from foundation.errors import DavitError
+from foundation.settings import settings
+from logs import stream
+from logs.stream import Line
+from state import formation
+
+pages = Pages("logs")
+
+_DYNO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
+
+
+@lru_cache(maxsize=1)
+def _redis() -> Any:
+    return stream.connect(settings().effective_redis_url)
+
+
+def _filters() -> tuple[str, str]:
+    """Source and dyno (or process type) that the address names; what cannot be one counts as none."""
+    source, dyno = request.args.get("source", ""), request.args.get("dyno", "")
+    return source if source in ("app", "heroku") else "", dyno if _DYNO.fullmatch(dyno) else ""
+
+
+@pages.on("GET", "/apps/<app>/logs", does="POST /apps/<app>/log-sessions")
+def show(visit: Visit) -> Response:
+    """The log; a script goes on with it where this page ends."""
+    source, dyno = _filters()
+    trouble, lines, newest = "", [], "0-0"
+    try:
+        lines = stream.recent(_redis(), visit.app.id, stream.WINDOW, source, dyno)
+        newest = lines[-1][0] if lines and not (source or dyno) else stream.newest(_redis(), visit.app.id)
+    except DavitError as error:
+        trouble = error.message
+    return frame.page(
+        visit, "Logs", "logs.html", lines=log_lines.render(lines), count=len(lines), newest=newest, trouble=trouble,
+        source=source, dyno=dyno, names=_names(visit),
+    )  # fmt: skip
+
+
+def _names(visit: Visit) -> list[str]:
+    """What can be filtered by: process types and dynos."""
+    rows = formation.dynos(visit.session, visit.app)
+    types = sorted({row.type for row in rows} | {row.type for row in formation.all_of(visit.session, visit.app)})
+    return [*types, *(row.name for row in rows), "router", "api"]
+
+
+@pages.on("GET", "/apps/<app>/logs/download", does="POST /apps/<app>/log-sessions")
+def download(visit: Visit) -> Response:
+    """The lines that are kept, as a text file."""
+    source, dyno = _filters()
+    lines: list[tuple[str, Line]] = stream.recent(_redis(), visit.app.id, stream.WINDOW, source, dyno)
+    text = "".join(f"{stream.format_line(line)}\n" for _, line in lines)
+    answer = Response(text, content_type="text/plain; charset=utf-8")
+    answer.headers["Content-Disposition"] = f'attachment; filename="{visit.app.name}.log"'
+    return answer

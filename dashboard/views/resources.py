@@ -1,0 +1,49 @@
+"""Process types and how many dynos of each; restarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response
+
+from dashboard import frame
+from dashboard.routing import Pages, Visit
+from state import capacity, formation, releases, sizes
+
+pages = Pages("resources")
+
+
+@pages.on("GET", "/apps/<app>/resources", does="GET /apps/<app>/formation")
+def show(visit: Visit) -> Response:
+    """The scaler, and the dynos that there are."""
+    base = releases.current(visit.session, visit.app.id)
+    return frame.page(
+        visit, "Resources", "resources.html", rows=formation.all_of(visit.session, visit.app),
+        commands=base.process_types if base else {}, dynos=formation.dynos(visit.session, visit.app), sizes=sizes.SIZES.values(),
+        capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST,
+    )  # fmt: skip
+
+
+@pages.on("POST", "/apps/<app>/resources", does="PATCH /apps/<app>/formation", again=show)
+def scale(visit: Visit) -> Response:
+    """Change quantities and sizes, all or none."""
+    updates = [update for row in formation.all_of(visit.session, visit.app) if (update := _update(visit, row.type))]
+    if updates:
+        formation.scale(visit.session, visit.account, visit.app, updates)
+    return visit.done(f"/apps/{visit.app.name}/resources", "Scaled." if updates else "")
+
+
+def _update(visit: Visit, type: str) -> dict[str, Any] | None:
+    quantity, size = visit.text(f"quantity.{type}", 20), visit.text(f"size.{type}", 40)
+    if not quantity and not size:
+        return None
+    return {"type": type, "quantity": quantity or None, "size": size or None}
+
+
+@pages.on("POST", "/apps/<app>/restart", does="DELETE /apps/<app>/dynos", again=show)
+def restart(visit: Visit) -> Response:
+    """Replace dynos: all, of one type, or one."""
+    target = visit.text("target", 80) or None
+    formation.restart(visit.session, visit.account, visit.app, target)
+    what = f"{target} is" if target else "All dynos are"
+    return visit.done(f"/apps/{visit.app.name}/resources", f"{what} being replaced.")

@@ -1,0 +1,177 @@
+"""What an app is set to: config vars, domains, buildpacks, people, maintenance, its name, its end."""
+
+from __future__ import annotations
+
+import socket
+
+from flask import Response, request
+
+from dashboard import dotenv, frame
+from dashboard.routing import Pages, Visit, go
+from foundation.errors import InvalidParams
+from foundation.settings import settings
+from state import apps, audit, config, domains
+
+pages = Pages("settings")
+
+_MANAGERS = frozenset(("name", "destroy"))
+BLANKS = 3
+"""Empty rows for new config vars."""
+SECTIONS = (
+    ("config", "Config vars"), ("domains", "Domains"), ("buildpacks", "Buildpacks"), ("people", "Collaborators"),
+    ("maintenance", "Maintenance"), ("name", "Name"), ("destroy", "Destroy"),
+)  # fmt: skip
+"""Each is a template, ``settings_ID.html``."""
+USUAL = ("view", "deploy", "operate")
+"""What a new collaborator may do unless something else is chosen."""
+
+
+@pages.on("GET", "/apps/<app>/settings", does="GET /apps/<app>")
+def show(visit: Visit) -> Response:
+    """Everything that can be set; values of config vars are not among it."""
+    return _page(visit, revealed=None)
+
+
+def _page(visit: Visit, revealed: dict[str, str] | None) -> Response:
+    names = list(config.read(visit.app)) if "deploy" in visit.may else []
+    sections = [(id, words) for id, words in SECTIONS if id not in _MANAGERS or "manage" in visit.may]
+    return frame.page(
+        visit, "Settings", "settings.html", names=names, revealed=revealed, blanks=BLANKS, sections=sections,
+        domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
+        permissions=apps.PERMISSIONS, usual=USUAL,  target=_target(visit),
+    )  # fmt: skip
+
+
+def _target(visit: Visit) -> str:
+    """What a custom domain's CNAME record has to say."""
+    return f"{visit.app.name}.{settings().domain}"
+
+
+def _back(visit: Visit, section: str, message: str) -> Response:
+    return visit.done(f"/apps/{visit.app.name}/settings#{section}", message)
+
+
+@pages.on("POST", "/apps/<app>/settings/reveal", does="GET /apps/<app>/config-vars", again=show)
+def reveal(visit: Visit) -> Response:
+    """Show the values of config vars; who did so is on record."""
+    values = config.read(visit.app)
+    audit.record(visit.session, visit.account, "config:reveal", visit.app, names=sorted(values))
+    return _page(visit, revealed=values)
+
+
+@pages.on("POST", "/apps/<app>/settings/config", does="PATCH /apps/<app>/config-vars", again=show)
+def set_config(visit: Visit) -> Response:
+    """Change many config vars at once: rows, ticked removals, a pasted .env; one release for all of it."""
+    updates: dict[str, str | None] = dict(dotenv.parse(visit.form.get("dotenv", "")))
+    shown = visit.form.get("shown") == "yes"
+    present = config.read(visit.app)
+    for name in present:
+        value = visit.form.get(f"value.{name}")
+        if visit.form.get(f"remove.{name}"):
+            updates[name] = None
+        elif value is not None and (shown or value) and value.replace("\r\n", "\n") != present[name]:
+            updates[name] = value.replace("\r\n", "\n")
+    for name, value in zip(visit.form.getlist("new-name"), visit.form.getlist("new-value"), strict=False):
+        if name.strip():
+            updates[name.strip()] = value.replace("\r\n", "\n")
+        elif value.strip():
+            raise InvalidParams("A new config var has a value and no name; give it one.")
+    release = config.change(visit.session, visit.account, visit.app, updates)
+    if release is None:
+        return _back(visit, "config", "Nothing has changed.")
+    return _back(visit, "config", f"Release v{release.version} is on its way with the new config vars.")
+
+
+@pages.on("POST", "/apps/<app>/settings/domains", does="POST /apps/<app>/domains", again=show)
+def add_domain(visit: Visit) -> Response:
+    """Route a host name to the app."""
+    row = domains.add(visit.session, visit.account, visit.app, visit.text("hostname", 300))
+    return _back(visit, "domains", f"{row.hostname} leads to the app as soon as its DNS record does.")
+
+
+@pages.on("POST", "/apps/<app>/settings/domains/<domain>/remove", does="DELETE /apps/<app>/domains/<domain>", again=show)
+def remove_domain(visit: Visit, domain: str) -> Response:
+    """Route it to the app no longer."""
+    row = domains.remove(visit.session, visit.account, visit.app, domain)
+    return _back(visit, "domains", f"{row.hostname} no longer leads to the app.")
+
+
+@pages.on("GET", "/apps/<app>/settings/domains/<domain>", does="GET /apps/<app>/domains/<domain>")
+def check_domain(visit: Visit, domain: str) -> Response:
+    """Whether DNS leads a domain here; asked for on its own, because name servers take their time."""
+    row = domains.find(visit.session, visit.app, domain)
+    visit.session.rollback()
+    found, ours = _addresses(row.hostname), _addresses(_target(visit)) | _addresses(request.host.rpartition(":")[0])
+    return visit.page("domain_state.html", found=sorted(found), right=bool(found & ours))
+
+
+def _addresses(name: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(name.strip("[]"), None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()
+
+
+@pages.on("POST", "/apps/<app>/settings/buildpacks", does="PUT /apps/<app>/buildpack-installations", again=show)
+def set_buildpacks(visit: Visit) -> Response:
+    """The buildpacks of the next build, in the order of the form; ``move`` and ``remove`` change that order."""
+    names = [name.strip() for name in visit.form.getlist("buildpack") if name.strip()]
+    if added := visit.text("new", 1000):
+        names.append(added)
+    verb, _, number = visit.text("act", 40).partition(":")
+    if number.isascii() and number.isdigit() and int(number) < len(names):
+        at = int(number)
+        name = names.pop(at)
+        if verb != "remove":
+            names.insert(max(0, at - 1) if verb == "up" else at + 1, name)
+    apps.set_buildpacks(visit.session, visit.account, visit.app, names)
+    words = "The next build uses these buildpacks." if names else "The next build looks for a buildpack that fits."
+    return _back(visit, "buildpacks", words)
+
+
+@pages.on("POST", "/apps/<app>/settings/people", does="POST /apps/<app>/collaborators", again=show)
+def add_person(visit: Visit) -> Response:
+    """Let somebody work on the app, or change what they may do."""
+    wanted = [name for name in apps.PERMISSIONS if visit.form.get(f"may.{name}")] or list(USUAL)
+    row = apps.add_collaborator(visit.session, visit.account, visit.app, visit.text("email", 254), wanted)
+    visit.session.refresh(row)
+    return _back(visit, "people", f"{row.account.email} may {', '.join(wanted)}.")
+
+
+@pages.on("POST", "/apps/<app>/settings/people/<user>/remove", does="DELETE /apps/<app>/collaborators/<user>", again=show)
+def remove_person(visit: Visit, user: str) -> Response:
+    """End a collaboration: one's own, or anybody's with the permission manage."""
+    if user not in (visit.account.email, visit.account.id):
+        visit.need("manage")
+    row = apps.remove_collaborator(visit.session, visit.account, visit.app, user)
+    if row.account_id == visit.account.id and not visit.account.is_admin:
+        return go("/", f"You no longer work on {visit.app.name}.")
+    return _back(visit, "people", f"{row.account.email} no longer works on the app.")
+
+
+@pages.on("POST", "/apps/<app>/settings/maintenance", does="PATCH /apps/<app>", again=show)
+def set_maintenance(visit: Visit) -> Response:
+    """Show the maintenance page, or the app again."""
+    visit.need("operate")
+    on = visit.text("on") == "yes"
+    apps.set_maintenance(visit.session, visit.account, visit.app, on)
+    return _back(visit, "maintenance", "Visitors see the maintenance page." if on else "Visitors see the app again.")
+
+
+@pages.on("POST", "/apps/<app>/settings/name", does="PATCH /apps/<app>", again=show)
+def rename(visit: Visit) -> Response:
+    """Give it another name."""
+    visit.need("manage")
+    apps.rename(visit.session, visit.account, visit.app, visit.text("name", 100))
+    return _back(visit, "name", f"It is called {visit.app.name} now; set your git remote to the new address.")
+
+
+@pages.on("POST", "/apps/<app>/settings/destroy", does="DELETE /apps/<app>", again=show)
+def destroy(visit: Visit) -> Response:
+    """Destroy it, once its name was typed."""
+    name = visit.app.name
+    if visit.text("confirm") != name:
+        raise InvalidParams(f"To destroy {name}, type its name.")
+    apps.destroy(visit.session, visit.account, visit.app)
+    return go("/", f"{name} is destroyed.")
+

@@ -1,0 +1,112 @@
+"""What happened to an app of late, newest first: what people did (audit events), how builds and releases ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from state.models import App, AuditEvent, Build, Release
+
+Kind = Literal["build", "release", "config", "scale", "people", "domain", "other"]
+Outcome = Literal["pending", "succeeded", "failed"]
+
+_QUIET = frozenset(("builds:create", "releases:create", "releases:rollback"))
+"""Told by the build's or release's own item, which also knows how it ended."""
+_KINDS: Mapping[str, Kind] = {
+    "config": "config", "ps": "scale", "access": "people", "apps": "other", "domains": "domain", "maintenance": "other",
+    "builds": "build",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that happened.
+
+    Attributes:
+        kind: what it was about.
+        what: a sentence without a full stop.
+        who: an e-mail address, or ``davit``.
+        outcome: how it ended, for builds and releases.
+        why: why it failed.
+        build, version: what it leads to, if anything.
+    """
+
+    at: datetime
+    kind: Kind
+    what: str
+    who: str
+    outcome: Outcome | None = None
+    why: str | None = None
+    build: str | None = None
+    version: int | None = None
+
+
+def of(session: Session, app: App, most: int = 20) -> list[Item]:
+    """The newest items."""
+    items = [*_releases(session, app, most), *_builds(session, app, most), *_events(session, app, most)]
+    return sorted(items, key=lambda item: item.at, reverse=True)[:most]
+
+
+def _releases(session: Session, app: App, most: int) -> list[Item]:
+    query = select(Release).where(Release.app_id == app.id).order_by(Release.version.desc()).limit(most)
+    return [
+        Item(
+            row.created_at, "config" if row.kind == "config" else "release", f"v{row.version}: {row.description}",
+            row.account.email, row.status, row.failure, version=row.version,  # type: ignore[arg-type]
+        )
+        for row in session.scalars(query)
+    ]  # fmt: skip
+
+
+def _builds(session: Session, app: App, most: int) -> list[Item]:
+    """Builds whose story no release tells: those under way and those that failed before there was one."""
+    query = select(Build).where(Build.app_id == app.id, Build.status != "succeeded", Build.release_id.is_(None))
+    return [
+        Item(
+            row.finished_at or row.created_at, "build", f"Build of {(row.commit or row.source_version or 'a tarball')[:8]}",
+            row.account.email, row.status, row.failure, build=row.id,  # type: ignore[arg-type]
+        )
+        for row in session.scalars(query.order_by(Build.created_at.desc()).limit(most))
+    ]  # fmt: skip
+
+
+def _events(session: Session, app: App, most: int) -> list[Item]:
+    query = select(AuditEvent).where(AuditEvent.app_id == app.id, AuditEvent.action.not_in((*_QUIET, "config:set")))
+    rows = session.scalars(query.order_by(AuditEvent.created_at.desc()).limit(most))
+    return [Item(row.created_at, _KINDS.get(row.action.partition(":")[0], "other"), told(row), row.actor) for row in rows]
+
+
+_SENTENCES: Mapping[str, str] = {
+    "apps:create": "Created the app",
+    "apps:rename": "Renamed it from {old}",
+    "ps:scale": "Scaled to {formation}",
+    "ps:restart": "Restarted {target}",
+    "access:add": "Added {email} as a collaborator",
+    "access:remove": "Removed {email} from the collaborators",
+    "domains:add": "Added the domain {hostname}",
+    "domains:remove": "Removed the domain {hostname}",
+    "maintenance:on": "Turned maintenance mode on",
+    "maintenance:off": "Turned maintenance mode off",
+    "buildpacks:set": "Changed the buildpacks",
+    "builds:cancel": "Cancelled a build",
+    "config:reveal": "Looked at the values of config vars",
+}
+
+
+class _Details(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def told(event: AuditEvent) -> str:
+    """An audit event as a sentence; an action without one is shown as it is called, with its details."""
+    sentence = _SENTENCES.get(event.action)
+    if sentence:
+        return sentence.format_map(_Details(event.details))
+    details = ", ".join(f"{name} {value}" for name, value in event.details.items() if value not in (None, ""))
+    return f"{event.action}{' (' + details + ')' if details else ''}"

@@ -1,0 +1,149 @@
+"""A Davit full of apps in every state, straight in its database: what pages are looked at with."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from foundation.clock import now
+from foundation.settings import settings
+from logs import stream
+from state import accounts, apps, config, db, domains, formation, passwords, releases
+from state.models import Account, App, Build, Dyno, Release, Slug
+
+PASSWORD = "correct horse battery"
+LONG = "a-very-long-name-of-an-app-30x"
+OUTPUT = (
+    "-----> Building on the davit-13 stack\n-----> Python app detected\n"
+    "       \x1b[32mUsing Python 3.13.5\x1b[0m\n       Installing requirements with uv\n"
+    "       \x1b[33mwarning:\x1b[0m <script>alert(1)</script> & friends are only text\n"
+    "       progress 10%\r       progress 60%\r       progress 100%\n"
+)
+
+
+def account(session: Session, email: str, *, admin: bool = False) -> Account:
+    """An account that can sign in with PASSWORD."""
+    row = accounts.create(session, None, email, admin=admin)
+    passwords.assign(session, row, row, PASSWORD)
+    return row
+
+
+def deployed(session: Session, app: App, by: Account, *, commit: str, types: dict[str, str] | None = None, **more: Any) -> Release:
+    """The app's next release, with code, that has come up."""
+    types = types or {"web": "gunicorn app:app --workers 4", "worker": "python work.py"}
+    slug = Slug(
+        app_id=app.id, digest="sha256:" + commit * 64, size=41_000_000, stack="davit-13", process_types=types, commit=commit * 40,
+        buildpack_provided_description="Python", stack_version="13.5-4",
+    )  # fmt: skip
+    session.add(slug)
+    session.flush()
+    build = Build(
+        app_id=app.id, account_id=by.id, status="succeeded", phase="done", commit=commit * 40, stack="davit-13",
+        created_at=now() - timedelta(seconds=9), finished_at=now(), slug_id=slug.id,
+    )  # fmt: skip
+    session.add(build)
+    release = releases.create(session, app, by, kind="deploy", description=f"Deploy {commit * 8}", slug=slug)
+    session.flush()
+    build.release_id = release.id
+    releases.succeed(session, release)
+    output_of(build.id, OUTPUT, done=True)
+    return release
+
+
+def output_of(build_id: str, text: str, *, done: bool) -> Path:
+    """What a build printed."""
+    place = settings().home / "builds" / build_id
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "output").write_text(text)
+    if done:
+        (place / "output.done").write_text('{"status": "succeeded"}')
+    return place / "output"
+
+
+def dyno(session: Session, app: App, name: str, state: str, release: Release | None = None, **more: Any) -> Dyno:
+    """A dyno as the runtime would write it."""
+    row = Dyno(
+        app_id=app.id, name=name, type=name.partition(".")[0], size="basic", command="gunicorn app:app", state=state,
+        release_id=release.id if release else None, release_version=release.version if release else 0, started_at=now(), **more,
+    )  # fmt: skip
+    session.add(row)
+    return row
+
+
+def fill(*, more: int = 0) -> None:
+    """Everything; ``more`` further apps without code."""
+    with db.transaction() as session:
+        ann, bob = account(session, "ann@example.com", admin=True), account(session, "bob@example.com")
+        account(session, "a.person.with.a.very.long.address@subdomain.of.a.very.long.example.com")
+        serving = _serving(session, ann, bob)
+        crashed = apps.create(session, bob, "crashing")
+        release = deployed(session, crashed, bob, commit="c")
+        dyno(session, crashed, "web.1", "crashed", release, exit_status=1, crashes=4)
+        _under_way(session, ann)
+        _failed(session, ann)
+        for name, quantity in (("sleeping", 1), ("stopped", 0), ("maintained", 1)):
+            app = apps.create(session, ann, name)
+            release = deployed(session, app, ann, commit="e")
+            formation.scale(session, ann, app, [{"type": "web", "quantity": quantity}])
+            if quantity:
+                dyno(session, app, "web.1", "idle" if name == "sleeping" else "up", release)
+            apps.set_maintenance(session, ann, app, name == "maintained")
+        apps.create(session, ann, "empty")
+        long = apps.create(session, ann, LONG)
+        deployed(session, long, ann, commit="9", types={"web": "x" * 300, "a-process-type-with-quite-a-long-name": "run"})
+        for number in range(more):
+            apps.create(session, ann, f"app-{number:04d}")
+    _log(serving, 300)
+
+
+def _serving(session: Session, ann: Account, bob: Account) -> str:
+    app = apps.create(session, ann, "storefront")
+    config.change(session, ann, app, {"SECRET_KEY": "do-not-show-me", "DATABASE_URL": "postgres://u:p@db.example.com/shop"})
+    deployed(session, app, ann, commit="a")
+    config.change(session, bob, app, {"SECRET_KEY": "nor-me", "GREETING": "hello"})
+    release = deployed(session, app, bob, commit="b", types={"web": "gunicorn shop:app", "worker": "python work.py", "clock": "c"})
+    formation.scale(session, ann, app, [{"type": "web", "quantity": 2, "size": "standard-2x"}, {"type": "worker", "quantity": 1}])
+    for name in ("web.1", "web.2", "worker.1"):
+        dyno(session, app, name, "up", release)
+    apps.add_collaborator(session, ann, app, bob.email, ["view", "deploy"])
+    domains.add(session, ann, app, "www.example.com")
+    return app.id
+
+
+def _under_way(session: Session, ann: Account) -> None:
+    app = apps.create(session, ann, "deploying")
+    build = Build(app_id=app.id, account_id=ann.id, commit="d" * 40, stack="davit-13", phase="building", source_version="d" * 40)
+    session.add(build)
+    session.flush()
+    output_of(build.id, OUTPUT, done=False)
+
+
+def _failed(session: Session, ann: Account) -> None:
+    app = apps.create(session, ann, "failing")
+    build = Build(
+        app_id=app.id, account_id=ann.id, status="failed", phase="done", commit="f" * 40, stack="davit-13", finished_at=now(),
+        failure_kind="build failed", failure="Failed to compile: bin/compile of heroku/python ended with status 1; what it printed is above.",
+    )  # fmt: skip
+    session.add(build)
+    session.flush()
+    output_of(build.id, OUTPUT + " !     No matching distribution found for flsk==9.9\n", done=True)
+
+
+def _log(app_id: str, count: int) -> None:
+    redis = stream.connect(settings().effective_redis_url)
+    start = now() - timedelta(seconds=count)
+    lines = [stream.Line(start, "heroku", "web.1", "State changed from starting to up")]
+    for number in range(count):
+        at = start + timedelta(seconds=number)
+        if number % 3 == 0:
+            text = f'at=info method=GET path="/items/{number}" host=storefront.localhost dyno=web.1 connect=0ms service=12ms status=200'
+            lines.append(stream.Line(at, "heroku", "router", text))
+        elif number % 3 == 1:
+            lines.append(stream.Line(at, "app", "web.1", f"\x1b[32mINFO\x1b[0m served item {number} <b>not bold</b>"))
+        else:
+            lines.append(stream.Line(at, "app", "worker.1", f"job {number} done in 0.3 s"))
+    stream.emit(redis, app_id, lines)
+    stream.flush(redis)

@@ -1,0 +1,231 @@
+"""Who may see and do what, forms that are refused, and what every answer carries."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import select
+
+from dashboard import routing
+from dashboard.views import PARTS
+from state import apps, config, db, passwords, set_up, web_sessions
+from state.models import App, AuditEvent
+from tests.api.conftest import give_code
+from tests.dashboard.conftest import Desk
+
+APP_PAGES = ("", "/deploy", "/resources", "/metrics", "/logs", "/settings", "/activity", "/builds", "/releases", "/releases/v1")
+
+
+def test_every_form_does_what_an_endpoint_of_the_api_does() -> None:
+    alone = {
+        "/sign-in", "/sign-out", "/theme", "/login/<secret>", "/set-up/<secret>", "/account/sessions/<id>/end", "/account/sessions/end",
+        "/admin/people/<user>/two-factor",
+    }  # fmt: skip
+    without = {route.path for part in PARTS for route in part.routes if route.method == "POST" and route.does is None}
+    assert without <= alone
+    for part in PARTS:
+        for route in part.routes:
+            assert route.needed, route.path
+
+
+@pytest.mark.parametrize("path", ["/", "/new", "/account", "/apps/timely", "/admin", "/live"])
+def test_a_stranger_is_asked_to_sign_in_and_comes_back(desk: Desk, path: str) -> None:
+    answer = desk.somebody().get(path)
+    assert answer.status_code == 303 and "/sign-in" in answer.headers["Location"]
+
+
+@pytest.mark.parametrize("path", APP_PAGES)
+def test_pages_of_an_app_are_for_those_who_may_see_it(desk: Desk, path: str) -> None:
+    assert desk.person("viewer").get(f"/apps/timely{path}").status_code == 200
+    assert desk.person("stranger").get(f"/apps/timely{path}").status_code == 404
+    assert "timely" not in desk.person("stranger").get("/").text
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "least"),
+    [
+        ("/resources", {"quantity.web": "2"}, "operator"),
+        ("/restart", {}, "operator"),
+        ("/settings/config", {"new-name": "A", "new-value": "1"}, "operator"),
+        ("/settings/reveal", {}, "deployer"),
+        ("/settings/domains", {"hostname": "www.example.com"}, "operator"),
+        ("/settings/buildpacks", {"new": "heroku/python"}, "deployer"),
+        ("/settings/people", {"email": "stranger@example.com"}, "manager"),
+        ("/settings/maintenance", {"on": "yes"}, "operator"),
+        ("/settings/name", {"name": "timelier"}, "manager"),
+        ("/settings/destroy", {"confirm": "timely"}, "manager"),
+    ],
+)
+def test_a_form_takes_the_permission_that_the_api_takes(desk: Desk, path: str, data: dict[str, str], least: str) -> None:
+    give_code(desk.app_id)
+    assert desk.person("stranger").post(f"/apps/timely{path}", data).status_code == 404
+    assert desk.person("viewer").post(f"/apps/timely{path}", data).status_code == 403
+    assert desk.person(least).post(f"/apps/timely{path}", data).status_code in (200, 303)
+
+
+def test_admin_pages_are_for_admins(desk: Desk) -> None:
+    for path in ("/admin", "/admin/people", "/admin/audit", "/admin/audit/export"):
+        assert desk.person("owner").get(path).status_code == 403
+        assert desk.person("admin").get(path).status_code == 200
+
+
+def test_a_form_from_elsewhere_changes_nothing(desk: Desk) -> None:
+    owner = desk.person("owner")
+    assert owner.client.post("/new", data={"name": "forged"}).status_code == 403
+    other = re.search(r'name="csrf" value="([^"]+)"', desk.person("viewer").get("/new").text)
+    assert other
+    assert owner.client.post("/new", data={"name": "forged", "csrf": other[1]}).status_code == 403
+    assert owner.post("/new", {"name": "forged"}, headers={"Origin": "http://evil.example.com"}).status_code == 403
+    assert owner.post("/new", {"name": "honest"}, headers={"Origin": "http://localhost"}).status_code == 303
+    with db.snapshot() as session:
+        assert session.scalars(select(App.name).order_by(App.name)).all() == ["honest", "timely"]
+
+
+def test_two_tokens_of_a_page_differ_so_that_compression_tells_nothing(desk: Desk) -> None:
+    tokens = re.findall(r'name="csrf" value="([^"]+)"', desk.person("owner").get("/new").text)
+    assert len(set(tokens)) == len(tokens) > 1
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/", "/apps/timely", "/apps/nothing", "/nowhere"])
+def test_every_answer_is_strict_about_what_a_page_may_do(desk: Desk, path: str) -> None:
+    answer = desk.person("owner").get(path)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert answer.headers["X-Frame-Options"] == "DENY" and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert not re.search(r"<script(?! src)|<style|\son[a-z]+=|\sstyle=", answer.text)
+
+
+def test_cookies_are_closed_and_secure_over_tls(desk: Desk) -> None:
+    with db.transaction() as session:
+        owner = session.get(App, desk.app_id).owner  # type: ignore[union-attr]
+        passwords.assign(session, owner, owner, "correct horse battery")
+    for scheme, prefix in (("http", ""), ("https", "__Host-")):
+        somebody, base = desk.somebody(), f"{scheme}://localhost"
+        page = somebody.get("/sign-in", base_url=base)
+        token = re.search(r'name="csrf" value="([^"]+)"', page.text)
+        assert token
+        data = {"csrf": token[1], "email": owner.email, "password": "correct horse battery"}
+        answer = somebody.client.post("/sign-in", data=data, base_url=base)
+        [cookie] = [text for text in answer.headers.getlist("Set-Cookie") if "davit_session=" in text]
+        assert cookie.startswith(f"{prefix}davit_session=") and "HttpOnly" in cookie and "SameSite=Lax" in cookie
+        assert ("Secure" in cookie) == (scheme == "https")
+        assert somebody.get("/", base_url=base).status_code == 200
+
+
+def test_a_wrong_password_and_an_unknown_address_look_the_same(desk: Desk) -> None:
+    answers = []
+    for email in ("owner@example.com", "nobody@example.com"):
+        somebody = desk.somebody()
+        answer = somebody.post("/sign-in", {"email": email, "password": "wrong wrong wrong"}, page="/sign-in")
+        answers.append((answer.status_code, re.findall(r'role="alert"[^>]*>(.*?)</div>', answer.text, re.S)))
+    assert answers[0] == answers[1] and answers[0][0] == 403
+
+
+def test_signing_in_goes_back_to_a_page_of_ours_only(desk: Desk) -> None:
+    from dashboard.views.signing_in import destination
+
+    assert destination("/apps/timely/logs?dyno=web.1") == "/apps/timely/logs?dyno=web.1"
+    for elsewhere in ("https://evil.example.com/", "//evil.example.com", "/\\evil.example.com", "/\tx", "javascript:alert(1)", ""):
+        assert destination(elsewhere) == "/"
+
+
+def test_a_session_that_was_ended_opens_nothing(desk: Desk) -> None:
+    owner, second = desk.person("owner"), desk.somebody()
+    with db.transaction() as session:
+        account = session.get(App, desk.app_id).owner  # type: ignore[union-attr]
+        text, row = web_sessions.start(session, account, "the other browser")
+    second.client.set_cookie("davit_session", text)
+    assert second.get("/").status_code == 200
+    assert "the other browser" in owner.get("/account").text
+    assert owner.post(f"/account/sessions/{row.id}/end").status_code == 303
+    assert second.get("/").status_code == 303
+    assert desk.person("viewer").post(f"/account/sessions/{row.id}/end").status_code == 404
+
+
+def test_values_of_config_vars_are_shown_on_demand_only_and_that_is_on_record(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        config.change(session, app.owner, app, {"TOKEN": "very-secret-value"})
+    owner = desk.person("owner")
+    for path in APP_PAGES:
+        assert "very-secret-value" not in owner.get(f"/apps/timely{path}").text
+    assert "TOKEN" not in desk.person("viewer").get("/apps/timely/settings").text
+    assert "very-secret-value" in owner.post("/apps/timely/settings/reveal").text
+    with db.snapshot() as session:
+        [event] = session.scalars(select(AuditEvent).where(AuditEvent.action == "config:reveal"))
+        assert event.actor == "owner@example.com" and event.details == {"names": ["TOKEN"]}
+
+
+def test_many_config_vars_change_at_once_and_make_one_release(desk: Desk) -> None:
+    owner = desk.person("owner")
+    owner.post("/apps/timely/settings/config", {"new-name": ["A", "B"], "new-value": ["1", "2"], "dotenv": "C=3\nD='four'"})
+    owner.post("/apps/timely/settings/config", {"value.A": "", "value.B": "two", "remove.C": "on"})
+    with db.snapshot() as session:
+        app = session.get(App, desk.app_id)
+        assert app and config.read(app) == {"A": "1", "B": "two", "D": "four"}
+    text = owner.get("/apps/timely/releases").text
+    assert ">v3</a>" in text and ">v4</a>" not in text
+
+
+def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
+    answer = desk.person("owner").post("/new", {"name": "Bad Name"})
+    assert answer.status_code == 422 and "must start with a letter" in answer.text and 'value="Bad Name"' in answer.text
+    answer = desk.person("owner").post("/apps/timely/settings/config", {"dotenv": "A=1\noops"})
+    assert answer.status_code == 422 and "Line 2" in answer.text and "oops</textarea>" in answer.text
+
+
+def test_destroying_takes_the_name(desk: Desk) -> None:
+    owner = desk.person("owner")
+    assert owner.post("/apps/timely/settings/destroy", {"confirm": "timel"}).status_code == 422
+    assert owner.post("/apps/timely/settings/destroy", {"confirm": "timely"}).status_code == 303
+    assert owner.get("/apps/timely").status_code == 404
+
+
+def test_the_owners_link_works_once(desk: Desk) -> None:
+    with db.snapshot() as session:
+        secret = set_up.secret(session)
+    somebody = desk.somebody()
+    page = f"/set-up/{secret}"
+    data = {"email": "Ann@example.com", "password": "correct horse battery", "again": "correct horse"}
+    assert somebody.post(page, data, page=page).status_code == 422
+    assert somebody.post(page, {**data, "again": data["password"]}, page=page).status_code == 303
+    assert somebody.get("/account").status_code == 200 and "ann@example.com" in somebody.get("/account").text
+    assert desk.somebody().get(page).status_code == 404
+    with db.snapshot() as session:
+        assert set_up.secret(session) is None
+
+
+def test_names_that_an_app_or_a_person_chose_are_only_text(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        apps.set_buildpacks(session, app.owner, app, ["https://example.com/<script>alert(1)</script>"])
+    give_code(desk.app_id, {"web": "<img src=x>"}, "Deploy <b>bold</b>")
+    owner = desk.person("owner")
+    for path in ("", "/settings", "/resources", "/deploy", "/releases/v2"):
+        text = owner.get(f"/apps/timely{path}").text
+        assert "<script>alert" not in text and "<img src=x>" not in text and "<b>bold" not in text
+
+
+def test_an_audit_log_can_be_filtered_and_taken_away(desk: Desk) -> None:
+    admin = desk.person("admin")
+    desk.person("owner").post("/new", {"name": "another"})
+    text = admin.get("/admin/audit?app=another").text
+    assert "apps:create" in text and "accounts:create" not in text
+    assert "accounts:create" not in admin.get("/admin/audit/export?app=another").text
+    assert '"app": "another"' in admin.get("/admin/audit/export?as=json&action=apps").text
+
+
+def test_the_dashboard_is_loaded_by_the_first_page_only() -> None:
+    code = "import app, sys; assert not [name for name in sys.modules if name in ('dashboard.web', 'dashboard.views')]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_page_that_says_nothing_about_who_may_see_it_is_refused() -> None:
+    with pytest.raises(TypeError):
+        routing.Pages("x").on("GET", "/x")

@@ -1,0 +1,91 @@
+"""What is read and written for people: terminal colours, .env files, charts."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dashboard import ansi, charts, dotenv, log_lines, watching
+from foundation.errors import InvalidParams
+from logs.stream import Line
+
+
+def test_colours_become_classes_and_nothing_else_gets_through() -> None:
+    assert ansi.render("a \x1b[31mred\x1b[0m b") == 'a <span class="a1">red</span> b'
+    assert ansi.render("\x1b[1;92mok\x1b[22m ok") == '<span class="a10 ab">ok</span><span class="a10"> ok</span>'
+    assert ansi.render("<script>\x1b]0;title\x07&\x1b[2J\x1b[10;10Hx") == "&lt;script&gt;&amp;x"
+    assert ansi.render("user\u202eexe.txt\x00\x08") == "userexe.txt"
+
+
+def test_a_carriage_return_writes_its_line_anew() -> None:
+    assert ansi.render("10%\r60%\r100%\ndone\r\n") == "100%\ndone\n"
+
+
+@pytest.mark.parametrize(("codes", "ink"), [("38;5;196", "a9"), ("38;2;0;80;0", "a2"), ("38;5;7", "a7"), ("97", "a15")])
+def test_many_colours_become_the_nearest_of_sixteen(codes: str, ink: str) -> None:
+    assert ansi.render(f"\x1b[{codes}mx") == f'<span class="{ink}">x</span>'
+
+
+@given(st.text(), st.text())
+def test_output_in_pieces_is_output_at_once(one: str, two: str) -> None:
+    first, pen = ansi.pieces(f"\x1b[1;31m{one}\n".replace("\r", ""))
+    second, _ = ansi.pieces(two.replace("\r", ""), ansi.parse(str(pen)))
+    assert first + second == ansi.render(f"\x1b[1;31m{one}\n{two}".replace("\r", ""))
+
+
+@given(st.text())
+def test_no_output_makes_an_element_of_its_own(text: str) -> None:
+    html = str(ansi.render(text + "<b>\x1b[31;44m<i>"))
+    assert "<b>" not in html and "<i>" not in html and html.count("<") == 2 * html.count("</span>")
+
+
+@given(st.text(max_size=40))
+def test_a_pen_from_a_client_is_a_pen(text: str) -> None:
+    ansi.pieces("x", ansi.parse(text))
+
+
+def test_a_log_line_is_one_element() -> None:
+    line = Line(datetime(2026, 11, 23, 16, 0, tzinfo=timezone.utc), "app", 'web.1"><img', "a <b>\x1b[32m</div>")
+    html = str(log_lines.render([("1-0", line)]))
+    assert html.count("<div") == 1 and "<img" not in html and "<b>\x1b" not in html and "&lt;/div&gt;" in html
+
+
+def test_an_env_file_is_read_as_shells_and_libraries_do() -> None:
+    text = """
+    # a comment
+    PLAIN=value
+    export SPACED = some words  # and a comment
+    EMPTY=
+    SINGLE='as $it is \\n'
+    DOUBLE="two\\nlines \\"quoted\\""
+    MANY="one
+    two"
+    HASH=a#b
+    URL=postgres://u:p@host/db?x=1&y=2
+    PLAIN=last
+    """
+    assert dotenv.parse(text) == {
+        "PLAIN": "last", "SPACED": "some words", "EMPTY": "", "SINGLE": "as $it is \\n", "DOUBLE": 'two\nlines "quoted"',
+        "MANY": "one\n    two", "HASH": "a#b", "URL": "postgres://u:p@host/db?x=1&y=2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line"), [("A=1\nnonsense", "Line 2"), ('A=1\n\nB="open\nC=2', "Line 3")])
+def test_a_bad_line_is_named(text: str, line: str) -> None:
+    with pytest.raises(InvalidParams, match=line):
+        dotenv.parse(text)
+
+
+def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
+    start = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    picture = charts.chart("Memory", [("used", [None, 1.0, 2.0, None, 3.0])], start, 60, lambda value: f"{value:.0f} <MiB>", limit=4)
+    assert "Memory. Now: used 3 &lt;MiB&gt;." in picture and picture.count("M") >= 2 and "<MiB>" not in picture
+    assert "nan" not in charts.chart("Nothing", [], start, 60, str)
+
+
+@given(st.dictionaries(st.sampled_from(["app", "apps", "build", "log"]), st.from_regex(r"[0-9a-f:.-]{1,20}", fullmatch=True)))
+def test_a_cursor_comes_back_as_it_was(seen: dict[str, str]) -> None:
+    assert watching.parse(watching.cursor(seen)) == seen
