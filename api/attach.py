@@ -1,8 +1,7 @@
-"""Attached one-off dynos: what the runtime hands over (a terminal or three pipes) is bridged to the client's WebSocket.
+"""Attached one-off dynos: what the runtime hands over (a terminal or three pipes) is bridged to the client.
 
-Frames (subprotocol of our own). Binary: one byte that names the stream, then its bytes: 0 standard input, 1 standard
-output (or the terminal), 2 standard error. Text, JSON: ``{"resize": [rows, columns]}``, ``{"eof": true}`` and
-``{"signal": "INT"}`` from the client; ``{"exit": 3}`` from the server, which then closes.
+The client speaks one of two protocols: a WebSocket with frames of our own (:class:`Frames`; the ``davit`` command), or
+Heroku's rendezvous (:mod:`api.rendezvous`; the ``heroku`` command). Both are a :class:`Peer` here.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import selectors
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
@@ -32,7 +32,9 @@ log = logging.getLogger("web")
 PATIENCE_SECONDS = 30
 """How long a dyno waits for its client (Heroku's R13)."""
 DRAIN_SECONDS = 3
-"""How long output is read on when the command has ended but something keeps its output open."""
+"""How long output is waited for when the command has ended but something keeps its output open."""
+LINGER_SECONDS = 0.4
+"""How long a client that is still to end its input is read on when its command has ended."""
 BUFFER = 1 << 18
 """Bytes that wait in one direction at the most."""
 LONGEST_ORDER = 1000
@@ -49,16 +51,24 @@ class Attachment:
         input: where its standard input is written; None after its end.
         outputs: descriptor → stream number.
         terminal: whether ``input`` and the one output are a terminal's master side.
+        started: what the runtime said about the dyno.
+        secret: what a rendezvous begins with; used once.
     """
 
-    dyno_id: str
+    started: dict[str, Any]
     account_id: str
     line: wire.Connection
     input: int | None
     outputs: dict[int, int]
     terminal: bool
     give_back: Callable[[], None]
+    secret: str = field(default_factory=lambda: f"davit-run-{secrets.token_hex(24)}", repr=False)
     timer: threading.Timer | None = field(default=None, repr=False)
+
+    @property
+    def dyno_id(self) -> str:
+        """The dyno's id."""
+        return str(self.started["dyno_id"])
 
     def close(self) -> None:
         """Let go of everything; the runtime ends the dyno if it still runs."""
@@ -68,6 +78,10 @@ class Attachment:
                 os.close(fd)
         self.input, self.outputs = None, {}
         self.give_back()
+
+
+Started = tuple[dict[str, Any], int, dict[int, int]]
+"""What the runtime said, where input is written, descriptor → stream number."""
 
 
 def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None) -> Attachment:
@@ -91,18 +105,18 @@ def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None)
     except BaseException:
         give_back()
         raise
-    dyno_id, input, outputs = found
-    return Attachment(dyno_id, account_id, line, input, outputs, size is not None, give_back)
+    started, input, outputs = found
+    return Attachment(started, account_id, line, input, outputs, size is not None, give_back)
 
 
-def _start_terminal(line: wire.Connection, params: dict[str, Any], size: tuple[int, int]) -> tuple[str, int, dict[int, int]]:
+def _start_terminal(line: wire.Connection, params: dict[str, Any], size: tuple[int, int]) -> Started:
     reply = line.call("oneoff.start", {**params, "terminal": list(size)})
     if len(reply.fds) != 1:
         raise DavitError("The runtime gave no terminal.")
-    return reply.result["dyno_id"], reply.fds[0], {reply.fds[0]: STDOUT}
+    return reply.result, reply.fds[0], {reply.fds[0]: STDOUT}
 
 
-def _start_pipes(line: wire.Connection, params: dict[str, Any]) -> tuple[str, int, dict[int, int]]:
+def _start_pipes(line: wire.Connection, params: dict[str, Any]) -> Started:
     pipes = [os.pipe(), os.pipe(), os.pipe()]
     theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
     ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
@@ -115,7 +129,7 @@ def _start_pipes(line: wire.Connection, params: dict[str, Any]) -> tuple[str, in
     finally:
         for fd in theirs:
             os.close(fd)
-    return reply.result["dyno_id"], ours[0], {ours[1]: STDOUT, ours[2]: STDERR}
+    return reply.result, ours[0], {ours[1]: STDOUT, ours[2]: STDERR}
 
 
 class Waiting:
@@ -148,6 +162,15 @@ class Waiting:
             attachment.timer.cancel()
         return attachment
 
+    def take_by_secret(self, secret: str) -> Attachment | None:
+        """The client is here and knows the secret; None when no dyno waits with this one (any more)."""
+        with self._lock:
+            found = [one for one in self._attachments.values() if secrets.compare_digest(one.secret, secret)]
+        for one in found:
+            with contextlib.suppress(NotFound):
+                return self.take(one.dyno_id, one.account_id)
+        return None
+
     def _give_up(self, attachment: Attachment) -> None:
         with self._lock:
             if self._attachments.pop(attachment.dyno_id, None) is None:
@@ -159,26 +182,178 @@ class Waiting:
 waiting = Waiting()
 
 
+@dataclass(frozen=True)
+class Input:
+    """Bytes for the command's standard input."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class EndOfInput:
+    """Nothing more comes for its standard input."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Its terminal has another size."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Its processes get a signal."""
+
+    number: int
+
+
+Order = Input | EndOfInput | Resize | Signal
+
+
+class Peer(Protocol):
+    """A client of an attached dyno; nothing here blocks."""
+
+    @property
+    def open(self) -> bool:
+        """False once the client has gone."""
+
+    @property
+    def pending(self) -> bytearray:
+        """Bytes that wait to be written."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether output may be queued yet."""
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the client should be read on for a moment when the command has ended."""
+
+    def fileno(self) -> int:
+        """For selectors."""
+
+    def receive(self) -> Iterator[Order]:
+        """What has come."""
+
+    def output(self, stream: int, data: bytes) -> None:
+        """Queue what the command wrote to stream 1 or 2."""
+
+    def goodbye(self, status: int | None) -> None:
+        """Queue that the command has ended with ``status``."""
+
+    def flush(self) -> None:
+        """Write what the socket takes."""
+
+    def tick(self) -> Iterator[Order]:
+        """What has come by time alone."""
+
+
+class Frames:
+    """The ``davit`` command's protocol: WebSocket messages.
+
+    Binary: one byte that names the stream, then its bytes: 0 standard input, 1 standard output (or the terminal), 2 standard
+    error. Text, JSON: ``{"resize": [rows, columns]}``, ``{"eof": true}`` and ``{"signal": "INT"}`` from the client;
+    ``{"exit": 3}`` from the server, which then closes.
+    """
+
+    ready, lingers = True, False
+
+    def __init__(self, web: WebSocket) -> None:
+        self.web = web
+        self.inside_message = self.to_stdin = False
+        self.order = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether the client is there."""
+        return self.web.open
+
+    @property
+    def pending(self) -> bytearray:
+        """Bytes that wait to be written."""
+        return self.web.pending
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self.web.fileno()
+
+    def flush(self) -> None:
+        """Write what the socket takes."""
+        self.web.flush()
+
+    def tick(self) -> Iterator[Order]:
+        """Time brings nothing here."""
+        yield from ()
+
+    def output(self, stream: int, data: bytes) -> None:
+        """Queue what the command wrote."""
+        self.web.send(BytesMessage(bytes([stream]) + data))
+
+    def goodbye(self, status: int | None) -> None:
+        """Queue the exit status and the end."""
+        if self.web.open:
+            self.web.send(TextMessage(json.dumps({"exit": status})))
+            self.web.send(CloseConnection(code=1000))
+
+    def receive(self) -> Iterator[Order]:
+        """What has come."""
+        for event in self.web.receive():  # a message may come in pieces; only its first byte names the stream
+            if isinstance(event, BytesMessage):
+                data = bytes(event.data)
+                if not self.inside_message:
+                    self.to_stdin, data = data[:1] == bytes([STDIN]), data[1:]
+                self.inside_message = not event.message_finished
+                if self.to_stdin:
+                    yield Input(data)
+            elif isinstance(event, TextMessage):
+                self.order += event.data
+                if len(self.order) > LONGEST_ORDER:
+                    self.web.send(CloseConnection(code=1009, reason="That order is too long."))
+                elif event.message_finished:
+                    yield from self._parse(self.order)
+                    self.order = ""
+
+    def _parse(self, text: str) -> Iterator[Order]:
+        try:
+            order = json.loads(text)
+            if "resize" in order:
+                rows, columns = (max(1, min(int(n), 10_000)) for n in order["resize"])
+                yield Resize(rows, columns)
+            elif "signal" in order and order["signal"] in _SIGNALS:
+                yield Signal(int(_SIGNALS[order["signal"]]))
+            elif order.get("eof"):
+                yield EndOfInput()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self.web.send(CloseConnection(code=1003, reason="That is no order."))
+
+
 def bridge(web: WebSocket, attachment: Attachment) -> None:
     """Carry bytes both ways until the command has ended or the client has gone; then let go of everything."""
     assert web.socket is not None
     timeout = web.socket.gettimeout()
     web.socket.setblocking(False)
     try:
-        _Bridge(web, attachment).run()
+        carry(Frames(web), attachment)
     finally:
-        attachment.close()
         with contextlib.suppress(OSError):
             web.socket.settimeout(timeout)
 
 
+def carry(peer: Peer, attachment: Attachment) -> None:
+    """Carry bytes between a client and its dyno until one of them is done; the attachment is closed then."""
+    try:
+        _Bridge(peer, attachment).run()
+    finally:
+        attachment.close()
+
+
 class _Bridge:
-    def __init__(self, web: WebSocket, attachment: Attachment) -> None:
-        self.web, self.attachment = web, attachment
+    def __init__(self, peer: Peer, attachment: Attachment) -> None:
+        self.peer, self.attachment = peer, attachment
         self.to_command = bytearray()
-        self.ended_input = False
-        self.inside_message = self.to_stdin = False
-        self.order = ""
+        self.ended_input = self.stopped = False
         self.status: int | None = None
         self.deadline: float | None = None
         self._ended, self._tell = os.pipe()
@@ -189,9 +364,10 @@ class _Bridge:
                 os.set_blocking(fd, False)
         threading.Thread(target=self._wait, daemon=True).start()
         try:
-            while self.web.open and not self._finished():
+            while self.peer.open and not self.stopped and not self._finished():
                 self._step()
-            self._say_goodbye()
+            if not self.stopped:
+                self._say_goodbye()
         finally:
             os.close(self._ended)
 
@@ -213,30 +389,32 @@ class _Bridge:
         return not self.attachment.outputs or time.monotonic() > self.deadline
 
     def _step(self) -> None:
+        for order in self.peer.tick():
+            self._obey(order)
         with selectors.DefaultSelector() as selector:
             for fd, events in self._interests():
                 selector.register(fd, events)
-            ready = {key.fd: events for key, events in selector.select(1.0)}
+            ready = {key.fd: events for key, events in selector.select(1.0 if self.peer.ready and not self.peer.lingers else 0.1)}
         if not streams.working():
-            self.web.open = False
+            self.stopped = True
             return
         if self._ended in ready:
             self.deadline = time.monotonic() + DRAIN_SECONDS
-        web = ready.get(self.web.fileno(), 0)
-        if web & selectors.EVENT_READ:
-            self._from_client()
+        if ready.get(self.peer.fileno(), 0) & selectors.EVENT_READ:
+            for order in self.peer.receive():
+                self._obey(order)
         for fd in [fd for fd in self.attachment.outputs if ready.get(fd, 0) & selectors.EVENT_READ]:
             self._from_command(fd)
         self._to_command()
-        self.web.flush()
+        self.peer.flush()
 
     def _interests(self) -> Iterator[tuple[int, int]]:
-        masks: dict[int, int] = {self.web.fileno(): 0}
+        masks: dict[int, int] = {self.peer.fileno(): 0}
         if len(self.to_command) < BUFFER:
-            masks[self.web.fileno()] |= selectors.EVENT_READ
-        if self.web.pending:
-            masks[self.web.fileno()] |= selectors.EVENT_WRITE
-        if len(self.web.pending) < BUFFER:
+            masks[self.peer.fileno()] |= selectors.EVENT_READ
+        if self.peer.pending:
+            masks[self.peer.fileno()] |= selectors.EVENT_WRITE
+        if self.peer.ready and len(self.peer.pending) < BUFFER:
             masks |= {fd: selectors.EVENT_READ for fd in self.attachment.outputs}
         if self.to_command and self.attachment.input is not None:
             masks[self.attachment.input] = masks.get(self.attachment.input, 0) | selectors.EVENT_WRITE
@@ -244,35 +422,16 @@ class _Bridge:
             masks[self._ended] = selectors.EVENT_READ
         return ((fd, mask) for fd, mask in masks.items() if mask)
 
-    def _from_client(self) -> None:
-        for event in self.web.receive():  # a message may come in pieces; only its first byte names the stream
-            if isinstance(event, BytesMessage):
-                data = bytes(event.data)
-                if not self.inside_message:
-                    self.to_stdin, data = data[:1] == bytes([STDIN]), data[1:]
-                self.inside_message = not event.message_finished
-                if self.to_stdin and not self.ended_input:
-                    self.to_command += data
-            elif isinstance(event, TextMessage):
-                self.order += event.data
-                if len(self.order) > LONGEST_ORDER:
-                    self.web.send(CloseConnection(code=1009, reason="That order is too long."))
-                elif event.message_finished:
-                    self._obey(self.order)
-                    self.order = ""
-
-    def _obey(self, text: str) -> None:
-        try:
-            order = json.loads(text)
-            if "resize" in order:
-                rows, columns = (max(1, min(int(n), 10_000)) for n in order["resize"])
-                self._runtime("oneoff.resize", {"rows": rows, "columns": columns})
-            elif "signal" in order and order["signal"] in _SIGNALS:
-                self._runtime("oneoff.signal", {"number": int(_SIGNALS[order["signal"]])})
-            elif order.get("eof"):
-                self.ended_input = True
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            self.web.send(CloseConnection(code=1003, reason="That is no order."))
+    def _obey(self, order: Order) -> None:
+        if isinstance(order, Input):
+            if not self.ended_input:
+                self.to_command += order.data
+        elif isinstance(order, EndOfInput):
+            self.ended_input = True
+        elif isinstance(order, Resize):
+            self._runtime("oneoff.resize", {"rows": order.rows, "columns": order.columns})
+        else:
+            self._runtime("oneoff.signal", {"number": order.number})
 
     def _runtime(self, name: str, params: dict[str, int]) -> None:
         with contextlib.suppress(DavitError):  # it may have ended just now
@@ -311,19 +470,26 @@ class _Bridge:
         except OSError:  # EIO: nobody has the terminal open any more
             data = b""
         if data:
-            self.web.send(BytesMessage(bytes([self.attachment.outputs[fd]]) + data))
+            self.peer.output(self.attachment.outputs[fd], data)
+            if self.deadline is not None:
+                self.deadline = time.monotonic() + DRAIN_SECONDS
             return
         del self.attachment.outputs[fd]
         if fd != self.attachment.input:
             os.close(fd)
 
     def _say_goodbye(self) -> None:
-        if self.web.open:
-            self.web.send(TextMessage(json.dumps({"exit": self.status})))
-            self.web.send(CloseConnection(code=1000))
-        give_up = time.monotonic() + 5
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.web.fileno(), selectors.EVENT_WRITE)
-            while self.web.pending and time.monotonic() < give_up:
-                selector.select(1.0)
-                self.web.flush()
+        self.peer.goodbye(self.status)
+        now = time.monotonic()
+        read_on, give_up = now + LINGER_SECONDS, now + PATIENCE_SECONDS
+        while self.peer.pending or (self.peer.lingers and time.monotonic() < read_on):
+            if time.monotonic() > give_up:
+                return
+            with selectors.DefaultSelector() as selector:
+                wanted = selectors.EVENT_READ if self.peer.open else 0
+                selector.register(self.peer.fileno(), wanted | (selectors.EVENT_WRITE if self.peer.pending else 0))
+                ready = selector.select(0.05)
+            if any(events & selectors.EVENT_READ for _, events in ready):
+                list(self.peer.receive())
+            list(self.peer.tick())
+            self.peer.flush()

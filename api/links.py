@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import urlsplit
+
 from flask import request
 
 from state.signatures import read, sign
@@ -12,9 +15,20 @@ LOG_SECONDS = 3600
 OUTPUT_SECONDS = 12 * 3600
 
 
+_BASE = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]{1,300}")
+
+
 def base_url() -> str:
     """The API's base URL as this caller reached it."""
-    return request.host_url.rstrip("/")
+    given = request.headers.get("Davit-Base", "")  # a forwarder on the caller's machine says where it stands
+    return given if _BASE.fullmatch(given) else request.host_url.rstrip("/")
+
+
+def authority() -> str:
+    """HOST:PORT of the API as this caller reached it."""
+    parts = urlsplit(base_url())
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def build_output(build_id: str) -> str:

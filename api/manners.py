@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import uuid
@@ -13,11 +14,11 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from api.body import LIMIT
 from api.unserved import is_known
 from foundation.errors import DavitError
+from foundation.settings import settings
+from state.two_factor import TwoFactorRequired
 
 log = logging.getLogger("web")
 
-REMAINING = 4500
-"""What ``RateLimit-Remaining`` says: clients want the header; Davit does not limit."""
 _IDS = re.compile(r"[A-Za-z0-9,_.-]{1,300}")
 
 
@@ -47,7 +48,10 @@ def error(id: str, message: str, status: int) -> Response:
 def _refuse(problem: DavitError) -> Response:
     if problem.status >= 500:
         log.warning("request failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
-    return error(problem.id, problem.message, problem.status)
+    answer = error(problem.id, problem.message, problem.status)
+    if isinstance(problem, TwoFactorRequired) and problem.app_name:
+        answer.set_data(json.dumps({"id": problem.id, "message": problem.message, "app": {"name": problem.app_name}}))
+    return answer
 
 
 def _refuse_http(problem: HTTPException) -> Response:
@@ -70,7 +74,7 @@ def _apologize(problem: Exception) -> Response:
 
 def _finish(response: Response) -> Response:
     response.headers["Request-Id"] = g.get("request_id", "-")
-    response.headers["RateLimit-Remaining"] = str(REMAINING)
+    response.headers["RateLimit-Remaining"] = str(g.get("rate_limit", settings().rate_limit))
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "private, no-cache" if request.method == "GET" else "no-store")
     response.vary.update(("Authorization", "Accept", "Range"))

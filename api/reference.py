@@ -17,6 +17,11 @@ be set work with it; `GET /schema` lists what the Davit that you ask serves. Wha
 answers `501 not_implemented`.
 
 - **Authorization**: `Authorization: Bearer TOKEN`, or Basic with the token as password. `davit auth:token` prints yours.
+- **Scopes**: a token is for `global` (everything) unless it was made for less: `identity` (who you are), `read` and `write`
+  (apps, but neither config vars nor releases, nor running code, which reaches config vars), `read-protected`,
+  `write-protected`.
+  What a token's scope does not open answers `403 forbidden`; git takes `write-protected`.
+- **Limit**: 4,500 calls an hour for each account (`DAVIT_RATE_LIMIT`), refilled evenly; `RateLimit-Remaining` says what is left.
 - **Errors**: `{"id": "not_found", "message": "Couldn't find that app."}`; every id is explained in [errors](errors.md).
 - **Lists** come in pages of 200: `Range: name ..; max=1000, order=desc` asks for another part; an answer with status 206 has a
   `Next-Range` header to send back as `Range`.

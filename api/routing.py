@@ -16,16 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from flask import Blueprint, Flask, Response, jsonify, request
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from sqlalchemy.orm import Session
 
-from api import body, ranges
+from api import body, limits, ranges
 from api.credentials import Identity, identify
 from foundation.errors import Forbidden, NotFound
-from state import apps, logins
+from state import apps, guard, logins, scopes, two_factor
 from state.db import snapshot, transaction
 from state.models import Account, App, Token
 from state.pages import Page, Window
+from state.scopes import Scope
 
 Needs = Literal["nothing", "login", "account", "admin", "view", "deploy", "operate", "manage"]
 """What a caller must show: ``nothing`` (public, or the URL itself is the secret), ``login`` (a token, or e-mail address and
@@ -45,6 +46,7 @@ class Operation:
         summary: the first line of the view's docstring, for ``GET /schema`` and docs/api.md.
         ours: whether it is Davit's own rather than the Platform API's.
         form: whether its body is an HTML form's rather than JSON.
+        scope: what the caller's token must be for; see :mod:`state.scopes`.
     """
 
     method: str
@@ -54,6 +56,12 @@ class Operation:
     summary: str
     ours: bool
     form: bool = False
+    scope: Scope = "global"
+
+    @property
+    def free(self) -> bool:
+        """Whether a call does not count: asking how many are left does not, as on Heroku."""
+        return self.path == "/account/rate-limits"
 
     @property
     def on_app(self) -> bool:
@@ -99,6 +107,35 @@ class Call:
         assert self.found is not None
         return self.found
 
+    @property
+    def code(self) -> str | None:
+        """The two-factor code that came along."""
+        return request.headers.get(TWO_FACTOR_HEADER)
+
+    def need(self, permission: str) -> None:
+        """Where a field takes more than the route does: demand another permission on the app.
+
+        Raises:
+            Forbidden: the caller does not have it.
+        """
+        apps.find(self.session, self.account, self.app.id, permission)
+
+    def guard(self, app: App | None = None) -> None:
+        """Before an act that the two-factor guard is for, on the app of the path or another; see :mod:`state.guard`.
+
+        Raises:
+            TwoFactorRequired, Forbidden: it takes a code.
+        """
+        guard.demand(self.session, self.account, self.token, app or self.app, self.code)
+
+    def check_code(self) -> None:
+        """Where the caller has a second factor: take a code.
+
+        Raises:
+            TwoFactorRequired: it is missing or wrong.
+        """
+        two_factor.check(self.session, self.account, self.code)
+
     def window(self, order: ranges.Order) -> Window:
         """The part of a list that the caller asks for."""
         return ranges.parse(request.headers.get("Range"), order)
@@ -117,14 +154,21 @@ View = Callable[..., Any]
 
 
 class Resource(Blueprint):
-    """A resource's routes; as a Flask blueprint, but with :meth:`on` as the only way to add one."""
+    """A resource's routes; as a Flask blueprint, but with :meth:`on` as the only way to add one.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        reads, writes: the scope that its GETs, and its other methods, take of a token. Without, what concerns an app takes
+            ``read-protected`` and ``write-protected``, and everything else ``global``.
+    """
+
+    def __init__(self, name: str, *, reads: Scope | None = None, writes: Scope | None = None) -> None:
         super().__init__(name, __name__)
         self.operations: list[Operation] = []
+        self._reads, self._writes = reads, writes
 
     def on(
-        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False, form: bool = False
+        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False, form: bool = False,
+        scope: Scope | None = None,
     ) -> Callable[[View], View]:
         """Serve ``method path``.
 
@@ -133,12 +177,13 @@ class Resource(Blueprint):
             writes: in a write transaction; every method but GET by default.
             ours: Davit's own endpoint, not the Platform API's.
             form: its body is an HTML form's.
+            scope: what it takes of a token, where that is not what the resource says.
         """
 
         def register(view: View) -> View:
             changes = method != "GET" if writes is None else writes
             summary = (view.__doc__ or "").strip().split("\n")[0]
-            operation = Operation(method, path, needs, changes, summary, ours, form)
+            operation = Operation(method, path, needs, changes, summary, ours, form, self._scope(method, needs, scope))
             if operation.on_app != ("<app>" in path):
                 raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
             self.operations.append(operation)
@@ -148,6 +193,14 @@ class Resource(Blueprint):
             return view
 
         return register
+
+    def _scope(self, method: str, needs: Needs, given: Scope | None) -> Scope:
+        of_resource = self._reads if method == "GET" else self._writes
+        if given or of_resource:
+            return given or of_resource or "global"
+        if needs not in apps.PERMISSIONS:
+            return "global"
+        return "read-protected" if method == "GET" else "write-protected"
 
 
 def _serve(operation: Operation, view: View) -> Callable[..., Response]:
@@ -178,6 +231,11 @@ def _admit(session: Session, operation: Operation) -> Identity | None:
     if operation.needs == "nothing":
         return None
     identity = identify(session, request.headers.get("Authorization"), by_password=operation.needs == "login")
+    g.rate_limit = limits.buckets.left(identity.account.id)
+    if not operation.free:
+        g.rate_limit = limits.buckets.take(identity.account.id)
+    if identity.token is not None:
+        scopes.demand(identity.token.scope, operation.scope)
     if operation.needs == "admin" and not identity.account.is_admin:
         raise Forbidden("That takes an admin's account.")
     return identity
@@ -188,7 +246,7 @@ def _answer(
 ) -> Response:
     call = Call(session, sent, identity.within(session) if identity else None)
     if identity and identity.token is None:
-        logins.finish(session, identity.account.id, request.headers.get(TWO_FACTOR_HEADER))
+        logins.finish(session, identity.account.id, call.code)
     if operation.on_app:
         call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
     answer = view(call, **places)

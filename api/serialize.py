@@ -8,7 +8,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from state import sizes
-from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, Slug, SshKey, Token, WebSession
+from state.features import Feature
+from state.models import (
+    Account,
+    AccountFeature,
+    App,
+    AppFeature,
+    AppTransfer,
+    Build,
+    Collaborator,
+    Domain,
+    Dyno,
+    Formation,
+    OAuthClient,
+    Release,
+    Slug,
+    SshKey,
+    Token,
+    WebSession,
+)
 from state.sizes import Size
 
 Json = dict[str, Any]
@@ -249,21 +267,60 @@ def key(row: SshKey) -> Json:
     }
 
 
-def authorization(row: Token, at: datetime, text: str) -> Json:
-    """GET /oauth/authorizations; ``text`` is the token as it may be shown."""
-    left: timedelta | None = row.expires_at - at if row.expires_at else None
+def authorization(row: Token, at: datetime, text: str | None, *, grant_code: str = "") -> Json:
+    """GET /oauth/authorizations; ``text`` is the token as it may be shown, None for a grant that is not exchanged yet."""
+    client = row.client
     return {
-        "access_token": {"expires_in": int(left.total_seconds()) if left else None, "id": row.id, "token": text},
-        "client": None,
+        "access_token": _token(row, at, text) if text is not None else None,
+        "client": {"id": client.id, "name": client.name, "redirect_uri": client.redirect_uri} if client else None,
         "created_at": moment(row.created_at),
         "description": row.description,
-        "grant": None,
+        "grant": _grant(row, at, grant_code) if row.grant_sha256 else None,
         "id": row.id,
-        "refresh_token": None,
+        "refresh_token": {"expires_in": None, "id": row.id, "token": redacted()} if row.refresh_sha256 else None,
         "scope": row.scope,
         "session": None,
         "updated_at": moment(row.updated_at),
         "user": {**_user(row.account), "full_name": row.account.name},
+    }
+
+
+def _token(row: Token, at: datetime, text: str) -> Json:
+    left: timedelta | None = row.expires_at - at if row.expires_at else None
+    return {"expires_in": max(0, int(left.total_seconds())) if left else None, "id": row.id, "token": text}
+
+
+def _grant(row: Token, at: datetime, code: str) -> Json:
+    left = row.grant_expires_at - at if row.grant_expires_at else timedelta()
+    return {"code": code or redacted(), "expires_in": max(0, int(left.total_seconds())), "id": row.id}
+
+
+def oauth_client(row: OAuthClient, secret: str) -> Json:
+    """GET /oauth/clients"""
+    return {
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "ignores_delinquent": None,
+        "name": row.name,
+        "redirect_uri": row.redirect_uri,
+        "secret": secret,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def oauth_token(row: Token, at: datetime, access: str, refresh: str) -> Json:
+    """POST /oauth/tokens"""
+    return {
+        "access_token": _token(row, at, access),
+        "authorization": {"id": row.id},
+        "client": None,
+        "created_at": moment(row.created_at),
+        "grant": None,
+        "id": row.id,
+        "refresh_token": {"expires_in": None, "id": row.id, "token": refresh},
+        "session": None,
+        "updated_at": moment(row.updated_at),
+        "user": {"id": row.account_id},
     }
 
 
@@ -318,6 +375,36 @@ def slug(row: Slug, *, blob_url: str = "") -> Json:
         "process_types": dict(row.process_types),
         "size": row.size,
         "stack": named("stack", row.stack),
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def feature(kind: str, what: Feature, row: AppFeature | AccountFeature | None) -> Json:
+    """GET /apps/NAME/features and /account/features"""
+    enabled = what.usual if row is None else row.enabled
+    return {
+        "created_at": moment(row.created_at) if row else BEGINNING,
+        "description": what.description,
+        "display_name": what.title,
+        "doc_url": "",
+        "enabled": enabled,
+        "feedback_email": None,
+        "id": steady_id(f"{kind}-feature", what.name),
+        "name": what.name,
+        "state": "general" if kind == "app" else "beta",
+        "updated_at": moment(row.updated_at) if row else BEGINNING,
+    }
+
+
+def app_transfer(row: AppTransfer) -> Json:
+    """GET /account/app-transfers"""
+    return {
+        "app": _app_reference(row.app),
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "owner": _user(row.owner),
+        "recipient": _user(row.recipient),
+        "state": row.state,
         "updated_at": moment(row.updated_at),
     }
 

@@ -6,10 +6,14 @@ from typing import Any
 
 from foundation import journal
 
+sendfile = False
+"""Half of the connections are in TLS, where the kernel cannot send a file by itself."""
+
 
 def post_worker_init(worker: Any) -> None:
     """In the worker: log as every process of Davit's does; let streams see when the worker is told to stop."""
-    from api import streams
+    from api import door, streams
 
     journal.start("web")
+    door.tls()
     streams.working = lambda: bool(worker.alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections import Counter
@@ -62,18 +63,11 @@ slots = Slots()
 def client_gone() -> Callable[[], bool]:
     """A check for the present request's client having hung up, for streams that have nothing to write for long."""
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
-
-    def gone() -> bool:
-        if connection is None:
-            return False
-        try:
-            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    return gone
+    if connection is None:
+        return lambda: False
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)  # POLLHUP and POLLERR are always told (poll(2))
+    return lambda: bool(poll.poll(0))
 
 
 def respond(pieces: Iterator[bytes | None], content_type: str, account_id: str, *, heartbeat: bytes = b"") -> Response:

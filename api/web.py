@@ -19,11 +19,15 @@ from api.resources import (
     config_vars,
     domains,
     dynos,
+    features,
     formation,
     keys,
     logins,
     logs,
+    oauth_clients,
+    password_resets,
     releases,
+    transfers,
     two_factor,
 )
 from api.routing import Call, Operation, Resource
@@ -45,11 +49,15 @@ RESOURCES = (
     config_vars.resource,
     domains.resource,
     dynos.resource,
+    features.resource,
     formation.resource,
     keys.resource,
     logins.resource,
     logs.resource,
+    oauth_clients.resource,
+    password_resets.resource,
     releases.resource,
+    transfers.resource,
     two_factor.resource,
 )
 

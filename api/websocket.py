@@ -6,6 +6,7 @@ Nothing is buffered without bound in either direction: who does not read is not 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from wsproto.utilities import RemoteProtocolError
 from foundation.errors import BadRequest
 
 CHUNK = 65536
+WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What a socket that does not block raises when there is nothing to do at the moment."""
 
 
 class WebSocket:
@@ -62,7 +65,7 @@ class WebSocket:
         try:
             while self.pending:
                 del self.pending[: self.socket.send(self.pending[:CHUNK])]
-        except BlockingIOError:
+        except WAIT:
             pass
         except OSError:
             self._lost()
@@ -72,7 +75,7 @@ class WebSocket:
         assert self.socket is not None
         try:
             data = self.socket.recv(CHUNK)
-        except BlockingIOError:
+        except WAIT:
             return
         except OSError:
             data = b""

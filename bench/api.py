@@ -64,9 +64,10 @@ class Web:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.env = {**os.environ, "DAVIT_HOME": str(home), "DAVIT_API": f"127.0.0.1:{self.port}"}
+        self.env = {**os.environ, "DAVIT_HOME": str(home), "DAVIT_API": f"127.0.0.1:{self.port}", "DAVIT_RATE_LIMIT": "100000000"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "64", "--bind", self.env["DAVIT_API"],
+            [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "64",
+             "--bind", self.env["DAVIT_API"],
              "--no-control-socket", "--config", "python:api.server", "app:app"],
             cwd=ROOT, env=self.env, stderr=subprocess.DEVNULL,
         )  # fmt: skip

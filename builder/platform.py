@@ -8,7 +8,7 @@ from typing import Protocol
 
 from builder import output, queue
 from foundation.errors import Unauthorized
-from state import accounts, apps, builds, db
+from state import accounts, apps, builds, db, scopes
 from state.models import Account, Build
 
 
@@ -49,6 +49,7 @@ class Platform(Protocol):
 
         Raises:
             Unauthorized: the token is none.
+            Forbidden: it is for something narrower.
         """
 
     def by_key(self, public_key: str) -> Pusher | None:
@@ -88,7 +89,9 @@ class Davit:
 
     def by_token(self, token: str) -> Pusher:
         with db.snapshot() as session:
-            account = accounts.authenticate_token(session, token)
+            row = accounts.find_token(session, token)
+            scopes.demand(row.scope, "write-protected")  # what is pushed runs with the config vars
+            account = row.account
             return Pusher(account.id, account.email)
 
     def by_key(self, public_key: str) -> Pusher | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -25,6 +26,8 @@ COMMAND = ("/usr/bin/python3", "-I", "-S", "-c", BOOTSTRAP)
 command line, which everybody on the host may read."""
 RESULT = "/tmp/davit-slug"  # noqa: S108 - the sandbox's own
 SEAL_SECONDS = 900
+LOOK_MILLISECONDS = 100
+"""How often a writer whose reader is slow looks whether it is to give up."""
 RUNTIME_SECONDS = 30.0
 """How long a build waits for a runtime process that is not there."""
 
@@ -47,10 +50,52 @@ class Sealed:
     stack_version: str = ""
 
 
-class Sandbox(Protocol):
-    """What the job needs of a sandbox. ``stdin``, ``report`` and ``output`` are descriptors of this process."""
+class Inlet:
+    """The writing end of a sandbox's standard input, which one thread fills and another one may close.
 
-    stdin: int
+    A descriptor that is closed under a writer is somebody else's a moment later, and gets what was meant for the build:
+    so every single write is made under the lock, and none of them blocks.
+
+    Args:
+        descriptor: of a pipe; closed by :meth:`close`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        """Write all of it, waiting for the reader.
+
+        Raises:
+            OSError: the reader is gone, or :meth:`close` was called.
+        """
+        rest = memoryview(data)
+        while rest:
+            with self._lock:
+                if self._descriptor < 0:
+                    raise BrokenPipeError("the sandbox's standard input is closed")
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                    continue
+                except BlockingIOError:
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+            poll.poll(LOOK_MILLISECONDS)  # it may look at a successor of the descriptor, but writes to none
+
+    def close(self) -> None:
+        """Nothing more comes; idempotent."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Sandbox(Protocol):
+    """What the job needs of a sandbox. ``report`` and ``output`` are descriptors of this process."""
+
+    stdin: Inlet
     report: int
     output: int
 
@@ -63,9 +108,6 @@ class Sandbox(Protocol):
     def commit_cache(self) -> bool:
         """Keep the cache directory for the app's next build; whether it had changed."""
 
-    def close_stdin(self) -> None:
-        """Nothing more comes on its standard input."""
-
 
 class RuntimeSandbox:
     """The real one; see docs/architecture.md for the calls."""
@@ -73,8 +115,7 @@ class RuntimeSandbox:
     def __init__(self, connection: Connection, build_id: str, stdin: int, report: int, output: int) -> None:
         self._connection = connection
         self._build_id = build_id
-        self.stdin, self.report, self.output = stdin, report, output
-        self._closing = threading.Lock()
+        self.stdin, self.report, self.output = Inlet(stdin), report, output
 
     def wait(self) -> Ended:
         self._connection.settimeout(None)
@@ -94,12 +135,6 @@ class RuntimeSandbox:
         """End the sandbox, also while another thread waits for it: that thread's call would keep a closed socket alive."""
         with contextlib.suppress(OSError):
             self._connection._socket.shutdown(socket.SHUT_RDWR)
-
-    def close_stdin(self) -> None:
-        with self._closing:  # the feeder and the end of the block may both come here
-            descriptor, self.stdin = self.stdin, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 @contextmanager
@@ -125,7 +160,7 @@ def open_sandbox(build_id: str, app_id: str, app: str) -> Iterator[Sandbox]:
             try:
                 yield sandbox
             finally:
-                sandbox.close_stdin()
+                sandbox.stdin.close()
                 sandbox.hang_up()
     finally:
         for descriptor in (*theirs, *ours):
@@ -177,26 +212,20 @@ class Feeder(threading.Thread):
 
     def run(self) -> None:
         try:
-            _write(self._sandbox.stdin, program() + self._order + b"\n")
+            self._sandbox.stdin.write(program() + self._order + b"\n")
             for stream in self._streams:
                 for part in stream:
-                    _write(self._sandbox.stdin, b"%x\n" % len(part) + part)
-                _write(self._sandbox.stdin, b"0\n")
+                    self._sandbox.stdin.write(b"%x\n" % len(part) + part)
+                self._sandbox.stdin.write(b"0\n")
         except OSError:
             pass  # the build ended early; how it ended says why
         except DavitError as error:
             self.failure = error
         finally:
-            self._sandbox.close_stdin()
+            self._sandbox.stdin.close()
 
 
 def parts(file: IO[bytes]) -> Iterator[bytes]:
     """A file's bytes in parts that suit :class:`Feeder`."""
     while part := file.read(inside.CHUNK):
         yield part
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -98,6 +98,7 @@ class Settings:
         "private addresses that drains and webhooks may call all the same: networks, with a port or without, parted by commas "
         "(10.1.0.0/16, 127.0.0.1:9000)",
     )  # fmt: skip
+    rate_limit: int = _setting("DAVIT_RATE_LIMIT", "4500", "API calls that an account may make in an hour")
     osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF")
 
     @property
@@ -121,6 +122,11 @@ class Settings:
     def api_url(self) -> str:
         """The API's base URL as clients on this machine reach it."""
         return f"http://{self.api.reachable}"
+
+
+_NUMBERS = (
+    "build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads", "rate_limit",
+)  # fmt: skip
 
 
 def _address(variable: str, text: str) -> Address:
@@ -174,7 +180,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = dict(raw, home=home)
     for name in ("http", "https", "api", "ssh"):
         values[name] = _address(names[name], raw[name]) if raw[name] else None
-    for name in ("build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads"):
+    for name in _NUMBERS:
         values[name] = _number(names[name], raw[name] or "")
     values["build_slots"] = _number("DAVIT_BUILD_SLOTS", raw["build_slots"] or str(os.cpu_count() or 1))
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"

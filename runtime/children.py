@@ -13,7 +13,9 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -160,6 +162,41 @@ def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> 
         for fd in high:
             os.close(fd)
     return pid
+
+
+def kill_all(whose: Callable[[bytes], bool], seconds: float = 5.0) -> bool:
+    """SIGKILL to every process whose command line (words parted by NUL) is ``whose``; returns whether all of them ended.
+
+    Args:
+        seconds: how long their end is waited for.
+    """
+    end = time.monotonic() + seconds
+    while found := [pid for pid in _everybody() if whose(_command(pid)) and not _is_zombie(pid)]:
+        if time.monotonic() > end:
+            return False
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return True
+
+
+def _everybody() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid()]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def reap_remains(known: set[int]) -> None:

@@ -98,7 +98,7 @@ class Drivers:
                 adopted += await (await self.of(isolation)).adopt()
             except DavitError as error:
                 log.error("dynos cannot be looked after any more and are ended: %s", error.message, extra={"kind": isolation})
-                await self.host.in_thread(self.host.end_unclaimed, isolation)
+                await self.host.end_unclaimed(isolation)
         return adopted
 
     async def close(self, stop_dynos: bool) -> None:

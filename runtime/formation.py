@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from foundation.clock import now
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Unavailable
 from runtime import applog, backoff, environment, health, records
 from runtime.driver import DynoSpec, RunningDyno
 from runtime.drivers import Starter
@@ -96,10 +96,11 @@ class AppManager:
         self.driver, self.router, self.release_phase, self.stacks = driver, router, release_phase, stacks
         self.domain, self.cores, self._gone = domain, cores, gone
         self.lives: dict[str, DynoLife] = {}
+        self._adopted: list[tuple[DynoLife, RunningDyno]] = []
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
         self.not_before: dict[str, float] = {}
-        self._boot_seconds = boot_seconds
+        self.boot_seconds = boot_seconds
         self._wake = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -123,27 +124,10 @@ class AppManager:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
 
-    async def adopt(self, row: Dyno, running: RunningDyno) -> None:
-        """Take over a dyno that an earlier runtime process started."""
-        life = DynoLife(self.driver, row, self._life_ended)
-        self.lives[row.id] = life
-        if row.leaving or row.state not in ("up", "starting"):
-            await life.resume(running, None)
-            self._retire_later([life])
-        elif row.state == "up":
-            await life.resume(running, None)
-        else:
-            state = await asyncio.to_thread(records.read_app, self.app_id)
-            release = await asyncio.to_thread(_release_of, row)
-            plan = self._plan_for_adopted(state, release, row) if state and release else None
-            if plan is None:
-                await life.resume(running, None)
-                self._retire_later([life])
-                return
-            try:
-                await life.resume(running, plan)
-            except DidNotStart:
-                self.lives.pop(row.id, None)
+    def adopt(self, row: Dyno, running: RunningDyno) -> None:
+        """Take over a dyno that an earlier runtime process started; before :meth:`start`."""
+        self.lives[row.id] = DynoLife(self.driver, row, self._life_ended)
+        self._adopted.append((self.lives[row.id], running))
 
     def remember_crash(self, row: Dyno) -> None:
         """A dyno had crashed when an earlier runtime process ended: it is due again at once."""
@@ -156,6 +140,7 @@ class AppManager:
         while True:
             self._wake.clear()
             try:
+                await self._take_over()
                 state = await asyncio.to_thread(records.read_app, self.app_id)
                 if state is None or state.app.destroying:
                     await self._destroy(state)
@@ -175,6 +160,35 @@ class AppManager:
 
     def _until_next_restart(self) -> float | None:
         return max(0.0, min(self.not_before.values()) - time.monotonic()) if self.not_before else None
+
+    # --- taking over
+
+    async def _take_over(self) -> None:
+        """Go on with the adopted dynos; one that was still starting is waited for, as a new one would be."""
+        adopted, self._adopted = self._adopted, []
+        results = await asyncio.gather(*(self._resume(life, running) for life, running in adopted), return_exceptions=True)
+        for one, result in zip(adopted, results, strict=True):
+            if isinstance(result, DidNotStart):
+                self.lives.pop(one[0].id, None)
+            elif isinstance(result, BaseException):
+                log.error("a dyno could not be taken over", exc_info=result, extra={"dyno": one[0].name})
+                if one[0].running is not None:
+                    self._retire_later([one[0]], drained=True)
+                else:
+                    self._adopted.append(one)
+        if self._adopted:
+            raise Unavailable("Dynos wait for being taken over.")
+
+    async def _resume(self, life: DynoLife, running: RunningDyno) -> None:
+        row = life.row
+        plan = None
+        if row.state == "starting" and not row.leaving:
+            state = await asyncio.to_thread(records.read_app, self.app_id)
+            release = await asyncio.to_thread(_release_of, row)
+            plan = self._plan_for_adopted(state, release, row) if state and release else None
+        await life.resume(running, plan)
+        if row.leaving or (plan is None and row.state != "up"):
+            self._retire_later([life])
 
     # --- a release
 
@@ -370,7 +384,8 @@ class AppManager:
             size=wanted.size.name, isolation=wanted.isolation, command=line, state="starting", leaving=False, routed=False,
             crashes=self.crashes.get(name, 0), one_off=False, restart_requested=False,
         )  # fmt: skip
-        env = environment.compose(wanted.size, name, config_of(release), release.slug.default_config, port=port, extra={})
+        defaults = release.slug.default_config | release.dyno_metadata
+        env = environment.compose(wanted.size, name, config_of(release), defaults, port=port, extra={})
         spec = DynoSpec(
             id=dyno_id,
             name=name,
@@ -385,7 +400,7 @@ class AppManager:
             isolation=wanted.isolation,
             line=line,
         )
-        return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type), self._boot_seconds)
+        return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type), self.boot_seconds)
 
     def _plan_for_adopted(self, state: AppState, release: Release, row: Dyno) -> Plan | None:
         wanted = self._wanted(state, release, row.type)
@@ -447,12 +462,13 @@ class AppManager:
 
     async def _crashed(self, life: DynoLife) -> None:
         applog.say(self.app_id, life.name, "State changed from up to crashed")
-        self._count_crash(life.name, (now() - life.started_at).total_seconds())
+        if life.exit is None or life.exit.status is not None:  # else it ended with an earlier runtime process, as in a power cut
+            self._count_crash(life.name, (now() - life.started_at).total_seconds())
+        self.crashed_rows[life.name] = life.id  # before anything is awaited: whoever starts the next one forgets this row
         was_routed, life.row.routed = life.row.routed, False
-        await asyncio.to_thread(records.change, [life.id], state="crashed", routed=False, crashes=self.crashes[life.name])
+        await asyncio.to_thread(records.change, [life.id], state="crashed", routed=False, crashes=self.crashes.get(life.name, 0))
         if was_routed:
             await self.router.sync(self.app_id)
-        self.crashed_rows[life.name] = life.id
         self.lives.pop(life.id, None)
         self._wake.set()
         await self._forget_after(life.stop(grace=0, forget=False))

@@ -96,11 +96,12 @@ class Host:
         children.become_subreaper()
         _raise_descriptor_limit()
         await self.in_thread(self._prepare)
-        self._surveyed = await self.in_thread(self._survey)
-        used = {record.slot for record, alive in self._surveyed if alive}
-        await self.in_thread(self._sweep, self.alive(), used)
+        await self.in_thread(self._end_half_starts)
+        self._surveyed, newest = await self.in_thread(self._survey)
+        await self.in_thread(self._sweep, self.alive(), {record.slot for record, alive in self._surveyed if alive})
         self.pool = Pool(self.instance, self.network, self.settings.run, self.work / "slots", self._warm, WARM_DISK)
-        await self.pool.open(used)
+        # those that have ended keep their number as well: it is given back when they are taken away
+        await self.pool.open({record.slot for record, _ in self._surveyed}, newest)
         self.keep(self._maintain())
         self._open = True
 
@@ -144,18 +145,25 @@ class Host:
         """The dynos' resolv.conf, on the host's file system so that it outlives this process."""
         return self.instance.directory / "etc" / "resolv.conf"
 
-    def _survey(self) -> list[tuple[Record, bool]]:
-        """What earlier runtime processes left in run/dynos: records, and whether the dyno lives."""
-        found = []
+    def _end_half_starts(self) -> None:
+        """End the OCI runtime's programs that an earlier runtime process left at work: what they start, nobody would know."""
+        mark = f"\0--root\0{self.instance.directory}/crun\0".encode()
+        if not children.kill_all(lambda command: mark in command):
+            log.warning("an OCI runtime of an earlier runtime process does not end")
+
+    def _survey(self) -> tuple[list[tuple[Record, bool]], int]:
+        """What earlier runtime processes left in run/dynos: records, whether the dyno lives; and the highest slot of all."""
+        found, newest = [], 0
         boot = boot_id()
         for path in self.dynos.iterdir():
             directory = DynoDirectory(path)
             record = directory.read()
+            newest = max(newest, record.slot if record else 0)
             if record is None or record.boot != boot or (path / "ended").exists():
                 self.leave_to_logs(directory, record is not None and record.boot == boot)
                 continue
             found.append((record, self._lives(record)))
-        return found
+        return found, newest
 
     def _lives(self, record: Record) -> bool:
         if record.pid is None or not cgroups.Cgroup(record.cgroup).holds(record.pid):
@@ -189,13 +197,16 @@ class Host:
         self._surveyed = [found for found in self._surveyed if found[0].isolation != isolation]
         return mine
 
-    def end_unclaimed(self, isolation: str) -> None:
-        """End the dynos of an isolation whose driver cannot be had any more; blocking."""
-        for record, _ in self.claim(isolation):
-            group = cgroups.Cgroup(record.cgroup)
+    async def end_unclaimed(self, isolation: str) -> None:
+        """End the dynos of an isolation whose driver cannot be had any more."""
+
+        def end(group: cgroups.Cgroup) -> None:
             group.kill()
             group.remove()
-            self.network.disconnect(record.slot)
+
+        for record, _ in self.claim(isolation):
+            await self.in_thread(end, cgroups.Cgroup(record.cgroup))
+            self.pool.free(record.slot)
             self.leave_to_logs(DynoDirectory(self.dynos / record.id), record.fifos)
 
     # -- last lines ------------------------------------------------------------------------------------------------
@@ -256,8 +267,8 @@ class Host:
     async def _maintain(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            self.clear_read_out()
             try:
+                self.clear_read_out()
                 self._orphans = children.reap_orphans(self._watched, self._orphans)
                 self.reap()
                 await self.in_thread(self._apply_policy)

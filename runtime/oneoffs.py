@@ -80,7 +80,9 @@ class OneOffs:
         self._keep(self._until_over(row, dyno, int(params.get("time_to_live") or LONGEST_SECONDS)))
         if attached:
             call.at_hangup(lambda: self._keep(self._client_gone(row)))
-        return {"dyno_id": row.id, "name": row.name}
+        # more than the name: it may have ended, and its row be gone, before anybody can look
+        version = {"release_id": row.release_id, "release_version": row.release_version}
+        return {"dyno_id": row.id, "name": row.name, "size": row.size, **version}
 
     async def wait(self, call: Call) -> dict[str, Any]:
         """``oneoff.wait {dyno_id}`` → ``{status}``."""
@@ -196,7 +198,8 @@ class OneOffs:
             size=size.name, isolation="container", command=line, state="starting", one_off=True, leaving=False, routed=False,
             crashes=0, restart_requested=False,
         )  # fmt: skip
-        values = environment.compose(size, name, config_of(release), release.slug.default_config, port=None, extra=env)
+        defaults = release.slug.default_config | release.dyno_metadata
+        values = environment.compose(size, name, config_of(release), defaults, port=None, extra=env)
         spec = DynoSpec(
             id=row.id, name=name, app=state.app.name, app_id=state.app.id,
             stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),

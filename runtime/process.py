@@ -100,7 +100,6 @@ class Runtime:
     async def _adopt(self) -> None:
         rows = await asyncio.to_thread(records.rows_of_dynos)
         adopted = await self.driver.adopt()
-        keep: list[Coroutine[Any, Any, None]] = []
         drop: list[RunningDyno] = []
         for running in adopted:
             row = rows.pop(running.spec_id, None)
@@ -109,15 +108,14 @@ class Runtime:
                 if row is not None:
                     await asyncio.to_thread(records.remove, [row.id])
             else:
-                keep.append(self._manager(row.app_id).adopt(row, running))
+                self._manager(row.app_id).adopt(row, running)
         for row in rows.values():
             if row.state == "crashed" and not row.one_off:
                 self._manager(row.app_id).remember_crash(row)
             else:
                 await asyncio.to_thread(records.remove, [row.id])
-        await asyncio.gather(*keep)
         await asyncio.gather(*(running.remove() for running in drop))
-        log.info("dynos were found again", extra={"kept": len(keep), "removed": len(drop)})
+        log.info("dynos were found again", extra={"kept": len(adopted) - len(drop), "removed": len(drop)})
 
     def _manager(self, app_id: str) -> AppManager:
         if app_id not in self.managers:

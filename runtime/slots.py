@@ -78,9 +78,15 @@ class Pool:
         self._taken_at = 0.0
         self._closed = False
 
-    async def open(self, used: set[int]) -> None:
-        """Fill the pool; ``used`` are the slots of dynos that live already."""
+    async def open(self, used: set[int], newest: int = 0) -> None:
+        """Fill the pool.
+
+        Args:
+            used: the numbers that are not free: of dynos that live, and of dynos that ended but were not taken away yet.
+            newest: where an earlier runtime process stopped counting; a route may still lead to the addresses below.
+        """
         self._used |= used
+        self._cursor = newest
         self._refill()
         if self._refilling:
             await self._refilling
@@ -119,6 +125,11 @@ class Pool:
         """Close a slot whose dyno has ended or never started; its number returns when its cable is gone."""
         await self._run(slot.close)
         self.free(slot.number)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the kernel still has to take something away that belonged to a number given back."""
+        return bool(self._leaving)
 
     def free(self, number: int) -> None:
         """Return a number; nothing waits for the kernel to take the cable away."""

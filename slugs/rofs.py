@@ -102,11 +102,19 @@ class Disk:
     Args:
         path: the directory.
         skip: says of a path in it, relative to its top (``lib/x``), whether to leave it out.
+        file: makes the node of a regular file; None leaves it out.
         top: for what is below: the way from the top to here.
     """
 
-    def __init__(self, path: Path, skip: Callable[[str], bool] | None = None, top: str = "") -> None:
-        self._path, self._skip, self._top = path, skip, top
+    def __init__(
+        self,
+        path: Path,
+        skip: Callable[[str], bool] | None = None,
+        *,
+        file: Callable[[Path, os.stat_result], File | None] | None = None,
+        top: str = "",
+    ) -> None:
+        self._path, self._skip, self._file, self._top = path, skip, file or on_disk, top
 
     def nodes(self) -> Iterator[tuple[bytes, Node]]:
         """Names and what they name."""
@@ -123,11 +131,11 @@ class Disk:
         status = entry.stat(follow_symlinks=False)
         path = Path(entry.path)
         if stat.S_ISDIR(status.st_mode):
-            return Disk(path, self._skip, f"{inner}/")
+            return Disk(path, self._skip, file=self._file, top=f"{inner}/")
         if stat.S_ISLNK(status.st_mode):
             return Link(os.fsencode(path.readlink()))
         if stat.S_ISREG(status.st_mode):
-            return on_disk(path, status)
+            return self._file(path, status)
         return None
 
 

@@ -60,18 +60,31 @@ def issue_token(
     session: Session, account: Account, description: str, *, lifetime: timedelta | None = None, scope: list[str] | None = None
 ) -> tuple[str, Token]:
     """Make an API token; returns its text (shown once, never stored) and its row."""
-    text = "davit-" + secrets.token_urlsafe(32)
+    text = _new_token()
     token = Token(
         account_id=account.id,
         sha256=_digest(text),
         description=description,
         scope=scope or ["global"],
         expires_at=now() + lifetime if lifetime else None,
+        lifetime=int(lifetime.total_seconds()) if lifetime else None,
     )
     session.add(token)
     session.flush()
     audit.record(session, account, "authorizations:create", description=description)
     return text, token
+
+
+def renew_token(session: Session, token: Token) -> str:
+    """Give an authorization another token, which is returned (shown once); its present one opens nothing any more."""
+    text = _new_token()
+    token.sha256 = _digest(text)
+    session.flush()
+    return text
+
+
+def _new_token() -> str:
+    return "davit-" + secrets.token_urlsafe(32)
 
 
 def _digest(text: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import NotFound
-from state import audit
+from state import accounts, audit
 from state.models import Account, Token
 
 
 def all_of(session: Session, account: Account) -> list[Token]:
-    """The account's valid tokens, oldest first."""
-    query = select(Token).where(Token.account_id == account.id, (Token.expires_at.is_(None)) | (Token.expires_at > now()))
+    """The account's valid tokens, and what can still become one, oldest first."""
+    lives = Token.expires_at.is_(None) | (Token.expires_at > now()) | Token.refresh_sha256.is_not(None)
+    query = select(Token).where(Token.account_id == account.id, lives | (Token.grant_expires_at > now()))
     return list(session.scalars(query.order_by(Token.created_at, Token.id)))
 
 
@@ -38,4 +41,31 @@ def remove(session: Session, account: Account, identity: str) -> Token:
     token = find(session, account, identity)
     session.delete(token)
     audit.record(session, account, "authorizations:destroy", description=token.description)
+    return token
+
+
+def regenerate(session: Session, account: Account, identity: str) -> tuple[str, Token]:
+    """Give an authorization another token (its text is shown once), with the lifetime that it was made with.
+
+    Raises:
+        NotFound: the account has none such.
+    """
+    token = find(session, account, identity)
+    if token.expires_at is not None:
+        token.expires_at = now() + (timedelta(seconds=token.lifetime) if token.lifetime else token.expires_at - token.created_at)
+    text = accounts.renew_token(session, token)
+    audit.record(session, account, "authorizations:rotate", description=token.description)
+    return text, token
+
+
+def describe(session: Session, account: Account, identity: str, description: str) -> Token:
+    """Change what an authorization is called.
+
+    Raises:
+        NotFound: the account has none such.
+    """
+    token = find(session, account, identity)
+    token.description = description
+    session.flush()
+    audit.record(session, account, "authorizations:update", description=description)
     return token

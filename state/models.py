@@ -121,8 +121,23 @@ class LoginApproval(Identified, Base):
     expires_at: Mapped[datetime]
 
 
+class OAuthClient(Identified, Base):
+    """A program of its account's that asks others to let it act for them; ``secret`` is sealed."""
+
+    __tablename__ = "oauth_clients"
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    redirect_uri: Mapped[str] = mapped_column(Text)
+    secret: Mapped[bytes]
+
+
 class Token(Identified, Base):
-    """An API token. Only its SHA-256 is kept: tokens are 256 random bits, so a slow hash would add nothing."""
+    """An API token. Only its SHA-256 is kept: tokens are 256 random bits, so a slow hash would add nothing.
+
+    ``lifetime`` is seconds: a regenerated token has as long again.
+    With a ``client_id`` it is what somebody allowed that client: a grant first, then access tokens that a refresh token renews.
+    """
 
     __tablename__ = "tokens"
 
@@ -131,7 +146,13 @@ class Token(Identified, Base):
     description: Mapped[str] = mapped_column(String(255), default="")
     scope: Mapped[list[Any]] = mapped_column(default=lambda: ["global"])
     expires_at: Mapped[datetime | None]
+    lifetime: Mapped[int | None]
     last_used_at: Mapped[datetime | None]
+    client_id: Mapped[str | None] = mapped_column(ForeignKey("oauth_clients.id", ondelete="CASCADE"))
+    grant_sha256: Mapped[str | None] = mapped_column(String(64), unique=True)
+    grant_expires_at: Mapped[datetime | None]
+    refresh_sha256: Mapped[str | None] = mapped_column(String(64), unique=True)
+    client: Mapped[OAuthClient | None] = relationship(lazy="joined")
     account: Mapped[Account] = relationship(lazy="joined")
 
 
@@ -179,6 +200,52 @@ class Collaborator(Identified, Base):
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
     permissions: Mapped[list[Any]] = mapped_column(default=lambda: ["view", "deploy", "operate"])
     account: Mapped[Account] = relationship(lazy="joined")
+
+
+class AppFeature(Identified, Base):
+    """A feature that somebody switched for an app; see :mod:`state.features`."""
+
+    __tablename__ = "app_features"
+    __table_args__ = (UniqueConstraint("app_id", "name"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(60))
+    enabled: Mapped[bool]
+
+
+class AccountFeature(Identified, Base):
+    """A feature that an account switched for itself."""
+
+    __tablename__ = "account_features"
+    __table_args__ = (UniqueConstraint("account_id", "name"),)
+
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(60))
+    enabled: Mapped[bool]
+
+
+class PreAuthorization(Identified, Base):
+    """Until then a token's guarded acts on an app take no two-factor code; see :mod:`state.guard`."""
+
+    __tablename__ = "pre_authorizations"
+
+    token_id: Mapped[str] = mapped_column(ForeignKey("tokens.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    expires_at: Mapped[datetime]
+
+
+class AppTransfer(Identified, Base):
+    """An app that its owner offers to somebody; ``state``: pending, accepted, declined."""
+
+    __tablename__ = "app_transfers"
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    recipient_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    state: Mapped[str] = mapped_column(String(20), default="pending")
+    app: Mapped[App] = relationship(lazy="joined")
+    owner: Mapped[Account] = relationship(lazy="joined", foreign_keys=[owner_id])
+    recipient: Mapped[Account] = relationship(lazy="joined", foreign_keys=[recipient_id])
 
 
 class Slug(Identified, Base):
@@ -238,7 +305,7 @@ class Release(Identified, Base):
     ``status`` is the API's: pending, succeeded, failed. ``phase``: queued, release (its command runs), boot (its dynos
     start), done. ``stack_version`` is fixed when its turn comes: a rebuilt stack reaches an app with its next release.
     ``current`` is true for the newest that succeeded: what the app is, also after a reboot.
-    ``kind``: initial, deploy, config, rollback, other.
+    ``kind``: initial, deploy, config, rollback, other. ``dyno_metadata``: HEROKU_… variables, where the app has that feature.
     """
 
     __tablename__ = "releases"
@@ -258,6 +325,7 @@ class Release(Identified, Base):
     config: Mapped[bytes]
     process_types: Mapped[dict[str, Any]] = mapped_column(default=dict)
     stack_version: Mapped[str] = mapped_column(String(80), default="")
+    dyno_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)
     status: Mapped[str] = mapped_column(String(20), default="pending")
     phase: Mapped[str] = mapped_column(String(20), default="queued")
     failure: Mapped[str | None] = mapped_column(Text)

@@ -8,10 +8,12 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict
-from state import audit
+from state import audit, oauth
 from state.models import (
     Account,
+    AccountFeature,
     App,
+    AppTransfer,
     Build,
     Collaborator,
     LoginApproval,
@@ -52,7 +54,10 @@ def remove(session: Session, by: Account, account: Account) -> None:
     """
     if session.scalar(select(App.id).where(App.owner_id == account.id).limit(1)):
         raise Conflict(f"{account.email} owns apps; destroy them first.", status=422)
-    access: list[Any] = [Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
+    for client in oauth.clients(session, account):
+        oauth.destroy_client(session, by, client)
+    session.execute(delete(AppTransfer).where(or_(AppTransfer.owner_id == account.id, AppTransfer.recipient_id == account.id)))
+    access: list[Any] = [AccountFeature, Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
     for table in access:
         session.execute(delete(table).where(table.account_id == account.id))
     audit.record(session, by, "accounts:destroy", email=account.email)

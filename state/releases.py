@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.settings import settings
-from state import audit, notify, vault
+from state import audit, features, notify, vault
 from state.db import lock_app, snapshot
 from state.models import Account, App, Formation, Release, Slug
 
@@ -92,6 +92,8 @@ def create(
     )
     session.add(release)
     session.flush()
+    session.refresh(release, ["slug"])
+    release.dyno_metadata = features.metadata(session, app, release)
     _ensure_formation(session, app, release)
     audit.record(session, account, "releases:create", app, version=version, kind=kind)
     if kind in ("deploy", "rollback"):
@@ -137,6 +139,9 @@ def rebase(session: Session, release: Release) -> None:
         release.slug_id, release.process_types = base.slug_id, dict(base.process_types)
         session.flush()
         session.refresh(release)
+        if release.dyno_metadata and release.slug:
+            commit = release.slug.commit or ""
+            release.dyno_metadata = release.dyno_metadata | {"HEROKU_SLUG_COMMIT": commit, "HEROKU_BUILD_COMMIT": commit}
 
 
 def set_phase(session: Session, release_id: str, phase: str) -> None:

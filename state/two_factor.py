@@ -37,6 +37,7 @@ class TwoFactorRequired(DavitError):
     """A two-factor code is missing or wrong; clients ask the person for one and call again (Heroku's id)."""
 
     id, status = "two_factor", 403
+    app_name: str | None = None
 
 
 @dataclass(frozen=True)

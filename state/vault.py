@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state.models import App, Release, SecondFactor
+from state.models import App, OAuthClient, Release, SecondFactor
 
-SEALED: list[tuple[Any, str]] = [(App, "config"), (Release, "config"), (SecondFactor, "secret")]
+SEALED: list[tuple[Any, str]] = [(App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret")]
 """Every column that holds what :func:`seal` made."""
 
 

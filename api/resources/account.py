@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import request
-
-from api import ranges, serialize
-from api.manners import REMAINING
-from api.routing import TWO_FACTOR_HEADER, Call, Reply, Resource
+from api import limits, ranges, serialize
+from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import accounts, passwords, people, two_factor
 from state.models import Account
@@ -18,7 +15,7 @@ resource = Resource("account")
 ORDER = ranges.Order({"email": lambda row: row.email, "id": lambda row: row.id}, {})
 
 
-@resource.on("GET", "/account", needs="account")
+@resource.on("GET", "/account", needs="account", scope="identity")
 def show(call: Call) -> Any:
     """The caller's account."""
     return serialize.account(call.account)
@@ -30,7 +27,7 @@ def update(call: Call) -> Any:
     return serialize.account(_update(call, call.account))
 
 
-@resource.on("GET", "/users/<user>", needs="account")
+@resource.on("GET", "/users/<user>", needs="account", scope="identity")
 def show_user(call: Call, user: str) -> Any:
     """An account: the caller's (~, address or id), or any for an admin."""
     return serialize.account(_user(call, user))
@@ -57,7 +54,7 @@ def _update(call: Call, account: Account) -> Account:
     if {"password", "new_password"} & call.body.values.keys():
         _update_password(call, account)
     if call.body.flag("two_factor_authentication") is False:
-        two_factor.disable(call.session, call.account, account, request.headers.get(TWO_FACTOR_HEADER))
+        two_factor.disable(call.session, call.account, account, call.code)
     return account
 
 
@@ -74,19 +71,13 @@ def _update_password(call: Call, account: Account) -> None:
         passwords.change(call.session, account, given, new)
 
 
-@resource.on("GET", "/account/rate-limits", needs="account")
+@resource.on("GET", "/account/rate-limits", needs="account", scope="identity")
 def rate_limits(call: Call) -> Any:
-    """How many calls are left: always the same, Davit does not limit."""
-    return {"remaining": REMAINING}
+    """How many calls the caller has left; one comes back about every second."""
+    return {"remaining": limits.buckets.left(call.account.id)}
 
 
-@resource.on("GET", "/account/features", needs="account")
-def features(call: Call) -> Any:
-    """There are no account features."""
-    return []
-
-
-@resource.on("GET", "/users/<user>/addons", needs="account")
+@resource.on("GET", "/users/<user>/addons", needs="account", scope="read")
 def addons(call: Call, user: str) -> Any:
     """There are no add-ons."""
     _user(call, user)

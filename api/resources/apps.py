@@ -12,7 +12,7 @@ from foundation.settings import settings
 from state import apps, listings
 from state.models import App
 
-resource = Resource("apps")
+resource = Resource("apps", reads="read", writes="write")
 
 ORDER = ranges.Order({"name": lambda app: app.name, "id": lambda app: app.id}, {})
 
@@ -60,10 +60,11 @@ def show(call: Call) -> Any:
 def update(call: Call) -> Any:
     """Change its name (which takes the permission manage), maintenance mode or build_stack (operate)."""
     if (name := call.body.text("name")) is not None:
-        apps.find(call.session, call.account, call.app.id, "manage")
+        call.need("manage")
+        call.guard()
         apps.rename(call.session, call.account, call.app, name)
     if {"maintenance", "build_stack"} & call.body.values.keys():
-        apps.find(call.session, call.account, call.app.id, "operate")
+        call.need("operate")
     if (maintenance := call.body.flag("maintenance")) is not None:
         apps.set_maintenance(call.session, call.account, call.app, maintenance)
     check_stack(call.body.reference("build_stack"))  # there is one, which the app has
@@ -73,7 +74,8 @@ def update(call: Call) -> Any:
 
 @resource.on("DELETE", "/apps/<app>", needs="manage")
 def destroy(call: Call) -> Any:
-    """Destroy the app."""
+    """Destroy the app; takes a two-factor code where it or the caller has the guard."""
+    call.guard()
     shown = render(call.app)
     apps.destroy(call.session, call.account, call.app)
     return shown

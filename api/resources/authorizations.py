@@ -9,7 +9,7 @@ from api import ranges, serialize
 from api.routing import Call, Reply, Resource
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
-from state import accounts, authorizations, web_sessions
+from state import accounts, authorizations, oauth, scopes, web_sessions
 from state.models import Token
 
 resource = Resource("authorizations")
@@ -33,15 +33,16 @@ def index(call: Call) -> Any:
 
 @resource.on("POST", "/oauth/authorizations", needs="login")
 def create(call: Call) -> Reply:
-    """Make a token, shown only now; by e-mail address and password, or by another token."""
-    scope = call.body.items("scope", most=20) if call.body.values.get("scope") is not None else ["global"]
-    if scope != ["global"]:
-        raise InvalidParams('Field scope must be ["global"]; narrower tokens are not served by this version.')
+    """Make a token, shown only now; by e-mail address and password, or by another token. With client: a grant for that client."""
+    scope = scopes.check(call.body.items("scope", most=20)) if call.body.values.get("scope") is not None else ["global"]
+    description = call.body.text("description", most=255) or ""
+    if (client := call.body.reference("client")) is not None:
+        code, row = oauth.grant(call.session, call.account, client, scope, description)
+        return Reply(serialize.authorization(row, now(), None, grant_code=code), 201)
     lifetime = call.body.whole("expires_in", 1, TEN_YEARS)
     text, row = accounts.issue_token(
-        call.session, call.account, call.body.text("description", most=255) or "", scope=scope,
-        lifetime=timedelta(seconds=lifetime) if lifetime else None,
-    )  # fmt: skip
+        call.session, call.account, description, scope=scope, lifetime=timedelta(seconds=lifetime) if lifetime else None
+    )
     call.session.refresh(row)
     return Reply(serialize.authorization(row, now(), text), 201)
 
@@ -56,6 +57,22 @@ def show(call: Call, authorization: str) -> Any:
 def destroy(call: Call, authorization: str) -> Any:
     """Take a token away."""
     return _render(call, authorizations.remove(call.session, call.account, authorization))
+
+
+@resource.on("PATCH", "/oauth/authorizations/<authorization>", needs="account")
+def update(call: Call, authorization: str) -> Any:
+    """Change what a token is called."""
+    text = call.body.text("description", most=255)
+    if text is None:
+        raise InvalidParams("Field description is required; an authorization's client cannot be changed.")
+    return _render(call, authorizations.describe(call.session, call.account, authorization, text))
+
+
+@resource.on("POST", "/oauth/authorizations/<authorization>/actions/regenerate-tokens", needs="account")
+def regenerate(call: Call, authorization: str) -> Any:
+    """Change a token for a new one, shown only now."""
+    text, row = authorizations.regenerate(call.session, call.account, authorization)
+    return serialize.authorization(row, now(), text)
 
 
 @resource.on("DELETE", "/oauth/sessions/~", needs="account", writes=False)
@@ -74,9 +91,3 @@ def sessions(call: Call) -> Any:
 def destroy_session_of(call: Call, session: str) -> Any:
     """Log a browser out."""
     return serialize.web_session(web_sessions.end(call.session, call.account, session), now())
-
-
-@resource.on("GET", "/oauth/clients", needs="account")
-def clients(call: Call) -> Any:
-    """The caller's OAuth clients: there are none."""
-    return []

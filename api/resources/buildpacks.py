@@ -9,7 +9,7 @@ from api import serialize
 from api.routing import Call, Resource
 from state import apps
 
-resource = Resource("buildpack-installations")
+resource = Resource("buildpack-installations", reads="read")
 
 _REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
 _MOST = 50

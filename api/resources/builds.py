@@ -14,7 +14,7 @@ from state import builds, listings
 from state.db import after_commit
 from state.models import Build
 
-resource = Resource("builds")
+resource = Resource("builds", reads="read")
 
 ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime})
 

@@ -10,7 +10,7 @@ from api.routing import Call, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import sizes
 
-resource = Resource("catalogue")
+resource = Resource("catalogue", reads="read")
 
 STACKS = ("davit-13",)
 _REGIONS = frozenset(("local", "us", "eu", serialize.REGION["id"]))
@@ -127,18 +127,6 @@ def addons(call: Call) -> Any:
 def addon_attachments(call: Call) -> Any:
     """The caller's add-on attachments: there are none."""
     return []
-
-
-@resource.on("GET", "/apps/<app>/features", needs="view")
-def features(call: Call) -> Any:
-    """The app's features: there are none to switch."""
-    return []
-
-
-@resource.on("GET", "/apps/<app>/features/<feature>", needs="view")
-def feature(call: Call, feature: str) -> Any:
-    """One feature: there is none."""
-    raise NotFound("Couldn't find that feature.")
 
 
 @resource.on("GET", "/apps/<app>/sni-endpoints", needs="view")

@@ -8,8 +8,9 @@ from api import ranges, serialize
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import apps
+from state.models import Collaborator
 
-resource = Resource("collaborators")
+resource = Resource("collaborators", reads="read")
 
 ORDER = ranges.Order({"email": lambda row: row["user"]["email"], "id": lambda row: row["id"]}, {})
 
@@ -50,14 +51,35 @@ def create(call: Call) -> Reply:
     user = call.body.reference("user")
     if not user:
         raise InvalidParams("Field user (an e-mail address) is required.")
+    call.guard()
     row = apps.add_collaborator(call.session, call.account, call.app, user, _permissions(call))
     call.session.refresh(row)
     return Reply(serialize.collaborator(call.app, row), 201)
+
+
+@resource.on("PATCH", "/apps/<app>/collaborators/<user>", needs="manage", ours=True)
+def update(call: Call, user: str) -> Any:
+    """Change what a collaborator may do (permissions)."""
+    found = _collaborator(call, user)
+    allowed = _permissions(call)
+    if allowed is None:
+        raise InvalidParams("Field permissions (a list of names) is required.")
+    call.guard()
+    row = apps.add_collaborator(call.session, call.account, call.app, found.account.email, allowed)
+    return serialize.collaborator(call.app, row)
+
+
+def _collaborator(call: Call, user: str) -> Collaborator:
+    for row in apps.collaborators(call.session, call.app):
+        if user in (row.id, row.account_id, row.account.email):
+            return row
+    raise NotFound(f"{user} is not a collaborator on {call.app.name}.")
 
 
 @resource.on("DELETE", "/apps/<app>/collaborators/<user>", needs="view")
 def destroy(call: Call, user: str) -> Any:
     """End a collaboration: one's own, or (with the permission manage) anybody's."""
     if user not in (call.account.email, call.account.id):
-        apps.find(call.session, call.account, call.app.id, "manage")
+        call.need("manage")
+        call.guard()
     return serialize.collaborator(call.app, apps.remove_collaborator(call.session, call.account, call.app, user))

@@ -10,7 +10,7 @@ from foundation.settings import settings
 from state import domains
 from state.models import Domain
 
-resource = Resource("domains")
+resource = Resource("domains", reads="read", writes="write")
 
 ORDER = ranges.Order({"hostname": lambda row: row.hostname, "id": lambda row: row.id}, {})
 

@@ -12,10 +12,10 @@ from api import attach, links, ranges, serialize
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
 from foundation import wire
+from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from state import formation, sizes
-from state.db import snapshot
 from state.models import Dyno
 
 resource = Resource("dynos")
@@ -35,7 +35,7 @@ def _dyno(call: Call, identity: str) -> Dyno:
     raise NotFound(f"Couldn't find that process ({identity}).")
 
 
-@resource.on("GET", "/apps/<app>/dynos", needs="view")
+@resource.on("GET", "/apps/<app>/dynos", needs="view", scope="read")
 def index(call: Call) -> Any:
     """The app's dynos."""
     rows = formation.dynos(call.session, call.app)
@@ -44,33 +44,33 @@ def index(call: Call) -> Any:
     return [serialize.dyno(call.app, row) for row in rows]  # by type and number, as people count
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view")
+@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read")
 def show(call: Call, dyno: str) -> Any:
     """One dyno, by name or id."""
     return serialize.dyno(call.app, _dyno(call, dyno))
 
 
-@resource.on("DELETE", "/apps/<app>/dynos", needs="operate")
+@resource.on("DELETE", "/apps/<app>/dynos", needs="operate", scope="write")
 def restart_all(call: Call) -> Reply:
     """Restart all dynos of the formation."""
     formation.restart(call.session, call.account, call.app)
     return _UNDER_WAY
 
 
-@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate", scope="write")
 def restart_type(call: Call, type: str) -> Reply:
     """Restart the dynos of one process type."""
     formation.restart(call.session, call.account, call.app, formation.find(call.session, call.app, type).type)
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate")
+@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate", scope="write")
 def stop_type(call: Call, type: str) -> Reply:
     """Stop the dynos of one process type; the formation starts new ones in their place."""
     return restart_type(call, type)  # type: ignore[no-any-return]
 
 
-@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write")
 def restart(call: Call, dyno: str) -> Reply:
     """Restart one dyno; a one-off dyno ends."""
     row = _dyno(call, dyno)
@@ -81,7 +81,7 @@ def restart(call: Call, dyno: str) -> Reply:
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate")
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write")
 def stop(call: Call, dyno: str) -> Reply:
     """Stop one dyno; the formation starts a new one in its place, a one-off dyno ends."""
     return restart(call, dyno)  # type: ignore[no-any-return]
@@ -98,11 +98,12 @@ def create(call: Call) -> Reply:
     attached = call.body.flag("attach") or False
     if not attached:
         reply = wire.call(settings().run / "runtime.sock", "oneoff.start", params, timeout=90)
-        return Reply(_started(call, reply.result["dyno_id"]), 201)
+        return Reply(serialize.dyno(call.app, _started(call, reply.result, params)), 201)
     size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
     attachment = attach.start(call.account.id, params, size)
     attach.waiting.add(attachment)
-    return Reply(_started(call, attachment.dyno_id, attached=True), 201)
+    row = _started(call, attachment.started, params)
+    return Reply(serialize.dyno(call.app, row, attach_url=_attach_url(call, attachment)), 201)
 
 
 def _parameters(call: Call) -> dict[str, Any]:
@@ -138,16 +139,22 @@ def _terminal_size(env: dict[str, str]) -> tuple[int, int]:
     return number("LINES", 24), number("COLUMNS", 80)
 
 
-def _started(call: Call, dyno_id: str, *, attached: bool = False) -> Any:
-    with snapshot() as session:  # not the call's own session: the runtime wrote the row after that began to read
-        row = session.get(Dyno, dyno_id)
-    if row is None:
-        raise NotFound("The process has ended already.")
-    url = f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{dyno_id}/attach" if attached else None
-    return serialize.dyno(call.app, row, attach_url=url)
+def _started(call: Call, said: dict[str, Any], params: dict[str, Any]) -> Dyno:
+    """The dyno as it was when it started: its row may be gone already."""
+    return Dyno(
+        id=said["dyno_id"], name=said["name"], type=params["type"], command=params["command"], size=said["size"], state="up",
+        release_id=said["release_id"], release_version=said["release_version"], created_at=now(), updated_at=now(),
+    )  # fmt: skip
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True)
+def _attach_url(call: Call, attachment: attach.Attachment) -> str:
+    """Where the client comes to: a rendezvous, or a WebSocket for who asks for one (Accept: …; attach=websocket)."""
+    if "attach=websocket" in request.headers.get("Accept", ""):
+        return f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{attachment.dyno_id}/attach"
+    return f"rendezvous://{links.authority()}/{attachment.secret}"
+
+
+@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected")
 def attach_to(call: Call, dyno: str) -> Handover:
     """A WebSocket to an attached one-off dyno that the caller has just started."""
     web = WebSocket(request.environ)

@@ -11,7 +11,7 @@ from api.routing import Call, Reply, Resource
 from state import formation, releases, sizes
 from state.models import Formation
 
-resource = Resource("formation")
+resource = Resource("formation", reads="read", writes="write")
 
 ORDER = ranges.Order({"type": lambda row: row.type, "id": lambda row: row.id}, {})
 _SIZE_IDS = {serialize.steady_id("dyno-size", size.label): size.name for size in sizes.SIZES.values()}

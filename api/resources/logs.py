@@ -35,7 +35,7 @@ def _redis() -> Any:
     return stream.connect(settings().effective_redis_url)
 
 
-@resource.on("POST", "/apps/<app>/log-sessions", needs="view", writes=False)
+@resource.on("POST", "/apps/<app>/log-sessions", needs="view", writes=False, scope="read")
 def create(call: Call) -> Reply:
     """Make a URL that gives the app's last lines and, with tail, every new one."""
     lines = call.body.whole("lines", 0, 10**9)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cli import output
+from cli.client import ACCEPT
 from cli.output import action, command, hexed
 from cli.target import Target, on_app
 from foundation.errors import DavitError
@@ -77,7 +78,7 @@ def run(
     line = _line(words)
     with action(f"Running {line} on {hexed(app.app)}") as step:
         asked = {"command": line, "attach": True, "size": size, "type": type_, "env": values, "force_no_tty": not terminal}
-        dyno = app.client.post(f"{app.path}/dynos", asked)
+        dyno = app.client.post(f"{app.path}/dynos", asked, headers={"Accept": f"{ACCEPT}; attach=websocket"})
         step.result = f"up, {dyno['name']}"
     sys.exit(attached.attach(app.client, dyno["attach_url"], terminal))
 

@@ -90,7 +90,7 @@ def preload(plans: Sequence[Plan]) -> None:
     gc.freeze()  # a collection in one process would write to, and so copy, what all share
 
 
-_BY_NAME = ("gunicorn.app.wsgiapp", "gunicorn.workers.gthread", "api.server", "api.web", "builder.http", "encodings.idna")
+_BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "api.server", "api.web", "builder.http", "encodings.idna")
 """What is loaded by name only, so that importing the programs does not bring it."""
 
 

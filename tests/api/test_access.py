@@ -9,13 +9,14 @@ from flask import Flask
 
 from api import routing
 from api.web import create_app, operations
+from state import scopes
 from state.apps import NOT_FOUND, PERMISSIONS
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
     "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "build": "none", "slug": "none",
     "domain": "timely.localhost", "region": "local", "stack": "davit-13", "size": "eco", "feature": "none",
-    "authorization": "none", "session": "none", "secret": "none", "path:key": "none",
+    "authorization": "none", "client": "none", "token": "none", "transfer": "none", "session": "none", "secret": "none", "path:key": "none",
 }  # fmt: skip
 _HOLDS = {
     "viewer": {"view"}, "deployer": {"view", "deploy"}, "operator": {"view", "operate"}, "manager": {"view", "manage"},
@@ -34,7 +35,7 @@ def test_nobody_gets_anything_without_credentials(api: Api) -> None:
     for operation in operations():
         answer = api.call(operation.method, _path(operation), as_=None)
         if operation.needs == "nothing":
-            assert answer.status_code in (200, 201, 401, 404), operation
+            assert answer.status_code in (200, 201, 401, 404, 422), operation
         else:
             assert (answer.status_code, answer.json["id"]) == (401, "unauthorized"), operation
             assert answer.headers["WWW-Authenticate"]
@@ -52,6 +53,37 @@ def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str) -> N
             assert said[0] == 403, operation
         elif not (operation.method == "DELETE" and "collaborators" in operation.path):
             assert said[0] not in (401, 403) and said[1] != NOT_FOUND, (operation, said)
+
+
+@pytest.mark.parametrize("scope", scopes.SCOPES)
+def test_a_token_opens_what_its_scope_says_and_nothing_else(api: Api, scope: str) -> None:
+    give_code(api.app_id)
+    made = api.post("/oauth/authorizations", {"scope": [scope]})
+    assert made.json["scope"] == [scope]
+    token = made.json["access_token"]["token"]
+    for operation in _LAST:
+        if operation.needs in ("nothing", "admin"):
+            continue
+        answer = api.call(operation.method, _path(operation), as_=token)
+        told = (answer.json or {}).get("message", "") if isinstance(answer.json, dict) else ""
+        refused = answer.status_code == 403 and f"its scope is {scope}" in told
+        assert refused != scopes.opens([scope], operation.scope), (operation, answer.status_code, told)
+
+
+def test_what_shows_or_reaches_config_vars_takes_a_protected_scope() -> None:
+    """The declarations themselves: a route that is forgotten takes the narrowest."""
+    loose = {(o.method, o.path) for o in operations() if o.needs != "nothing" and o.scope in ("identity", "read", "write")}
+    secret = ("config-vars", "/releases", "/slugs", "/attach", "authorizations", "/keys", "two-factor", "recovery-codes")
+    assert not [path for _, path in loose if any(word in path for word in secret)]
+    running = {("POST", "/apps/<app>/dynos"), ("POST", "/apps/<app>/builds"), ("PUT", "/apps/<app>/buildpack-installations")}
+    assert not loose & running
+
+
+def test_scopes_are_not_widened_by_a_narrow_token(api: Api) -> None:
+    narrow = api.post("/oauth/authorizations", {"scope": ["write-protected"]}).json["access_token"]["token"]
+    assert api.post("/oauth/authorizations", {"scope": ["global"]}, as_=narrow).status_code == 403
+    assert api.post("/account/keys", {"public_key": "x"}, as_=narrow).status_code == 403
+    assert api.patch("/apps/timely/config-vars", {"A": "1"}, as_=narrow).status_code == 200
 
 
 def test_a_refused_call_changes_nothing(api: Api) -> None:

@@ -56,8 +56,63 @@ def test_tokens_are_listed_without_their_text(api: Api) -> None:
     assert api.people.owner.endswith(shown[-4:])
 
 
-def test_narrow_tokens_are_refused_rather_than_made_wide(api: Api) -> None:
-    assert api.post("/oauth/authorizations", {"scope": ["read"]}).status_code == 422
+@pytest.mark.parametrize("scope", [["everything"], [], [5], "read", {"read": True}])
+def test_a_scope_that_does_not_exist_is_refused_by_its_name(api: Api, scope: object) -> None:
+    answer = api.post("/oauth/authorizations", {"scope": scope})
+    assert answer.status_code == 422
+    assert "Field scope" in answer.json["message"]
+
+
+def test_a_token_is_renamed_and_renewed(either_api: Api) -> None:
+    api = either_api
+    made = api.post("/oauth/authorizations", {"description": "ci", "expires_in": 3600}).json
+    old, path = made["access_token"]["token"], f"/oauth/authorizations/{made['id']}"
+    assert api.patch(path, {"description": "ci of the shop"}).json["description"] == "ci of the shop"
+    assert api.patch(path, {}).status_code == 422
+    assert api.patch(path, {"description": "mine"}, as_="stranger").status_code == 404
+    assert api.post(f"{path}/actions/regenerate-tokens", as_="stranger").status_code == 404
+    new = api.post(f"{path}/actions/regenerate-tokens").json["access_token"]
+    assert new["expires_in"] in (3599, 3600)
+    assert api.get("/account", as_=old).status_code == 401
+    assert api.get("/account", as_=new["token"]).status_code == 200
+
+
+def test_a_client_acts_for_who_allows_it_as_far_as_they_allow(either_api: Api) -> None:
+    api = either_api
+    client = api.post("/oauth/clients", {"name": "Board", "redirect_uri": "https://board.example.com/back"}, as_="stranger").json
+    granted = api.post("/oauth/authorizations", {"client": client["id"], "scope": ["read"]}).json
+    assert granted["client"]["name"] == "Board"
+    code = granted["grant"]["code"]
+    asked = {"grant": {"type": "authorization_code", "code": code}, "client": {"secret": client["secret"]}}
+    assert api.post("/oauth/tokens", {**asked, "client": {"secret": "wrong"}}, as_=None).status_code == 401
+    got = api.post("/oauth/tokens", asked, as_=None)
+    assert got.status_code == 201
+    assert api.post("/oauth/tokens", asked, as_=None).status_code == 401, "a grant is exchanged once"
+    access, refresh = got.json["access_token"]["token"], got.json["refresh_token"]["token"]
+    assert api.get("/apps/timely", as_=access).status_code == 200
+    assert api.get("/apps/timely/config-vars", as_=access).status_code == 403
+    renewed = api.post("/oauth/tokens", {"refresh_token": {"token": refresh}, "client": {"secret": client["secret"]}}, as_=None).json
+    assert api.get("/apps/timely", as_=access).status_code == 401
+    assert api.get("/apps/timely", as_=renewed["access_token"]["token"]).status_code == 200
+    rotated = api.post(f"/oauth/clients/{client['id']}/actions/rotate-credentials", as_="stranger").json
+    again = {"refresh_token": {"token": renewed["refresh_token"]["token"]}, "client": {"secret": client["secret"]}}
+    assert api.post("/oauth/tokens", again, as_=None).status_code == 401
+    assert rotated["secret"] != client["secret"]
+    assert api.delete(f"/oauth/clients/{client['id']}", as_="owner").status_code == 404
+    assert api.delete(f"/oauth/clients/{client['id']}", as_="stranger").status_code == 200
+    assert api.get("/apps/timely", as_=renewed["access_token"]["token"]).status_code == 401
+    assert api.get("/oauth/clients", as_="stranger").json == []
+
+
+@pytest.mark.parametrize("uri", ["http://example.com", "javascript:alert(1)", "https://", "https://[", "https://a b", "x"])
+def test_a_client_cannot_send_people_anywhere(api: Api, uri: str) -> None:
+    answer = api.post("/oauth/clients", {"name": "Board", "redirect_uri": uri})
+    assert "Field redirect_uri" in answer.json["message"]
+
+
+@pytest.mark.parametrize("sent", [{}, {"grant": 5}, {"client": {"secret": "x"}}, {"client": {"secret": "x"}, "grant": {"code": 5}}])
+def test_a_client_that_asks_wrongly_is_told(api: Api, sent: object) -> None:
+    assert api.post("/oauth/tokens", sent, as_=None).status_code == 422
 
 
 def test_keys_are_added_listed_and_removed(either_api: Api) -> None:

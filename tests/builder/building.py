@@ -16,14 +16,13 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builder import buildpacks
-from builder.sandbox import BOOTSTRAP, Ended, Feeder, Sealed
+from builder.sandbox import BOOTSTRAP, Ended, Feeder, Inlet, Sealed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -33,10 +32,10 @@ class LocalSandbox:
 
     def __init__(self, root: Path, program: Sequence[str] = ("/usr/bin/python3", "-I", "-S", "-c", BOOTSTRAP)) -> None:
         self.root = root
-        self._closing = threading.Lock()
         paths = {name: str(root / name) for name in ("app", "cache", "tmp", "out")}
         (root / "tmp").mkdir(parents=True, exist_ok=True)
-        stdin, self.stdin = os.pipe2(os.O_CLOEXEC)
+        stdin, ours = os.pipe2(os.O_CLOEXEC)
+        self.stdin = Inlet(ours)
         self.report, report = os.pipe2(os.O_CLOEXEC)
         self.output, output = os.pipe2(os.O_CLOEXEC)
         self.process = subprocess.Popen(
@@ -57,15 +56,9 @@ class LocalSandbox:
     def commit_cache(self) -> bool:
         return True
 
-    def close_stdin(self) -> None:
-        with self._closing:
-            descriptor, self.stdin = self.stdin, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
     def close(self) -> None:
         """Ends what still runs, as the container's end would."""
-        self.close_stdin()
+        self.stdin.close()
         for process in processes_below(self.root) | {self.process.pid}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

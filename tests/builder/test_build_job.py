@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import redis
 
 from builder import job, output, queue, repositories
-from builder.sandbox import Ended
+from builder.sandbox import Ended, Inlet
 from foundation.settings import settings
 from state import accounts, apps, builds, db, notify, releases, vault
 from state.models import Account, App, Build, Release, Slug
@@ -462,3 +463,30 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_what_is_written_to_a_closed_standard_input_reaches_nobody() -> None:
+    """A descriptor that is closed under its writer becomes the next file that anybody opens."""
+    read, write = os.pipe()
+    successor, other = os.pipe()
+    inlet = Inlet(write)
+    failure: list[OSError] = []
+
+    def fill() -> None:
+        try:
+            inlet.write(b"x" * (1 << 20))
+        except OSError as error:
+            failure.append(error)
+
+    writer = threading.Thread(target=fill)
+    writer.start()
+    select.select([read], [], [])  # it has begun, and nobody reads: soon it waits
+    inlet.close()
+    os.dup2(other, write)
+    os.set_blocking(successor, False)
+    writer.join(30)
+    assert not writer.is_alive() and isinstance(failure[0], BrokenPipeError)
+    with pytest.raises(BlockingIOError):
+        os.read(successor, 1)
+    for descriptor in (read, successor, other, write):
+        os.close(descriptor)

@@ -75,7 +75,7 @@ class Processes:
                 Dyno(id=id, app_id=params["app_id"], name=name, type=params["type"], size=params["size"] or "basic",
                      command=params["command"], one_off=True, state="up")
             )  # fmt: skip
-        return {"dyno_id": id, "name": name}
+        return {"dyno_id": id, "name": name, "size": params["size"] or "basic", "release_id": None, "release_version": 1}
 
     def _hang_up(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
@@ -167,7 +167,7 @@ def serving(home: Path, work: Path, redis_url: str) -> Iterator[Davit]:
     davit = Davit(home, _free_port(), work, redis_url)
     runtime = Neighbour(home / "run" / "runtime.sock", davit.processes.handlers())
     server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "--bind", davit.env["DAVIT_API"],
+        [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "16", "--bind", davit.env["DAVIT_API"],
          "--no-control-socket", "--graceful-timeout", "5", "--config", "python:api.server", "app:app"],
         cwd=ROOT, env=davit.env, stdout=subprocess.DEVNULL, stderr=(work / "gunicorn.log").open("wb"),
     )  # fmt: skip

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,30 +18,10 @@ from foundation.settings import settings
 from logs import stream
 from state import builds, db
 from state.models import App
-from tests.api.conftest import _forget, use_home
-from tests.cli.living import ROOT, Davit, serving
+from tests.cli.living import ROOT, Davit
 from tests.conftest import wait_until
 
-
-@pytest.fixture(scope="module")
-def davit(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Davit]:
-    """One Davit for the tests of this file; each test uses apps of its own."""
-    import shutil
-    import tempfile
-
-    home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        use_home(home, patch, REDIS_URL=redis_server)
-        db.upgrade()
-        with serving(home, tmp_path_factory.mktemp("work"), redis_server) as living:
-            yield living
-        _forget()
-    shutil.rmtree(home)
-
-
-@pytest.fixture(autouse=True)
-def _own_directory(davit: Davit, tmp_path: Path) -> None:
-    davit.work, davit.env["HOME"] = tmp_path, str(tmp_path)
+pytestmark = pytest.mark.usefixtures("_own_directory")
 
 
 def test_the_owner_of_the_machine_needs_no_login(davit: Davit) -> None:
@@ -390,7 +369,7 @@ def test_another_account_cannot_attach_to_a_waiting_dyno(davit: Davit) -> None:
     from foundation.errors import DavitError
 
     owner = Client(davit.url, (davit.home / "owner-token").read_text().strip())
-    dyno = owner.post("/apps/guarded/dynos", {"command": "cat", "attach": True, "force_no_tty": True})
+    dyno = owner.post("/apps/guarded/dynos", {"command": "cat", "attach": True, "force_no_tty": True}, headers={"Accept": "application/json; attach=websocket"})
     with pytest.raises(DavitError, match="waits for you"):
         attach(Client(davit.url, token), dyno["attach_url"], False)
     owner.post(f"/apps/guarded/dynos/{dyno['id']}/actions/stop")

@@ -16,11 +16,6 @@ from tests.e2e.world import App, Davit
 from tests.leftovers import leftovers_of
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The mark that ties a test to a row of docs/errors.md (see errors_page)."""
-    config.addinivalue_line("markers", "row(*ids): proves these rows of docs/errors.md")
-
-
 @pytest.fixture(scope="session")
 def davit() -> Iterator[Davit]:
     """A running Davit; after the last test nothing of it may be left."""

@@ -148,7 +148,7 @@ def test_a_connection_lost_without_an_answer_counts_fresh_or_kept(how: str) -> N
 
 def test_no_answer_in_time_counts_and_does_not_slow_the_others_down() -> None:
     server = Server(lambda n: "hang" if n % 10 == 7 else None)
-    tally = shoot(server, 100, timeout=0.5)
+    tally = shoot(server, 100, timeout=8)  # long enough for a busy machine to answer the others
     assert tally.failures == {kinds.TIMEOUT: 10}
     assert tally.answers == {"v1": 90}
 
@@ -161,7 +161,7 @@ def test_nobody_listening_counts_every_request() -> None:
 
 
 def test_requests_that_cannot_be_sent_are_failures_too() -> None:
-    tally = shoot(Server(lambda n: "hang"), 30, timeout=0.5, in_flight=10)
+    tally = shoot(Server(lambda n: "hang"), 30, timeout=4, in_flight=10)
     assert tally.failures == {kinds.TIMEOUT: 10, kinds.BACKLOG: 20}
 
 

@@ -66,6 +66,7 @@ class Davit:
         return kept | {
             "DAVIT_HOME": str(self.home),
             "DAVIT_STACKS": str(STACKS),
+            "DAVIT_RATE_LIMIT": "1000000",  # tests ask more often than people
             "DAVIT_HTTP": f"127.0.0.1:{self.http}",
             "DAVIT_API": f"127.0.0.1:{self.api}",
             "DAVIT_SSH": f"127.0.0.1:{self.ssh}",

@@ -63,7 +63,7 @@ class Bench:
 
     def _claim(self) -> Instance:
         """A runtime that was killed holds its number until the last process that it had just forked has ended, too."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60  # orphans are reaped at the second look, five seconds apart on an idle machine
         while True:
             try:
                 return Instance.claim(self.settings)
@@ -168,7 +168,7 @@ class Bench:
 
     def wait_for_footprint(self, before: dict[str, Any]) -> None:
         """Fail, and say what is left, unless all is as before soon."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60  # orphans are reaped at the second look, five seconds apart on an idle machine
         while (after := self.footprint()) != before:
             assert time.monotonic() < end, {key: (before[key], after[key]) for key in after if after[key] != before[key]}
             self.run(asyncio.sleep(0.05))

@@ -85,6 +85,39 @@ def test_one_that_ended_meanwhile_is_told_as_ended_and_its_lines_are_kept(other:
     other.run(dyno.remove())
 
 
+def test_one_that_ended_meanwhile_keeps_its_place_until_it_is_taken_away(other: Bench) -> None:
+    """Or its number would be given to a new dyno, whose cable would be pulled when the old one is taken away."""
+    import socket
+
+    ((_, slot, _, pid),) = start_and_kill(other, "sleep 60")
+    os.kill(int(str(pid)), signal.SIGKILL)
+    other.until(lambda: _dead(pid), "the dyno's end")
+    other.open()
+    (ended,) = other.run(other.driver.adopt())
+    fresh = other.start(_SERVE)
+    assert fresh.slot > int(str(slot))  # nor is it another's at once: a route may still lead to the old address
+    other.until(lambda: fresh.listeners(), "listening")
+    other.run(ended.remove())
+    other.until(lambda: not other.host.pool.leaving, "the old number is free again")
+    socket.create_connection((str(fresh.address), 5000), 2).close()
+
+
+def test_an_oci_runtime_that_outlives_the_process_that_ran_it_is_ended(other: Bench) -> None:
+    """What it was about to start would be a dyno that nobody knows."""
+    other.open()
+    root = f"{other.host.instance.directory}/crun"
+    other.close(stop_dynos=False)
+    with _waiting("--root", f"{root}/of-another") as bystander, _waiting("--root", root) as left:
+        other.open()
+        assert left.wait(10) == -signal.SIGKILL
+        assert bystander.poll() is None
+
+
+def _waiting(*words: str) -> subprocess.Popen[bytes]:
+    """A program with these words in its command line, that ends when nobody holds its standard input any more."""
+    return subprocess.Popen(["/bin/bash", "-c", "read line", "crun", *words, "run"], stdin=subprocess.PIPE)
+
+
 def test_one_that_was_killed_with_a_dyno_half_started_is_found_as_well(other: Bench) -> None:
     """Killed right after the start, before the pid was written down by us: the OCI runtime's own note is enough."""
     ((id, *_),) = start_and_kill(other, "sleep 60", tidy=False)

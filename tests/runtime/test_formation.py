@@ -136,7 +136,7 @@ class World:
 
         return AppManager(
             self.app.id, driver=self.driver, router=self.router, release_phase=self.phase,
-            stacks=FakeStacks(), domain="localhost", cores=2, boot_seconds=0.3, gone=gone,
+            stacks=FakeStacks(), domain="localhost", cores=2, gone=gone,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def deploy(self, **types: str) -> str:
@@ -180,7 +180,12 @@ def _finished(release_id: str) -> Release | None:
         return release if release and release.status != "pending" else None
 
 
-async def until(check: Callable[[], Any], what: str, seconds: float = 40) -> Any:
+def _forgotten(app_id: str) -> bool:
+    with db.snapshot() as session:
+        return session.get(App, app_id) is None
+
+
+async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     for _ in range(int(seconds / 0.01)):
         if value := check():
             return value
@@ -249,6 +254,7 @@ def test_a_release_that_does_not_come_up_fails_and_the_old_one_serves_on(world: 
     async def story() -> None:
         good = await world.settled(world.deploy())
         world.driver.behaviour = behaviour
+        world.manager.boot_seconds = 0.3
         bad = await world.settled(world.deploy())
         assert bad.status == "failed" and bad.failure_kind == "app did not start"
         assert sentence in (bad.failure or "")
@@ -393,11 +399,50 @@ def test_an_app_whose_process_died_in_the_middle_of_a_release_is_finished_by_the
         old = world.driver.dynos[0]
         rows = records.rows_of_dynos()
         world.manager = world.make_manager()
-        await world.manager.adopt(rows[old.spec_id], old)
+        world.manager.adopt(rows[old.spec_id], old)
         world.manager.start()
         release = await world.settled(release_id)
         assert release.status == "succeeded"
         await until(lambda: world.driver.alive() == ["web.1"], "the old one is gone")
+
+    play(world, story)
+
+
+def test_a_dyno_that_ended_with_the_process_that_kept_it_comes_back_at_once_and_was_no_crash(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        await world.manager.close()
+        ended = world.driver.dynos[0]
+        ended.over.set_result(Exit(None))  # nobody was there to see it
+        rows = records.rows_of_dynos()
+        world.manager = world.make_manager()
+        world.manager.adopt(rows[ended.spec_id], ended)
+        world.manager.start()
+        await world.until_alive("web.1")
+        assert world.manager.crashes == {} and "removed web.1" in world.events
+
+    play(world, story)
+
+
+def test_a_dyno_that_was_still_starting_holds_nobody_up_but_its_own_app(world: World) -> None:
+    async def story() -> None:
+        await world.manager.close()
+        world.driver.behaviour = "never listens"
+        release_id = world.deploy()
+        records.begin_release(release_id, "1")
+        records.set_phase(release_id, "boot")
+        world.manager = world.make_manager()
+        world.manager.start()
+        await until(lambda: [row for row in records.rows_of_dynos().values() if row.port], "it starts")
+        await world.manager.close()
+        (starting,), rows = world.driver.dynos, records.rows_of_dynos()
+        world.driver.behaviour = "serves"
+        world.manager = world.make_manager()
+        world.manager.adopt(rows[starting.spec_id], starting)  # returns at once
+        starting.behaviour = "serves"
+        world.manager.start()
+        assert (await world.settled(release_id)).status == "succeeded"
+        assert world.driver.dynos == [starting]
 
     play(world, story)
 
@@ -421,9 +466,8 @@ def test_a_destroyed_app_leaves_nothing(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
         world.change(apps.destroy)
-        await until(lambda: world.gone == [world.app.id], "it is gone")
+        await until(lambda: _forgotten(world.app.id), "its row is gone, which is the last of it")
+        assert world.gone == [world.app.id]
         assert world.driver.alive() == [] and world.rows() == []
-        with db.snapshot() as session:
-            assert session.get(App, world.app.id) is None
 
     play(world, story)

@@ -1,0 +1,322 @@
+"""The web process's one port speaks HTTP and HTTPS, and the rendezvous protocol of ``heroku run`` inside TLS.
+
+The first byte decides: 0x16 begins a TLS handshake (RFC 8446, record type), anything else is HTTP in the clear. So
+``HEROKU_HOST=http://127.0.0.1:5000`` and git's ``https://127.0.0.1:5000/app.git`` are one address.
+
+A connection is received by the worker's main loop without blocking, up to the end of its first request's head, and only then
+given a thread: silent, slow and hostile clients cost a file descriptor and a few kilobytes until their time is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gunicorn import http
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from foundation.authority import Authority
+from foundation.settings import Settings, settings
+
+log = logging.getLogger("web")
+
+HEAD_SECONDS = 20.0
+"""How long a client may take over TLS and the head of a request."""
+STILL_SECONDS = 600.0
+"""How long a thread waits for a client that neither sends nor reads on."""
+LINGER_SECONDS = 2.0
+"""How long a connection that ends is read on, so that its last answer is not cut off by what the client still sends."""
+HEAD_BYTES = 65536
+"""Bytes that are received before a thread looks at them; an HTTP head this long is refused there."""
+RENDEZVOUS = b"davit-run-"
+SECRET_BYTES = len(RENDEZVOUS) + 48
+"""A rendezvous secret: what no HTTP request begins with, then a fixed number of letters, because not every client ends it."""
+_HANDSHAKE = 0x16
+
+
+class Plain(socket.socket):
+    """A connection in the clear, after :meth:`adopt`.
+
+    Attributes:
+        taken: set by who keeps the connection for longer than its request; the server then lets go of it.
+    """
+
+    taken = False
+
+    @classmethod
+    def adopt(cls, connection: socket.socket) -> Plain:
+        """The same connection, of this class."""
+        return cls(connection.family, connection.type, connection.proto, fileno=connection.detach())
+
+    def setblocking(self, flag: bool) -> None:
+        """As a socket's; but “blocking” ends after :data:`STILL_SECONDS`."""
+        self.settimeout(STILL_SECONDS if flag else 0.0)
+
+
+class Encrypted(ssl.SSLSocket):
+    """A connection in TLS; attributes as :class:`Plain`'s."""
+
+    taken = False
+
+    def setblocking(self, flag: bool) -> None:
+        """As :meth:`Plain.setblocking`."""
+        self.settimeout(STILL_SECONDS if flag else 0.0)
+
+
+Line = Plain | Encrypted
+
+
+class Guest(TConn):  # type: ignore[misc]
+    """A connection from its arrival to its end.
+
+    Attributes:
+        early: what was received before a thread had it.
+        deadline: when it has to have said what it wants (monotonic seconds).
+    """
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+        super().__init__(cfg, Plain.adopt(sock), client, server)
+        self.parser: Any = None
+        self.early = bytearray()
+        self.deadline = time.monotonic() + HEAD_SECONDS
+        self.step: Callable[[Guest], int] = _greet
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is in TLS."""
+        return isinstance(self.sock, Encrypted)
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough has come for a thread to begin."""
+        if self.early.startswith(RENDEZVOUS) and self.secure:
+            return len(self.early) >= SECRET_BYTES
+        return b"\r\n\r\n" in self.early or b"\n\n" in self.early or len(self.early) >= HEAD_BYTES
+
+    def init(self) -> None:
+        """In the thread: what was received early goes to the parser."""
+        if self.parser is None:
+            self.initialized = True
+            self.parser = http.get_parser(self.cfg, self.sock, self.client)
+        if self.early:
+            self.parser.unreader.unread(bytes(self.early))
+            self.early.clear()
+
+    def close(self, graceful: bool = False) -> None:
+        """End the connection, unless somebody has taken it over."""
+        if not self.sock.taken:
+            super().close(graceful)
+
+
+class Lost(Exception):
+    """The client has gone or makes no sense."""
+
+
+def _greet(guest: Guest) -> int:
+    try:
+        first = guest.sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return selectors.EVENT_READ
+    if not first:
+        raise Lost
+    if first[0] != _HANDSHAKE:
+        guest.step = _read_head
+        return _read_head(guest)
+    context = tls()
+    if context is None:
+        raise Lost
+    guest.sock = context.wrap_socket(guest.sock, server_side=True, do_handshake_on_connect=False)
+    guest.step = _shake_hands
+    return _shake_hands(guest)
+
+
+def _shake_hands(guest: Guest) -> int:
+    try:
+        guest.sock.do_handshake()
+    except ssl.SSLWantReadError:
+        return selectors.EVENT_READ
+    except ssl.SSLWantWriteError:
+        return selectors.EVENT_WRITE
+    guest.step = _read_head
+    return _read_head(guest)
+
+
+def _read_head(guest: Guest) -> int:
+    while not guest.complete:
+        try:
+            data = guest.sock.recv(16384)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return selectors.EVENT_READ
+        except ssl.SSLWantWriteError:
+            return selectors.EVENT_WRITE
+        if not data:
+            raise Lost
+        guest.early += data
+    return 0
+
+
+def _linger(guest: Guest) -> int:
+    while len(guest.early) < HEAD_BYTES:
+        try:
+            data = guest.sock.recv(16384)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return selectors.EVENT_READ
+        if not data:
+            break
+        guest.early += data
+    raise Lost
+
+
+def _say_closed(sock: Encrypted) -> None:
+    try:
+        sock.unwrap()  # sends close_notify; does not wait for the other's, as the socket does not block
+    except (OSError, ValueError):
+        pass
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threaded worker with this door."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guests: dict[Guest, int] = {}
+        """Those who have not said what they want yet, the oldest first, and what each is waited for."""
+
+    def accept(self, listener: socket.socket) -> None:
+        """In the main loop: a client has come."""
+        try:
+            sock, client = listener.accept()
+            sock.setblocking(False)
+        except OSError:
+            return
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.nr_conns += 1
+        self.receive(Guest(self.cfg, sock, client, listener.getsockname()))
+
+    def receive(self, guest: Guest, _: object = None) -> None:
+        """In the main loop: go on with a client as far as it goes without waiting."""
+        before = self.guests.get(guest, 0)
+        try:
+            wanted = guest.step(guest)
+        except (OSError, Lost, ValueError):
+            self.dismiss(guest)
+            return
+        if wanted and wanted == before:
+            return
+        if before:
+            self.poller.unregister(guest.sock)
+        if wanted:
+            self.guests[guest] = wanted
+            self.poller.register(guest.sock, wanted, partial(self.receive, guest))
+        else:
+            self.guests.pop(guest, None)
+            guest.data_ready = True
+            self.enqueue_req(guest)
+
+    def dismiss(self, guest: Guest) -> None:
+        """Forget a client that never said what it wants."""
+        if self.guests.pop(guest, 0):
+            try:
+                self.poller.unregister(guest.sock)
+            except (OSError, KeyError, ValueError):
+                pass
+        self.nr_conns -= 1
+        guest.close()
+
+    def murder_pending(self) -> None:
+        """The main loop's round through those whose time is over; a server that ends waits for nobody's head."""
+        super().murder_pending()
+        limit = time.monotonic() + (0 if self.alive else HEAD_SECONDS - LINGER_SECONDS)
+        for guest in [guest for guest in self.guests if guest.deadline < limit]:
+            self.dismiss(guest)
+
+    def on_client_socket_readable(self, conn: Guest, client: Any) -> None:
+        """In the main loop: a kept connection has its next request."""
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        conn.deadline = time.monotonic() + HEAD_SECONDS
+        conn.step = _read_head
+        self.receive(conn)
+
+    def finish_request(self, conn: Guest, fs: Any) -> None:
+        """In the main loop: a thread is done with a request."""
+        if fs.cancelled() or fs.exception() is not None or fs.result() is not True:
+            self.part(conn)
+        elif conn.secure and conn.sock.pending():
+            self.enqueue_req(conn)  # its next request lies in the TLS layer, where no poll sees it
+        else:
+            super().finish_request(conn, fs)
+
+    def part(self, conn: Guest) -> None:
+        """In the main loop: end a connection so that the client gets to read its last answer (RFC 9112, section 9.6)."""
+        if conn.sock.taken:
+            self.nr_conns -= 1
+            return
+        try:
+            conn.sock.setblocking(False)
+            if conn.secure:
+                _say_closed(conn.sock)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            pass
+        conn.deadline = time.monotonic() + LINGER_SECONDS
+        conn.early.clear()
+        conn.step = _linger
+        self.receive(conn)
+
+    def handle(self, conn: Guest) -> Any:
+        """In a thread: serve a request, or a rendezvous."""
+        if conn.secure and conn.early.startswith(RENDEZVOUS):
+            from api import rendezvous
+
+            conn.sock.setblocking(False)
+            secret = bytes(conn.early[:SECRET_BYTES]).decode("ascii", "replace")
+            rendezvous.serve(conn.sock, secret, bytes(conn.early[SECRET_BYTES:]))
+            return False
+        return super().handle(conn)
+
+    def handle_request(self, req: Any, conn: Guest) -> Any:
+        """In a thread: a request has been read."""
+        if conn.secure:
+            req.scheme = "https"
+        return super().handle_request(req, conn)
+
+
+_context: ssl.SSLContext | None = None
+_tried = False
+
+
+def tls() -> ssl.SSLContext | None:
+    """The server's side of TLS; None when its certificate cannot be used (the log says why)."""
+    global _context, _tried
+    if not _tried:
+        _tried = True
+        try:
+            _context = _make_context(ensure_certificate(settings()))
+        except (OSError, ValueError) as error:
+            log.error("this port speaks no TLS: its certificate cannot be used", extra={"reason": str(error)})
+    return _context
+
+
+def _make_context(certificate: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate)
+    context.set_alpn_protocols(["http/1.1"])
+    context.sslsocket_class = Encrypted
+    return context
+
+
+def ensure_certificate(settings: Settings) -> str:
+    """The PEM file of this port's certificate: one that was put at ``keys/api.pem``, else one of the own authority's."""
+    keys = settings.home / "keys"
+    names = ["localhost", "127.0.0.1", "::1", "127.0.0.2", settings.api.reachable.host, settings.domain, f"*.{settings.domain}"]
+    Authority(keys / "ca.pem").ensure(keys / "api.pem", list(dict.fromkeys(names)))
+    return str(keys / "api.pem")

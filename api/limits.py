@@ -1,0 +1,63 @@
+"""How many calls an account may make: a bucket of tokens each, as on Heroku refilled evenly over the hour.
+
+The buckets live in the web process: a new process begins with full ones.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from foundation.errors import DavitError
+from foundation.settings import settings
+
+
+class RateLimited(DavitError):
+    """The account has made too many calls."""
+
+    id, status = "rate_limit", 429
+
+
+class Buckets:
+    """A bucket for each account.
+
+    Args:
+        clock: seconds, for tests.
+        most: buckets that are remembered; an account that is not seen for longest has a full one again.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = 10_000) -> None:
+        self._clock, self._most = clock, most
+        self._lock = threading.Lock()
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, account_id: str) -> int:
+        """Use one call; returns how many are left.
+
+        Raises:
+            RateLimited: none was left.
+        """
+        with self._lock:
+            level = self._level(account_id)
+            if level < 1:
+                raise RateLimited("Your account has made too many API calls; wait a minute. It has 1 more every second or so.")
+            self._levels[account_id] = (level - 1, self._clock())
+            self._levels.move_to_end(account_id)
+            if len(self._levels) > self._most:
+                self._levels.popitem(last=False)
+        return int(level - 1)
+
+    def left(self, account_id: str) -> int:
+        """How many calls the account has."""
+        with self._lock:
+            return int(self._level(account_id))
+
+    def _level(self, account_id: str) -> float:
+        full = float(settings().rate_limit)
+        level, at = self._levels.get(account_id, (full, self._clock()))
+        return min(full, level + (self._clock() - at) * full / 3600)
+
+
+buckets = Buckets()
