@@ -14,9 +14,8 @@ from state.apps import NOT_FOUND, PERMISSIONS
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
-    "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "build": "none", "slug": "none",
-    "domain": "timely.localhost", "region": "local", "stack": "davit-13", "size": "eco", "feature": "none",
-    "authorization": "none", "client": "none", "token": "none", "transfer": "none", "session": "none", "secret": "none", "path:key": "none",
+    "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "domain": "timely.localhost",
+    "region": "local", "stack": "davit-13", "size": "eco", "namespace": "heroku", "buildpack": "python",
 }  # fmt: skip
 _HOLDS = {
     "viewer": {"view"}, "deployer": {"view", "deploy"}, "operator": {"view", "operate"}, "manager": {"view", "manage"},
@@ -25,7 +24,7 @@ _HOLDS = {
 
 
 def _path(operation: routing.Operation) -> str:
-    return re.sub(r"<([^>]+)>", lambda match: _PLACES[match[1]], operation.path)
+    return re.sub(r"<([^>]+)>", lambda match: _PLACES.get(match[1], "none"), operation.path)
 
 
 _LAST = sorted(operations(), key=lambda o: o.path == "/apps/<app>" and o.method == "DELETE")
