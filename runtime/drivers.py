@@ -24,7 +24,13 @@ def _container(host: Host) -> Driver:
     return ContainerDriver(host)
 
 
-MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container}
+def _osv(host: Host) -> Driver:
+    from runtime.osv.driver import OsvDriver
+
+    return OsvDriver(host)
+
+
+MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container, isolations.OSV: _osv}
 """Isolation → what makes its driver. They import their module when they are called: who runs no virtual machine loads none."""
 
 
