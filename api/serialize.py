@@ -21,6 +21,10 @@ from state.models import (
     Dyno,
     Formation,
     OAuthClient,
+    Pipeline,
+    PipelineCoupling,
+    Promotion,
+    PromotionTarget,
     Release,
     Slug,
     SshKey,
@@ -406,6 +410,54 @@ def app_transfer(row: AppTransfer) -> Json:
         "recipient": _user(row.recipient),
         "state": row.state,
         "updated_at": moment(row.updated_at),
+    }
+
+
+def pipeline(row: Pipeline) -> Json:
+    """GET /pipelines"""
+    return {
+        "created_at": moment(row.created_at),
+        "generation": GENERATION,
+        "id": row.id,
+        "name": row.name,
+        "owner": {"id": row.owner_id, "type": "user"},
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def pipeline_coupling(row: PipelineCoupling) -> Json:
+    """GET /pipeline-couplings; clients read the pipeline's name, which the public schema lacks."""
+    return {
+        "app": {"id": row.app_id},
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "pipeline": {"id": row.pipeline_id, "name": row.pipeline.name},
+        "stage": row.stage,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def promotion(row: Promotion, status: str) -> Json:
+    """GET /pipeline-promotions/ID"""
+    return {
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "pipeline": {"id": row.pipeline_id},
+        "source": {"app": {"id": row.source_app_id}, "release": {"id": row.source_release_id}},
+        "status": status,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def promotion_target(row: PromotionTarget, status: str, error: str | None) -> Json:
+    """GET /pipeline-promotions/ID/promotion-targets"""
+    return {
+        "app": {"id": row.app_id},
+        "error_message": error,
+        "id": row.id,
+        "pipeline_promotion": {"id": row.promotion_id},
+        "release": {"id": row.release_id} if row.release_id else None,
+        "status": status,
     }
 
 

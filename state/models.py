@@ -266,6 +266,50 @@ class Slug(Identified, Base):
     buildpack_provided_description: Mapped[str | None] = mapped_column(String(200))
 
 
+class Pipeline(Identified, Base):
+    """Apps of one project in stages; the couplings say which."""
+
+    __tablename__ = "pipelines"
+    __table_args__ = (UniqueConstraint("owner_id", "name"),)
+
+    name: Mapped[str] = mapped_column(String(30), index=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+
+
+class PipelineCoupling(Identified, Base):
+    """An app's place in a pipeline; ``stage``: test, review, development, staging, production."""
+
+    __tablename__ = "pipeline_couplings"
+
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), unique=True)
+    stage: Mapped[str] = mapped_column(String(20))
+    pipeline: Mapped[Pipeline] = relationship(lazy="joined")
+    app: Mapped[App] = relationship(lazy="joined")
+
+
+class Promotion(Identified, Base):
+    """A release's slug on its way to other apps of a pipeline."""
+
+    __tablename__ = "promotions"
+
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id", ondelete="CASCADE"), index=True)
+    source_app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    source_release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    pipeline: Mapped[Pipeline] = relationship(lazy="joined")
+
+
+class PromotionTarget(Identified, Base):
+    """Where a promotion goes: its release says how far it is."""
+
+    __tablename__ = "promotion_targets"
+
+    promotion_id: Mapped[str] = mapped_column(ForeignKey("promotions.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    release: Mapped[Release | None] = relationship(lazy="joined")
+
+
 class Build(Identified, Base):
     """A build and where it stands.
 
