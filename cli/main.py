@@ -66,6 +66,7 @@ COMMANDS: dict[str, str] = {
     "git:remote": "cli.apps.git:remote",
     "git:clone": "cli.apps.git:clone",
     "git:credentials": "cli.apps.git:credentials",
+    "heroku:env": "cli.apps.heroku_env:env",
     "access": "cli.apps.access:access",
     "access:add": "cli.apps.access:access_add",
     "access:remove": "cli.apps.access:access_remove",
