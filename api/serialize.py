@@ -91,7 +91,7 @@ def account(row: Account) -> Json:
 
 
 def app(row: App, *, git_url: str, web_url: str) -> Json:
-    """GET /apps/NAME"""
+    """GET /apps/NAME; ``sleep`` and ``asleep`` are Davit's own."""
     stack = named("stack", row.stack)
     return {
         "acm": False,
@@ -113,6 +113,8 @@ def app(row: App, *, git_url: str, web_url: str) -> Json:
         "region": REGION,
         "released_at": moment(row.released_at),
         "repo_size": row.repo_size,
+        "sleep": row.sleep,
+        "asleep": row.asleep_at is not None,
         "slug_size": row.slug_size,
         "space": None,
         "stack": stack,
@@ -209,7 +211,7 @@ def domain(app: App, row: Domain, own: str) -> Json:
 
 
 def dyno(app: App, row: Dyno, *, attach_url: str | None = None) -> Json:
-    """GET /apps/NAME/dynos; ``exit_status`` is Davit's own."""
+    """GET /apps/NAME/dynos; ``exit_status`` and ``isolation`` are Davit's own."""
     return {
         "app": _app_reference(app),
         "attach_url": attach_url,
@@ -219,6 +221,7 @@ def dyno(app: App, row: Dyno, *, attach_url: str | None = None) -> Json:
         "id": row.id,
         "name": row.name,
         "release": {"id": row.release_id, "version": row.release_version},
+        "isolation": row.isolation,
         "size": sizes.find(row.size).label,
         "state": row.state,
         "type": row.type,
@@ -243,14 +246,16 @@ def dyno_size(size: Size) -> Json:
 
 
 def formation(app: App, row: Formation, command: str) -> Json:
-    """GET /apps/NAME/formation"""
+    """GET /apps/NAME/formation; ``isolation`` and ``failure`` (why a size or isolation did not come about) are Davit's own."""
     label = sizes.find(row.size).label
     return {
         "app": _app_reference(app),
         "command": command,
         "created_at": moment(row.created_at),
         "dyno_size": {"id": steady_id("dyno-size", label), "name": label},
+        "failure": row.failure,
         "id": row.id,
+        "isolation": row.isolation,
         "quantity": row.quantity,
         "size": label,
         "type": row.type,

@@ -103,6 +103,9 @@ class Settings:
     osv_modules: Path | None = _setting(
         "DAVIT_OSV_MODULES", None, "a directory of OSv's own modules (REST server, cloud-init), laid into every unikernel's root"
     )
+    sleep_after: int = _setting(
+        "DAVIT_SLEEP_AFTER", "1800", "seconds without a request after which an app that may sleep is stopped"
+    )
 
     @property
     def run(self) -> Path:
@@ -129,6 +132,7 @@ class Settings:
 
 _NUMBERS = (
     "build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads", "rate_limit",
+    "sleep_after",
 )  # fmt: skip
 
 

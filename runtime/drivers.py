@@ -43,6 +43,13 @@ class Starter(Protocol):
     async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
         """As :meth:`runtime.driver.Driver.resume`."""
 
+    async def check(self, isolation: str) -> None:
+        """Whether dynos of ``isolation`` can be had here at all.
+
+        Raises:
+            DavitError: they cannot; the sentence says why.
+        """
+
 
 class Drivers:
     """Gives every dyno to the driver of its isolation. Dynos of isolations that this host cannot have are refused with a
@@ -94,6 +101,10 @@ class Drivers:
     async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
         """Wake a dyno as it was; see :meth:`runtime.driver.Driver.resume`."""
         return await (await self.of(spec.isolation)).resume(spec, snapshot)
+
+    async def check(self, isolation: str) -> None:
+        """Whether dynos of ``isolation`` can be had here; see :class:`Starter`."""
+        await self.of(isolation)
 
     async def adopt(self) -> Sequence[RunningDyno]:
         """The dynos that earlier runtime processes started, of every isolation; those whose driver cannot be had any more

@@ -172,6 +172,8 @@ class App(Identified, Base):
     ``config`` is the encrypted JSON object of the config vars as last set; what runs has the release's own snapshot.
     ``restarted_at`` moves whenever all its dynos are to be replaced; see also Formation.restarted_at.
     ``buildpacks`` holds the chosen buildpack URLs or names, in order; empty means detection.
+    ``sleep`` says whether it is put to sleep when nobody asks it anything: on, off, auto (see state.sleep). While
+    ``asleep_at`` is set it has no running dynos; the next request unsets it.
     """
 
     __tablename__ = "apps"
@@ -189,6 +191,8 @@ class App(Identified, Base):
     repo_size: Mapped[int | None] = mapped_column(BigInteger)
     slug_size: Mapped[int | None] = mapped_column(BigInteger)
     destroying: Mapped[bool] = mapped_column(default=False)
+    sleep: Mapped[str] = mapped_column(String(10), default="auto")
+    asleep_at: Mapped[datetime | None]
     owner: Mapped[Account] = relationship(lazy="joined")
 
 
@@ -381,7 +385,11 @@ class Release(Identified, Base):
 
 
 class Formation(Identified, Base):
-    """How many dynos of a process type, at which size, in which isolation."""
+    """How many dynos of a process type, at which size, in which isolation.
+
+    ``live`` says that a change of size is to reach running dynos without a restart. ``failure`` is the sentence for a size
+    or isolation that did not come about; the columns say what runs again then.
+    """
 
     __tablename__ = "formations"
     __table_args__ = (UniqueConstraint("app_id", "type"), CheckConstraint("quantity >= 0", "quantity_positive"))
@@ -392,6 +400,8 @@ class Formation(Identified, Base):
     size: Mapped[str] = mapped_column(String(30), default="basic")
     isolation: Mapped[str] = mapped_column(String(20), default="container")
     restarted_at: Mapped[datetime | None]
+    live: Mapped[bool] = mapped_column(default=False)
+    failure: Mapped[str | None] = mapped_column(Text)
 
 
 class Dyno(Identified, Base):

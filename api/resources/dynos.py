@@ -87,6 +87,14 @@ def stop(call: Call, dyno: str) -> Reply:
     return restart(call, dyno)  # type: ignore[no-any-return]
 
 
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/migrate", needs="operate", scope="write", writes=False, ours=True)
+def migrate(call: Call, dyno: str) -> Any:
+    """Move a running microVM to another process: ``{"pause": seconds}`` that it stood still."""
+    row = _dyno(call, dyno)
+    params = {"app_id": call.app.id, "name": row.name}
+    return wire.call(settings().run / "runtime.sock", "migrate", params, timeout=180).result
+
+
 def _end(row: Dyno) -> None:
     wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id}, timeout=10)
 
