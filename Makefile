@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs test-compose test-power clean
+.PHONY: demo setup test lint bench stack docs test-compose clean
 
 PYTHON = .venv/bin/python
 
@@ -7,10 +7,10 @@ demo: ## install what is missing, start Davit, push an app, print its URL
 	@MAKE_TARGET=demo scripts/demo
 
 setup: ## only install what is missing
-	@MAKE_TARGET=setup scripts/setup run test vm
+	@MAKE_TARGET=setup scripts/setup run test
 
 test: ## install what is missing and run every test (but the slow proofs)
-	@MAKE_TARGET=test scripts/setup run test vm
+	@MAKE_TARGET=test scripts/setup run test
 	@scripts/test $(TESTS)
 
 lint: ## style and types
@@ -30,10 +30,6 @@ docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m api.reference
 	$(PYTHON) -m cli.reference
-
-test-power: ## the slow proof that power cuts and kill -9 at every step of a push lose nothing
-	@MAKE_TARGET=test-power scripts/setup run test
-	DAVIT_STACKS=$${DAVIT_STACKS:-/var/cache/davit/stacks} $(PYTHON) -m pytest -m slow tests/e2e
 
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose

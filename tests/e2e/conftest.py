@@ -69,7 +69,7 @@ def running(world: Davit) -> Iterator[Davit]:
     finally:
         number = residue.instance(world)
         world.stop()
-        left = leftovers_of(home, f"davit{number}" if number is not None else None, patience=15)
+        left = leftovers_of(home, f"davit{number}" if number is not None else None, patience=60)
         shutil.rmtree(home, ignore_errors=True)
         assert not left, "left behind: " + "; ".join(left)
 

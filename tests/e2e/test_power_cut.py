@@ -26,12 +26,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.e2e.conftest import running
 from tests.e2e.errors_page import assert_says, says
 from tests.e2e.residue import assert_nothing_left, instance, residue, rows_unfinished
 from tests.e2e.world import TINY, App, Davit, eventually, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timeout(900)
 
 SLOW = {
     **TINY,
@@ -49,7 +50,7 @@ def slow(version: str) -> dict[str, str]:
 def world() -> Iterator[Davit]:
     """A Davit of this module's own, which is going to be killed; it builds many apps at once."""
     home = Path(tempfile.mkdtemp(prefix="dvc", dir="/tmp"))
-    with running(Davit(home, extra={"DAVIT_BUILD_SLOTS": "6", "DAVIT_BOOT_TIMEOUT": "30"})) as davit:
+    with running(Davit(home, extra={"DAVIT_BUILD_SLOTS": "6", "DAVIT_BOOT_TIMEOUT": "120"})) as davit:
         yield davit
 
 
@@ -61,7 +62,7 @@ def cut(davit: Davit) -> None:
     own = [pid for pids in davit.pids().values() for pid in pids]
     number = instance(davit)
     kill(own)
-    for _ in range(50):  # what forks while it is killed is killed in the next round
+    for _ in range(400):  # what forks while it is killed is killed in the next round
         left = _processes_in(f"davit{number}") + _processes_of(davit.home)
         if not left:
             return
@@ -134,7 +135,7 @@ class Pushing:
 
     def ends(self) -> str:
         """Wait for the client to end; what it printed."""
-        self.process.wait(60)
+        self.process.wait(300)
         return self.output
 
 
@@ -301,7 +302,7 @@ def test_power_goes_while_a_slug_is_sealed(world: Davit) -> None:
     app.commit(slow("second"))
     push = pushing(app)
     incoming = world.home / "slugs" / "incoming"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE * 30
     while not any(path.stat().st_size for path in incoming.glob("*.img")):
         assert time.monotonic() < deadline, push.output
         time.sleep(0.002)

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from tests.conftest import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 DAVIT = ROOT / "bin" / "davit"
 STACKS = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "stacks"
@@ -254,10 +256,10 @@ class App:
 
 
 def eventually(check: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Poll until ``check()`` is true."""
-    deadline = time.monotonic() + seconds
+    """Poll until ``check()`` is true; ``seconds`` are an idle machine's, a busy one gets PATIENCE times as many."""
+    deadline = time.monotonic() + PATIENCE * seconds
     while not check():
-        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s: {what}"
+        assert time.monotonic() < deadline, f"did not happen within {PATIENCE * seconds:g} s: {what}"
         time.sleep(0.05)
 
 

@@ -20,6 +20,7 @@ from router import service
 from router.accesslog import Access
 from router.config import Timeouts
 from router.routes import AppRows, DynoRow
+from tests.conftest import PATIENCE
 from tests.router.apps import TinyApp
 
 T = TypeVar("T")
@@ -44,7 +45,6 @@ class Davit:
         self.settings.run.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, AppRows] = {}
         self.lines: list[Access] = []
-        self.woken: list[str] = []
         self.store_is_away = False
         self.timeouts = IMPATIENT
         self._loop = asyncio.new_event_loop()
@@ -53,7 +53,7 @@ class Davit:
         self.router = self._new()
 
     def _new(self) -> service.Router:
-        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM, wake=self.woken.append)
+        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM)
 
     def start(self) -> None:
         """Start the router, or start it again."""
@@ -114,9 +114,9 @@ class Davit:
             self.lines.extend(lines)
 
 
-def until(look: Callable[[], T | None], timeout: float = 5) -> T:
-    """Poll until there is something true to see."""
-    deadline = time.monotonic() + timeout
+def until(look: Callable[[], T | None], timeout: float = 10) -> T:
+    """Poll until there is something true to see; ``timeout`` is in an idle machine's seconds."""
+    deadline = time.monotonic() + PATIENCE * timeout
     while True:
         seen = look()
         if seen:

@@ -22,6 +22,7 @@ from runtime.container import ContainerDriver, ContainerDyno
 from runtime.driver import DynoSpec, Limits
 from runtime.host import Host
 from runtime.instance import Instance, InstanceUnavailable
+from tests.conftest import PATIENCE
 from tests.leftovers import leftovers_of
 
 _T = TypeVar("_T")
@@ -49,7 +50,7 @@ class Bench:
         self.host: Host
         self.driver: ContainerDriver
 
-    def run(self, work: Awaitable[_T], timeout: float = 30) -> _T:
+    def run(self, work: Awaitable[_T], timeout: float = 150) -> _T:
         """Run a coroutine to its end."""
         return self.loop.run_until_complete(asyncio.wait_for(work, timeout))
 
@@ -63,7 +64,7 @@ class Bench:
 
     def _claim(self) -> Instance:
         """A runtime that was killed holds its number until the last process that it had just forked has ended, too."""
-        end = time.monotonic() + 60  # orphans are reaped at the second look, five seconds apart on an idle machine
+        end = time.monotonic() + 60
         while True:
             try:
                 return Instance.claim(self.settings)
@@ -116,12 +117,12 @@ class Bench:
         """Let the loop run until ``condition()`` holds."""
 
         async def poll() -> None:
-            end = time.monotonic() + timeout
+            end = time.monotonic() + PATIENCE * timeout
             while not condition():
                 assert time.monotonic() < end, f"{what} did not happen within {timeout:g} seconds"
                 await asyncio.sleep(0.02)
 
-        self.run(poll(), timeout + 5)
+        self.run(poll(), PATIENCE * timeout + 30)
 
     def written(self, dyno: ContainerDyno, path: str, timeout: float = 15) -> str:
         """The text of a file that the dyno writes, once it is there and not empty."""

@@ -280,7 +280,7 @@ print(json.dumps({
         assert bench.result(_CONNECT.format(targets=[(neighbour.address, 5000)])) != {neighbour.address: "connected"}
         import socket
 
-        socket.create_connection((neighbour.address, 5000), 2).close()
+        socket.create_connection((neighbour.address, 5000), 30).close()
 
     def test_the_host_is_out_of_reach_at_once(self, bench: Bench) -> None:
         import socket

@@ -54,7 +54,7 @@ def test_dynos_run_on_and_are_adopted(other: Bench) -> None:
     (dyno,) = other.run(other.driver.adopt())
     assert (dyno.spec_id, dyno.slot, dyno.address, dyno.pid) == (id, slot, address, pid)
     other.until(lambda: dyno.listeners(), "listening")
-    socket.create_connection((str(address), 5000), 2).close()
+    socket.create_connection((str(address), 5000), 30).close()
     assert dyno.stats().pids == 2
     assert other.start("true").slot != slot
     command = other.run(dyno.exec(["/bin/bash", "-c", "exit 6"], {"PATH": "/usr/bin:/bin"}))
@@ -99,7 +99,7 @@ def test_one_that_ended_meanwhile_keeps_its_place_until_it_is_taken_away(other: 
     other.until(lambda: fresh.listeners(), "listening")
     other.run(ended.remove())
     other.until(lambda: not other.host.pool.leaving, "the old number is free again")
-    socket.create_connection((str(fresh.address), 5000), 2).close()
+    socket.create_connection((str(fresh.address), 5000), 30).close()
 
 
 def test_an_oci_runtime_that_outlives_the_process_that_ran_it_is_ended(other: Bench) -> None:
@@ -161,7 +161,7 @@ def test_two_davits_on_one_machine_do_not_meet(other: Bench, loop: asyncio.Abstr
         second.close()
     assert second.leftovers_on_host() == []
     assert server.address
-    socket.create_connection((server.address, 5000), 2).close()
+    socket.create_connection((server.address, 5000), 30).close()
 
 
 def test_one_davit_home_has_one_runtime(other: Bench) -> None:
