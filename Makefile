@@ -7,10 +7,10 @@ demo: ## install what is missing, start Davit, push an app, print its URL
 	@MAKE_TARGET=demo scripts/demo
 
 setup: ## only install what is missing
-	@MAKE_TARGET=setup scripts/setup run test
+	@MAKE_TARGET=setup scripts/setup run test vm
 
 test: ## install what is missing and run every test (but the slow proofs)
-	@MAKE_TARGET=test scripts/setup run test
+	@MAKE_TARGET=test scripts/setup run test vm
 	@scripts/test $(TESTS)
 
 lint: ## style and types

@@ -47,7 +47,8 @@ class Rendezvous:
         self.socket, self.terminal = sock, terminal
         self.open = True
         self.pending = bytearray(BANNER)
-        self._early = early.removeprefix(b"\r\n").removeprefix(b"\n")
+        self._early = early
+        self._begun = False
         self._speak_at = time.monotonic() + GAP_SECONDS
         self._moved = time.monotonic()
         self._maybe_end: float | None = None
@@ -99,6 +100,10 @@ class Rendezvous:
             self._lose()
 
     def _typed(self, data: bytes) -> Iterator[Order]:
+        if not self._begun:
+            self._begun, data = True, data.removeprefix(b"\r\n")  # the secret's end, which may come by itself
+            if not data:
+                return
         if self._maybe_end:  # it was no end, more has come
             data, self._maybe_end = bytes([_END]) + data, None
         if data[-1] == _END and not self.terminal:

@@ -22,15 +22,18 @@ from sqlalchemy.orm import Session
 from api import body, limits, ranges
 from api.credentials import Identity, identify
 from foundation.errors import Forbidden, NotFound
-from state import apps, guard, logins, scopes, two_factor
+from state import apps, guard, logins, pipelines, scopes, two_factor
 from state.db import snapshot, transaction
-from state.models import Account, App, Token
+from state.models import Account, App, Pipeline, Token
 from state.pages import Page, Window
 from state.scopes import Scope
 
-Needs = Literal["nothing", "login", "account", "admin", "view", "deploy", "operate", "manage"]
+Needs = Literal[
+    "nothing", "login", "account", "admin", "view", "deploy", "operate", "manage", "pipeline-view", "pipeline-manage"
+]
 """What a caller must show: ``nothing`` (public, or the URL itself is the secret), ``login`` (a token, or e-mail address and
-password), ``account`` (a token), ``admin`` (an admin's token), or a permission on the app that the path names."""
+password), ``account`` (a token), ``admin`` (an admin's token), a permission on the app that the path names, or the sight of
+the pipeline that it names, or the right to change that."""
 
 T = TypeVar("T")
 TWO_FACTOR_HEADER = "Heroku-Two-Factor-Code"
@@ -64,6 +67,11 @@ class Operation:
         return self.path == "/account/rate-limits"
 
     @property
+    def on_pipeline(self) -> bool:
+        """Whether it takes a right on a pipeline."""
+        return self.needs.startswith("pipeline-")
+
+    @property
     def on_app(self) -> bool:
         """Whether it takes a permission on an app."""
         return self.needs in apps.PERMISSIONS
@@ -89,6 +97,7 @@ class Call:
     body: body.Body
     identity: Identity | None
     found: App | None = None
+    found_pipeline: Pipeline | None = None
 
     @property
     def account(self) -> Account:
@@ -106,6 +115,12 @@ class Call:
         """The app that the path names."""
         assert self.found is not None
         return self.found
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that the path names."""
+        assert self.found_pipeline is not None
+        return self.found_pipeline
 
     @property
     def code(self) -> str | None:
@@ -186,6 +201,8 @@ class Resource(Blueprint):
             operation = Operation(method, path, needs, changes, summary, ours, form, self._scope(method, needs, scope))
             if operation.on_app != ("<app>" in path):
                 raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
+            if operation.on_pipeline != ("<pipeline>" in path):
+                raise TypeError(f"{method} {path}: a right on a pipeline and <pipeline> in the path go together.")
             self.operations.append(operation)
             served = _serve(operation, view)
             endpoint = f"{len(self.operations)}-{view.__name__}"
@@ -249,6 +266,9 @@ def _answer(
         logins.finish(session, identity.account.id, call.code)
     if operation.on_app:
         call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
+    if operation.on_pipeline:
+        change = operation.needs == "pipeline-manage"
+        call.found_pipeline = pipelines.find(session, call.account, places.pop("pipeline"), manage=change)
     answer = view(call, **places)
     if isinstance(answer, Response):
         return answer

@@ -21,6 +21,10 @@ from state.models import (
     Dyno,
     Formation,
     OAuthClient,
+    Pipeline,
+    PipelineCoupling,
+    Promotion,
+    PromotionTarget,
     Release,
     Slug,
     SshKey,
@@ -87,7 +91,7 @@ def account(row: Account) -> Json:
 
 
 def app(row: App, *, git_url: str, web_url: str) -> Json:
-    """GET /apps/NAME"""
+    """GET /apps/NAME; ``sleep`` and ``asleep`` are Davit's own."""
     stack = named("stack", row.stack)
     return {
         "acm": False,
@@ -109,6 +113,8 @@ def app(row: App, *, git_url: str, web_url: str) -> Json:
         "region": REGION,
         "released_at": moment(row.released_at),
         "repo_size": row.repo_size,
+        "sleep": row.sleep,
+        "asleep": row.asleep_at is not None,
         "slug_size": row.slug_size,
         "space": None,
         "stack": stack,
@@ -205,7 +211,7 @@ def domain(app: App, row: Domain, own: str) -> Json:
 
 
 def dyno(app: App, row: Dyno, *, attach_url: str | None = None) -> Json:
-    """GET /apps/NAME/dynos; ``exit_status`` is Davit's own."""
+    """GET /apps/NAME/dynos; ``exit_status`` and ``isolation`` are Davit's own."""
     return {
         "app": _app_reference(app),
         "attach_url": attach_url,
@@ -215,6 +221,7 @@ def dyno(app: App, row: Dyno, *, attach_url: str | None = None) -> Json:
         "id": row.id,
         "name": row.name,
         "release": {"id": row.release_id, "version": row.release_version},
+        "isolation": row.isolation,
         "size": sizes.find(row.size).label,
         "state": row.state,
         "type": row.type,
@@ -239,14 +246,16 @@ def dyno_size(size: Size) -> Json:
 
 
 def formation(app: App, row: Formation, command: str) -> Json:
-    """GET /apps/NAME/formation"""
+    """GET /apps/NAME/formation; ``isolation`` and ``failure`` (why a size or isolation did not come about) are Davit's own."""
     label = sizes.find(row.size).label
     return {
         "app": _app_reference(app),
         "command": command,
         "created_at": moment(row.created_at),
         "dyno_size": {"id": steady_id("dyno-size", label), "name": label},
+        "failure": row.failure,
         "id": row.id,
+        "isolation": row.isolation,
         "quantity": row.quantity,
         "size": label,
         "type": row.type,
@@ -406,6 +415,54 @@ def app_transfer(row: AppTransfer) -> Json:
         "recipient": _user(row.recipient),
         "state": row.state,
         "updated_at": moment(row.updated_at),
+    }
+
+
+def pipeline(row: Pipeline) -> Json:
+    """GET /pipelines"""
+    return {
+        "created_at": moment(row.created_at),
+        "generation": GENERATION,
+        "id": row.id,
+        "name": row.name,
+        "owner": {"id": row.owner_id, "type": "user"},
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def pipeline_coupling(row: PipelineCoupling) -> Json:
+    """GET /pipeline-couplings; clients read the pipeline's name, which the public schema lacks."""
+    return {
+        "app": {"id": row.app_id},
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "pipeline": {"id": row.pipeline_id, "name": row.pipeline.name},
+        "stage": row.stage,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def promotion(row: Promotion, status: str) -> Json:
+    """GET /pipeline-promotions/ID"""
+    return {
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "pipeline": {"id": row.pipeline_id},
+        "source": {"app": {"id": row.source_app_id}, "release": {"id": row.source_release_id}},
+        "status": status,
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def promotion_target(row: PromotionTarget, status: str, error: str | None) -> Json:
+    """GET /pipeline-promotions/ID/promotion-targets"""
+    return {
+        "app": {"id": row.app_id},
+        "error_message": error,
+        "id": row.id,
+        "pipeline_promotion": {"id": row.promotion_id},
+        "release": {"id": row.release_id} if row.release_id else None,
+        "status": status,
     }
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api import streams
+from api.door import Encrypted, Line, Plain
 from builder import output
 from dashboard import ansi, log_lines, watching
 from foundation.errors import BadRequest, DavitError
@@ -40,6 +41,7 @@ MOST = 500
 """Streams in this process at the most."""
 EACH = 40
 """Streams of one account at the most."""
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 BUFFER = 1 << 20
 """Bytes that a client may be behind before it is cut off (it comes back with its cursor)."""
 PIECE = 64 << 10
@@ -84,7 +86,7 @@ class Watched:
 class Page:
     """An open page's connection."""
 
-    socket: socket.socket
+    line: Line
     watched: Watched
     pending: bytearray = field(default_factory=lambda: bytearray(HEAD))
     build_over: bool = False
@@ -95,21 +97,17 @@ class Page:
         self.pending += text.encode("utf-8", "replace")
 
 
-def taken(environ: dict[str, Any]) -> socket.socket:
-    """The request's connection, out of the server's hands: the server is left with one that is closed.
+def taken(environ: dict[str, Any]) -> Line:
+    """The request's connection, out of the server's hands.
 
     Raises:
         BadRequest: this server does not give its connections away.
     """
-    theirs: socket.socket | None = environ.get("gunicorn.socket")
-    if theirs is None:
-        raise BadRequest("This server cannot stream; it must be gunicorn with threads.")
-    ours = socket.socket(theirs.family, theirs.type, fileno=os.dup(theirs.fileno()))
-    one, other = socket.socketpair()
-    os.dup2(one.fileno(), theirs.fileno(), inheritable=False)  # what the server closes or shuts down now is this
-    one.close()
-    other.close()
-    return ours
+    line = environ.get("gunicorn.socket")
+    if not isinstance(line, (Plain, Encrypted)):
+        raise BadRequest("This server cannot stream; it must be gunicorn with Davit's worker.")
+    line.taken = True
+    return line
 
 
 class Live:
@@ -138,7 +136,7 @@ class Live:
 
     def add(self, page: Page) -> None:
         """Serve a page from now on."""
-        page.socket.setblocking(False)
+        page.line.setblocking(False)
         with self._lock:
             self._accounts[page.watched.account_id] += 1
             self._arriving.append(page)
@@ -219,15 +217,15 @@ class _Round:
 
     def _welcome(self, page: Page) -> None:
         self.pages.add(page)
-        self.selector.register(page.socket, selectors.EVENT_READ, page)
+        self.selector.register(page.line, selectors.EVENT_READ, page)
         self.fresh = True
         self.due["state"] = 0.0
 
     def _drop(self, page: Page) -> None:
         if page in self.pages:
             self.pages.discard(page)
-            self.selector.unregister(page.socket)
-            page.socket.close()
+            self.selector.unregister(page.line)
+            page.line.close()
             self.live.left(page)
 
     def _wait(self) -> None:
@@ -246,8 +244,8 @@ class _Round:
 
     def _hung_up(self, page: Page) -> bool:
         try:
-            return not page.socket.recv(4096)  # what a client of events says is of no interest
-        except BlockingIOError:
+            return not page.line.recv(4096)  # what a client of events says is of no interest
+        except _LATER:
             return False
         except OSError:
             return True
@@ -346,8 +344,8 @@ class _Round:
         for page in list(self.pages):
             try:
                 while page.pending:
-                    del page.pending[: page.socket.send(page.pending[:PIECE])]
-            except BlockingIOError:
+                    del page.pending[: page.line.send(page.pending[:PIECE])]
+            except _LATER:
                 if len(page.pending) > BUFFER:
                     self._drop(page)
             except OSError:

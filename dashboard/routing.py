@@ -25,7 +25,7 @@ from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
 from foundation.errors import DavitError, Forbidden, NotFound
-from state import apps
+from state import apps, guard
 from state.db import snapshot, transaction
 from state.models import Account, App
 
@@ -97,6 +97,14 @@ class Visit:
         """
         if permission not in self.may:
             raise Forbidden(f"You may not do that with {self.app.name}: it takes the permission “{permission}”.")
+
+    def guard(self) -> None:
+        """Before an act that the two-factor guard is for.
+
+        Raises:
+            TwoFactorRequired, Forbidden: it takes a code, in the form's field ``code``.
+        """
+        guard.demand(self.session, self.account, None, self.app, self.text("code", 64) or None)
 
     def text(self, name: str, most: int = 10_000) -> str:
         """A field of the form without the blanks around it; empty when it was not sent."""

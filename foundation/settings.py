@@ -99,7 +99,13 @@ class Settings:
         "(10.1.0.0/16, 127.0.0.1:9000)",
     )  # fmt: skip
     rate_limit: int = _setting("DAVIT_RATE_LIMIT", "4500", "API calls that an account may make in an hour")
-    osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF")
+    osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF, which unikernels boot")
+    osv_modules: Path | None = _setting(
+        "DAVIT_OSV_MODULES", None, "a directory of OSv's own modules (REST server, cloud-init), laid into every unikernel's root"
+    )
+    sleep_after: int = _setting(
+        "DAVIT_SLEEP_AFTER", "1800", "seconds without a request after which an app that may sleep is stopped"
+    )
 
     @property
     def run(self) -> Path:
@@ -126,6 +132,7 @@ class Settings:
 
 _NUMBERS = (
     "build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads", "rate_limit",
+    "sleep_after",
 )  # fmt: skip
 
 
@@ -186,7 +193,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"
     allowed = [text.strip() for text in (raw["outbound_allow"] or "").split(",")]
     values["outbound_allow"] = tuple(_allowed("DAVIT_OUTBOUND_ALLOW", text) for text in allowed if text)
-    values["osv_kernel"] = _absolute("DAVIT_OSV_KERNEL", raw["osv_kernel"]) if raw["osv_kernel"] else None
+    for name in ("osv_kernel", "osv_modules"):
+        values[name] = _absolute(names[name], raw[name]) if raw[name] else None
     values["database_url"] = raw["database_url"] or f"sqlite:///{home / 'davit.db'}"
     if values["slugs"] != "file":
         raise SettingError(f"DAVIT_SLUGS is “{raw['slugs']}”; this version knows only `file`.")

@@ -15,13 +15,20 @@ from router import service
 from router.accesslog import Access
 from router.routes import AppRows, read_rows
 from router.watch import Watch
-from state.db import snapshot
+from state import sleep
+from state.db import snapshot, transaction
 
 
 def read_database(app_ids: Collection[str] | None) -> Sequence[AppRows]:
     """The rows of these apps (None: of all), from the database."""
     with snapshot() as session:
         return read_rows(session, app_ids)
+
+
+def wake(app_id: str) -> None:
+    """A request waits for an app that sleeps."""
+    with transaction() as session:
+        sleep.wake(session, app_id)
 
 
 class Deliverer:
@@ -40,7 +47,7 @@ class Deliverer:
 
 async def serve(own: Settings) -> None:
     """Run until SIGTERM or SIGINT; HAProxy runs on."""
-    router = service.Router(own, read_database, Deliverer(own))
+    router = service.Router(own, read_database, Deliverer(own), wake=wake)
     await router.start()
 
     async def sync(call: Call) -> None:
@@ -53,10 +60,14 @@ async def serve(own: Settings) -> None:
         addresses = {(str(address), int(port)) for address, port in call.params["addresses"]}
         return {"count": await router.busy(str(call.params["app_id"]), addresses)}
 
+    async def quiet(call: Call) -> dict[str, object]:
+        return dict(await router.quiet([str(app_id) for app_id in call.params["app_ids"]]))
+
     async def ping(call: Call) -> dict[str, object]:
         return router.status()
 
-    server = Server(own.run / "router.sock", {"sync": sync, "sync_all": sync_all, "connections": connections, "ping": ping})
+    calls = {"sync": sync, "sync_all": sync_all, "connections": connections, "quiet": quiet, "ping": ping}
+    server = Server(own.run / "router.sock", calls)
     await server.start()
     watch = asyncio.ensure_future(Watch(router).run())
     ended = asyncio.Event()

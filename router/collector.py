@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ log = logging.getLogger("router")
 
 Deliver = Callable[[Mapping[str, Sequence[Access]]], Awaitable[None]]
 """Takes lines by app, in order; raises when it could not take them (they are tried again)."""
+
+WAKE = b"wake "
+"""How a line of hold.lua's begins; an access line begins with a route."""
 
 _CAPACITY = (16 << 20, 4 << 20, 1 << 20)
 """Bytes that the FIFO may hold, as much as the kernel grants (the first needs CAP_SYS_RESOURCE)."""
@@ -51,17 +55,27 @@ class Collector:
         deliver: where lines go.
         interval: seconds between deliveries.
         backlog: lines that wait for delivery at the most; later ones are counted and dropped.
+        wake: called with an app's id when a request waits for it to wake.
 
     Attributes:
         read: access lines read so far.
         dropped: lines lost here so far.
+        seen: app → when the last request for it ended (seconds of the monotonic clock).
     """
 
-    def __init__(self, fifo: Path, deliver: Deliver, interval: float = 0.1, backlog: int = 100_000) -> None:
+    def __init__(
+        self,
+        fifo: Path,
+        deliver: Deliver,
+        interval: float = 0.1,
+        backlog: int = 100_000,
+        wake: Callable[[str], None] | None = None,
+    ) -> None:
         self.read = 0
         self.dropped = 0
+        self.seen: dict[str, float] = {}
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._deliver = deliver
+        self._deliver, self._wake = deliver, wake
         self._interval = interval
         self._backlog = backlog
         self._rest = b""
@@ -111,16 +125,25 @@ class Collector:
             self._waiting, self._count = batch, self._count + count
 
     def _add(self, line: bytes) -> None:
+        if line.startswith(WAKE):
+            return self._hear(line)
         access = read(line.decode("ascii", errors="replace"))
         if access is None:
             return
         self.read += 1
+        self.seen[access.app_id] = time.monotonic()
         if self._count >= self._backlog:
             self.dropped += 1
             self._lost[access.app_id] = self._lost.get(access.app_id, 0) + 1
             return
         self._count += 1
         self._waiting.setdefault(access.app_id, []).append(access)
+
+    def _hear(self, line: bytes) -> None:
+        """``wake`` and a route as hosts.map has it: hold.lua says so, for a request to an app that sleeps."""
+        parts = line[len(WAKE) :].decode("ascii", errors="replace").split("/")
+        if self._wake and len(parts) == 4 and parts[1]:
+            self._wake(parts[1])
 
     def _confess(self) -> None:
         """Put the counts of lost lines into the logs, once there is room."""

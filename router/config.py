@@ -304,7 +304,7 @@ def _find(frame: Frame) -> list[str]:
 def _go() -> list[str]:
     """Send the request where its app's state says."""
     return [
-        "http-request lua.hold if { var(txn.state) -m beg starting }",
+        "http-request lua.hold if { var(txn.state) -m beg starting asleep }",
         "use_backend elsewhere if { var(txn.state) -m str elsewhere }",
         "use_backend refuse if { var(txn.state) -m found }",
         "use_backend %[var(txn.route),field(1,/)]",

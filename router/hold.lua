@@ -1,4 +1,4 @@
--- Holds a request while its app boots, until the app's state changes, the backlog is full, or the time is up.
+-- Holds a request while its app boots or sleeps (then it asks for it to be woken, by a line where access lines go), until the app's state changes, the backlog is full, or the time is up.
 -- One Lua state serves all threads (lua-load), so the counts below are exact; it runs only for requests that wait.
 
 local states = Map.new(os.getenv("DAVIT_STATES"), Map._str)
@@ -22,9 +22,15 @@ local function stopping(txn)
     return value == true or value == 1
 end
 
+-- How many may wait while the app is in this state; nil when nobody waits.
+local function room(state)
+    return tonumber(string.match(state or "", "^starting:(%d+)$") or string.match(state or "", "^asleep:(%d+)$"))
+end
+
 core.register_action("hold", { "http-req" }, function(txn)
     local slot = string.match(txn:get_var("txn.route"), "^[^/]*")
-    local limit = tonumber(string.match(txn:get_var("txn.state") or "", "^starting:(%d+)$"))
+    local state = txn:get_var("txn.state")
+    local limit = room(state)
     if limit == nil then return end
     local waiting = held[slot] or 0
     if waiting >= limit then
@@ -34,12 +40,16 @@ core.register_action("hold", { "http-req" }, function(txn)
     held[slot] = waiting + 1
     total = total + 1
     local deadline = now() + patience
-    local state
+    local asked = 0
     repeat
+        if string.sub(state, 1, 6) == "asleep" and now() >= asked then
+            txn:log(core.info, "wake " .. txn:get_var("txn.route"))
+            asked = now() + 1
+        end
         core.msleep(pause())
         state = states:lookup(slot)
         if stopping(txn) then state = "elsewhere" end
-    until state == nil or string.sub(state, 1, 8) ~= "starting" or now() >= deadline
+    until room(state) == nil or now() >= deadline
     total = total - 1
     held[slot] = held[slot] - 1
     if held[slot] == 0 then held[slot] = nil end
@@ -47,7 +57,7 @@ core.register_action("hold", { "http-req" }, function(txn)
         txn:unset_var("txn.state")
         -- the clock that tells H12 from H13 starts when the request goes on
         txn:set_var("txn.t", core.now().sec * 1000 + core.now().usec // 1000)
-    elseif string.sub(state, 1, 8) == "starting" then
+    elseif room(state) then
         txn:set_var("txn.state", "timeout")
     else
         txn:set_var("txn.state", state)

@@ -17,7 +17,7 @@ BACKLOG_PER_DYNO = 50
 """Requests that wait per web dyno while an app boots, before H11 (Heroku's figure)."""
 
 BLANK, MAINTENANCE, CRASHED, NO_WEB, GONE = "blank", "maintenance", "crashed", "noweb", "gone"
-_STARTING = "starting"
+_STARTING, _ASLEEP = "starting", "asleep"
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\Z")
 
 
@@ -37,7 +37,7 @@ class Route:
     Attributes:
         hosts: the host names it answers to, normalised.
         state: None when requests go to ``targets``; otherwise why they do not: ``blank``, ``maintenance``, ``crashed``,
-            ``noweb``, or ``starting:N`` (hold them, at most N at a time).
+            ``noweb``, ``starting:N`` (hold them, at most N at a time) or ``asleep:N`` (likewise, and wake the app).
     """
 
     app_id: str
@@ -67,6 +67,7 @@ class AppRows:
     app_id: str
     name: str
     maintenance: bool = False
+    asleep: bool = False
     domains: list[str] = field(default_factory=list)
     web_quantity: int = 0
     process_types: dict[str, Any] | None = None
@@ -117,6 +118,8 @@ def _state(rows: AppRows, targets: frozenset[Target]) -> str | None:
         return BLANK
     if rows.web_quantity == 0 or "web" not in rows.process_types:
         return NO_WEB
+    if rows.asleep:
+        return f"{_ASLEEP}:{BACKLOG_PER_DYNO * rows.web_quantity}"
     staying = [dyno for dyno in rows.dynos if not dyno.leaving]
     if staying and all(dyno.state == "crashed" for dyno in staying):
         return CRASHED
@@ -143,8 +146,8 @@ def read_rows(session: Session, app_ids: Iterable[str] | None = None) -> list[Ap
     def of(column: Any) -> list[Any]:
         return [] if only is None else [column.in_(only)]
 
-    apps = select(App.id, App.name, App.maintenance).where(App.destroying.is_(False), *of(App.id))
-    rows = {id: AppRows(id, name, bool(maintenance)) for id, name, maintenance in session.execute(apps)}
+    apps = select(App.id, App.name, App.maintenance, App.asleep_at).where(App.destroying.is_(False), *of(App.id))
+    rows = {id: AppRows(id, name, bool(maintenance), at is not None) for id, name, maintenance, at in session.execute(apps)}
     for app_id, host in session.execute(select(Domain.app_id, Domain.hostname).where(*of(Domain.app_id))):
         if app_id in rows:
             rows[app_id].domains.append(host)

@@ -18,6 +18,7 @@ import resource
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 
@@ -55,12 +56,20 @@ class Router:
         settings: this Davit's.
         read: reads the database.
         deliver: takes access lines.
+        wake: wakes a sleeping app by its id; blocking.
         timeouts: Heroku's; tests have less patience.
         program: haproxy's path; looked up by default.
     """
 
     def __init__(
-        self, settings: Settings, read: Reader, deliver: Deliver, *, timeouts: Timeouts | None = None, program: Path | None = None
+        self,
+        settings: Settings,
+        read: Reader,
+        deliver: Deliver,
+        *,
+        timeouts: Timeouts | None = None,
+        program: Path | None = None,
+        wake: Callable[[str], object] = lambda app_id: None,
     ) -> None:
         self.settings = settings
         self.timeouts = timeouts or Timeouts()
@@ -72,6 +81,8 @@ class Router:
         self._read = read
         self._deliver = deliver
         self._program = program
+        self._waker, self._waking = wake, set[str]()
+        self._began = time.monotonic()
         self._fifo: int | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._lock = asyncio.Lock()
@@ -93,7 +104,7 @@ class Router:
         self._program = self._program or find_program()
         self._version = program_version(self._program)
         self._fifo = open_fifo(self.root / "access.fifo")
-        self.collector = Collector(self.root / "access.fifo", self._deliver)
+        self.collector = Collector(self.root / "access.fifo", self._deliver, wake=self._wake_up)
         if not await self._adopt():
             await self._replace()
         for work in (self._apply_forever, self._keep_alive, self._tidy, self.collector.run):
@@ -171,6 +182,32 @@ class Router:
                 if len(words) > 6 and words[3].isdigit() and (words[2], int(words[3])) in addresses:
                     busy += int(words[6])
         return busy
+
+    async def quiet(self, app_ids: Collection[str]) -> dict[str, float]:
+        """For how many seconds nobody has asked these apps anything; 0 for one that is answering a request now."""
+        told = {}
+        for app_id in app_ids:
+            slot = self.table.slot(app_id)
+            if slot is None:
+                continue
+            targets = {(target.address, target.port) for target in self.table.routes[slot].targets}
+            busy = await self.busy(app_id, targets)
+            told[app_id] = 0.0 if busy else time.monotonic() - self.collector.seen.get(app_id, self._began)
+        return told
+
+    def _wake_up(self, app_id: str) -> None:
+        if app_id not in self._waking:
+            self._waking.add(app_id)
+            self._spawn(self._wake_one(app_id))
+
+    async def _wake_one(self, app_id: str) -> None:
+        """Held requests ask again every second until the app is awake: what fails here is tried again by the next."""
+        try:
+            await asyncio.to_thread(self._waker, app_id)
+        except Exception as error:
+            log.warning("an app could not be woken yet", extra={"app_id": app_id, "reason": str(error)})
+        finally:
+            self._waking.discard(app_id)
 
     async def _apply_forever(self) -> None:
         while True:
@@ -427,8 +464,6 @@ def stop(settings: Settings, patience: float = 5) -> None:
     Args:
         patience: seconds to let requests finish.
     """
-    import time  # only this blocking path waits by the clock
-
     root = settings.run / "haproxy"
     if not root.is_dir():
         return

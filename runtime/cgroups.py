@@ -44,6 +44,8 @@ class Layout:
 
 _V1 = frozenset("cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb rdma misc".split())
 
+_JOINED = frozenset("cpu cpuacct memory freezer pids".split())
+
 
 def parse_layout(mountinfo: str) -> Layout:
     """Find the hierarchies in the text of /proc/self/mountinfo."""
@@ -137,6 +139,25 @@ class Cgroup:
     def exists(self) -> bool:
         """Whether it is there."""
         return any(directory.is_dir() for directory in self.layout.directories(self.path))
+
+    def create(self) -> list[Path]:
+        """Make it, for a process that no OCI runtime puts in; no error when it is there.
+
+        Returns:
+            the directories whose cgroup.procs the process has to write its pid to.
+        """
+        if self.layout.unified is not None:
+            app = str(Path(self.path).parent)
+            for directory in self.layout.directories(app):
+                directory.mkdir(exist_ok=True)
+            _delegate(self.layout.unified / app.lstrip("/"))
+            wanted = self.layout.directories(self.path)
+        else:  # cpuset and devices want to be set up first, and nothing of them is needed
+            mounts = {mount for name, mount in self.layout.controllers.items() if name in _JOINED or name.startswith("name=")}
+            wanted = sorted(mount / self.path.lstrip("/") for mount in mounts)
+        for directory in wanted:
+            directory.mkdir(parents=True, exist_ok=True)
+        return wanted
 
     def pids(self) -> list[int]:
         """The processes in it, as the host numbers them."""

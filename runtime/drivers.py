@@ -24,7 +24,13 @@ def _container(host: Host) -> Driver:
     return ContainerDriver(host)
 
 
-MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container}
+def _osv(host: Host) -> Driver:
+    from runtime.osv.driver import OsvDriver
+
+    return OsvDriver(host)
+
+
+MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container, isolations.OSV: _osv}
 """Isolation → what makes its driver. They import their module when they are called: who runs no virtual machine loads none."""
 
 
@@ -36,6 +42,13 @@ class Starter(Protocol):
 
     async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
         """As :meth:`runtime.driver.Driver.resume`."""
+
+    async def check(self, isolation: str) -> None:
+        """Whether dynos of ``isolation`` can be had here at all.
+
+        Raises:
+            DavitError: they cannot; the sentence says why.
+        """
 
 
 class Drivers:
@@ -88,6 +101,10 @@ class Drivers:
     async def resume(self, spec: DynoSpec, snapshot: Path) -> RunningDyno:
         """Wake a dyno as it was; see :meth:`runtime.driver.Driver.resume`."""
         return await (await self.of(spec.isolation)).resume(spec, snapshot)
+
+    async def check(self, isolation: str) -> None:
+        """Whether dynos of ``isolation`` can be had here; see :class:`Starter`."""
+        await self.of(isolation)
 
     async def adopt(self) -> Sequence[RunningDyno]:
         """The dynos that earlier runtime processes started, of every isolation; those whose driver cannot be had any more

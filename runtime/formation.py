@@ -11,17 +11,21 @@ import contextlib
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from foundation.clock import now
-from foundation.errors import DavitError, Unavailable
+from foundation.errors import DavitError, NotFound, Unavailable
 from runtime import applog, backoff, environment, health, records
-from runtime.driver import DynoSpec, RunningDyno
+from runtime.driver import DynoSpec, RunningDyno, Unsupported
 from runtime.drivers import Starter
 from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan
 from runtime.records import AppState, Wanted
+from runtime.snapshots import Snapshots
+from state import isolations
 from state.models import Dyno, Release, new_id
 from state.releases import RELEASE_TYPE, config_of
 
@@ -75,6 +79,7 @@ class AppManager:
         stacks: where images are.
         domain: for the Host header of health checks.
         cores: CPUs that a dyno may use at the most.
+        snapshots: where dynos of a sleeping app lie.
         gone: called when the app is destroyed and forgotten.
         boot_seconds: the time a web dyno has to bind PORT.
     """
@@ -89,16 +94,19 @@ class AppManager:
         stacks: Stacks,
         domain: str,
         cores: int,
+        snapshots: Snapshots,
         gone: Callable[[str], Awaitable[None]],
         boot_seconds: float = BOOT_SECONDS,
     ) -> None:
         self.app_id = app_id
         self.driver, self.router, self.release_phase, self.stacks = driver, router, release_phase, stacks
-        self.domain, self.cores, self._gone = domain, cores, gone
+        self.domain, self.cores, self.snapshots, self._gone = domain, cores, snapshots, gone
         self.lives: dict[str, DynoLife] = {}
         self._adopted: list[tuple[DynoLife, RunningDyno]] = []
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
+        self.idle_rows: dict[str, Dyno] = {}
+        self._errands: deque[tuple[str, asyncio.Future[float]]] = deque()
         self.not_before: dict[str, float] = {}
         self.boot_seconds = boot_seconds
         self._wake = asyncio.Event()
@@ -134,6 +142,31 @@ class AppManager:
         self.crashes[row.name] = row.crashes
         self.crashed_rows[row.name] = row.id
 
+    def remember_idle(self, row: Dyno) -> None:
+        """A dyno slept when an earlier runtime process ended."""
+        self.idle_rows[row.name] = row
+
+    def up_since(self, moment: datetime) -> bool:
+        """Whether web dynos are up, all of them for so long."""
+        web = self._present("web")
+        return bool(web) and all(life.started_at <= moment for life in web)
+
+    async def migrate(self, name: str) -> float:
+        """Move the running dyno ``name`` to another process, when this manager's task comes to it.
+
+        Returns:
+            seconds for which it stood still.
+
+        Raises:
+            NotFound: no such dyno runs.
+            Unsupported: its isolation cannot do that.
+            DavitError: it could not be moved, and runs on where it was.
+        """
+        done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._errands.append((name, done))
+        self._wake.set()
+        return await done
+
     # --- the one task
 
     async def _manage(self) -> None:
@@ -141,6 +174,7 @@ class AppManager:
             self._wake.clear()
             try:
                 await self._take_over()
+                await self._run_errands()
                 state = await asyncio.to_thread(records.read_app, self.app_id)
                 if state is None or state.app.destroying:
                     await self._destroy(state)
@@ -261,6 +295,10 @@ class AppManager:
         if release is None or release.slug is None:
             await self._retire(self._present())
             await self._clear_crashed(list(self.crashed_rows))
+            await self._clear_idle(list(self.idle_rows))
+            return
+        if state.asleep:
+            await self._fall_asleep(state, release)
             return
         types = {type for type in release.process_types if type != RELEASE_TYPE}
         await self._retire([life for life in self._present() if life.row.type not in types])
@@ -268,10 +306,19 @@ class AppManager:
             wanted = self._wanted(state, release, type)
             if wanted:
                 await self._converge_type(state, release, wanted)
+        names = set(self._names(state, release))
+        await self._clear_idle([name for name in self.idle_rows if name not in names])
+
+    def _names(self, state: AppState, release: Release) -> list[str]:
+        """The names of the dynos that the formation wants."""
+        wanted = [self._wanted(state, release, type) for type in sorted(release.process_types) if type != RELEASE_TYPE]
+        return [f"{one.type}.{index}" for one in wanted if one for index in range(1, one.quantity + 1)]
 
     async def _converge_type(self, state: AppState, release: Release, wanted: Wanted) -> None:
         names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
         present = self._present(wanted.type)
+        if wanted.live and not await self._resize_live(wanted, present):
+            return
         stale = [life for life in present if self._stale(life, state, release, wanted)]
         have = {life.name for life in present if life not in stale}
         missing = [name for name in names if name not in have]
@@ -283,10 +330,38 @@ class AppManager:
             leaving = [life for life in stale if life.name in batch]
             await self._renew(state, release, wanted, batch, leaving)
         await self._retire([life for life in surplus if life.id in self.lives])
+        if wanted.type == "web":  # a runtime that was killed may have left one that is up and not routed to yet
+            await self._route([life for life in self._present("web") if not life.row.routed and life.name in names])
+
+    async def _route(self, lives: list[DynoLife]) -> None:
+        if lives:
+            await self._switch(lives, [])
+
+    async def _resize_live(self, wanted: Wanted, present: list[DynoLife]) -> bool:
+        """Give running dynos their new size as they are; False when one cannot take it: then all are to be as they were."""
+        for life in present:
+            if life.row.size == wanted.size.name or life.row.isolation != wanted.isolation:
+                continue
+            try:
+                await life.resize(wanted.size, environment.limits(wanted.size, self.cores))
+            except DavitError as error:
+                applog.say(self.app_id, life.name, f"The size stays {life.row.size}: {error.message}")
+                await self._stay(wanted, life, error.message)
+                self._wake.set()
+                return False
+        return True
+
+    async def _stay(self, wanted: Wanted, life: DynoLife, failure: str) -> None:
+        """What the formation wants of size or isolation cannot be: it wants again what ``life`` has (or had)."""
+        there = (life.row.size, life.row.isolation)
+        await asyncio.to_thread(records.stay, self.app_id, wanted.type, (wanted.size.name, wanted.isolation), there, failure)
 
     async def _renew(self, state: AppState, release: Release, wanted: Wanted, names: list[str], leaving: list[DynoLife]) -> None:
         """Start dynos in place of those that are leaving or missing."""
+        before = leaving
         if wanted.type != "web":
+            if not await self._can_be_had(wanted, leaving):
+                return
             await self._retire(leaving, wait=True)
             leaving = []
         results = await asyncio.gather(*(self._start_one(state, release, wanted, name) for name in names), return_exceptions=True)
@@ -296,17 +371,36 @@ class AppManager:
             await self._switch(started, replaced)
         for name, result in zip(names, results, strict=True):
             if isinstance(result, DidNotStart):
-                await self._start_failed(name, result, [life for life in leaving if life.name == name])
+                changed = [life for life in before if life.name == name and _shape(life) != (wanted.size.name, wanted.isolation)]
+                if changed:
+                    await self._stay(wanted, changed[0], _stays(wanted, changed[0], result.message))
+                    self._wake.set()
+                await self._start_failed(name, result, [life for life in leaving if life.name == name], bool(changed))
             elif isinstance(result, BaseException):
                 raise result
 
-    async def _start_failed(self, name: str, error: DidNotStart, kept: list[DynoLife]) -> None:
+    async def _can_be_had(self, wanted: Wanted, leaving: list[DynoLife]) -> bool:
+        """Look before others than web stop, since they are stopped first: can this host isolate them as they are to be?"""
+        changed = [life for life in leaving if life.row.isolation != wanted.isolation]
+        try:
+            if changed:
+                await self.driver.check(wanted.isolation)
+            return True
+        except DavitError as error:
+            applog.say(self.app_id, changed[0].name, f"The isolation stays {changed[0].row.isolation}: {error.message}")
+            await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
+            self._wake.set()
+            return False
+
+    async def _start_failed(self, name: str, error: DidNotStart, kept: list[DynoLife], changed: bool) -> None:
         if kept:  # the old one serves on; asking again is up to the person
             applog.say(self.app_id, name, "Restart failed: the new dyno did not come up, so the old one serves on")
             for life in kept:
                 life.started_at = now()
             await asyncio.to_thread(records.change, [life.id for life in kept], restart_requested=False)
             return
+        if changed:
+            return  # it starts again as it was
         self._count_crash(name, 0.0)
         if error.row is not None:
             await asyncio.to_thread(records.insert_crashed, error.row, self.crashes[name])
@@ -364,8 +458,9 @@ class AppManager:
         life = DynoLife(self.driver, plan.row, self._life_ended)
         self.lives[life.id] = life
         try:
+            snapshot = await self._unidle(plan.row)
             await self._clear_crashed([name])
-            await life.start(plan)
+            await life.start(plan, snapshot)
         except DidNotStart as error:
             self.lives.pop(life.id, None)
             error.row = plan.row
@@ -436,22 +531,121 @@ class AppManager:
         while life.id in self.lives:
             await asyncio.sleep(0.02)
 
-    def _retire_later(self, lives: list[DynoLife], drained: bool = False) -> None:
+    def _retire_later(self, lives: list[DynoLife], drained: bool = False, aside: bool = False) -> None:
         for life in lives:
-            task = asyncio.create_task(self._see_off(life, drained), name=f"retire {life.name}")
+            task = asyncio.create_task(self._see_off(life, drained, aside), name=f"retire {life.name}")
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def _see_off(self, life: DynoLife, drained: bool) -> None:
+    async def _see_off(self, life: DynoLife, drained: bool, aside: bool) -> None:
         try:
             if not drained and life.row.address and life.row.port and life.exit is None:
                 await self._forget_after(self.router.drained(self.app_id, [(life.row.address, life.row.port)], DRAIN_SECONDS))
-            await life.stop()
+            if not (aside and await self._put_aside(life)):
+                await life.stop()
         except Exception:
             log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})
         finally:
             self.lives.pop(life.id, None)
             self._wake.set()
+
+    # --- sleep
+
+    async def _fall_asleep(self, state: AppState, release: Release) -> None:
+        """Stop everything; the router holds the next request and wakes the app."""
+        present, names = self._present(), self._names(state, release)
+        missing = [name for name in names if name not in self.idle_rows]
+        if not present and not missing:
+            return
+        rows = [self._idle_row(state, release, name) for name in missing]
+        await asyncio.to_thread(records.fall_asleep, [life.id for life in present], rows)
+        self.idle_rows.update({row.name: row for row in rows})
+        for life in present:
+            life.row.routed, life.row.leaving = False, True
+        await self._clear_crashed(list(self.crashed_rows))
+        await self.router.sync(self.app_id)
+        for name in missing:
+            applog.say(self.app_id, name, "Idling", "State changed from up to down")
+        self._retire_later(present, aside=True)
+
+    def _idle_row(self, state: AppState, release: Release, name: str) -> Dyno:
+        wanted = state.formation[_type(name)]
+        return Dyno(
+            id=new_id(), app_id=self.app_id, release_id=release.id, release_version=release.version, name=name, type=wanted.type,
+            size=wanted.size.name, isolation=wanted.isolation, command=release.process_types[wanted.type], state="idle",
+            leaving=False, routed=False, crashes=0, one_off=False, restart_requested=False,
+        )  # fmt: skip
+
+    async def _put_aside(self, life: DynoLife) -> bool:
+        """Keep what a dyno that goes to sleep has in memory, where its isolation can; False when it is to be stopped."""
+        fresh = self.snapshots.fresh(self.app_id, life.id)
+        if life.name not in self.idle_rows or not await life.put_aside(fresh):
+            return False
+        if life.name in self.idle_rows:
+            await asyncio.to_thread(self.snapshots.keep, fresh, life.name)
+        else:  # it was woken meanwhile, and has started anew
+            await asyncio.to_thread(self.snapshots.drop, fresh)
+        return True
+
+    async def _unidle(self, row: Dyno) -> Path | None:
+        """A dyno starts that may have slept; the snapshot that it wakes from, if there is one that is still true."""
+        slept = self.idle_rows.get(row.name)
+        if slept is None:
+            return None
+        applog.say(self.app_id, row.name, "Unidling", "State changed from down to starting")
+        snapshot = await asyncio.to_thread(self.snapshots.take, self.app_id, row.name, row.id)
+        await self._clear_idle([row.name])
+        same = all(getattr(slept, name) == getattr(row, name) for name in ("release_id", "size", "isolation", "command"))
+        if snapshot is not None and not same:
+            await asyncio.to_thread(self.snapshots.drop, snapshot)
+            return None
+        return snapshot
+
+    async def _clear_idle(self, names: Iterable[str]) -> None:
+        rows = [self.idle_rows.pop(name) for name in list(names) if name in self.idle_rows]
+        await asyncio.to_thread(records.remove, [row.id for row in rows])
+        for row in rows:
+            await asyncio.to_thread(self.snapshots.drop, self.snapshots.directory / self.app_id / row.name)
+
+    # --- moving
+
+    async def _run_errands(self) -> None:
+        while self._errands:
+            name, done = self._errands.popleft()
+            try:
+                pause = await self._migrate(name)
+            except Exception as error:
+                if not done.cancelled():
+                    done.set_exception(error)
+            else:
+                if not done.cancelled():
+                    done.set_result(pause)
+
+    async def _migrate(self, name: str) -> float:
+        """Requests go to other dynos meanwhile; where there is none the router holds them."""
+        life = next((life for life in self._present() if life.name == name), None)
+        if life is None or life.running is None:
+            raise NotFound(f"Couldn't find that process ({name}), or it is not up.")
+        if life.row.isolation != isolations.MICROVM:
+            raise Unsupported(
+                f"{name} is isolated by {life.row.isolation}, and only microVMs can be moved while they run; "
+                f"`davit ps:isolation {life.row.type}={isolations.MICROVM}` makes it one."
+            )
+        routed = life.row.routed
+        if routed:
+            await self._set_routed(life, False)
+        try:
+            pause = await life.running.migrate()
+        finally:
+            if routed:
+                await self._set_routed(life, True)
+        applog.say(self.app_id, name, f"Moved to another process; it stood still for {pause * 1000:.0f} ms")
+        return pause
+
+    async def _set_routed(self, life: DynoLife, routed: bool) -> None:
+        life.row.routed = routed
+        await asyncio.to_thread(records.change, [life.id], routed=routed)
+        await self.router.sync(self.app_id)
 
     # --- crashes
 
@@ -504,6 +698,17 @@ class ReleasePhaseFailed(DavitError):
     """The release command ended badly."""
 
     id, status = "release_phase_failed", 422
+
+
+def _shape(life: DynoLife) -> tuple[str, str]:
+    return life.row.size, life.row.isolation
+
+
+def _stays(wanted: Wanted, life: DynoLife, why: str) -> str:
+    """Why a process type does not change, for the person who wanted it."""
+    if life.row.isolation != wanted.isolation:
+        return f"{wanted.type} did not come up as {wanted.isolation}, so it stays {life.row.isolation}. {why}"
+    return f"{wanted.type} did not come up at {wanted.size.label}, so it stays {life.row.size}. {why}"
 
 
 def _type(name: str) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from foundation.clock import now
 from foundation.errors import DavitError
 from runtime import applog, health, records
-from runtime.driver import DynoSpec, Exit, RunningDyno
+from runtime.driver import DynoSpec, Exit, Limits, RunningDyno, Unsupported
 from runtime.drivers import Starter
 from state.models import Dyno
+from state.sizes import MIB, Size
 
 log = logging.getLogger("runtime")
 
@@ -83,8 +86,11 @@ class DynoLife:
         """``web.1``."""
         return self.row.name
 
-    async def start(self, plan: Plan) -> None:
+    async def start(self, plan: Plan, snapshot: Path | None = None) -> None:
         """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
+
+        Args:
+            snapshot: what an earlier dyno was put aside as; it wakes from there, or starts anew when that cannot be done.
 
         Raises:
             DidNotStart: it is not going to be up; it has been stopped and removed.
@@ -93,7 +99,7 @@ class DynoLife:
         await asyncio.to_thread(records.insert, row)
         applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
-            self._take(await self.driver.start(plan.spec))
+            self._take(await self._wake(plan, snapshot) or await self.driver.start(plan.spec))
         except DavitError as error:
             await asyncio.to_thread(records.remove, [row.id])
             applog.say(row.app_id, row.name, f"Error R99 (Platform error) -> {error.message}")
@@ -102,6 +108,56 @@ class DynoLife:
             await asyncio.to_thread(records.remove, [row.id])
             raise
         await self._become_up(plan)
+
+    async def _wake(self, plan: Plan, snapshot: Path | None) -> RunningDyno | None:
+        if snapshot is None:
+            return None
+        try:
+            return await self.driver.resume(plan.spec, snapshot)
+        except DavitError as error:
+            log.warning("a dyno could not be woken as it was and starts anew: %s", error.message, extra={"dyno": self.name})
+            return None
+        finally:
+            await asyncio.to_thread(shutil.rmtree, snapshot, ignore_errors=True)
+
+    async def resize(self, size: Size, limits: Limits) -> None:
+        """Give it another size while it runs.
+
+        Raises:
+            DavitError: it cannot be done without a restart; nothing has changed.
+        """
+        assert self.running is not None
+        used = self.running.stats().memory
+        if used > limits.memory_max:
+            raise Unsupported(
+                f"{self.name} uses {used // MIB} MiB of memory now, and {size.label} ends a dyno at {limits.memory_max // MIB}; "
+                "without --live it is restarted at the new size."
+            )
+        try:
+            await self.running.update(limits)
+        except OSError as error:
+            raise Unsupported(f"The kernel refuses the new limits of {self.name}: {error.strerror or error}.") from error
+        self.row.size = size.name
+        await asyncio.to_thread(records.change, [self.row.id], size=size.name)
+        applog.say(self.row.app_id, self.name, f"Resized to {size.label} while running")
+
+    async def put_aside(self, to: Path) -> bool:
+        """End it as :meth:`stop` does, but so that it can be woken from ``to`` as it was; False when that cannot be."""
+        running = self.running
+        if self.stopping or running is None or self.exit is not None:
+            return False
+        self.stopping = True
+        try:
+            await asyncio.to_thread(to.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await running.suspend(to)
+        except DavitError as error:
+            if not isinstance(error, Unsupported):
+                log.warning("a dyno could not be put aside and is stopped: %s", error.message, extra={"dyno": self.name})
+            self.stopping = False
+            return False
+        await running.remove()
+        await asyncio.to_thread(records.remove, [self.row.id])
+        return True
 
     async def resume(self, running: RunningDyno, plan: Plan | None) -> None:
         """Carry on with a dyno that an earlier runtime process started; ``plan`` when it was still starting.

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from foundation.clock import now
-from foundation.errors import Unavailable
+from foundation.errors import NotFound, Unavailable
 from foundation.settings import Settings
 from foundation.wire import Call, Server
 from logs.stream import forget as forget_log
@@ -24,6 +24,7 @@ from runtime.library import Library
 from runtime.oneoffs import OneOffs
 from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
+from runtime.snapshots import Snapshots
 from slugs.collect import in_use
 from state import sizes
 from state.db import snapshot
@@ -50,6 +51,7 @@ class Runtime:
         self.settings, self.driver = settings, driver
         self.cores = os.cpu_count() or 1
         self.library = Library(settings)
+        self.snapshots = Snapshots(settings.home / "snapshots")
         self.router = RouterClient(settings.run / "router.sock")
         self.oneoffs = OneOffs(driver, self.library, settings.home, self.cores)
         self.sandboxes = Sandboxes(driver, self.library, settings, user)
@@ -61,6 +63,7 @@ class Runtime:
                 "ping": self._ping,
                 "changed": self._changed,
                 "stats": self._stats,
+                "migrate": self._migrate,
                 "oneoff.start": self.oneoffs.start,
                 "oneoff.wait": self.oneoffs.wait,
                 "oneoff.signal": self.oneoffs.signal,
@@ -77,13 +80,14 @@ class Runtime:
     async def start(self) -> None:
         """Prepare the host, take over what runs, manage every app, listen."""
         await self.driver.open()
+        await asyncio.to_thread(self.snapshots.sweep)
         await self._adopt()
         for app_id in await asyncio.to_thread(records.all_app_ids):
             self._manager(app_id)
         for manager in self.managers.values():
             manager.start()
         await self.server.start()
-        for work in (self._poll, self._watch_memory, self._collect_slugs):
+        for work in (self._poll, self._watch_memory, self._watch_quiet, self._collect_slugs):
             self._tasks.append(asyncio.create_task(self._forever(work), name=work.__name__))
         log.info("the runtime is ready", extra={"apps": len(self.managers)})
 
@@ -112,6 +116,8 @@ class Runtime:
         for row in rows.values():
             if row.state == "crashed" and not row.one_off:
                 self._manager(row.app_id).remember_crash(row)
+            elif row.state == "idle":
+                self._manager(row.app_id).remember_idle(row)
             else:
                 await asyncio.to_thread(records.remove, [row.id])
         await asyncio.gather(*(running.remove() for running in drop))
@@ -127,6 +133,7 @@ class Runtime:
                 stacks=self.library,
                 domain=self.settings.domain,
                 cores=self.cores,
+                snapshots=self.snapshots,
                 gone=self._gone,
                 boot_seconds=self.settings.boot_timeout,
             )
@@ -140,6 +147,7 @@ class Runtime:
 
     def _remove_files(self, app_id: str) -> None:
         home = self.settings.home
+        self.snapshots.forget(app_id)
         (home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
         for path in (home / "repos" / f"{app_id}.git", *(home / "repos" / "incoming").glob(f"{app_id}.*")):
             shutil.rmtree(path, ignore_errors=True)
@@ -176,6 +184,13 @@ class Runtime:
                     found[life.name] = {"memory": stats.memory, "disk": stats.disk, "cpu": stats.cpu, "pids": stats.pids}
         return {"dynos": found}
 
+    async def _migrate(self, call: Call) -> dict[str, float]:
+        """``migrate {app_id, name}`` → ``{pause}``: seconds for which the dyno stood still."""
+        manager = self.managers.get(str(call.params["app_id"]))
+        if manager is None:
+            raise NotFound("Couldn't find that app.")
+        return {"pause": await manager.migrate(str(call.params["name"]))}
+
     # --- looking for oneself
 
     async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -210,6 +225,18 @@ class Runtime:
         with snapshot() as session:
             keep = in_use(session)
         return self.library.store.collect(keep)
+
+    async def _watch_quiet(self) -> None:
+        """Put apps to sleep that may sleep and that nobody has asked anything for a while."""
+        patience = self.settings.sleep_after
+        while True:
+            await asyncio.sleep(min(30.0, max(0.5, patience / 4)))
+            since = now() - timedelta(seconds=patience)
+            candidates = await asyncio.to_thread(records.sleep_candidates)
+            ready = [app_id for app_id in candidates if app_id in self.managers and self.managers[app_id].up_since(since)]
+            for app_id, quiet in (await self.router.quiet(ready)).items():
+                if quiet >= patience and await asyncio.to_thread(records.put_to_sleep, app_id):
+                    log.info("an app that nobody asks anything is put to sleep", extra={"app_id": app_id})
 
     async def _watch_memory(self) -> None:
         """R14: a dyno uses more than its size promises."""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import delete, or_, select, update
 
 from foundation.clock import now
-from state import apps, releases, sizes
+from state import apps, formation, releases, sizes, sleep
 from state.db import snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -24,6 +24,7 @@ class Wanted:
     size: sizes.Size
     isolation: str
     restarted_at: datetime | None
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class AppState:
     current: Release | None
     pending: Release | None
     formation: dict[str, Wanted]
+    asleep: bool = False
     restart_dynos: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -44,13 +46,13 @@ def read_app(app_id: str) -> AppState | None:
         if app is None:
             return None
         rows = session.scalars(select(Formation).where(Formation.app_id == app_id))
-        formation = {
-            row.type: Wanted(row.type, row.quantity, sizes.find(row.size), row.isolation, row.restarted_at) for row in rows
+        wanted = {
+            row.type: Wanted(row.type, row.quantity, sizes.find(row.size), row.isolation, row.restarted_at, row.live)
+            for row in rows
         }
         restart = session.scalars(select(Dyno.id).where(Dyno.app_id == app_id, Dyno.restart_requested.is_(True)))
-        return AppState(
-            app, releases.current(session, app_id), releases.next_pending(session, app_id), formation, frozenset(restart)
-        )
+        current, pending = releases.current(session, app_id), releases.next_pending(session, app_id)
+        return AppState(app, current, pending, wanted, app.asleep_at is not None, frozenset(restart))
 
 
 def release_for_run(app_id: str) -> Release | None:
@@ -119,6 +121,31 @@ def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
         session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
 
 
+def fall_asleep(leaving: Sequence[str], idle: Sequence[Dyno]) -> None:
+    """The app sleeps: its dynos leave the routes, and ``idle`` rows show what will run again."""
+    with transaction() as session:
+        session.execute(update(Dyno).where(Dyno.id.in_(leaving)).values(routed=False, leaving=True, updated_at=now()))
+        session.add_all(idle)
+
+
+def sleep_candidates() -> list[str]:
+    """The apps that may be put to sleep when nobody asks them anything."""
+    with snapshot() as session:
+        return sleep.candidates(session)
+
+
+def put_to_sleep(app_id: str) -> bool:
+    """Put an app to sleep; False when it must not be."""
+    with transaction() as session:
+        return sleep.fall_asleep(session, app_id)
+
+
+def stay(app_id: str, type: str, wanted: tuple[str, str], present: tuple[str, str], failure: str) -> None:
+    """A size or isolation did not come about; see :func:`state.formation.stay`."""
+    with transaction() as session:
+        formation.stay(session, app_id, type, wanted, present, failure)
+
+
 def remove(dyno_ids: Sequence[str]) -> None:
     """Dynos are gone."""
     if dyno_ids:
@@ -133,6 +160,7 @@ def begin_release(release_id: str, stack_version: str) -> Release | None:
         if release is None or release.status != "pending":
             return None
         releases.rebase(session, release)
+        sleep.wake(session, release.app_id)
         if not release.stack_version:
             release.stack_version = stack_version
         return release

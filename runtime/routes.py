@@ -38,6 +38,16 @@ class RouterClient:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
+    async def quiet(self, app_ids: Sequence[str]) -> dict[str, float]:
+        """For how many seconds nobody has asked these apps anything; none is named while the router is away."""
+        if not app_ids:
+            return {}
+        try:
+            answer = await wire.acall(self.socket, "quiet", {"app_ids": list(app_ids)}, timeout=10)
+        except DavitError:
+            return {}
+        return {str(app_id): float(seconds) for app_id, seconds in answer.items()}
+
     async def drained(self, app_id: str, addresses: Sequence[tuple[str, int]], timeout: float) -> None:
         """Return when none of these dynos answers a request any more, or after ``timeout`` seconds."""
         loop = asyncio.get_running_loop()

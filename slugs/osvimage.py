@@ -21,6 +21,7 @@ from typing import BinaryIO
 from foundation.errors import DavitError
 from slugs import osvcommand, rofs
 from slugs.rofs import Disk, File, Folder, Link
+from slugs.view import View
 
 SECTOR = 512
 APP, CONFIG = "/app", "/etc/davit"
@@ -98,10 +99,15 @@ def _add_libraries(root: Folder, stack: Path) -> None:
     libraries = stack / osvcommand.LIBRARIES.lstrip("/")
     if not libraries.is_dir() or libraries.is_symlink():
         raise ImageFailed(f"The stack has no {osvcommand.LIBRARIES}; a unikernel needs its loader and libraries.")
-    if not (libraries / osvcommand.LOADER.rpartition("/")[2]).exists():
+    view = View(stack)
+    loader = view.file(osvcommand.LOADER)
+    if loader is None and view.file(inner := f"{osvcommand.LIBRARIES}/{osvcommand.LOADER.rpartition('/')[2]}"):
+        loader = inner
+    if loader is None:
         raise ImageFailed(f"The stack has no {osvcommand.LOADER}; a unikernel needs it to start programs.")
     root.add(osvcommand.LIBRARIES, Disk(libraries, lambda path: bool(_NOT_NEEDED.match(path))))
-    root.add(osvcommand.LOADER, Link(f"{osvcommand.LIBRARIES}/{osvcommand.LOADER.rpartition('/')[2]}".encode()))
+    within = loader.startswith(f"{osvcommand.LIBRARIES}/")
+    root.add(osvcommand.LOADER, Link(loader.encode()) if within else rofs.on_disk(view.host(loader)))
     root.add("lib", Link(b"/usr/lib"))
     if _real_directory(stack, "usr/share/zoneinfo"):
         root.add("usr/share/zoneinfo", Disk(stack / "usr/share/zoneinfo"))

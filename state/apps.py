@@ -15,7 +15,19 @@ from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound
 from foundation.settings import settings
 from state import audit, notify, vault
-from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, Slug
+from state.models import (
+    Account,
+    App,
+    AppTransfer,
+    Build,
+    Collaborator,
+    Domain,
+    Dyno,
+    Formation,
+    PipelineCoupling,
+    Release,
+    Slug,
+)
 
 PERMISSIONS = ("view", "deploy", "operate", "manage")
 """What a collaborator can be allowed: look, push code, run and scale and configure, and change who may."""
@@ -146,6 +158,8 @@ def destroy(session: Session, account: Account, app: App) -> None:
     """Mark the app for destruction: from now on nobody finds it; the runtime stops its dynos and then removes it."""
     app.destroying = True
     session.query(Domain).filter(Domain.app_id == app.id).delete()
+    session.query(PipelineCoupling).filter(PipelineCoupling.app_id == app.id).delete()
+    session.query(AppTransfer).filter(AppTransfer.app_id == app.id).delete()
     old, app.name = app.name, f"~{app.id[:28]}"  # the name is free at once
     audit.record(session, account, "apps:destroy", app, name=old)
     notify.router(session, app.id)

@@ -1,4 +1,4 @@
-"""The formation: how many dynos of each process type, at which size; restarts."""
+"""The formation: how many dynos of each process type, at which size, in which isolation; restarts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
-from state import audit, notify, releases, sizes
+from state import audit, isolations, notify, releases, sizes, sleep
 from state.db import lock_app
 from state.models import Account, App, Dyno, Formation
 
@@ -43,10 +43,11 @@ def find(session: Session, app: App, type: str) -> Formation:
 
 
 def scale(session: Session, account: Account, app: App, updates: Sequence[Mapping[str, Any]]) -> list[Formation]:
-    """Change quantities and sizes, all or none.
+    """Change quantities, sizes and isolations, all or none. A sleeping app wakes.
 
     Args:
-        updates: ``{"type", "quantity"?: 2 | "2" | "+1" | "-1", "size"?: "standard-1x"}`` each.
+        updates: ``{"type", "quantity"?: 2 | "2" | "+1" | "-1", "size"?: "standard-1x", "live"?: True, "isolation"?: "microvm"}``
+            each; ``live``: running dynos get the size without a restart.
 
     Raises:
         InvalidParams, NotFound: a value or a type is wrong; nothing has changed then.
@@ -62,15 +63,43 @@ def scale(session: Session, account: Account, app: App, updates: Sequence[Mappin
         if wanted.get("quantity") is not None:
             row.quantity = _quantity(row, wanted["quantity"])
         if wanted.get("size") is not None:
-            row.size = sizes.find(str(wanted["size"])).name
+            row.size, row.live, row.failure = sizes.find(str(wanted["size"])).name, bool(wanted.get("live")), None
+        if wanted.get("isolation") is not None:
+            row.isolation, row.failure = _isolation(row, str(wanted["isolation"])), None
         changed.append(row)
+    sleep.wake(session, app.id)
     session.flush()
-    words = ", ".join(f"{row.type}@{row.quantity}:{sizes.find(row.size).label}" for row in changed)
+    words = ", ".join(_described(row) for row in changed)
     audit.record(session, account, "ps:scale", app, formation=words)
     notify.announce(session, app.id, f"Scaled to {words} by user {account.email}")
     notify.runtime(session, app.id)
     notify.router(session, app.id)
     return changed
+
+
+def _described(row: Formation) -> str:
+    place = "" if row.isolation == isolations.DEFAULT else f" ({row.isolation})"
+    return f"{row.type}@{row.quantity}:{sizes.find(row.size).label}{place}"
+
+
+def _isolation(row: Formation, name: str) -> str:
+    found = isolations.find(name)
+    if row.type == releases.RELEASE_TYPE and found != isolations.DEFAULT:
+        raise InvalidParams("The release command always runs in a container; choose the isolation of other process types.")
+    return found
+
+
+def stay(session: Session, app_id: str, type: str, wanted: tuple[str, str], present: tuple[str, str], failure: str) -> None:
+    """A size or isolation did not come about: the formation says again what runs, and why. Called by the runtime alone.
+
+    Args:
+        wanted: the size and isolation that did not; nothing happens when the formation wants something else by now.
+        present: the size and isolation of the dynos that run on.
+        failure: the sentence for the person.
+    """
+    row = session.scalar(select(Formation).where(Formation.app_id == app_id, Formation.type == type))
+    if row is not None and (row.size, row.isolation) == wanted:
+        (row.size, row.isolation), row.failure = present, failure
 
 
 def _quantity(row: Formation, value: object) -> int:
@@ -103,6 +132,7 @@ def restart(session: Session, account: Account, app: App, target: str | None = N
             row.restart_requested = True
     else:
         find(session, app, target).restarted_at = now()
+    sleep.wake(session, app.id)
     audit.record(session, account, "ps:restart", app, target=target or "all")
     notify.runtime(session, app.id)
 

@@ -19,6 +19,11 @@ from state.models import Account, App, PreAuthorization, Token
 LIFETIME = timedelta(minutes=10)
 
 
+def applies(session: Session, account: Account, app: App) -> bool:
+    """Whether the account's guarded acts on the app take a code."""
+    return features.enabled(session, app, features.GUARD) or features.enabled_for(session, account, features.GUARD)
+
+
 def demand(session: Session, account: Account, token: Token | None, app: App, code: str | None) -> None:
     """Let a guarded act pass, or not.
 
@@ -30,7 +35,7 @@ def demand(session: Session, account: Account, token: Token | None, app: App, co
         TwoFactorRequired: it takes a code that is missing or wrong.
         Forbidden: it takes a code, and the account has no second factor.
     """
-    if not (features.enabled(session, app, features.GUARD) or features.enabled_for(session, account, features.GUARD)):
+    if not applies(session, account, app):
         return
     if not account.two_factor:
         raise Forbidden(f"{app.name} has the two-factor guard: turn two-factor authentication on to do that.")

@@ -25,6 +25,15 @@ def apps(session: Session, account: Account, window: Window, *, everything: bool
     return page(session, App, query, APP_COLUMNS, window)
 
 
+def apps_among(session: Session, account: Account, ids: Sequence[str]) -> list[App]:
+    """Of the apps with these ids, those that the account may see, by name."""
+    query = select(App).where(App.destroying.is_(False), App.id.in_(ids)).order_by(App.name)
+    if not account.is_admin:
+        shared = select(Collaborator.app_id).where(Collaborator.account_id == account.id)
+        query = query.where(or_(App.owner_id == account.id, App.id.in_(shared)))
+    return list(session.scalars(query))
+
+
 def releases(session: Session, app: App, window: Window) -> Page[Release]:
     """A page of the app's releases."""
     return page(session, Release, select(Release).where(Release.app_id == app.id), RELEASE_COLUMNS, window)

@@ -172,6 +172,8 @@ class App(Identified, Base):
     ``config`` is the encrypted JSON object of the config vars as last set; what runs has the release's own snapshot.
     ``restarted_at`` moves whenever all its dynos are to be replaced; see also Formation.restarted_at.
     ``buildpacks`` holds the chosen buildpack URLs or names, in order; empty means detection.
+    ``sleep`` says whether it is put to sleep when nobody asks it anything: on, off, auto (see state.sleep). While
+    ``asleep_at`` is set it has no running dynos; the next request unsets it.
     """
 
     __tablename__ = "apps"
@@ -189,6 +191,8 @@ class App(Identified, Base):
     repo_size: Mapped[int | None] = mapped_column(BigInteger)
     slug_size: Mapped[int | None] = mapped_column(BigInteger)
     destroying: Mapped[bool] = mapped_column(default=False)
+    sleep: Mapped[str] = mapped_column(String(10), default="auto")
+    asleep_at: Mapped[datetime | None]
     owner: Mapped[Account] = relationship(lazy="joined")
 
 
@@ -266,6 +270,50 @@ class Slug(Identified, Base):
     buildpack_provided_description: Mapped[str | None] = mapped_column(String(200))
 
 
+class Pipeline(Identified, Base):
+    """Apps of one project in stages; the couplings say which."""
+
+    __tablename__ = "pipelines"
+    __table_args__ = (UniqueConstraint("owner_id", "name"),)
+
+    name: Mapped[str] = mapped_column(String(30), index=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+
+
+class PipelineCoupling(Identified, Base):
+    """An app's place in a pipeline; ``stage``: test, review, development, staging, production."""
+
+    __tablename__ = "pipeline_couplings"
+
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), unique=True)
+    stage: Mapped[str] = mapped_column(String(20))
+    pipeline: Mapped[Pipeline] = relationship(lazy="joined")
+    app: Mapped[App] = relationship(lazy="joined")
+
+
+class Promotion(Identified, Base):
+    """A release's slug on its way to other apps of a pipeline."""
+
+    __tablename__ = "promotions"
+
+    pipeline_id: Mapped[str] = mapped_column(ForeignKey("pipelines.id", ondelete="CASCADE"), index=True)
+    source_app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    source_release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    pipeline: Mapped[Pipeline] = relationship(lazy="joined")
+
+
+class PromotionTarget(Identified, Base):
+    """Where a promotion goes: its release says how far it is."""
+
+    __tablename__ = "promotion_targets"
+
+    promotion_id: Mapped[str] = mapped_column(ForeignKey("promotions.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    release_id: Mapped[str | None] = mapped_column(ForeignKey("releases.id", ondelete="SET NULL"))
+    release: Mapped[Release | None] = relationship(lazy="joined")
+
+
 class Build(Identified, Base):
     """A build and where it stands.
 
@@ -337,7 +385,11 @@ class Release(Identified, Base):
 
 
 class Formation(Identified, Base):
-    """How many dynos of a process type, at which size, in which isolation."""
+    """How many dynos of a process type, at which size, in which isolation.
+
+    ``live`` says that a change of size is to reach running dynos without a restart. ``failure`` is the sentence for a size
+    or isolation that did not come about; the columns say what runs again then.
+    """
 
     __tablename__ = "formations"
     __table_args__ = (UniqueConstraint("app_id", "type"), CheckConstraint("quantity >= 0", "quantity_positive"))
@@ -348,6 +400,8 @@ class Formation(Identified, Base):
     size: Mapped[str] = mapped_column(String(30), default="basic")
     isolation: Mapped[str] = mapped_column(String(20), default="container")
     restarted_at: Mapped[datetime | None]
+    live: Mapped[bool] = mapped_column(default=False)
+    failure: Mapped[str | None] = mapped_column(Text)
 
 
 class Dyno(Identified, Base):

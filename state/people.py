@@ -17,6 +17,7 @@ from state.models import (
     Build,
     Collaborator,
     LoginApproval,
+    Pipeline,
     Release,
     SecondFactor,
     SshKey,
@@ -57,6 +58,7 @@ def remove(session: Session, by: Account, account: Account) -> None:
     for client in oauth.clients(session, account):
         oauth.destroy_client(session, by, client)
     session.execute(delete(AppTransfer).where(or_(AppTransfer.owner_id == account.id, AppTransfer.recipient_id == account.id)))
+    session.execute(delete(Pipeline).where(Pipeline.owner_id == account.id))
     access: list[Any] = [AccountFeature, Token, SshKey, Collaborator, WebSession, LoginApproval, SecondFactor]
     for table in access:
         session.execute(delete(table).where(table.account_id == account.id))

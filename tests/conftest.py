@@ -22,9 +22,24 @@ from tests.leftovers import leftovers_of
 POSTGRES_PORT = 5432
 """Only names the socket file: the private cluster listens on no TCP address."""
 
-
 PATIENCE = 5
 """How much slower than usual the machine may be before a wait gives up: times are given as an idle machine needs them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a kernel nothing of OSv can be proven: its tests are not run, which is not the same as passed."""
+    if os.environ.get("DAVIT_OSV_KERNEL"):
+        return
+    without = [item for item in items if item.get_closest_marker("osv")]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was not tried."""
+    if not os.environ.get("DAVIT_OSV_KERNEL"):
+        terminalreporter.write_line("The tests that need a real OSv kernel did NOT run: DAVIT_OSV_KERNEL is not set.")
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:

@@ -9,7 +9,7 @@ from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
 from foundation.errors import NotFound
 from foundation.settings import settings
-from state import apps, listings
+from state import apps, listings, sleep
 from state.models import App
 
 resource = Resource("apps", reads="read", writes="write")
@@ -58,15 +58,17 @@ def show(call: Call) -> Any:
 
 @resource.on("PATCH", "/apps/<app>", needs="view")
 def update(call: Call) -> Any:
-    """Change its name (which takes the permission manage), maintenance mode or build_stack (operate)."""
+    """Change its name (which takes the permission manage), maintenance mode, build_stack or sleep (operate)."""
     if (name := call.body.text("name")) is not None:
         call.need("manage")
         call.guard()
         apps.rename(call.session, call.account, call.app, name)
-    if {"maintenance", "build_stack"} & call.body.values.keys():
+    if {"maintenance", "build_stack", "sleep"} & call.body.values.keys():
         call.need("operate")
     if (maintenance := call.body.flag("maintenance")) is not None:
         apps.set_maintenance(call.session, call.account, call.app, maintenance)
+    if (choice := call.body.text("sleep")) is not None:
+        sleep.choose(call.session, call.account, call.app, choice)
     check_stack(call.body.reference("build_stack"))  # there is one, which the app has
     call.session.flush()
     return render(call.app)

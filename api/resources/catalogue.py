@@ -135,24 +135,6 @@ def sni_endpoints(call: Call) -> Any:
     return []
 
 
-@resource.on("GET", "/apps/<app>/pipeline-couplings", needs="view")
-def pipeline_coupling(call: Call) -> Any:
-    """The pipeline that the app is in: it is in none."""
-    raise NotFound("That app is not in a pipeline.")
-
-
-@resource.on("GET", "/pipelines", needs="account")
-def pipelines(call: Call) -> Any:
-    """The caller's pipelines: there are none."""
-    return []
-
-
-@resource.on("GET", "/pipeline-couplings", needs="account")
-def pipeline_couplings(call: Call) -> Any:
-    """The caller's pipeline couplings: there are none."""
-    return []
-
-
 @resource.on("GET", "/teams", needs="account")
 def teams(call: Call) -> Any:
     """The caller's teams: there are none."""

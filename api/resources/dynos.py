@@ -8,12 +8,12 @@ from typing import Any
 
 from flask import request
 
-from api import attach, links, ranges, serialize
+from api import attach, links, ranges, rendezvous, serialize
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
 from foundation import wire
 from foundation.clock import now
-from foundation.errors import InvalidParams, NotFound
+from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
 from state import formation, sizes
 from state.models import Dyno
@@ -87,6 +87,14 @@ def stop(call: Call, dyno: str) -> Reply:
     return restart(call, dyno)  # type: ignore[no-any-return]
 
 
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/migrate", needs="operate", scope="write", writes=False, ours=True)
+def migrate(call: Call, dyno: str) -> Any:
+    """Move a running microVM to another process: ``{"pause": seconds}`` that it stood still."""
+    row = _dyno(call, dyno)
+    params = {"app_id": call.app.id, "name": row.name}
+    return wire.call(settings().run / "runtime.sock", "migrate", params, timeout=180).result
+
+
 def _end(row: Dyno) -> None:
     wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id}, timeout=10)
 
@@ -152,6 +160,21 @@ def _attach_url(call: Call, attachment: attach.Attachment) -> str:
     if "attach=websocket" in request.headers.get("Accept", ""):
         return f"{links.base_url().replace('http', 'ws', 1)}/apps/{call.app.id}/dynos/{attachment.dyno_id}/attach"
     return f"rendezvous://{links.authority()}/{attachment.secret}"
+
+
+@resource.on("GET", "/rendezvous/<secret>", needs="nothing", ours=True)
+def meet(call: Call, secret: str) -> Handover:
+    """A rendezvous by HTTP upgrade, for clients behind a forwarder or a proxy; the secret is the attach_url's."""
+    line: Any = request.environ.get("gunicorn.socket")
+    if line is None or request.headers.get("Upgrade", "").lower() != "rendezvous":
+        raise BadRequest("This endpoint is a rendezvous; the request does not ask to upgrade to one.", status=426)
+
+    def run() -> None:
+        line.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: rendezvous\r\n\r\n")
+        line.setblocking(False)
+        rendezvous.serve(line, secret, b"")
+
+    return Handover(run)
 
 
 @resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected")

@@ -1,4 +1,4 @@
-"""The formation: quantity and size of each process type."""
+"""The formation: quantity, size and isolation of each process type."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ def _render(call: Call, rows: Sequence[Formation]) -> list[Any]:
 
 def _update(body: Body, type: str) -> dict[str, Any]:
     size = body.reference("dyno_size") or body.reference("size")
-    return {"type": type, "quantity": body.values.get("quantity"), "size": _SIZE_IDS.get(size, size) if size else None}
+    return {
+        "type": type,
+        "quantity": body.values.get("quantity"),
+        "size": _SIZE_IDS.get(size, size) if size else None,
+        "live": body.flag("live") or False,
+        "isolation": body.text("isolation"),
+    }
 
 
 @resource.on("GET", "/apps/<app>/formation", needs="view")

@@ -1,8 +1,9 @@
-"""ps, ps:scale, ps:restart, ps:stop, ps:type."""
+"""ps, ps:scale, ps:restart, ps:stop, ps:type, ps:isolation, ps:resize, ps:migrate, ps:sleep."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,9 @@ from cli.target import Target, on_app
 from foundation.errors import DavitError
 
 _CHANGE = re.compile(r"(?P<type>[\w-]+?)(?P<operator>[=+-])(?P<quantity>\d+)(?::(?P<size>[\w-]+))?")
+_ISOLATION = re.compile(r"(?P<type>[\w-]+)=(?P<isolation>[\w-]+)")
+_PATIENCE = 300
+"""Seconds that dynos may take to come up otherwise."""
 _SIZE = re.compile(r"(?P<type>[\w-]+)=(?P<size>[\w-]+)")
 
 
@@ -43,7 +47,8 @@ def ps(app: Target, types: tuple[str, ...], as_json: bool) -> None:
 
 
 def _line(dyno: dict[str, Any]) -> str:
-    return f"{dyno['name']} ({dyno['size']}): {dyno['state']} {output.ago(dyno['updated_at'])}"
+    isolation = "" if dyno["isolation"] == "container" else f", {dyno['isolation']}"
+    return f"{dyno['name']} ({dyno['size']}{isolation}): {dyno['state']} {output.ago(dyno['updated_at'])}"
 
 
 @command("ps:scale", context_settings={"ignore_unknown_options": True})
@@ -101,6 +106,96 @@ def type_(app: Target, types: tuple[str, ...]) -> None:
         with action(f"Scaling dynos on {hexed(app.app)}"):
             rows = app.client.patch(f"{app.path}/formation", {"updates": updates})
     output.table([(row["type"], row["size"], row["quantity"]) for row in rows], ("process", "type", "qty"))
+
+
+@command("ps:isolation")
+@on_app
+@click.argument("changes", nargs=-1, metavar="[TYPE=container|microvm|osv...]")
+@json_option
+def isolation(app: Target, changes: tuple[str, ...], as_json: bool) -> None:
+    """Show or change what stands between dynos and everything else: a container, a microVM with its own kernel, a unikernel."""
+    rows = app.get("/formation")
+    if changes:
+        updates = [_isolated(text) for text in changes]
+        with action(f"Changing the isolation of {', '.join(update['type'] for update in updates)} on {hexed(app.app)}"):
+            app.client.patch(f"{app.path}/formation", {"updates": updates})
+            rows = _until_so(app, {update["type"]: ("isolation", update["isolation"]) for update in updates})
+    if as_json:
+        return output.print_json(rows)
+    output.table([(row["type"], row["isolation"], row["quantity"]) for row in rows], ("process", "isolation", "qty"))
+
+
+def _isolated(text: str) -> dict[str, Any]:
+    match = _ISOLATION.fullmatch(text)
+    if match is None:
+        raise DavitError(f"{text} is not understood; write it like web=microvm.")
+    return {"type": match["type"], "isolation": match["isolation"].lower()}
+
+
+def _until_so(app: Target, wanted: dict[str, tuple[str, str]]) -> Any:
+    """Wait until the dynos of these types are what they are to be; returns the formation.
+
+    Raises:
+        DavitError: one did not come up so; what ran before runs on.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        rows = app.get("/formation")
+        for row in rows:
+            if row["type"] in wanted and row["failure"]:
+                raise DavitError(row["failure"])
+        dynos = [dyno for dyno in app.get("/dynos") if dyno["type"] in wanted]
+        late = [dyno["name"] for dyno in dynos if not _is_so(dyno, *wanted[dyno["type"]])]
+        if not late:
+            return rows
+        if time.monotonic() > deadline:
+            raise DavitError(f"{late[0]} is not up after {_PATIENCE // 60} minutes; `davit ps` and `davit logs` show how far.")
+        time.sleep(0.2)
+
+
+def _is_so(dyno: dict[str, Any], key: str, value: str) -> bool:
+    return dyno["state"] in ("crashed", "idle") or (dyno[key] == value and dyno["state"] == "up")
+
+
+@command("ps:resize")
+@on_app
+@click.argument("changes", nargs=-1, required=True, metavar="TYPE=SIZE...")
+@click.option("--live", is_flag=True, help="Give running dynos the new size without a restart.")
+def resize(app: Target, changes: tuple[str, ...], live: bool) -> None:
+    """Change the dyno sizes; with --live running dynos grow or shrink where they are."""
+    updates: list[dict[str, Any]] = []
+    for text in changes:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise DavitError(f"{text} is not understood; write it like web=standard-2x.")
+        updates.append({"type": match["type"], "size": match["size"], "live": live})
+    with action(f"Resizing dynos on {hexed(app.app)}"):
+        rows = app.client.patch(f"{app.path}/formation", {"updates": updates})
+        labels = {row["type"]: row["size"] for row in rows}
+        rows = _until_so(app, {update["type"]: ("size", labels[update["type"]]) for update in updates})
+    output.table([(row["type"], row["size"], row["quantity"]) for row in rows], ("process", "type", "qty"))
+
+
+@command("ps:migrate")
+@on_app
+@click.argument("dyno")
+def migrate(app: Target, dyno: str) -> None:
+    """Move a running microVM to another process, with all that it has in memory; requests wait meanwhile, none fails."""
+    with action(f"Moving {dyno} on {hexed(app.app)}") as step:
+        answer = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}/actions/migrate")
+        step.result = f"done, it stood still for {answer['pause'] * 1000:.0f} ms"
+
+
+@command("ps:sleep")
+@on_app
+@click.argument("choice", required=False, type=click.Choice(["on", "off", "auto"]))
+def sleep(app: Target, choice: str | None) -> None:
+    """Show or say whether the app is stopped when nobody asks it anything, and started by the next request (auto: eco dynos)."""
+    shown = app.get("")
+    if choice:
+        with action(f"Setting sleep of {hexed(app.app)} to {choice}"):
+            shown = app.client.patch(app.path, {"sleep": choice})
+    click.echo(f"sleep: {shown['sleep']}" + (" (the app sleeps now)" if shown["asleep"] else ""))
 
 
 @command("ps:restart")

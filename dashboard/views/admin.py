@@ -15,8 +15,9 @@ from dashboard import health
 from dashboard.live import live
 from dashboard.routing import Pages, Visit
 from foundation.errors import InvalidParams, NotFound
-from state import accounts, activity, audit_log, capacity, passwords, people, two_factor
+from state import accounts, activity, audit, audit_log, capacity, invitations, passwords, people, two_factor
 from state.db import snapshot
+from state.models import Account
 
 pages = Pages("admin")
 
@@ -53,14 +54,25 @@ def _people(visit: Visit, **more: object) -> Response:
 
 @pages.on("POST", "/admin/people", does="POST /davit/accounts", again=everybody)
 def add_person(visit: Visit) -> Response:
-    """Make an account; it signs in with the password given, or with the token that is shown this once."""
+    """Make an account; without a password, its owner chooses one at the address that is shown."""
     name, admin = visit.text("name", 100) or None, visit.text("admin") == "yes"
     made = accounts.create(visit.session, visit.account, visit.text("email", 254), name=name, admin=admin)
     if password := visit.form.get("password"):
         passwords.assign(visit.session, visit.account, made, password)
         return visit.done("/admin/people", f"{made.email} can sign in now.")
-    token, _ = accounts.issue_token(visit.session, made, "made with the account")
-    return _people(visit, token=token, made=made)
+    return _people(visit, invited=made, address=_invitation(made))
+
+
+def _invitation(account: Account) -> str:
+    return f"{request.host_url.rstrip('/')}{request.script_root}/invitation/{invitations.issue(account)}"
+
+
+@pages.on("POST", "/admin/people/<user>/invite", does="POST /davit/accounts/<user>/invitations", again=everybody)
+def invite(visit: Visit, user: str) -> Response:
+    """An address at which somebody who forgot their password chooses another."""
+    account = _found(visit, user)
+    audit.record(visit.session, visit.account, "accounts:invite", email=account.email)
+    return _people(visit, invited=account, address=_invitation(account))
 
 
 @pages.on("POST", "/admin/people/<user>/remove", does="DELETE /davit/accounts/<user>", again=everybody)
@@ -82,7 +94,7 @@ def disable_two_factor(visit: Visit, user: str) -> Response:
     return visit.done("/admin/people", f"{account.email} signs in by password alone now.")
 
 
-def _found(visit: Visit, user: str) -> Any:
+def _found(visit: Visit, user: str) -> Account:
     account = people.find(visit.session, user)
     if account is None:
         raise NotFound("Couldn't find that user.")

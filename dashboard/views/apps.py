@@ -8,7 +8,8 @@ from api import links
 from dashboard import metrics, watching
 from dashboard.routing import Pages, Visit
 from foundation.settings import settings
-from state import apps, glance
+from state import apps, glance, transfers
+from state.models import AppTransfer
 
 pages = Pages("apps")
 
@@ -27,8 +28,26 @@ def index(visit: Visit) -> Response:
     )
     return visit.page(
         "apps.html", glances=glance.of(visit.session, found), count=count, q=text, page=page, offset=(page - 1) * PAGE,
-        sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
+        offers=_offers(visit), sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
     )  # fmt: skip
+
+
+def _offers(visit: Visit) -> list[AppTransfer]:
+    """Apps that the visitor is offered."""
+    rows = transfers.all_of(visit.session, visit.account)
+    return [row for row in rows if row.recipient_id == visit.account.id and row.state == "pending"]
+
+
+@pages.on("POST", "/offers/<transfer>", does="PATCH /account/app-transfers/<transfer>", again=index)
+def answer_offer(visit: Visit, transfer: str) -> Response:
+    """Take an app that is offered, or decline."""
+    row = transfers.find(visit.session, visit.account, transfer)
+    name = row.app.name
+    if visit.text("answer") != "accept":
+        transfers.answer(visit.session, visit.account, row, "declined")
+        return visit.done("/", f"You declined {name}.")
+    transfers.answer(visit.session, visit.account, row, "accepted")
+    return visit.done(f"/apps/{name}", f"{name} is yours now.")
 
 
 @pages.on("GET", "/new", needs="account")

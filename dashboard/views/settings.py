@@ -10,16 +10,16 @@ from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import apps, audit, config, domains
+from state import apps, audit, config, domains, guard, transfers
 
 pages = Pages("settings")
 
-_MANAGERS = frozenset(("name", "destroy"))
+_MANAGERS = frozenset(("name", "transfer", "destroy"))
 BLANKS = 3
 """Empty rows for new config vars."""
 SECTIONS = (
     ("config", "Config vars"), ("domains", "Domains"), ("buildpacks", "Buildpacks"), ("people", "Collaborators"),
-    ("maintenance", "Maintenance"), ("name", "Name"), ("destroy", "Destroy"),
+    ("maintenance", "Maintenance"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
 )  # fmt: skip
 """Each is a template, ``settings_ID.html``."""
 USUAL = ("view", "deploy", "operate")
@@ -38,8 +38,15 @@ def _page(visit: Visit, revealed: dict[str, str] | None) -> Response:
     return frame.page(
         visit, "Settings", "settings.html", names=names, revealed=revealed, blanks=BLANKS, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
-        permissions=apps.PERMISSIONS, usual=USUAL,  target=_target(visit),
+        permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
+        guarded=guard.applies(visit.session, visit.account, visit.app),
     )  # fmt: skip
+
+
+def _offered(visit: Visit) -> str:
+    """Whom the app is offered to."""
+    rows = transfers.all_of(visit.session, visit.account)
+    return next((row.recipient.email for row in rows if row.app_id == visit.app.id and row.state == "pending"), "")
 
 
 def _target(visit: Visit) -> str:
@@ -133,6 +140,7 @@ def set_buildpacks(visit: Visit) -> Response:
 def add_person(visit: Visit) -> Response:
     """Let somebody work on the app, or change what they may do."""
     wanted = [name for name in apps.PERMISSIONS if visit.form.get(f"may.{name}")] or list(USUAL)
+    visit.guard()
     row = apps.add_collaborator(visit.session, visit.account, visit.app, visit.text("email", 254), wanted)
     visit.session.refresh(row)
     return _back(visit, "people", f"{row.account.email} may {', '.join(wanted)}.")
@@ -143,6 +151,7 @@ def remove_person(visit: Visit, user: str) -> Response:
     """End a collaboration: one's own, or anybody's with the permission manage."""
     if user not in (visit.account.email, visit.account.id):
         visit.need("manage")
+        visit.guard()
     row = apps.remove_collaborator(visit.session, visit.account, visit.app, user)
     if row.account_id == visit.account.id and not visit.account.is_admin:
         return go("/", f"You no longer work on {visit.app.name}.")
@@ -162,8 +171,24 @@ def set_maintenance(visit: Visit) -> Response:
 def rename(visit: Visit) -> Response:
     """Give it another name."""
     visit.need("manage")
+    visit.guard()
     apps.rename(visit.session, visit.account, visit.app, visit.text("name", 100))
     return _back(visit, "name", f"It is called {visit.app.name} now; set your git remote to the new address.")
+
+
+@pages.on("POST", "/apps/<app>/settings/transfer", does="POST /account/app-transfers", again=show)
+def offer(visit: Visit) -> Response:
+    """Offer the app to somebody, who has to accept it."""
+    visit.guard()
+    row = transfers.offer(visit.session, visit.account, visit.app, visit.text("recipient", 254))
+    return _back(visit, "transfer", f"{row.recipient.email} is offered the app and finds that on the page of apps.")
+
+
+@pages.on("POST", "/apps/<app>/settings/transfer/take-back", does="DELETE /account/app-transfers/<transfer>", again=show)
+def take_back(visit: Visit) -> Response:
+    """Take the offer back."""
+    transfers.take_back(visit.session, visit.account, transfers.find(visit.session, visit.account, visit.app.name))
+    return _back(visit, "transfer", "The offer is taken back.")
 
 
 @pages.on("POST", "/apps/<app>/settings/destroy", does="DELETE /apps/<app>", again=show)
@@ -172,6 +197,7 @@ def destroy(visit: Visit) -> Response:
     name = visit.app.name
     if visit.text("confirm") != name:
         raise InvalidParams(f"To destroy {name}, type its name.")
+    visit.guard()
     apps.destroy(visit.session, visit.account, visit.app)
     return go("/", f"{name} is destroyed.")
 

@@ -9,7 +9,7 @@ from flask import Response, g, request
 from dashboard import assets, cookies
 from dashboard.routing import Pages, Visit, go
 from foundation.errors import DavitError, InvalidParams
-from state import accounts, logins, passwords, signatures, web_sessions
+from state import accounts, invitations, logins, passwords, scopes, signatures, web_sessions
 from state import set_up as first
 from state.db import snapshot, transaction
 from state.two_factor import TwoFactorRequired
@@ -65,7 +65,9 @@ def _wrong(visit: Visit) -> str:
 
 def _by_token(visit: Visit, to: str) -> Response:
     with transaction() as session:
-        account = accounts.find_token(session, visit.text("token")).account
+        token = accounts.find_token(session, visit.text("token"))
+        scopes.demand(token.scope, "global")  # a browser's session may do everything that its account may
+        account = token.account
         text, _ = web_sessions.start(session, account, browser())
     return _opened(text, to)
 
@@ -151,3 +153,18 @@ def complete_set_up(visit: Visit, secret: str) -> Response:
     account = first.complete(visit.session, secret, visit.text("email", 254), visit.form.get("password", ""))
     text, _ = web_sessions.start(visit.session, account, browser())
     return _opened(text, "/")
+
+
+@pages.on("GET", "/invitation/<secret>", needs="nothing")
+def invitation(visit: Visit, secret: str) -> Response:
+    """Somebody who was invited, or forgot, chooses a password."""
+    return visit.page("invitation.html", invited=invitations.find(visit.session, secret), secret=secret)
+
+
+@pages.on("POST", "/invitation/<secret>", does="POST /password-resets/<secret>/actions/finalize", again=invitation)
+def accept_invitation(visit: Visit, secret: str) -> Response:
+    """Take the password; signing in with it comes next."""
+    if visit.form.get("password", "") != visit.form.get("again", ""):
+        raise InvalidParams("The password was not typed the same twice.")
+    account = invitations.accept(visit.session, secret, visit.form.get("password", ""))
+    return go("/sign-in", f"Now sign in as {account.email} with that password.")

@@ -9,13 +9,14 @@ from flask import Flask
 
 from api import routing
 from api.web import create_app, operations
-from state import scopes
+from state import pipelines, scopes
 from state.apps import NOT_FOUND, PERMISSIONS
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
     "app": "timely", "release": "v1", "dyno": "web.1", "type": "web", "user": "~", "domain": "timely.localhost",
     "region": "local", "stack": "davit-13", "size": "eco", "namespace": "heroku", "buildpack": "python",
+    "pipeline": "the-line",
 }  # fmt: skip
 _HOLDS = {
     "viewer": {"view"}, "deployer": {"view", "deploy"}, "operator": {"view", "operate"}, "manager": {"view", "manage"},
@@ -27,14 +28,29 @@ def _path(operation: routing.Operation) -> str:
     return re.sub(r"<([^>]+)>", lambda match: _PLACES.get(match[1], "none"), operation.path)
 
 
-_LAST = sorted(operations(), key=lambda o: o.path == "/apps/<app>" and o.method == "DELETE")
+_ENDS = ["/pipelines/<pipeline>", "/apps/<app>"]
+_LAST = sorted(operations(), key=lambda o: _ENDS.index(o.path) + 1 if o.method == "DELETE" and o.path in _ENDS else 0)
+
+
+def _pipeline(api: Api) -> None:
+    """The owner's pipeline, with ``timely`` in it."""
+    assert api.post("/pipelines", {"name": "the-line"}).status_code == 201
+    coupled = api.post("/pipeline-couplings", {"pipeline": "the-line", "app": "timely", "stage": "staging"})
+    assert coupled.status_code == 201
+
+
+def _refused(operation: routing.Operation, role: str) -> bool:
+    if operation.on_app:
+        return operation.needs not in _HOLDS[role]
+    lords = {"pipeline-manage": ("owner", "admin"), "admin": ("admin",)}
+    return role not in lords.get(operation.needs, (role,))
 
 
 def test_nobody_gets_anything_without_credentials(api: Api) -> None:
     for operation in operations():
         answer = api.call(operation.method, _path(operation), as_=None)
         if operation.needs == "nothing":
-            assert answer.status_code in (200, 201, 401, 404, 422), operation
+            assert answer.status_code in (200, 201, 401, 404, 422, 426), operation
         else:
             assert (answer.status_code, answer.json["id"]) == (401, "unauthorized"), operation
             assert answer.headers["WWW-Authenticate"]
@@ -43,12 +59,15 @@ def test_nobody_gets_anything_without_credentials(api: Api) -> None:
 @pytest.mark.parametrize("role", sorted(_HOLDS))
 def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str) -> None:
     give_code(api.app_id)
+    _pipeline(api)
     for operation in _LAST:
         answer = api.call(operation.method, _path(operation), as_=role)
         said = (answer.status_code, (answer.json or {}).get("message") if isinstance(answer.json, dict) else None)
         if operation.on_app and role == "stranger":
             assert said == (404, NOT_FOUND), operation
-        elif (operation.on_app and operation.needs not in _HOLDS[role]) or (operation.needs == "admin" and role != "admin"):
+        elif operation.on_pipeline and role == "stranger":
+            assert said == (404, pipelines.NOT_FOUND), operation
+        elif _refused(operation, role):
             assert said[0] == 403, operation
         elif not (operation.method == "DELETE" and "collaborators" in operation.path):
             assert said[0] not in (401, 403) and said[1] != NOT_FOUND, (operation, said)
@@ -57,6 +76,7 @@ def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str) -> N
 @pytest.mark.parametrize("scope", scopes.SCOPES)
 def test_a_token_opens_what_its_scope_says_and_nothing_else(api: Api, scope: str) -> None:
     give_code(api.app_id)
+    _pipeline(api)
     made = api.post("/oauth/authorizations", {"scope": [scope]})
     assert made.json["scope"] == [scope]
     token = made.json["access_token"]["token"]

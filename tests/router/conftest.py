@@ -45,6 +45,7 @@ class Davit:
         self.settings.run.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, AppRows] = {}
         self.lines: list[Access] = []
+        self.woken: list[str] = []
         self.store_is_away = False
         self.timeouts = IMPATIENT
         self._loop = asyncio.new_event_loop()
@@ -53,7 +54,7 @@ class Davit:
         self.router = self._new()
 
     def _new(self) -> service.Router:
-        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM)
+        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM, wake=self.woken.append)
 
     def start(self) -> None:
         """Start the router, or start it again."""

@@ -471,6 +471,41 @@ def test_requests_wait_while_the_app_boots(davit: Davit, tiny: Make) -> None:
     assert [one.answer().json["received"] for one in waiting] == [4] * 5
 
 
+def test_a_request_wakes_a_sleeping_app_and_is_answered(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("sleeps", asleep=True)
+    waiting = [client(davit, "sleeps") for _ in range(20)]
+    for one in waiting:
+        one.send()
+    until(lambda: davit.woken.count("id-sleeps"))
+    rows.asleep, rows.dynos = False, [app.dyno(state="starting", routed=False)]
+    davit.sync("sleeps")
+    rows.dynos = [app.dyno()]
+    davit.sync("sleeps")
+    assert [one.answer().status for one in waiting] == [200] * 20
+
+
+def test_a_sleeping_app_that_cannot_be_woken_at_once_is_woken_again_and_again_until_h20(davit: Davit, tiny: Make) -> None:
+    davit.app("deep", asleep=True)
+    waiting = client(davit, "deep")
+    waiting.send()
+    assert b"H20" in waiting.answer().body
+    assert len(davit.woken) >= 2
+
+
+def test_quiet_tells_since_when_nobody_asked(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    davit.app("quiet", app.dyno())
+    before = davit.do(davit.router.quiet(["id-quiet"]))["id-quiet"]
+    assert before > 0
+    asked = client(davit, "quiet")
+    asked.send()
+    assert asked.answer().status == 200
+    davit.log("quiet", "status=200")
+    assert davit.do(davit.router.quiet(["id-quiet", "id-nobody"])).keys() == {"id-quiet"}
+    until(lambda: "id-quiet" in davit.router.collector.seen)
+
+
 def test_held_requests_learn_that_the_app_crashed(davit: Davit, tiny: Make) -> None:
     app = tiny()
     rows = davit.app("fails", app.dyno(state="starting", routed=False))

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from foundation.errors import DavitError
 from foundation.settings import settings
 from runtime import records
-from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats
+from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
-from state import accounts, apps, config, db, formation, notify, releases, vault
-from state.models import Account, App, Dyno, Release, Slug
+from runtime.snapshots import Snapshots
+from state import accounts, apps, config, db, formation, notify, releases, sleep, vault
+from state.models import Account, App, Dyno, Formation, Release, Slug
 
 
 class FakeDyno:
@@ -61,7 +63,24 @@ class FakeDyno:
 
     async def resize_terminal(self, rows: int, columns: int) -> None: ...
 
-    async def update(self, limits: Limits) -> None: ...
+    async def update(self, limits: Limits) -> None:
+        if self.behaviour == "cannot be resized":
+            raise Unsupported("This one cannot be resized while it runs.")
+        self.events.append(f"update {self.spec.name} to {limits.memory >> 20}")
+
+    async def migrate(self) -> float:
+        self.events.append(f"migrate {self.spec.name}")
+        if self.behaviour == "cannot be moved":
+            raise DavitError("There is no room to move it to.")
+        return 0.02
+
+    async def suspend(self, to: Path) -> None:
+        if self.spec.isolation != "microvm":
+            raise Unsupported("Not this one.")
+        to.mkdir()
+        (to / "memory").write_text(self.spec.name)
+        self.events.append(f"suspend {self.spec.name}")
+        self.end(0)
 
     async def exec(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -71,8 +90,20 @@ class FakeDriver:
         self.events: list[str] = []
         self.dynos: list[FakeDyno] = []
         self.behaviour = "serves"
+        self.missing: dict[str, str] = {}
+
+    async def check(self, isolation: str) -> None:
+        if isolation in self.missing:
+            raise Unsupported(self.missing[isolation])
+
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> FakeDyno:
+        if (snapshot / "memory").read_text() != spec.name:
+            raise DavitError("The snapshot is broken.")
+        self.events.append(f"resume {spec.name}")
+        return await self.start(spec)
 
     async def start(self, spec: DynoSpec) -> FakeDyno:
+        await self.check(spec.isolation)
         dyno = FakeDyno(spec, len(self.dynos) + 2, self.events, self.behaviour)
         self.events.append(f"start {spec.name}")
         self.dynos.append(dyno)
@@ -125,6 +156,7 @@ class World:
         self.router = FakeRouter(self.events)
         self.phase = FakeReleasePhase()
         self.gone: list[str] = []
+        self.snapshots = Snapshots(settings().home / "snapshots")
         with db.transaction() as session:
             self.owner: Account = accounts.create(session, None, "ann@example.com")
             self.app: App = apps.create(session, self.owner, "bright-bay")
@@ -136,7 +168,7 @@ class World:
 
         return AppManager(
             self.app.id, driver=self.driver, router=self.router, release_phase=self.phase,
-            stacks=FakeStacks(), domain="localhost", cores=2, gone=gone,
+            stacks=FakeStacks(), domain="localhost", cores=2, gone=gone, snapshots=self.snapshots,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def deploy(self, **types: str) -> str:
@@ -157,6 +189,27 @@ class World:
             formation.scale(session, owner, app, [{"type": t, "quantity": q} for t, q in quantities.items()])
         self.manager.wake()
 
+    def shape(self, type: str, **changes: Any) -> None:
+        """Change size or isolation."""
+        self.change(formation.scale, [{"type": type, **changes}])
+
+    def formation(self, type: str = "web") -> Formation:
+        with db.snapshot() as session:
+            return session.scalars(select(Formation).where(Formation.type == type)).one()
+
+    def dynos(self, state: str) -> list[Dyno]:
+        with db.snapshot() as session:
+            return list(session.scalars(select(Dyno).where(Dyno.state == state, Dyno.leaving.is_(False)).order_by(Dyno.name)))
+
+    def fall_asleep(self) -> None:
+        assert records.put_to_sleep(self.app.id)
+        self.manager.wake()
+
+    def wake_up(self) -> None:
+        with db.transaction() as session:
+            assert sleep.wake(session, self.app.id)
+        self.manager.wake()
+
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
         with db.transaction() as session:
             operation(session, session.get_one(Account, self.owner.id), session.get_one(App, self.app.id), *args)
@@ -167,6 +220,10 @@ class World:
 
     async def until_alive(self, *names: str) -> None:
         await until(lambda: self.driver.alive() == sorted(names) or None, f"alive: {names}, is {self.driver.alive()}")
+
+    def forgotten(self) -> bool:
+        with db.snapshot() as session:
+            return session.get(App, self.app.id) is None
 
     def rows(self) -> list[tuple[str, str, bool]]:
         with db.snapshot() as session:
@@ -469,5 +526,219 @@ def test_a_destroyed_app_leaves_nothing(world: World) -> None:
         await until(lambda: _forgotten(world.app.id), "its row is gone, which is the last of it")
         assert world.gone == [world.app.id]
         assert world.driver.alive() == [] and world.rows() == []
+        await until(world.forgotten, "its row goes last")
+
+    play(world, story)
+
+
+# -- isolation and size
+
+
+def test_another_isolation_comes_without_a_gap(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.events.clear()
+        world.shape("web", isolation="microvm")
+        await until(lambda: [row.isolation for row in world.dynos("up")] == ["microvm"], "it is a microVM")
+        order = ["start web.1", "routes [web.1@v2]", "drained", "signal 15 web.1"]
+        await until(lambda: [event for event in world.events if event in order] == order, "start, switch, drain, stop")
+        assert world.driver.dynos[-1].spec.isolation == "microvm"
+        assert world.formation().failure is None
+
+    play(world, story)
+
+
+def test_an_isolation_in_which_it_does_not_boot_leaves_the_old_dynos_and_says_why(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour, world.manager.boot_seconds = "never listens", 0.3
+        world.shape("web", isolation="osv")
+        row = await until(lambda: (found := world.formation()).failure and found, "the reason")
+        assert row.isolation == "container"
+        assert row.failure.startswith("web did not come up as osv, so it stays container. web.1 did not bind $PORT")
+        await world.until_alive("web.1")
+        assert [(one.isolation, one.routed) for one in world.dynos("up")] == [("container", True)]
+        assert len(world.driver.dynos) == 2  # and it is not tried again
+
+    play(world, story)
+
+
+def test_an_isolation_that_this_host_cannot_have_stops_no_worker(world: World) -> None:
+    async def story() -> None:
+        world.driver.missing["microvm"] = "QEMU is not installed."
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await world.until_alive("web.1", "worker.1")
+        world.events.clear()
+        world.shape("worker", isolation="microvm")
+        row = await until(lambda: (found := world.formation("worker")).failure and found, "the reason")
+        assert row.isolation == "container"
+        assert "QEMU is not installed." in row.failure
+        assert not [event for event in world.events if "signal" in event]
+
+    play(world, story)
+
+
+def test_a_worker_that_does_not_start_in_its_new_isolation_starts_as_it_was(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await world.until_alive("web.1", "worker.1")
+
+        async def refuse(spec: DynoSpec) -> FakeDyno:
+            if spec.isolation == "osv":
+                raise Unsupported("It forks, which OSv cannot.")
+            return await FakeDriver.start(world.driver, spec)
+
+        world.driver.start = refuse  # type: ignore[method-assign]
+        world.shape("worker", isolation="osv")
+        await until(lambda: world.formation("worker").failure, "the reason")
+        await until(lambda: [row.isolation for row in world.dynos("up")] == ["container"] * 2, "it works again")
+        await world.until_alive("web.1", "worker.1")
+
+    play(world, story)
+
+
+def test_a_size_reaches_running_dynos_live(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.shape("web", size="standard-2x", live=True)
+        await until(lambda: [row.size for row in world.dynos("up")] == ["standard-2x"], "the size")
+        assert "update web.1 to 1024" in world.events
+        assert len(world.driver.dynos) == 1
+        world.shape("web", size="basic")
+        await until(lambda: [row.size for row in world.dynos("up")] == ["basic"], "the size, by a restart")
+        assert len(world.driver.dynos) == 2
+
+    play(world, story)
+
+
+@pytest.mark.parametrize(("behaviour", "memory", "why"), [("cannot be resized", 1, "cannot be resized"), ("serves", 1 << 31, "2048 MiB")])
+def test_a_size_that_cannot_come_live_changes_nothing(world: World, behaviour: str, memory: int, why: str) -> None:
+    async def story() -> None:
+        world.driver.behaviour = behaviour
+        await world.settled(world.deploy())
+        world.driver.dynos[0].memory = memory
+        world.shape("web", size="standard-1x", live=True)
+        row = await until(lambda: (found := world.formation()).failure and found, "the reason")
+        assert why in row.failure
+        assert row.size == "basic"
+        assert len(world.driver.dynos) == 1
+
+    play(world, story)
+
+
+def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        with pytest.raises(Unsupported, match="isolated by container"):
+            await world.manager.migrate("web.1")
+        world.shape("web", isolation="microvm")
+        await until(lambda: [row.isolation for row in world.dynos("up")] == ["microvm"] and len(world.rows()) == 1, "microVM")
+        world.events.clear()
+        assert await world.manager.migrate("web.1") == 0.02
+        assert world.events == ["routes []", "migrate web.1", "routes [web.1@v2]"]
+        world.driver.dynos[-1].behaviour = "cannot be moved"
+        with pytest.raises(DavitError, match="no room"):
+            await world.manager.migrate("web.1")
+        assert world.rows() == [("web.1", "up", True)]
+        with pytest.raises(DavitError, match=r"web\.2"):
+            await world.manager.migrate("web.2")
+
+    play(world, story)
+
+
+def test_a_dyno_that_a_killed_runtime_left_unrouted_is_routed(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        await world.manager.close()
+        (row,) = world.dynos("up")
+        records.change([row.id], routed=False)
+        (running,) = world.driver.dynos
+        world.manager = world.make_manager()
+        world.manager.adopt(world.dynos("up")[0], running)  # type: ignore[arg-type]
+        world.manager.start()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "its route")
+
+    play(world, story)
+
+
+# -- sleep
+
+
+def test_a_sleeping_app_has_no_dynos_and_wakes(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await world.until_alive("web.1", "worker.1")
+        world.change(sleep.choose, "on")
+        world.fall_asleep()
+        await world.until_alive()
+        await until(lambda: world.rows() == [("web.1", "idle", False), ("worker.1", "idle", False)], "idle")
+        assert world.events.index("routes []") < world.events.index("signal 15 web.1")
+        world.wake_up()
+        await world.until_alive("web.1", "worker.1")
+        await until(lambda: world.rows() == [("web.1", "up", True), ("worker.1", "up", False)], "up")
+
+    play(world, story)
+
+
+def test_who_sleeps_when_the_runtime_ends_sleeps_on_and_wakes(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.fall_asleep()
+        await until(lambda: world.rows() == [("web.1", "idle", False)], "idle")
+        await world.manager.close()
+        world.manager = world.make_manager()
+        world.manager.remember_idle(world.dynos("idle")[0])
+        world.manager.start()
+        world.wake_up()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up")
+
+    play(world, story)
+
+
+def test_a_deploy_wakes(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.fall_asleep()
+        await until(lambda: world.rows() == [("web.1", "idle", False)], "idle")
+        assert (await world.settled(world.deploy())).status == "succeeded"
+        assert world.rows() == [("web.1", "up", True)]
+
+    play(world, story)
+
+
+def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.shape("web", isolation="microvm")
+        await until(lambda: [row.isolation for row in world.dynos("up")] == ["microvm"] and len(world.rows()) == 1, "microVM")
+        kept = world.snapshots.directory / world.app.id / "web.1"
+
+        async def asleep() -> None:
+            world.fall_asleep()
+            await until(kept.exists, "it is put aside")
+            await world.until_alive()
+
+        async def awake() -> None:
+            await until(lambda: world.rows() == [("web.1", "up", True)], "up")
+            assert not list(kept.parent.iterdir())
+
+        await asleep()
+        world.wake_up()
+        await awake()
+        assert world.events.count("resume web.1") == 1
+        await asleep()
+        (kept / "memory").write_text("rubbish")
+        world.wake_up()
+        await awake()
+        await asleep()
+        await world.settled(world.deploy())
+        await awake()
+        assert world.events.count("resume web.1") == 1
 
     play(world, story)

@@ -1,0 +1,242 @@
+"""A small server on this machine's loopback address that carries the ``heroku`` command's traffic to a Davit elsewhere.
+
+One port takes HTTP, HTTPS and rendezvous, as Davit's own does (:mod:`api.door`). Requests go on over TLS to the Davit, one a
+connection, with a header that says where this forwarder stands, so that the URLs in answers lead back through it. It adds no
+credentials: who connects needs a token of their own.
+
+    python -m cli.forwarder URL    serves until SIGTERM, or until nobody has come for a day
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cli import hosts
+from foundation.authority import Authority
+from foundation.errors import DavitError
+
+IDLE_SECONDS = 24 * 3600
+START_SECONDS = 30
+RENDEZVOUS = b"davit-run-"
+SECRET_BYTES = len(RENDEZVOUS) + 48
+HEAD_BYTES = 65536
+CHUNK = 65536
+
+
+def _directory() -> Path:
+    return hosts.file().parent / "forwarder"
+
+
+def _notes(url: str) -> Path:
+    return _directory() / (re.sub(r"[^A-Za-z0-9.]+", "-", url) + ".json")
+
+
+def ensure(url: str) -> tuple[str, str]:
+    """The forwarder for the Davit at ``url``, started when none runs: its base URL, and the authority to trust (PEM).
+
+    Raises:
+        DavitError: it could not be started.
+    """
+    authority = Authority(_directory() / "ca.pem").pem.decode()
+    if (port := _running(url)) is None:
+        _notes(url).unlink(missing_ok=True)
+        log = (_directory() / "log").open("ab")
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cli.forwarder", url], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
+        )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while (port := _running(url)) is None:
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise DavitError(f"The forwarder to {url} did not start; {_directory() / 'log'} says why.")
+            time.sleep(0.05)
+    return f"http://127.0.0.1:{port}", authority
+
+
+def _running(url: str) -> int | None:
+    try:
+        port = int(json.loads(_notes(url).read_text())["port"])
+        with socket.create_connection(("127.0.0.1", port), 5) as line:
+            line.sendall(b"GET /.forwarder HTTP/1.1\r\n\r\n")
+            said = b""
+            while piece := line.recv(1000):
+                said += piece
+        return port if said.endswith(url.encode()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Forwarder:
+    """Serves.
+
+    Args:
+        url: the Davit's base URL.
+        local: the server's side of TLS here.
+        trust: what certificates are believed there; None for http.
+    """
+
+    def __init__(self, url: str, local: ssl.SSLContext, trust: ssl.SSLContext | None) -> None:
+        parts = urlsplit(url)
+        self.url, self.local, self.trust = url, local, trust
+        self.host, self.authority = parts.hostname or "", parts.netloc
+        self.port = parts.port or (443 if trust else 80)
+        self.base = ""
+        self.last = time.monotonic()
+        self.busy = 0
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Until nobody has come for :data:`IDLE_SECONDS`."""
+        self.base = f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Task[None]] = set()
+        while self.busy or time.monotonic() - self.last < IDLE_SECONDS:
+            try:
+                client, _ = await asyncio.wait_for(loop.sock_accept(listener), 60)
+            except (asyncio.TimeoutError, TimeoutError):
+                continue
+            self.last = time.monotonic()
+            task = loop.create_task(self._receive(client))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _receive(self, client: socket.socket) -> None:
+        self.busy += 1
+        try:
+            client.setblocking(False)
+            first = await asyncio.wait_for(_peek(client), 30)
+            if not first:
+                client.close()
+                return
+            secure = first[0] == 0x16
+            reader = asyncio.StreamReader(limit=HEAD_BYTES)
+            protocol = asyncio.StreamReaderProtocol(reader)
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, client, ssl=self.local if secure else None)
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            try:
+                await self._carry(reader, writer, secure)
+            finally:
+                writer.close()
+        except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.TimeoutError):
+            client.close()
+        finally:
+            self.busy -= 1
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secure: bool) -> None:
+        start = await asyncio.wait_for(reader.readexactly(len(RENDEZVOUS)), 30)
+        if secure and start == RENDEZVOUS:
+            head = await self._rendezvous(start, reader)
+        else:
+            head = self._head(start + await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30), secure)
+        if head.startswith(b"GET /.forwarder "):
+            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{self.url}".encode())
+            await writer.drain()
+            return
+        try:
+            there, back = await asyncio.wait_for(self._connect(), 30)
+        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+            writer.write(_unreachable(self.url, error))
+            await writer.drain()
+            return
+        try:
+            back.write(head)
+            if head.startswith(b"GET /rendezvous/"):
+                await asyncio.wait_for(there.readuntil(b"\r\n\r\n"), 30)  # 101; then the stream is the rendezvous's
+            await _both(_pipe(reader, back), _pipe(there, writer))
+        finally:
+            back.close()
+
+    async def _rendezvous(self, start: bytes, reader: asyncio.StreamReader) -> bytes:
+        secret = (start + await asyncio.wait_for(reader.readexactly(SECRET_BYTES - len(start)), 30)).decode("ascii", "replace")
+        lines = [f"GET /rendezvous/{secret} HTTP/1.1", f"Host: {self.authority}", "Connection: Upgrade", "Upgrade: rendezvous"]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    def _head(self, head: bytes, secure: bool) -> bytes:
+        """The head of a request as it goes on."""
+        first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        upgrade = any(line.lower().startswith("upgrade:") for line in lines)
+        replaced = ("host:", "davit-base:") if upgrade else ("host:", "davit-base:", "connection:", "keep-alive:")
+        kept = [line for line in lines if not line.lower().startswith(replaced)]
+        scheme = "https" if secure else "http"
+        ours = [f"Host: {self.authority}", f"Davit-Base: {scheme}://{self.base}", *([] if upgrade else ["Connection: close"])]
+        return ("\r\n".join([first, *ours, *kept]) + "\r\n\r\n").encode("latin-1")
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(
+            self.host, self.port, ssl=self.trust, server_hostname=self.host if self.trust else None, limit=HEAD_BYTES
+        )
+
+
+async def _peek(client: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(client, ready.set)
+    try:
+        await ready.wait()
+        return client.recv(1, socket.MSG_PEEK)
+    finally:
+        loop.remove_reader(client)
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+    except OSError:
+        pass
+
+
+async def _both(up: Awaitable[None], down: Awaitable[None]) -> None:
+    """Until the answer has ended; a client may be done sending long before."""
+    sending, answering = asyncio.ensure_future(up), asyncio.ensure_future(down)
+    try:
+        await answering
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+def _unreachable(url: str, error: BaseException) -> bytes:
+    reason = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or "it does not answer"
+    body = json.dumps({"id": "unavailable", "message": f"The Davit at {url} cannot be reached: {reason}."}).encode()
+    lines = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def main(url: str) -> int:
+    """``python -m cli.forwarder URL``"""
+    directory = _directory()
+    certificate = directory / "server.pem"
+    Authority(directory / "ca.pem").ensure(certificate, ["localhost", "127.0.0.1", "::1"])
+    local = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    local.load_cert_chain(certificate)
+    trust = ssl.create_default_context() if url.startswith("https://") else None
+    listener = socket.create_server(("127.0.0.1", 0))
+    notes = _notes(url)
+    fresh = notes.with_suffix(".new")
+    fresh.write_text(json.dumps({"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}))
+    fresh.rename(notes)
+    try:
+        asyncio.run(Forwarder(url, local, trust).serve(listener))
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

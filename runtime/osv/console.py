@@ -1,0 +1,165 @@
+"""What comes out of a unikernel's serial port: the kernel's words, and between them the app's output (pure).
+
+The kernel shows every environment variable while it reads them (measured: ``runscript expand …``, ``Setting in environment:``),
+so nothing is passed on before it has shown the last one, a variable of ours with a value that no other has. After that all is
+the app's but for a few sentences that only the kernel says; how the app ended is one of them, and counts only when nothing
+follows. An app can say such a sentence, too: it can lie about itself and about nobody else.
+"""
+
+from __future__ import annotations
+
+import re
+from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
+
+from runtime.driver import Exit
+
+MARKER = "DAVIT_DYNO"
+"""The variable that is set last."""
+LONGEST = 16384
+"""Bytes of a line that are passed on before its end is seen."""
+
+_SHOWN = "Setting in environment: {}={}"
+_KERNEL = re.compile(
+    rb"VFS: (mounting|unmounting|initialized) .*|ROFS: (spent|read|allocated|hit ratio) .*|random: .* initialized"
+    rb"|syscall\(\): unimplemented system call \d+|Requested termination of .*, waiting\.\.\."
+    rb"|Powering off\.|Chdir to: .*|chdir done"
+)
+_STATUS = re.compile(rb"program (?:exited with status|.{1,4096} returned) (-?\d{1,20})")
+_CRASHES = (
+    (re.compile(rb"Aborted"), SIGABRT),
+    (re.compile(rb"Assertion failed: .*"), SIGABRT),
+    (re.compile(rb".*: failed looking up symbol .*"), SIGABRT),
+    (re.compile(rb"page fault outside application, addr: 0x[0-9a-f]+"), SIGSEGV),
+    (re.compile(rb"Out of memory: could not reclaim any further\..*"), SIGKILL),
+)
+_UNCAUGHT = re.compile(rb'Uncaught signal (\d{1,2}) \(.*"\)\. Powering off\.')
+_FAILURES = re.compile(
+    rb"Failed to load object: .{1,300}|Could not mount rofs root filesystem\.|unrecognized option: [\w-]{1,80}"
+    rb"|Failed to parse command line\."
+    rb"|Failed to open runscript file .{1,200}|This image has an empty command line\. Nothing to run\."
+    rb"|Neither paravirtual clock nor HPET is available\.|Unknown console:.{1,80}|incorrect parameter on --ip"
+)
+_BANNER = re.compile(rb"OSv v[\w.+-]{1,80}")
+
+
+class Console:
+    """One unikernel's serial port.
+
+    Args:
+        dyno: the value of :data:`MARKER`.
+        booted: whether the marker was seen already (of a dyno that is found again).
+
+    Attributes:
+        banner: the kernel's first words (``OSv v…``).
+        booted: the app has been started, or is about to be.
+        crash: the signal that its crash would be on Linux; None while it has not crashed.
+        oom: memory ran out.
+        failure: why nothing could be started, in the kernel's words.
+    """
+
+    def __init__(self, dyno: str, booted: bool = False) -> None:
+        self._marker = _SHOWN.format(MARKER, dyno).encode()
+        self.booted = booted
+        self.banner = ""
+        self.crash: int | None = None
+        self.oom = False
+        self.failure = ""
+        self._rest = b""
+        self._within = False
+        self._held: list[tuple[bytes, int]] = []
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came; give what of it is the app's, whole lines mostly."""
+        self._rest += data
+        if not self.booted and not self._find_marker():
+            return b""
+        *lines, self._rest = self._rest.split(b"\n")
+        passed = b"".join(self._line(line) for line in lines)
+        if len(self._rest) > LONGEST:
+            passed += self._release() + self._rest
+            self._rest, self._within = b"", True
+        return passed
+
+    def end(self) -> bytes:
+        """The port is closed: what is left of the app's output."""
+        rest, self._rest = self._rest.rstrip(b"\r"), b""
+        if not self.booted:
+            self._look_for_failure(rest)
+            return b""
+        passed = self._line(rest) if rest else b""
+        return passed.removesuffix(b"\n")
+
+    @property
+    def status(self) -> int | None:
+        """What the app returned, as far as the kernel has told."""
+        return self._held[-1][1] & 0xFF if self._held else None
+
+    def _find_marker(self) -> bool:
+        """Drop what came before the marker; look only for what the kernel says of itself."""
+        found = self._rest.find(self._marker)
+        end = self._rest.find(b"\n", found + len(self._marker)) if found >= 0 else -1
+        before = self._rest[:found] if end >= 0 else self._rest
+        complete = before.rfind(b"\n") + 1
+        for line in before[:complete].split(b"\n"):
+            self._look_for_failure(line.rstrip(b"\r"))
+        if end >= 0:
+            self.booted, self._rest = True, self._rest[end + 1 :]
+            return True
+        keep = before[complete:]
+        self._rest = keep[-(len(self._marker) + 2 * LONGEST) :]
+        return False
+
+    def _look_for_failure(self, line: bytes) -> None:
+        if not self.banner and (found := _BANNER.search(line)):
+            self.banner = found[0].decode()
+        if self._crashed(line) or _FAILURES.match(line):
+            self.failure = self.failure or line[:300].decode(errors="replace")
+
+    def _line(self, line: bytes) -> bytes:
+        line = line.removesuffix(b"\r")
+        if self._within:  # the rest of a line whose beginning was passed on
+            self._within = False
+            return line + b"\n"
+        if _KERNEL.fullmatch(line):
+            return b""
+        if told := _STATUS.fullmatch(line):
+            self._held.append((line, int(told[1])))
+            return b""
+        if _FAILURES.match(line) and line.startswith(b"Failed to load object"):
+            self.failure = self.failure or line[:300].decode(errors="replace")
+        self._crashed(line)
+        return self._release() + line + b"\n"
+
+    def _release(self) -> bytes:
+        """Something follows, so what looked like the end was the app's own words."""
+        held, self._held = self._held, []
+        return b"".join(line + b"\n" for line, _ in held)
+
+    def _crashed(self, line: bytes) -> bool:
+        if told := _UNCAUGHT.fullmatch(line):
+            self.crash = int(told[1])
+            return True
+        for pattern, number in _CRASHES:
+            if pattern.fullmatch(line):
+                self.crash = self.crash or number
+                self.oom = self.oom or number == SIGKILL
+                return True
+        return False
+
+
+def outcome(console: Console, qemu: int | None, asked: int | None) -> Exit:
+    """How a unikernel ended that has ended.
+
+    Args:
+        qemu: QEMU's own status: 0 however the app fared; None when nobody could know.
+        asked: the signal by which it was told to end, if it was.
+    """
+    if console.crash is not None:
+        return Exit(128 + console.crash, oom=console.oom)
+    if console.status is not None:
+        return Exit(console.status)
+    if asked == SIGTERM and qemu in (0, None):
+        return Exit(128 + SIGTERM)
+    if qemu == 0:
+        return Exit(127 if console.failure or not console.booted else 0)
+    return Exit(qemu)

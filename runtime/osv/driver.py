@@ -1,0 +1,513 @@
+"""The OSv driver: a dyno is one program with a kernel of its own, started from read-only images.
+
+What keeps the dyno is QEMU alone, confined as a microVM's is: it holds its disks, its tap and its FIFOs as descriptors, and a
+later runtime process finds it by its record, its pidfd and its monitor's socket. What the runtime process adds is reading: the
+kernel's words are told from the app's here, on the way from the serial port to the FIFO that `logs` reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from foundation.errors import DavitError
+from runtime import cgroups, confine, oci, qmp
+from runtime.children import Process, start_time
+from runtime.driver import DynoSpec, Limits, Unsupported
+from runtime.dynodir import DynoDirectory, Record, boot_id
+from runtime.host import Host
+from runtime.osv import kernel, machine, management, signals
+from runtime.osv.console import MARKER
+from runtime.osv.dyno import Unikernel, until
+from runtime.osv.images import OsvImages, Sources
+from runtime.osv.machine import Machine
+from runtime.qmp import Monitor, MonitorFailed
+from slugs import osvimage, osvline, rofs
+from slugs.osvcommand import CommandRefused
+
+log = logging.getLogger("runtime")
+
+QEMU = "qemu-system-x86_64"
+OLDEST_QEMU = (6, 0)
+BOOT_SECONDS = {True: 30.0, False: 120.0}
+"""From QEMU's start until the kernel starts the app: with and without acceleration."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_OVERHEAD = 320 << 20  # QEMU itself and what it translates
+_THREADS = 64
+
+
+class StartFailed(DavitError):
+    """A unikernel could not be started."""
+
+    id, status = "osv_start_failed", 500
+
+
+@dataclass
+class _Launch:
+    """A unikernel on its way."""
+
+    spec: DynoSpec
+    record: Record
+    directory: DynoDirectory
+    machine: Machine
+    fds: dict[int, int] = field(default_factory=dict)
+    fifos: list[int] = field(default_factory=list)
+    console: int = -1
+    target: int = -1
+    line: bytes = b""
+    hostname: str | None = None
+    dyno: Unikernel | None = None
+
+
+class OsvDriver:
+    """See :class:`runtime.driver.Driver`.
+
+    Args:
+        qemu: the program.
+        kvm: whether to use hardware acceleration; found out by a test boot when None.
+    """
+
+    isolation: ClassVar[str] = "osv"
+
+    def __init__(self, host: Host, *, qemu: str = QEMU, kvm: bool | None = None) -> None:
+        self.host = host
+        self.running: dict[str, Unikernel] = {}
+        self._kvm, self._qemu_name = kvm, qemu
+        self.kvm = bool(kvm)
+        self.qemu = ""
+        self.kernel: kernel.Kernel
+        self._agents: dict[Path, Path | None] = {}
+        settings = host.settings
+        self.images = OsvImages(settings.home / "osv", host.images, settings.home / "slugs", settings.osv_modules)
+        self._open = False
+
+    @property
+    def directory(self) -> Path:
+        """Where the machines' sockets and consoles are; in memory, root's."""
+        return self.host.instance.directory / "osv"
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find QEMU, look at the user's kernel, and whether KVM works with it; idempotent. See
+        :class:`runtime.driver.Driver`.
+
+        Raises:
+            Unsupported: QEMU is missing or too old.
+            KernelUnusable: there is no kernel, or it is not OSv's.
+        """
+        if self._open:
+            return
+        self.qemu, version = await self.host.in_thread(find_qemu, self._qemu_name)
+        await self.host.in_thread(self._prepare)
+        self.kvm = self._kvm if self._kvm is not None else await kernel.kvm_works(self.qemu, version, self.kernel)
+        self._open = True
+
+    def _prepare(self) -> None:
+        kernels = self.images.directory / "kernels"
+        kernels.mkdir(parents=True, exist_ok=True)
+        self.kernel = kernel.keep(self.host.settings.osv_kernel, kernels)
+        self.images.prepare()
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        alive = self.host.alive()
+        for leftover in self.directory.iterdir():
+            if leftover.name not in alive:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: DynoSpec) -> Unikernel:
+        """Start a dyno; see :class:`runtime.driver.Driver`.
+
+        Raises:
+            CommandRefused: its command cannot run in a unikernel.
+            StartFailed: the kernel did not come to start it; nothing is left behind.
+        """
+        if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
+            raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
+        refuse(spec)
+        # a caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed
+        starting = self.host.keep(self._start(spec))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._remove_unwanted)
+            raise
+
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> Unikernel:
+        """Nothing of a unikernel can be put aside, so there is nothing to wake.
+
+        Raises:
+            Unsupported: always.
+        """
+        shutil.rmtree(snapshot, ignore_errors=True)
+        raise Unsupported("Only microVMs can be woken as they were; a unikernel is started anew.")
+
+    def _remove_unwanted(self, started: asyncio.Task[Unikernel]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self.host.keep(started.result().remove())
+
+    async def _start(self, spec: DynoSpec) -> Unikernel:
+        sources = await self.host.in_thread(self._sources, spec)
+        launch = self._plan(spec)
+        try:
+            await self.host.in_thread(self._prepare_launch, launch, sources)
+            await self.host.in_thread(self._spawn, launch)
+            dyno = self._dyno(launch)
+            await self._boot(launch, dyno)
+        except BaseException as error:
+            await self._undo(launch)
+            if isinstance(error, MonitorFailed):
+                raise StartFailed(f"The dyno {spec.name} could not be started: {error.message}") from error
+            if isinstance(error, OSError):
+                raise StartFailed(f"The dyno {spec.name} could not be started: {error.strerror or error}.") from error
+            raise
+        if launch.hostname and dyno.address and dyno.record.facts["managed"]:
+            self.host.keep(self._name(dyno.address, launch.hostname))
+        return dyno
+
+    def _sources(self, spec: DynoSpec) -> Sources:
+        assert spec.line is not None
+        return self.images.sources(spec.stack, spec.slug, spec.line, spec.env, spec.limits.memory)
+
+    def _plan(self, spec: DynoSpec) -> _Launch:
+        slot = self.host.pool.reserve()
+        facts = {
+            "memory": spec.limits.memory, "port": spec.port, "booted": False, "agent": False,
+            "managed": self.images.has_module(management.SERVER) and spec.network,
+        }  # fmt: skip
+        record = Record(
+            spec.id, spec.app_id, spec.name, slot, f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}", boot_id(),
+            network=spec.network, fifos=spec.stdio is None, isolation=self.isolation, facts=facts,
+        )  # fmt: skip
+        wanted = Machine(
+            name=f"{spec.app}/{spec.name}",
+            memory=spec.limits.memory,
+            processors=processors(spec.limits),
+            kvm=self.kvm,
+            mac=self.host.network.mac(slot) if spec.network else None,
+            slug=spec.slug is not None,
+        )
+        return _Launch(spec, record, DynoDirectory(self.host.dynos / spec.id), wanted)
+
+    def _prepare_launch(self, launch: _Launch, sources: Sources) -> None:
+        """Directories, FIFOs, images, tap, cgroup."""
+        spec, record = launch.spec, launch.record
+        launch.directory.create(record)
+        place = self.directory / record.id
+        place.mkdir(mode=0o700)
+        self._open_streams(launch, place)
+        for number, path in ((machine.ROOT, sources.root), (machine.SLUG, sources.slug)):
+            if path is not None:
+                launch.fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        agent = self._agent(spec) if spec.network else None
+        launch.record = record = replace(record, facts={**record.facts, "agent": agent is not None})
+        boot = self._compose(launch, sources, agent)
+        launch.line = boot.line
+        launch.fds[machine.CONFIG] = self._configuration(place / "config", launch, boot, agent)
+        if spec.network:
+            launch.fds[machine.TAP] = self.host.network.tap(record.slot)
+
+    def _open_streams(self, launch: _Launch, place: Path) -> None:
+        """The serial port's FIFO, and the dyno's: QEMU holds all of them open, so that nobody's death loses a line."""
+        os.mkfifo(place / "console", 0o600)
+        launch.console = os.open(place / "console", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        launch.fds[machine.KEPT_CONSOLE] = os.open(place / "console", os.O_RDWR | os.O_CLOEXEC)
+        launch.fds[machine.CONSOLE] = os.open(place / "console", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if launch.spec.stdio is not None:
+            launch.target = os.dup(launch.spec.stdio[1])
+            return
+        launch.fifos = list(launch.directory.make_fifos(self._uid(launch.record.slot)))
+        launch.fds[machine.KEPT_OUT], launch.fds[machine.KEPT_ERR] = (os.dup(fd) for fd in launch.fifos)
+        launch.target = os.open(launch.directory.path / "stdout", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _compose(self, launch: _Launch, sources: Sources, agent: Path | None) -> osvline.Boot:
+        environment = {**launch.spec.env, **sources.launch.environment}
+        wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
+        before = [[f"{osvimage.CONFIG}/{signals.NAME}", str(signals.PORT)]] if agent else []
+        if launch.record.facts["managed"]:
+            before.append([f"/{management.SERVER}"])
+        if wanted:
+            before += self._cloud_init(launch, wanted)
+        return osvline.compose(
+            machine.options(self._network(launch.record), launch.machine.slug),
+            environment,
+            sources.launch.argv,
+            script=osvimage.SCRIPT,
+            before=before,
+            last=(MARKER, launch.record.id),
+        )
+
+    def _cloud_init(self, launch: _Launch, text: str) -> list[list[str]]:
+        wanted = management.cloud_init(text)
+        launch.hostname = wanted.hostname
+        if wanted.hostname and not launch.record.facts["managed"]:
+            raise Unsupported(
+                f"{management.CLOUD_INIT_VARIABLE} sets a host name, which needs OSv's REST server: put {management.SERVER} into"
+                " the directory of DAVIT_OSV_MODULES."
+            )
+        if wanted.document is None:
+            return []
+        if not self.images.has_module(management.CLOUD_INIT):
+            raise Unsupported(
+                f"{management.CLOUD_INIT_VARIABLE} needs OSv's cloud-init module: put {management.CLOUD_INIT} into the directory"
+                " of DAVIT_OSV_MODULES."
+            )
+        launch.record.facts["cloud_init"] = wanted.document.decode()
+        return [[f"/{management.CLOUD_INIT}", "--file", f"{osvimage.CONFIG}/files/cloud-init.yaml"]]
+
+    def _configuration(self, path: Path, launch: _Launch, boot: osvline.Boot, agent: Path | None) -> int:
+        """The configuration's image as a descriptor: it has no name any more once QEMU has it."""
+        document = launch.record.facts.pop("cloud_init", None)
+        files = {"cloud-init.yaml": document.encode()} if document else {}
+        tree = osvimage.configuration(boot.script, files)
+        if agent is not None:
+            tree.add(signals.NAME, rofs.on_disk(agent))
+        osvimage.write_plain(tree, path, mode=0o600)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path.unlink()
+        return fd
+
+    def _network(self, record: Record) -> machine.Network | None:
+        if not record.network:
+            return None
+        instance = self.host.instance
+        servers = re.findall(r"^nameserver\s+(\d+(?:\.\d+){3})\s*$", _text(self.host.resolv_conf), re.M)
+        return machine.Network(
+            instance.address(record.slot), str(instance.network.netmask), instance.gateway, servers[0] if servers else None
+        )
+
+    def _agent(self, spec: DynoSpec) -> Path | None:
+        """The program that brings signals in, built once per build stack; None where there is none."""
+        build = next((path for path in sorted(spec.stack.parent.glob("build.*"))), None)
+        if build is None:
+            return None
+        if build not in self._agents:
+            self._agents[build] = signals.build(build, self.images.directory)
+        return self._agents[build]
+
+    def _uid(self, slot: int) -> int:
+        return self.host.instance.uids(slot) + oci.USER
+
+    def limits(self, limits: Limits) -> Limits:
+        """QEMU's own: the guest's memory and what emulating it takes."""
+        return replace(limits, memory_max=limits.memory + _OVERHEAD, pids=_THREADS + 2 * (os.cpu_count() or 1))
+
+    def _spawn(self, launch: _Launch) -> None:
+        record = launch.record
+        place = self.directory / record.id
+        (place / "root").mkdir(exist_ok=True)
+        group = cgroups.Cgroup(record.cgroup)
+        joined = group.create()
+        group.update(self.limits(launch.spec.limits))
+        messages = os.open(place / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        monitor = qmp.listen(place / "monitor")
+        table = {0: null, 1: null, 2: messages, machine.MONITOR: monitor.fileno(), **launch.fds}
+        argv = confine.argv(
+            machine.command(self.qemu, launch.machine), root=place / "root", uid=self._uid(record.slot), cgroups=joined,
+            shown=self.kernel.directory, kvm=self.kvm,
+        )  # fmt: skip
+        try:
+            pid = self.host.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT)
+        finally:
+            monitor.close()
+            for fd in (*launch.fds.values(), messages, null):
+                os.close(fd)
+            launch.fds.clear()
+        launch.record = replace(record, pid=pid, started=start_time(pid))
+        launch.directory.write(launch.record)
+
+    def _dyno(self, launch: _Launch) -> Unikernel:
+        dyno = Unikernel(self, launch.record, Process(launch.record.pid or 0), launch.console, launch.target)
+        dyno.fifos = [*launch.fifos, launch.target]
+        launch.fifos, launch.console, launch.target, launch.dyno = [], -1, -1, dyno
+        self.running[dyno.spec_id] = dyno
+        dyno.watch()
+        return dyno
+
+    async def _boot(self, launch: _Launch, dyno: Unikernel) -> None:
+        """Hand over the kernel's command line; return when the kernel has come to start the app.
+
+        Raises:
+            StartFailed: it does not; the sentence has the kernel's words.
+        """
+        limit = BOOT_SECONDS[self.kvm]
+        path = self.directory / launch.record.id / "monitor"
+        connecting = asyncio.ensure_future(Monitor.connect(path, limit))
+        ending = asyncio.ensure_future(dyno.wait())
+        try:
+            await asyncio.wait({connecting, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise StartFailed(f"The dyno {launch.spec.name} could not be started: QEMU ended at once{self._words(launch)}.")
+            dyno.monitor = connecting.result()
+            await kernel.begin(dyno.monitor, launch.line)
+            booting = asyncio.ensure_future(dyno.booted.wait())
+            await asyncio.wait({booting, ending}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            booting.cancel()
+        finally:
+            connecting.cancel()
+            ending.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+        if not dyno.booted.is_set():
+            what = dyno.console.failure or (
+                f"its kernel did not start it within {limit:g} seconds" if not dyno.ended else "its kernel powered off at once"
+            )
+            raise StartFailed(f"The dyno {launch.spec.name} could not be started: {what.rstrip('.')}{self._words(launch)}.")
+        dyno.record = launch.record = replace(launch.record, facts={**launch.record.facts, "booted": True})
+        launch.directory.write(launch.record)
+
+    def _words(self, launch: _Launch) -> str:
+        """QEMU's own last words, for the sentence."""
+        lines = _text(self.directory / launch.record.id / "messages").strip().splitlines()
+        return f" (QEMU says: {lines[-1][-200:]})" if lines else ""
+
+    async def _name(self, address: str, hostname: str) -> None:
+        for _ in range(20):
+            if await management.set_hostname(address, hostname):
+                return
+            await asyncio.sleep(1)
+        log.warning("a unikernel did not take its host name", extra={"address": address})
+
+    async def _undo(self, launch: _Launch) -> None:
+        if launch.dyno is not None:
+            await launch.dyno.discard()
+            return
+
+        def undo() -> None:
+            for fd in (*launch.fds.values(), *launch.fifos, launch.console, launch.target):
+                if fd >= 0:
+                    os.close(fd)
+            group = cgroups.Cgroup(launch.record.cgroup)
+            group.kill()
+            group.remove()
+            launch.directory.remove()
+            shutil.rmtree(self.directory / launch.record.id, ignore_errors=True)
+            self.host.network.disconnect(launch.record.slot)
+
+        if launch.record.pid is not None:
+            self.host.forget(launch.record.pid)
+        await self.host.in_thread(undo)
+        self.host.pool.free(launch.record.slot)
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    async def take_away(self, dyno: Unikernel, keep_lines: bool = True) -> None:
+        """Remove everything that was made for ``dyno``, which has ended."""
+
+        def away() -> None:
+            if not dyno.cgroup.remove():
+                log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
+            self.host.network.disconnect(dyno.slot)
+            shutil.rmtree(self.directory / dyno.spec_id, ignore_errors=True)
+
+        await self.host.in_thread(away)
+        self.host.forget(dyno.pid)
+        self.running.pop(dyno.spec_id, None)
+        self.host.pool.free(dyno.slot)
+        held, dyno.fifos = dyno.fifos, []
+        directory = DynoDirectory(self.host.dynos / dyno.spec_id)
+        self.host.leave_to_logs(directory, dyno.record.fifos and keep_lines, held)
+
+    # -- finding again, closing ------------------------------------------------------------------------------------
+
+    async def adopt(self) -> list[Unikernel]:
+        """The dynos that an earlier runtime process started; see :class:`runtime.driver.Driver`."""
+        adopted = []
+        for record, alive in self.host.claim(self.isolation):
+            process = None
+            if alive and record.pid is not None:
+                with suppress(ProcessLookupError):
+                    process = Process(record.pid)
+                    self.host.watch(record.pid)
+            adopted.append(await self._adopt(record, process))
+        return adopted
+
+    async def _adopt(self, record: Record, process: Process | None) -> Unikernel:
+        console = target = -1
+        directory = DynoDirectory(self.host.dynos / record.id)
+        fifos = directory.open_fifos() if record.fifos else []
+        if process is not None:
+            with suppress(OSError):
+                console = os.open(self.directory / record.id / "console", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(OSError):
+            target = os.open(directory.path / "stdout", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if target < 0:
+            target = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        dyno = Unikernel(self, record, process, console, target)
+        dyno.fifos = [*fifos, target]
+        self.running[record.id] = dyno
+        dyno.watch()
+        if process is not None:
+            try:
+                dyno.monitor = await Monitor.connect(self.directory / record.id / "monitor", 10)
+            except DavitError as error:
+                log.warning("a unikernel's monitor does not answer: %s", error.message, extra={"dyno": record.id})
+            if not dyno.console.booted and not await until(
+                lambda: dyno.console.booted or dyno.ended, BOOT_SECONDS[self.kvm] / 10
+            ):
+                process.send(9)  # the runtime ended before it could hand over the command line: nobody has it any more
+        return dyno
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Let go of everything; see :class:`runtime.driver.Driver`."""
+        if stop_dynos:
+            await self.adopt()
+            await asyncio.gather(*(dyno.remove() for dyno in list(self.running.values())), return_exceptions=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
+        for dyno in self.running.values():
+            dyno.let_go()
+        self.running.clear()
+
+
+def refuse(spec: DynoSpec) -> None:
+    """Refuse what no unikernel can have.
+
+    Raises:
+        Unsupported, CommandRefused: the sentence says what.
+    """
+    if spec.terminal is not None:
+        raise Unsupported("A unikernel has no terminal and no shell; run the command in a container or a microVM.")
+    if spec.binds:
+        raise Unsupported("A unikernel cannot be shown directories of the host.")
+    if spec.line is None:
+        raise CommandRefused("A unikernel runs a Procfile's line, and this command comes from none.")
+
+
+def processors(limits: Limits) -> int:
+    """How many processors ``limits`` are worth, as many as the host has at the most."""
+    cores = os.cpu_count() or 1
+    most = min(cores, int(limits.cpu_quota or cores) or 1)
+    return max(1, min(limits.cpu_shares // 1024, most))
+
+
+def find_qemu(name: str) -> tuple[str, str]:
+    """QEMU's path and version.
+
+    Raises:
+        Unsupported: it is missing or too old; the sentence says what to do.
+    """
+    path = shutil.which(name, path="/usr/bin:/usr/local/bin:/usr/sbin")
+    if path is None:
+        raise Unsupported("Unikernels need QEMU, which is not installed: apt-get install qemu-system-x86.")
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_QEMU:
+        wanted = ".".join(map(str, OLDEST_QEMU))
+        raise Unsupported(f"Unikernels need QEMU {wanted} or newer; {path} says “{said.splitlines()[0] if said else ''}”.")
+    return path, f"{found[1]}.{found[2]}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,180 @@
+"""The images that unikernels start from, made when they are first needed and kept under DAVIT_HOME/osv."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.images import Images
+from slugs import osvcommand, osvimage
+from slugs.osvcommand import Launch
+from slugs.rofs import Disk, File, Folder, Node, RofsFailed
+from slugs.view import View
+
+VERSION = "1"
+"""Changes when the same sources give other images."""
+KEPT_BASES = 4
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_SLUG = re.compile(r"[0-9a-f]{64}")
+
+
+class TooLargeForMemory(osvimage.ImageFailed):
+    """The slug does not fit into the guest's memory."""
+
+    id, status = "osv_slug_too_large", 422
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a dyno is made of, on disk: ``slug`` is None for an empty /app."""
+
+    root: Path
+    slug: Path | None
+    launch: Launch
+
+
+class OsvImages:
+    """The cache.
+
+    Args:
+        directory: ``DAVIT_HOME/osv``.
+        mounted: mounts sealed images.
+        slugs: where sealed slugs are kept: an image whose slug is gone goes, too.
+        modules: a directory of OSv's own modules, whose files are laid into every root.
+    """
+
+    def __init__(self, directory: Path, mounted: Images, slugs: Path, modules: Path | None = None) -> None:
+        self.directory, self._mounted, self._slugs, self._modules = directory, mounted, slugs, modules
+        self._lock = threading.Lock()
+        self._making: dict[Path, threading.Lock] = {}
+
+    def prepare(self) -> None:
+        """Make the directories, and remove what nobody needs any more."""
+        for name in ("base", "slugs", "kernels"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Images of slugs that are gone, drafts of processes that were killed, roots of older stacks."""
+        present = {path.stem for path in self._slugs.iterdir()} if self._slugs.is_dir() else set()
+        for path in (self.directory / "slugs").iterdir():
+            if path.name.startswith(".") or (_SLUG.fullmatch(path.stem) and path.stem not in present):
+                path.unlink(missing_ok=True)
+        bases = sorted((self.directory / "base").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in [path for path in bases if path.name.startswith(".")] + bases[KEPT_BASES * 4 :]:
+            path.unlink(missing_ok=True)
+
+    def sources(self, stack: Path, slug: Path | None, line: str, environment: Mapping[str, str], memory: int) -> Sources:
+        """Translate the command and have its images; blocking, and long when one has to be made.
+
+        Args:
+            stack, slug: sealed images.
+            memory: bytes that the guest has.
+
+        Raises:
+            CommandRefused: the line cannot run in a unikernel.
+            ImageFailed, RofsFailed: an image cannot be made.
+            TooLargeForMemory: the guest could not hold the slug.
+        """
+        stack_at = self._mounted.use(stack)
+        slug_at = self._mounted.use(slug) if slug is not None else None
+        try:
+            app = slug_at / "app" if slug_at is not None else None
+            launch = osvcommand.translate(line, environment, View(stack_at, app))
+            made = self._slug(slug, app, memory) if slug is not None and app is not None else None
+            return Sources(self._root(stack, stack_at, launch.runtime), made, launch)
+        finally:
+            self._mounted.done(stack)
+            if slug is not None:
+                self._mounted.done(slug)
+
+    def _root(self, stack: Path, mounted: Path, runtime: str) -> Path:
+        certificates = _CERTIFICATES if _CERTIFICATES.exists() else None
+        parts = [VERSION, runtime, _identity(stack), _content(certificates), *self._module_identities()]
+        path = self.directory / "base" / f"{runtime}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:32]}.img"
+
+        def make() -> None:
+            root = osvimage.base(mounted, runtime, certificates)
+            self._add_modules(root)
+            osvimage.write_root(root, path)
+
+        self._once(path, make)
+        os.utime(path)
+        return path
+
+    def _slug(self, slug: Path, app: Path, memory: int) -> Path:
+        own = _SLUG.fullmatch(slug.stem) is not None and slug.parent == self._slugs
+        name = slug.stem if own else hashlib.sha256(_identity(slug).encode()).hexdigest()[:32]
+        path = self.directory / "slugs" / f"{name}.rofs"
+
+        def make() -> None:
+            written = osvimage.write_plain(osvimage.slug(app), path)
+            if written.structure > memory // 4:
+                path.unlink()
+                raise TooLargeForMemory(
+                    f"The slug has {written.entries} files; their names alone would take {written.structure >> 20} MB of the"
+                    f" dyno's {memory >> 20} MB. Choose a larger size, or leave out what the app does not need (.slugignore)."
+                )
+
+        self._once(path, make)
+        size = path.stat().st_size
+        if size > memory:
+            raise TooLargeForMemory(
+                f"The slug holds {size >> 20} MB of files, more than the dyno's {memory >> 20} MB of memory, where a unikernel"
+                " keeps what it has read. Choose a larger size, or run this process type as microvm."
+            )
+        return path
+
+    def _once(self, path: Path, make: Callable[[], None]) -> None:
+        """Make ``path`` unless it is there; who wants the same meanwhile waits, others do not."""
+        with self._lock:
+            lock = self._making.setdefault(path, threading.Lock())
+        with lock:
+            if not path.exists():
+                make()
+        with self._lock:
+            self._making.pop(path, None)
+
+    # -- OSv's own modules
+
+    def has_module(self, name: str) -> bool:
+        """Whether the user's modules bring the file ``/name``."""
+        return self._modules is not None and (self._modules / name).is_file()
+
+    def _module_identities(self) -> list[str]:
+        if self._modules is None or not self._modules.is_dir():
+            return []
+        found = sorted(path for path in self._modules.rglob("*") if path.is_file() and not path.is_symlink())
+        return [f"{path.relative_to(self._modules)}:{_identity(path)}" for path in found]
+
+    def _add_modules(self, root: Folder) -> None:
+        if self._modules is None or not self._modules.is_dir():
+            return
+        _merge(root, Disk(self._modules, skip=lambda path: path == "meta" or path.startswith("meta/")), "")
+
+
+def _merge(root: Folder, tree: Disk, way: str) -> None:
+    """Lay files over the root; what is there already stays."""
+    nodes: list[tuple[bytes, Node]] = list(tree.nodes())
+    for name, node in nodes:
+        path = f"{way}/{os.fsdecode(name)}"
+        if isinstance(node, Disk):
+            _merge(root, node, path)
+        elif isinstance(node, File):
+            with suppress(RofsFailed):
+                root.add(path, node)
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+
+def _content(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else ""

@@ -1,0 +1,111 @@
+"""QEMU's command line for a unikernel (pure).
+
+The kernel's own command line is not on it: it holds what of the environment cannot be said otherwise, and every user of the
+host may read QEMU's arguments. QEMU waits (``--preconfig``) until the monitor has given it the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime import confine
+from slugs import osvimage, osvline
+
+MIB = 1 << 20
+LEAST_MEMORY = 64 * MIB
+
+# descriptors that QEMU is started with; the last three are there only to keep alive what is in the FIFOs
+MONITOR, CONSOLE, ROOT, SLUG, CONFIG, TAP = range(3, 9)
+KEPT_CONSOLE, KEPT_OUT, KEPT_ERR = range(9, 12)
+DESCRIPTORS = 12
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine.
+
+    Attributes:
+        name: for people who read process lists.
+        memory: bytes.
+        processors: how many.
+        kvm: hardware acceleration; otherwise the processor is emulated.
+        mac: its network card's address; None for no network.
+        slug: whether there is one.
+    """
+
+    name: str
+    memory: int
+    processors: int = 1
+    kvm: bool = False
+    mac: str | None = None
+    slug: bool = True
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the guest is told of its network: addresses as text."""
+
+    address: str
+    netmask: str
+    gateway: str
+    nameserver: str | None = None
+
+
+def command(qemu: str, machine: Machine) -> list[str]:
+    """The command line of ``machine``, with the descriptors above; the kernel is /data/kernel."""
+    accel, processor = ("kvm", "host,+x2apic") if machine.kvm else ("tcg,thread=multi,tb-size=64", "max")
+    return [
+        qemu, "-name", machine.name.replace(",", ",,"), "-M", "pc,usb=off,vmport=off", "-accel", accel, "-cpu", processor,
+        "-m", f"{max(machine.memory, LEAST_MEMORY) // MIB}", "-smp", str(machine.processors),
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "--preconfig",
+        "-add-fd", f"fd={CONSOLE},set={CONSOLE}",
+        "-chardev", f"file,id=console,path=/dev/fdset/{CONSOLE},append=on", "-serial", "chardev:console",
+        "-chardev", f"socket,id=monitor,fd={MONITOR},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+        "-kernel", "/data/kernel",
+        *_disk("root", ROOT),
+        *(_disk("slug", SLUG) if machine.slug else ()),
+        *_disk("config", CONFIG),
+        *_network(machine.mac),
+        "-device", "virtio-rng-pci",
+    ]  # fmt: skip
+
+
+def _disk(name: str, number: int) -> list[str]:
+    return [
+        "-add-fd", f"fd={number},set={number}",
+        "-blockdev", f"driver=file,node-name={name}-file,filename=/dev/fdset/{number},locking=off,read-only=on",
+        "-blockdev", f"driver=raw,node-name={name},file={name}-file,read-only=on",
+        "-device", f"virtio-blk-pci,drive={name}",
+    ]  # fmt: skip
+
+
+def _network(mac: str | None) -> list[str]:
+    if mac is None:
+        return []
+    return ["-netdev", f"tap,id=net,fd={TAP},vhost=off", "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="]
+
+
+def options(network: Network | None, slug: bool) -> list[str]:
+    """The loader's options: disks are numbered in the order of the command line."""
+    words: Sequence[tuple[str, str | None]] = [
+        ("verbose", None),  # else the kernel does not tell how the app ended
+        ("console", "serial"),
+        ("rootfs", "rofs"),
+        ("power-off-on-abort", None),
+        *_addresses(network),
+        *([("mount-fs", f"rofs,/dev/vblk1,{osvimage.APP}")] if slug else []),
+        ("mount-fs", f"rofs,/dev/vblk{2 if slug else 1},{osvimage.CONFIG}"),
+        ("cwd", osvimage.APP),
+    ]
+    return [osvline.option(name, value) for name, value in words]
+
+
+def _addresses(network: Network | None) -> list[tuple[str, str | None]]:
+    if network is None:
+        return []
+    words: list[tuple[str, str | None]] = [
+        ("ip", f"eth0,{network.address},{network.netmask}"),
+        ("defaultgw", network.gateway),
+    ]
+    return [*words, ("nameserver", network.nameserver)] if network.nameserver else words

@@ -1,0 +1,96 @@
+"""Signals for a unikernel: a small program of ours in it, built once per host with the build stack's own compiler.
+
+Without it (no build stack, a compiler that fails) a unikernel is told to end by its power button only, which no app hears of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from foundation.errors import DavitError
+from slugs import mounted
+
+log = logging.getLogger("runtime")
+
+PORT = 65077
+"""Where it listens in the guest; only this host reaches the guest's ports (and the router the app's)."""
+NAME = "agent.so"
+_SOURCE = Path(__file__).with_name("agent.c")
+_SECONDS = 60
+
+
+def build(stack: Path, directory: Path) -> Path | None:
+    """The program for guests, built with the gcc of the build stack ``stack`` unless it was already.
+
+    Args:
+        directory: where it is kept.
+
+    Returns:
+        its path; None when it cannot be built, which is logged.
+    """
+    key = hashlib.sha256(_SOURCE.read_bytes() + str(stack.parent.name).encode()).hexdigest()[:16]
+    kept = directory / f"agent-{key}.so"
+    if kept.exists():
+        return kept
+    try:
+        program = _compile(stack, directory)
+    except (OSError, subprocess.SubprocessError, DavitError) as error:
+        log.warning("unikernels get no signals: %s", error)
+        return None
+    if not program.startswith(b"\x7fELF"):
+        log.warning("unikernels get no signals: the build stack's compiler failed")
+        return None
+    draft = kept.with_suffix(".new")
+    draft.write_bytes(program)
+    draft.replace(kept)
+    return kept
+
+
+def _compile(stack: Path, directory: Path) -> bytes:
+    """gcc in the build stack, in a mount namespace of its own that ends with it."""
+    root = directory / "compiler"
+    root.mkdir(exist_ok=True)
+    script = (
+        'mount -t tmpfs -o size=64m none "$1/tmp" && chroot "$1" /usr/bin/env -i PATH=/usr/bin:/bin TMPDIR=/tmp'
+        ' gcc -O2 -shared -fPIC -Wl,-z,now -Wl,--build-id=none -x c -o /tmp/out - >&2 && cat "$1/tmp/out"'
+    )
+    argv = [sys.executable, "-I", "-S", mounted.__file__, str(stack), str(root), "/bin/sh", "-euc", script, "sh", str(root)]
+    done = subprocess.run(argv, input=_SOURCE.read_bytes(), capture_output=True, timeout=_SECONDS, check=False)
+    with suppress(OSError):
+        root.rmdir()
+    if done.returncode != 0:
+        raise DavitError(f"the build stack's compiler failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return done.stdout
+
+
+async def send(address: str, number: int, seconds: float = 2.0, port: int = PORT) -> bool:
+    """Have signal ``number`` raised in the guest at ``address``; whether it said that it would."""
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), seconds)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    try:
+        writer.write(f"{number}\n".encode())
+        return await asyncio.wait_for(reader.read(3), seconds) == b"ok\n"
+    except (OSError, asyncio.TimeoutError):
+        return False
+    finally:
+        writer.close()
+
+
+async def answers(address: str, seconds: float, port: int = PORT) -> bool:
+    """Whether the guest's kernel lives: it accepts a connection or refuses it; one that hangs does neither."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), seconds)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True

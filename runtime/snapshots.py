@@ -1,0 +1,52 @@
+"""Where dynos that were put aside lie: ``snapshots/APP_ID/PROCESS`` below DAVIT_HOME; root's alone, for they hold memory.
+
+A directory without a dot in front is whole. What a killed runtime was still writing begins with one, and is removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+class Snapshots:
+    """The snapshots of all apps.
+
+    Args:
+        directory: ``DAVIT_HOME/snapshots``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def sweep(self) -> None:
+        """Remove what was not finished."""
+        for path in self.directory.glob("*/.*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def fresh(self, app_id: str, dyno_id: str) -> Path:
+        """Where a dyno may be put aside; :meth:`keep` or :meth:`drop` it afterwards."""
+        return self.directory / app_id / f".{dyno_id}"
+
+    def keep(self, fresh: Path, name: str) -> None:
+        """It is whole, and is the process ``name``'s from now on."""
+        target = fresh.with_name(name)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+
+    def drop(self, path: Path) -> None:
+        """Remove one."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def take(self, app_id: str, name: str, dyno_id: str) -> Path | None:
+        """The snapshot of a process, which is the caller's from now on; None when there is none."""
+        taken = self.fresh(app_id, dyno_id)
+        try:
+            (self.directory / app_id / name).rename(taken)
+        except OSError:
+            return None
+        return taken
+
+    def forget(self, app_id: str) -> None:
+        """Remove all of an app's."""
+        shutil.rmtree(self.directory / app_id, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Sleep: an app that nobody asks anything is stopped, and started again by the next request.
+
+As Heroku's eco dynos: when the web dynos got no request for half an hour, all dynos of the app stop.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from foundation.clock import now
+from foundation.errors import InvalidParams
+from state import audit, notify
+from state.models import Account, App, Formation
+
+CHOICES = ("auto", "on", "off")
+"""``auto``: as the size of the web dynos says: eco sleeps, the others do not."""
+SLEEPY_SIZES = frozenset(("eco",))
+
+
+def choose(session: Session, account: Account, app: App, choice: str) -> None:
+    """Say whether the app may be put to sleep; what must not sleep wakes.
+
+    Raises:
+        InvalidParams: there is no such choice.
+    """
+    if choice not in CHOICES:
+        raise InvalidParams(f"Sleep is {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, not “{choice}”.")
+    if app.sleep == choice:
+        return
+    app.sleep = choice
+    session.flush()
+    audit.record(session, account, "ps:sleep", app, sleep=choice)
+    notify.announce(session, app.id, f"Sleep set to {choice} by user {account.email}")
+    if not allowed(session, app):
+        wake(session, app.id)
+
+
+def allowed(session: Session, app: App) -> bool:
+    """Whether the app is to be put to sleep when nobody asks it anything. One without web dynos never is."""
+    web = session.scalar(select(Formation).where(Formation.app_id == app.id, Formation.type == "web", Formation.quantity > 0))
+    if web is None or app.sleep == "off":
+        return False
+    return app.sleep == "on" or web.size in SLEEPY_SIZES
+
+
+def candidates(session: Session) -> list[str]:
+    """The ids of the apps that are awake and may be put to sleep."""
+    query = (
+        select(App)
+        .join(Formation, (Formation.app_id == App.id) & (Formation.type == "web"))
+        .where(App.asleep_at.is_(None), App.destroying.is_(False), App.sleep != "off")
+        .where((App.sleep == "on") | Formation.size.in_(SLEEPY_SIZES))
+    )
+    return [app.id for app in session.scalars(query) if allowed(session, app)]
+
+
+def fall_asleep(session: Session, app_id: str) -> bool:
+    """Put the app to sleep; False when it must not be (any more)."""
+    app = session.get(App, app_id)
+    if app is None or app.destroying or app.asleep_at is not None or not allowed(session, app):
+        return False
+    app.asleep_at = now()
+    notify.runtime(session, app_id)
+    return True
+
+
+def wake(session: Session, app_id: str) -> bool:
+    """Wake the app; False when it was awake. Called for the first request of a sleeping app, and by whatever changes it."""
+    woken = session.execute(
+        update(App).where(App.id == app_id, App.asleep_at.is_not(None)).values(asleep_at=None, updated_at=now())
+    )
+    if not woken.rowcount:  # type: ignore[attr-defined]
+        return False
+    notify.runtime(session, app_id)
+    notify.router(session, app_id)
+    return True

@@ -1,0 +1,252 @@
+"""The stream that keeps pages current: what it costs, what it says, and that nothing comes twice or is missed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dashboard import live, watching
+from foundation.clock import now
+from logs import stream
+from state import accounts, apps, config, db, formation, vault, web_sessions
+from state.models import Account, App, Build
+from tests.api.conftest import give_code, use_home
+from tests.cli.living import Davit, owner_app, serving
+from tests.dashboard import scenery
+
+
+@pytest.fixture
+def davit(davit_home: Path, template_database: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
+    """A Davit that answers, on a database of its own."""
+    use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
+    db.upgrade()
+    with serving(davit_home, tmp_path, redis_server) as served:
+        yield served
+
+
+class Listener:
+    """A page's stream, read by hand."""
+
+    def __init__(self, davit: Davit, query: str, secret: str, cursor: str = "") -> None:
+        host, _, port = davit.url.removeprefix("http://").partition(":")
+        self.socket = socket.create_connection((host, int(port)), 30)
+        self.socket.settimeout(30)
+        again = f"Last-Event-ID: {cursor}\r\n" if cursor else ""
+        head = f"GET /dashboard/live?{query} HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: davit_session={secret}\r\n{again}\r\n"
+        self.socket.sendall(head.encode())
+        self.buffer = b""
+        self.cursor = cursor
+
+    def event(self) -> tuple[str, object]:
+        """The next event: its name and data."""
+        while True:
+            while b"\n\n" not in self.buffer:
+                data = self.socket.recv(65536)
+                assert data, f"the stream ended: {self.buffer[-300:]!r}"
+                self.buffer += data
+            raw, self.buffer = self.buffer.split(b"\n\n", 1)
+            lines = dict(re.findall(r"^(id|event|data): (.*)$", raw.decode(), re.M))
+            if "event" in lines:
+                self.cursor = lines["id"]
+                return lines["event"], json.loads(lines["data"])
+
+    def until(self, name: str) -> object:
+        """The data of the next event of that name."""
+        while True:
+            found, data = self.event()
+            if found == name:
+                return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def signed_in() -> str:
+    """A cookie of the owner's."""
+    with db.transaction() as session:
+        account = session.query(Account).filter(Account.is_admin).first()
+        assert account
+        return web_sessions.start(session, account, "a test")[0]
+
+
+def test_two_hundred_pages_hold_no_thread_and_all_hear_of_a_change(davit: Davit) -> None:
+    app_id = owner_app("watched")
+    assert live.MOST >= 200
+    people = []
+    with db.transaction() as session:
+        for number in range(200 // live.EACH + 1):
+            account = accounts.create(session, None, f"p{number}@example.com", admin=True)
+            people.append(web_sessions.start(session, account, "a test")[0])
+    pages = [Listener(davit, f"app={app_id}", people[number % len(people)]) for number in range(200)]
+    try:
+        for page in pages:
+            assert page.until("app")
+        assert davit("apps").returncode == 0, "16 threads, 200 pages: somebody else is still served"
+        with db.transaction() as session:
+            app = session.get(App, app_id)
+            assert app
+            config.change(session, app.owner, app, {"A": "1"})
+        for page in pages:
+            assert page.until("app")
+    finally:
+        for page in pages:
+            page.close()
+
+
+def test_a_page_that_comes_back_is_told_what_it_missed_and_only_that(davit: Davit) -> None:
+    app_id, secret = owner_app("watched"), signed_in()
+    page = Listener(davit, f"app={app_id}&apps=1", secret)
+    page.until("apps")
+    page.close()
+    give_code(app_id)
+    again = Listener(davit, f"app={app_id}&apps=1", secret, page.cursor)
+    again.until("app")
+    again.until("apps")
+    again.close()
+    quiet = Listener(davit, f"app={app_id}&apps=1", secret, again.cursor)
+    with db.transaction() as session:
+        app = session.get(App, app_id)
+        assert app
+        formation.scale(session, app.owner, app, [{"type": "web", "quantity": 2}])
+    first, _ = quiet.event()
+    assert first in ("app", "apps")
+    quiet.close()
+
+
+def test_build_output_comes_whole_and_once_over_reconnects_and_a_restart_of_the_server(davit: Davit) -> None:
+    app_id, secret = owner_app("built"), signed_in()
+    with db.transaction() as session:
+        app = session.get(App, app_id)
+        assert app
+        build = Build(app_id=app_id, account_id=app.owner_id, commit="a" * 40, stack="davit-13", phase="building")
+        session.add(build)
+    path = scenery.output_of(build.id, "", done=False)
+    expected = [f"\x1b[31mline {number}" if number % 7 == 0 else f"line {number}" for number in range(60)]
+    ready = threading.Event()
+
+    def write() -> None:
+        with path.open("a") as file:
+            for number, line in enumerate(expected):
+                file.write(line[:5])
+                file.flush()
+                file.write(line[5:] + "\n")
+                file.flush()
+                if number % 20 == 10:
+                    ready.wait(5)
+                    ready.clear()
+        (path.parent / "output.done").write_text('{"status": "succeeded"}')
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    html, cursor = "", ""
+    for _ in range(100):
+        page = Listener(davit, f"app={app_id}&build={build.id}", secret, cursor)
+        name, data = page.event()
+        while name not in ("build", "build-over"):
+            name, data = page.event()
+        html, cursor = html + str(data), page.cursor
+        page.close()
+        ready.set()
+        if name == "build-over":
+            break
+    writer.join(20)
+    text = re.sub(r"<[^>]+>", "", html)
+    assert text.splitlines() == [re.sub("\x1b.*?m", "", line) for line in expected]
+    assert html.count('class="a1"') >= 50, "a colour goes on over pieces and reconnects"
+
+
+def test_log_lines_come_once(davit: Davit, redis_server: str) -> None:
+    app_id, secret = owner_app("logged"), signed_in()
+    redis = stream.connect(redis_server)
+    page = Listener(davit, f"log={app_id}&app={app_id}", secret, "log=0-0")
+    page.until("app")
+    seen: list[str] = []
+    for number in range(30):
+        stream.emit(redis, app_id, [stream.Line(now(), "app", "web.1", f"line {number} <b>")])
+        if number % 10 == 9:
+            while len(seen) <= number:
+                seen += re.findall(r"</b> (line \d+) &lt;b&gt;", str(page.until("log")))
+            page.close()
+            page = Listener(davit, f"log={app_id}&app={app_id}", secret, page.cursor)
+    page.close()
+    assert seen == [f"line {number}" for number in range(30)]
+
+
+def test_who_may_not_see_an_app_hears_nothing_of_it(davit: Davit) -> None:
+    app_id = owner_app("hidden")
+    with db.transaction() as session:
+        other = accounts.create(session, None, "other@example.com")
+        secret = web_sessions.start(session, other, "a test")[0]
+    for query in (f"app={app_id}", f"log={app_id}", f"app={app_id}&build=1"):
+        page = Listener(davit, query, secret)
+        assert b"404" in page.socket.recv(100)
+        page.close()
+
+
+def test_permissions_are_looked_at_again(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(template_database, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch)
+    vault.ensure_keys()
+    with db.transaction() as session:
+        owner, guest = (accounts.create(session, None, f"{name}@example.com") for name in ("owner", "guest"))
+        app = apps.create(session, owner, "shared")
+        apps.add_collaborator(session, owner, app, guest.email, ["view"])
+        secret, row = web_sessions.start(session, guest, "a test")
+    watched = live.Watched(guest.id, secret, app=app.id)
+    with db.snapshot() as session:
+        assert live.may_watch(session, watched)
+    with db.transaction() as session:
+        apps.remove_collaborator(session, session.get(Account, owner.id), session.get(App, app.id), guest.email)  # type: ignore[arg-type]
+    with db.snapshot() as session:
+        assert not live.may_watch(session, watched)
+        assert live.may_watch(session, live.Watched(guest.id, secret, every=True))
+    with db.transaction() as session:
+        web_sessions.end(session, session.get(Account, guest.id), row.id)  # type: ignore[arg-type]
+    with db.snapshot() as session:
+        assert not live.may_watch(session, live.Watched(guest.id, secret, every=True))
+
+
+def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(template_database, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch)
+    vault.ensure_keys()
+    with db.transaction() as session:
+        owner = accounts.create(session, None, "owner@example.com")
+        app = apps.create(session, owner, "watched")
+    give_code(app.id)
+
+    def fingerprints() -> tuple[str, str]:
+        with db.snapshot() as session:
+            return watching.apps(session, [app.id])[app.id], watching.every(session)
+
+    before = fingerprints()
+    assert fingerprints() == before
+    changes = [
+        lambda session, app: formation.scale(session, owner, app, [{"type": "web", "quantity": 3}]),
+        lambda session, app: scenery.dyno(session, app, "web.1", "starting"),
+        lambda session, app: setattr(formation.dynos(session, app)[0], "state", "crashed"),
+        lambda session, app: session.delete(formation.dynos(session, app)[0]),
+        lambda session, app: apps.set_maintenance(session, owner, app, True),
+        lambda session, app: apps.rename(session, owner, app, "renamed"),
+    ]
+    for change in changes:
+        with db.transaction() as session:
+            change(session, session.get(App, app.id))
+        after = fingerprints()
+        assert after[0] != before[0] and after[1] != before[1]
+        before = after
+
+
+def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:
+    app_id, secret = owner_app("watched"), signed_in()
+    for _ in range(3):
+        page = Listener(davit, f"app={app_id}", secret)
+        page.until("app")
+        page.close()

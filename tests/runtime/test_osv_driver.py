@@ -1,0 +1,321 @@
+"""The OSv driver's life cycle with the real QEMU and all that stands around a guest; the guest is an imitation (see there), for
+no kernel of OSv comes with Davit. What only a real one can show is in test_osv_kernel.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundation.errors import DavitError, InvalidParams
+from runtime.driver import Bind, DynoSpec, Exit, Limits, Unsupported
+from runtime.host import Host
+from runtime.osv import kernel, signals
+from runtime.osv.driver import OsvDriver, StartFailed, find_qemu
+from runtime.osv.dyno import Unikernel
+from runtime.osv.images import TooLargeForMemory
+from slugs.osvcommand import CommandRefused
+from tests.runtime import imitation_guest
+from tests.runtime.bench_of_driver import ENV, MIB, Bench
+from tests.runtime.imitation_guest import POWER_OFF, REPEAT, STAND_STILL
+
+pytestmark = [pytest.mark.root]
+LIMITS = Limits(memory=128 * MIB, memory_max=256 * MIB, cpu_quota=1.0, pids=64)
+STARTED = "\nSetting in environment: DAVIT_DYNO={id}\n"
+
+
+class OsvBench(Bench):
+    """A bench with the OSv driver."""
+
+    osv: OsvDriver
+
+    def open(self, warm: int = 0) -> None:
+        """Claim an instance, open host and driver."""
+        self.host = Host(self.settings, self._claim(), warm=warm, environ={})
+        self.osv = self.driver = OsvDriver(self.host, kvm=False)  # type: ignore[assignment]
+        self.run(self.host.open())
+        self.run(self.osv.open(), 60)
+
+    def says(self, text: str, **changes: Any) -> DynoSpec:
+        """A dyno whose guest starts its app and then says ``text``."""
+        base = DynoSpec(
+            "", "web.1", "app", "app-id", self.stack, self.slug, [], ENV, LIMITS, isolation="osv", line="/usr/bin/true"
+        )
+        spec = replace(base, id=os.urandom(8).hex(), **changes)
+        return replace(spec, env={**spec.env, "SAY": "$" + STARTED.format(id=spec.id) + text})
+
+    def begin(self, text: str, **changes: Any) -> Unikernel:
+        """Start one."""
+        return self.run(self.osv.start(self.says(text, **changes)), 120)
+
+    def footprint(self) -> dict[str, Any]:
+        """What the driver holds while no dyno runs."""
+        self.until(lambda: not self.host.pool._leaving and len(self.host.tasks) <= 1, "quiet", 30)
+        return {
+            "cables": sorted(self.host.network.cables()),
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "dynos": [path.name for path in self.host.dynos.iterdir()],
+            "work": [path.name for path in self.osv.directory.iterdir()],
+            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
+            "drafts": [path.name for path in self.osv.images.directory.rglob(".*")],
+            "slots": sorted(self.host.pool._used),
+        }
+
+    def remove_all(self) -> None:
+        """Remove every dyno, and read as `logs` does what they left."""
+        for dyno in list(self.osv.running.values()):
+            self.run(dyno.remove())
+        for directory in self.host.dynos.iterdir():
+            for name in ("stdout", "stderr"):
+                (directory / name).unlink(missing_ok=True)
+        self.host.clear_read_out()
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return imitation_guest.write(tmp_path_factory.mktemp("kernel") / "kernel.elf")
+
+
+@pytest.fixture(scope="module")
+def open_bench(loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path) -> Iterator[OsvBench]:
+    bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
+    bench.open()
+    yield bench
+    bench.close()
+    assert bench.leftovers_on_host() == []
+
+
+@pytest.fixture
+def bench(open_bench: OsvBench) -> Iterator[OsvBench]:
+    """The driver; after the test everything is as before it."""
+    before = open_bench.footprint()
+    yield open_bench
+    open_bench.remove_all()
+    open_bench.wait_for_footprint(before)
+
+
+def argv_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+# -- a life
+
+
+def test_it_starts_says_its_words_and_ends(bench: OsvBench) -> None:
+    dyno = bench.begin(f"hello\nfrom within\nprogram exited with status 7\n{POWER_OFF}")
+    assert bench.run(dyno.wait()) == Exit(7)
+    assert bench.output(dyno) == "hello\nfrom within\n"
+    bench.run(dyno.remove())
+    bench.run(dyno.remove())
+
+
+def test_nothing_of_what_the_kernel_is_told_is_on_a_command_line_or_in_the_log(bench: OsvBench) -> None:
+    spec = bench.says(f"visible\n{STAND_STILL}", env={**ENV, "SECRET": "$s3cret-on-the-line", "OTHER": "s3cret-on-the-disk"})
+    dyno = bench.run(bench.osv.start(spec), 120)
+    assert "s3cret" not in argv_of(dyno.pid)
+    assert "qemu-system" in argv_of(dyno.pid)
+    assert dyno.monitor is not None
+    line = bench.run(dyno.monitor.execute("qom-get", {"path": "/machine", "property": "append"}))
+    assert "--env=DAVIT_W" in line and "$s3cret-on-the-line" in line and "s3cret-on-the-disk" not in line
+    for top in (bench.osv.directory, bench.host.dynos, bench.osv.images.directory):
+        for path in top.rglob("*"):
+            assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
+    bench.run(dyno.signal(signal.SIGKILL))
+    assert bench.output(dyno) == "visible\n"
+
+
+def test_a_crash_is_told_and_a_guest_that_stands_still_after_it_is_ended(
+    bench: OsvBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.osv.dyno.CRASH_SECONDS", 0.2)
+    dyno = bench.begin(f"working\nAborted\n\n[backtrace]\n{STAND_STILL}")
+    assert bench.run(dyno.wait()) == Exit(128 + signal.SIGABRT)
+    assert bench.output(dyno) == "working\nAborted\n\n[backtrace]\n"
+
+
+def test_kill_ends_what_does_not_listen(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.osv.dyno.POWERDOWN_SECONDS", 0.1)
+    dyno = bench.begin(f"deaf\n{STAND_STILL}")
+    bench.run(dyno.signal(signal.SIGTERM))
+    assert not dyno.ended
+    bench.run(dyno.signal(signal.SIGKILL, everyone=True))
+    assert bench.run(dyno.wait()).status in (137, 0, 143)
+    bench.run(dyno.signal(signal.SIGTERM))
+
+
+def test_qemu_killed_from_outside_is_told(bench: OsvBench) -> None:
+    dyno = bench.begin(f"x\n{STAND_STILL}")
+    os.kill(dyno.pid, signal.SIGKILL)
+    assert bench.run(dyno.wait()) == Exit(137)
+
+
+def test_a_flood_waits_for_its_reader_and_hurts_nobody(bench: OsvBench) -> None:
+    dyno = bench.begin("flood flood flood\n" * 20 + REPEAT)
+    other = bench.begin(f"calm\n{POWER_OFF}")
+    assert bench.run(other.wait()) == Exit(0)
+    assert bench.output(other) == "calm\n"
+    bench.until(lambda: len(dyno._waiting) > 0, "back pressure", 60)
+    assert len(dyno._waiting) < 1 << 20
+    bench.run(dyno.signal(signal.SIGKILL))
+    bench.run(dyno.wait())
+
+
+def test_given_descriptors_get_its_output(bench: OsvBench, tmp_path: Path) -> None:
+    with (tmp_path / "in").open("w+") as source, (tmp_path / "out").open("w") as target:
+        fds = (source.fileno(), target.fileno(), target.fileno())
+        dyno = bench.begin(f"to a file\nprogram exited with status 3\n{POWER_OFF}", stdio=fds)
+        assert bench.run(dyno.wait()) == Exit(3)
+    assert (tmp_path / "out").read_text() == "to a file\n"
+
+
+def test_the_app_cannot_be_found_is_an_end_and_not_a_start_that_fails(bench: OsvBench) -> None:
+    dyno = bench.begin(f"Failed to load object: /app/x. Powering off.\n{POWER_OFF}")
+    assert bench.run(dyno.wait()) == Exit(127)
+
+
+def test_qemu_is_confined_and_has_limits(bench: OsvBench) -> None:
+    dyno = bench.begin(STAND_STILL)
+    status = dict(line.split(":\t") for line in Path(f"/proc/{dyno.pid}/status").read_text().splitlines() if ":\t" in line)
+    assert set(status["Uid"].split()) == {str(bench.host.instance.uids(dyno.slot) + 1000)}
+    assert (status["NoNewPrivs"], status["CapBnd"], status["Seccomp"]) == ("1", "0000000000000000", "2")
+    assert os.readlink(f"/proc/{dyno.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert dyno.pid in dyno.cgroup.pids()
+    assert dyno.slot in bench.host.network.cables()
+    bench.run(dyno.update(replace(LIMITS, cpu_quota=0.5)))
+    with pytest.raises(Unsupported, match="memory cannot be changed"):
+        bench.run(dyno.update(replace(LIMITS, memory=256 * MIB)))
+    assert 0 < dyno.stats().memory <= 128 * MIB and dyno.listeners() == []
+
+
+# -- refused, and nothing is left
+
+
+def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path) -> None:
+    for changes, error, why in (
+        ({"line": "a | b"}, CommandRefused, "needs a shell"),
+        ({"line": None}, CommandRefused, "comes from none"),
+        ({"terminal": (24, 80)}, Unsupported, "no terminal and no shell"),
+        ({"binds": [Bind(tmp_path, "/x")]}, Unsupported, "directories of the host"),
+        ({"env": {**ENV, "LONG": "$" + "x" * 4000}}, DavitError, "a unikernel takes 3600"),
+        ({"limits": replace(LIMITS, memory=1)}, TooLargeForMemory, "memory"),
+        ({"stack": Path("/nonexistent")}, DavitError, "."),
+        ({"env": {**ENV, "OSV_CLOUD_INIT": "runcmd: [x]"}}, InvalidParams, "has the key “runcmd”"),
+        ({"env": {**ENV, "OSV_CLOUD_INIT": "files: {/a: b}"}}, Unsupported, "libcloud-init.so"),
+        ({"env": {**ENV, "OSV_CLOUD_INIT": "hostname: x"}}, Unsupported, "host name"),
+    ):
+        with pytest.raises(error, match=why):
+            bench.run(bench.osv.start(bench.says(STAND_STILL, **changes)), 60)
+    with pytest.raises(Unsupported, match="no other can be started"):
+        bench.run(bench.begin(STAND_STILL).exec(["ls"], {}))
+
+
+def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 3.0, False: 3.0})
+    silent = replace(bench.says(""), env={**ENV, "SAY": "$nothing of it"})
+    with pytest.raises(StartFailed, match="did not start it within 3 seconds"):
+        bench.run(bench.osv.start(silent), 60)
+    off = replace(bench.says(""), env={**ENV, "SAY": f"$\nCould not mount rofs root filesystem.\n{POWER_OFF}"})
+    with pytest.raises(StartFailed, match="Could not mount rofs root filesystem"):
+        bench.run(bench.osv.start(off), 60)
+
+
+def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench) -> None:
+    async def give_up() -> None:
+        starting = asyncio.ensure_future(bench.osv.start(bench.says(STAND_STILL)))
+        await asyncio.sleep(0.3)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+    bench.run(give_up())
+    bench.until(lambda: not bench.osv.running and len(bench.host.tasks) <= 1, "removal", 60)
+
+
+# -- the runtime's death
+
+
+def test_it_runs_on_without_the_runtime_and_is_found_again(
+    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path
+) -> None:
+    bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
+    text = f"before\n{STAND_STILL}"
+    argv = [sys.executable, "-m", "tests.runtime.osv_other_process", str(bench.stack), str(bench.slug), text]
+    env = {**os.environ, "DAVIT_HOME": str(bench.home), "DAVIT_OSV_KERNEL": str(loader)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        process.kill()
+    id, slot, pid = json.loads(line)
+    bench.open()
+    try:
+        (dyno,) = bench.run(bench.osv.adopt(), 60)
+        assert (dyno.spec_id, dyno.slot, dyno.pid, dyno.ended) == (id, slot, pid, False)
+        assert dyno.monitor is not None
+        bench.run(dyno.remove())
+        assert bench.output(dyno) == "before\n"
+        bench.remove_all()
+    finally:
+        bench.close()
+    assert bench.leftovers_on_host() == []
+
+
+# -- the host
+
+
+def test_kernels_that_are_none_are_refused_with_a_sentence(tmp_path: Path, loader: Path) -> None:
+    (tmp_path / "text").write_text("no kernel")
+    (tmp_path / "disk").write_bytes(bytes(510) + b"\x55\xaa" + bytes(1000))
+    (tmp_path / "linux").write_bytes(loader.read_bytes().replace(b"OSv ", b"Lnx "))
+    for path, why in (
+        (None, "DAVIT_OSV_KERNEL is not set"), (tmp_path / "none", "cannot be read"), (tmp_path / "text", "no 64-bit ELF"),
+        (tmp_path / "disk", "a boot disk"), (Path("/bin/true"), "no kernel for x86-64"), (tmp_path / "linux", "is not OSv's"),
+    ):  # fmt: skip
+        with pytest.raises(kernel.KernelUnusable, match=why):
+            kernel.check(path)
+    with pytest.raises(Unsupported, match="apt-get install qemu-system-x86"):
+        find_qemu("qemu-system-none")
+
+
+def test_a_kernel_is_tried_by_booting_it(loop: asyncio.AbstractEventLoop, tmp_path: Path, loader: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    kept = kernel.keep(loader, tmp_path / "kernels")
+    assert kernel.keep(loader, tmp_path / "kernels") == kept
+    trial = loop.run_until_complete(kernel.boot(find_qemu("qemu-system-x86_64")[0], kept, kvm=False))
+    assert trial.banner == "OSv v0.0-imitation"
+
+
+def test_the_agent_for_signals_is_built_and_passes_them_on(tmp_path: Path) -> None:
+    """Built by this machine's compiler here (the build stack's in life), and run as the program that it is, too."""
+    program = tmp_path / "agent"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-O2", "-o", program, Path(signals.__file__).with_name("agent.c")], check=True)
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([program, str(port)])
+    try:
+
+        async def scenario() -> None:
+            for _ in range(500):
+                if await signals.send("127.0.0.1", 0, port=port):
+                    break
+                await asyncio.sleep(0.02)
+            assert await signals.answers("127.0.0.1", 5, port)
+            assert await signals.send("127.0.0.1", signal.SIGTERM, port=port)
+
+        asyncio.run(scenario())
+        assert process.wait(20) == -signal.SIGTERM
+        assert not asyncio.run(signals.send("127.0.0.1", signal.SIGTERM, port=port))
+        assert asyncio.run(signals.answers("127.0.0.1", 5, port)), "a kernel that refuses lives"
+    finally:
+        process.kill()
+        process.wait()
