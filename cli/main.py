@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "cli.host.commands:doctor",
     "dashboard": "cli.host.commands:dashboard",
     "stack:build": "cli.host.commands:stack_build",
+    "slugs:export": "cli.host.commands:slugs_export",
     # apps, through the API
     "apps": "cli.apps.apps:apps",
     "apps:create": "cli.apps.apps:create",

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,20 +67,22 @@ class ImageFailed(DavitError):
 # -- trees -------------------------------------------------------------------------------------------------------------
 
 
-def base(stack: Path, runtime: str, certificates: Path | None = None) -> Folder:
+def base(stack: Path, runtime: str, certificates: Path | None = None, omit: Collection[str] = ()) -> Folder:
     """The root file system of a runtime, of what the stack has.
 
     Args:
         stack: the stack's root, mounted or unpacked.
         runtime: as :attr:`slugs.osvcommand.Launch.runtime`.
         certificates: a file of the certificate authorities that this host trusts; the stack's own by default.
+        omit: mount points that are not needed.
 
     Raises:
         ImageFailed: the stack has no loader, or not the runtime.
     """
     root = Folder()
     for name in ("dev", "proc", "sys", "tmp", "data", "app", "etc/davit", "run", "var/tmp"):
-        root.add(name, Folder())
+        if name not in omit:
+            root.add(name, Folder())
     root.add("etc/fstab", rofs.text(_FSTAB))
     root.add("etc/hosts", rofs.text(_HOSTS))
     root.add("etc/mnttab", Link(b"/proc/mounts"))
@@ -133,6 +135,14 @@ def slug(app: Path) -> Disk:
     """A slug's /app, as it is but for compiled Python: the image has no times by which Python could know that it is fresh, so
     what is fresh now is marked as such for good."""
     return Disk(app, file=compiled)
+
+
+def whole(stack: Path, runtime: str, app: Path, config: Folder) -> Folder:
+    """One root with everything in it, for images that are passed on: runtime, slug and configuration."""
+    root = base(stack, runtime, omit=("app", "etc/davit"))
+    root.add(APP, slug(app))
+    root.add(CONFIG, config)
+    return root
 
 
 def configuration(script: bytes, files: Mapping[str, bytes] | None = None) -> Folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -94,3 +95,38 @@ def stack_build() -> None:
 
     built = stacks.build(settings().stacks, mirror=settings().mirror, progress=click.echo)
     click.echo(f"Built {built.name} {built.version}.")
+
+
+@click.command("slugs:export")
+@click.argument("app")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["heroku", "capstan", "osv-image", "qcow2", "zfs"]),
+    default="heroku",
+    show_default=True,
+    help="heroku: slug tarball; capstan: package; osv-image, qcow2: a disk that boots by itself; zfs: a writable one.",
+)
+@click.option(
+    "--output", "-o", "target", type=click.Path(path_type=Path), help="The file to write; named after the app by default."
+)
+@click.option("--release", "version", type=int, help="A release's number; the current one by default.")
+@click.option("--type", "process", default="web", show_default=True, help="The process type that a unikernel starts.")
+@click.option(
+    "--loader", type=click.Path(path_type=Path), help="OSv's boot disk (loader.img, osv-loader), for osv-image and qcow2."
+)
+@click.option("--builder", type=click.Path(path_type=Path), help="OSv's ZFS builder kernel, for zfs.")
+def slugs_export(
+    app: str, form: str, target: Path | None, version: int | None, process: str, loader: Path | None, builder: Path | None
+) -> None:
+    """Write an app's slug as a file for elsewhere, without its config vars."""
+    from cli.host import slugs
+
+    what = slugs.find(app, version)
+    target = target or Path(f"{what.app}-v{what.version}.{slugs.FORMATS[form]}")
+
+    def say(note: str) -> None:
+        click.echo(f" !     {note}", err=True)
+
+    slugs.export(settings(), what, form, target, process=process, loader=loader, builder=builder, say=say)
+    click.echo(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MB).")

@@ -75,7 +75,7 @@ def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
         check_root, check_kernel, check_filesystems, check_namespaces, check_cgroups, check_tools, check_home, check_ports,
     ]  # fmt: skip
     if not essential:
-        checks += [check_disk, check_memory, check_stack, check_database, check_names, check_registries]
+        checks += [check_disk, check_memory, check_stack, check_osv, check_database, check_names, check_registries]
     points: list[Point] = []
     for check in checks:
         found = check(settings)
@@ -258,6 +258,31 @@ def check_stack(settings: Settings) -> Point:
     except DavitError as error:
         return Point("stack", "warn", error.message, "`davit up` builds it by itself, too.")
     return Point("stack", "ok", f"{stack.name} {stack.version} in {settings.stacks}")
+
+
+def check_osv(settings: Settings) -> Point:
+    """Unikernels need a kernel that the host's owner brings; whether it is one shows when it boots."""
+    import asyncio
+    import tempfile
+
+    from runtime.osv import driver, kernel
+
+    if settings.osv_kernel is None:
+        return Point("OSv kernel", "ok", f"none is given; only process types isolated as osv need one. {kernel.WHERE}.")
+    try:
+        qemu, _ = driver.find_qemu(driver.QEMU)
+        with tempfile.TemporaryDirectory(prefix="davit-doctor-") as place:
+            kept = kernel.keep(settings.osv_kernel, Path(place))
+            Path(place).chmod(0o755)
+            if os.geteuid() != 0:
+                return Point("OSv kernel", "ok", f"{settings.osv_kernel} looks like one; only root can try to boot it")
+            trial = asyncio.run(kernel.boot(qemu, kept, kvm=False))
+    except DavitError as error:
+        return Point("OSv kernel", "warn", error.message, "Until then no process type can be isolated as osv.")
+    if not trial.banner:
+        found = f"{settings.osv_kernel} does not boot: {trial.failure or 'it said nothing'}."
+        return Point("OSv kernel", "warn", found, kernel.WHERE + ".")
+    return Point("OSv kernel", "ok", f"{trial.banner} booted in {trial.seconds:.1f} s (emulated)")
 
 
 def check_database(settings: Settings) -> Point:

@@ -1,0 +1,110 @@
+"""A slug as a package of Capstan, OSv's image tool: the root file system with ``meta/package.yaml`` and ``meta/run.yaml``.
+
+A package (``.mpm``) is a gzipped tar of what is to be the root, and of these two (Capstan's documentation, "Application
+management" and "Configuration files"). Config vars are not in it: they are secrets, and a package is passed on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import yaml
+
+from slugs import cpio, osvline
+from slugs.osvcommand import Launch
+from slugs.osvimage import ImageFailed
+from slugs.rofs import Disk, File, Folder, Link
+
+CREATED = "1970-01-01 00:00"
+"""A package says when it was made; ours does not, so that the same slug gives the same package."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a package says of itself.
+
+    Attributes:
+        name, title, author, version: as ``meta/package.yaml`` has them.
+        launches: process type → what it starts; the first is the default.
+    """
+
+    name: str
+    title: str
+    author: str
+    version: str
+    launches: Mapping[str, Launch]
+
+
+def package_yaml(package: Package) -> str:
+    """``meta/package.yaml``."""
+    fields = {"name": package.name, "title": package.title, "author": package.author, "version": package.version}
+    return yaml.safe_dump({**fields, "created": CREATED}, sort_keys=False)
+
+
+def run_yaml(package: Package, port: int) -> str:
+    """``meta/run.yaml``: a configuration for each process type.
+
+    Args:
+        port: what PORT is set to.
+
+    Raises:
+        ImageFailed: a launch holds what Capstan's boot commands cannot.
+    """
+    sets = {name: _config_set(name, launch, port) for name, launch in package.launches.items()}
+    document = {"runtime": "native", "config_set": sets, "config_set_default": next(iter(sets))}
+    return yaml.safe_dump(document, sort_keys=False, width=1 << 20)
+
+
+def _config_set(name: str, launch: Launch, port: int) -> dict[str, object]:
+    environment = {"PORT": str(port), "HOME": "/app", **launch.environment}
+    for variable, value in environment.items():
+        if " " in value:
+            raise ImageFailed(f"{variable} of “{name}” has a blank in its value, which Capstan does not allow.")
+    try:
+        words = [
+            word if word.isascii() and word.replace("/", "").replace("-", "a").isalnum() else osvline.word(word)
+            for word in launch.argv
+        ]
+    except ValueError as error:
+        raise ImageFailed(f"The command of “{name}” cannot be written as a boot command: {error}.") from None
+    return {"bootcmd": " ".join(words), "env": {key: value for key, value in environment.items() if value}}
+
+
+def write_package(package: Package, root: Folder, stream: BinaryIO, port: int = 8080) -> int:
+    """Write the package; returns how many entries it has. Streams: memory does not grow with the files.
+
+    Args:
+        root: what is to be the root file system, the slug at ``app``; its ``meta`` is ours.
+    """
+    meta = {"meta/package.yaml": package_yaml(package), "meta/run.yaml": run_yaml(package, port)}
+    count = 0
+    with (
+        gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=3, mtime=0, filename="") as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as archive,
+    ):
+        for name, content in meta.items():
+            archive.addfile(_member(name, size=len(content.encode())), io.BytesIO(content.encode()))
+        for path, node in cpio.entries(root):
+            count += 1
+            if isinstance(node, Link):
+                member = _member(path, kind=tarfile.SYMTYPE)
+                member.linkname = os.fsdecode(node.target)
+                archive.addfile(member)
+            elif isinstance(node, File):
+                with node.open() as source:
+                    archive.addfile(_member(path, size=node.size), source)
+            elif isinstance(node, Folder | Disk):
+                archive.addfile(_member(path, kind=tarfile.DIRTYPE))
+    return count
+
+
+def _member(path: str, *, size: int = 0, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.size, member.type, member.mode = size, kind, 0o755
+    return member
