@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from state import sizes
+from state import sizes, webhooks
 from state.features import Feature
 from state.models import (
     Account,
@@ -29,6 +29,9 @@ from state.models import (
     Slug,
     SshKey,
     Token,
+    Webhook,
+    WebhookDelivery,
+    WebhookEvent,
     WebSession,
 )
 from state.sizes import Size
@@ -463,6 +466,44 @@ def promotion_target(row: PromotionTarget, status: str, error: str | None) -> Js
         "pipeline_promotion": {"id": row.promotion_id},
         "release": {"id": row.release_id} if row.release_id else None,
         "status": status,
+    }
+
+
+def webhook(row: Webhook) -> Json:
+    """GET /apps/NAME/webhooks"""
+    return {
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "include": row.include,
+        "level": row.level,
+        "updated_at": moment(row.updated_at),
+        "url": row.url,
+    }
+
+
+def webhook_delivery(row: WebhookDelivery) -> Json:
+    """GET /apps/NAME/webhook-deliveries"""
+    return {
+        "created_at": moment(row.created_at),
+        "event": {"id": row.event_id, "include": row.event.include},
+        "id": row.id,
+        "last_attempt": row.last_attempt,
+        "next_attempt_at": moment(row.next_attempt_at),
+        "num_attempts": row.attempts,
+        "status": row.status,
+        "updated_at": moment(row.updated_at),
+        "webhook": {"id": row.webhook_id, "level": row.webhook.level},
+    }
+
+
+def webhook_event(row: WebhookEvent) -> Json:
+    """GET /apps/NAME/webhook-events"""
+    return {
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "include": row.include,
+        "payload": webhooks.document(row),
+        "updated_at": moment(row.updated_at),
     }
 
 

@@ -11,9 +11,10 @@ sendfile = False
 
 
 def post_worker_init(worker: Any) -> None:
-    """In the worker: log as every process of Davit's does; let streams see when the worker is told to stop."""
-    from api import door, streams
+    """In the worker: log as every process of Davit's does; let streams see when the worker is told to stop; deliver webhooks."""
+    from api import deliveries, door, streams
 
     journal.start("web")
     door.tls()
     streams.working = lambda: bool(worker.alive)
+    deliveries.Deliverer(streams.working).start()

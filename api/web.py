@@ -31,6 +31,7 @@ from api.resources import (
     releases,
     transfers,
     two_factor,
+    webhooks,
 )
 from api.routing import Call, Operation, Resource
 from foundation.settings import settings
@@ -63,6 +64,7 @@ RESOURCES = (
     releases.resource,
     transfers.resource,
     two_factor.resource,
+    webhooks.resource,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import delete, or_, select, update
 
 from foundation.clock import now
-from state import apps, formation, releases, sizes, sleep
+from state import apps, formation, outbox, releases, sizes, sleep
 from state.db import snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -112,6 +112,8 @@ def change(dyno_ids: Sequence[str], **values: Any) -> None:
     if dyno_ids:
         with transaction() as session:
             session.execute(update(Dyno).where(Dyno.id.in_(dyno_ids)).values(updated_at=now(), **values))
+            if "state" in values:
+                outbox.note(session, Dyno, dyno_ids)
 
 
 def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
@@ -119,6 +121,7 @@ def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
     with transaction() as session:
         session.execute(update(Dyno).where(Dyno.id.in_(routed)).values(routed=True, state="up", updated_at=now()))
         session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
+        outbox.note(session, Dyno, routed)
 
 
 def fall_asleep(leaving: Sequence[str], idle: Sequence[Dyno]) -> None:
@@ -150,6 +153,7 @@ def remove(dyno_ids: Sequence[str]) -> None:
     """Dynos are gone."""
     if dyno_ids:
         with transaction() as session:
+            outbox.note_removal(session, session.scalars(select(Dyno).where(Dyno.id.in_(dyno_ids))).all())
             session.execute(delete(Dyno).where(Dyno.id.in_(dyno_ids)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from state import outbox
 from state.models import Account, App, AuditEvent
 
 
@@ -18,6 +19,7 @@ def record(session: Session, account: Account | None, action: str, app: App | No
         app: the app it concerns.
         details: names and numbers, never values of config vars or other secrets.
     """
+    outbox.act_as(session, account)
     session.add(
         AuditEvent(
             account_id=account.id if account else None,

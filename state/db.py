@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DiskFull
 from foundation.settings import settings
+from state import outbox
 from state.models import App
 
 log = logging.getLogger("state")
@@ -74,6 +75,7 @@ def transaction() -> Iterator[Session]:
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
     with Session(engine().execution_options(write=True), expire_on_commit=False) as session:
+        outbox.act_as(session, None)
         try:
             with session.begin():
                 yield session

@@ -444,6 +444,56 @@ class Domain(Identified, Base):
     kind: Mapped[str] = mapped_column(String(10), default="custom")
 
 
+class Webhook(Identified, Base):
+    """Who wants to hear of an app's changes. ``credentials``: sealed, the signing secret and an Authorization header.
+
+    No foreign key to the app: what is on its way when an app is destroyed still arrives.
+    """
+
+    __tablename__ = "webhooks"
+
+    app_id: Mapped[str] = mapped_column(String(36), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    include: Mapped[list[Any]]
+    level: Mapped[str] = mapped_column(String(10))
+    credentials: Mapped[bytes]
+
+
+class WebhookEvent(Identified, Base):
+    """What happened to an app, as its webhooks tell it; written in the transaction of the change itself."""
+
+    __tablename__ = "webhook_events"
+    __table_args__ = (Index("ix_webhook_events_app_id_created_at", "app_id", "created_at"),)
+
+    app_id: Mapped[str] = mapped_column(String(36))
+    include: Mapped[str] = mapped_column(String(40))
+    action: Mapped[str] = mapped_column(String(20))
+    resource: Mapped[str] = mapped_column(String(40))
+    data: Mapped[dict[str, Any]]
+    previous_data: Mapped[dict[str, Any]]
+    actor: Mapped[dict[str, Any]]
+
+
+class WebhookDelivery(Identified, Base):
+    """An event on its way to a webhook; ``status`` is the API's: pending, retrying, failed, succeeded.
+
+    ``next_attempt_at`` is when it is to be tried; None once it is over.
+    """
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (Index("ix_webhook_deliveries_app_id_created_at", "app_id", "created_at"),)
+
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
+    event_id: Mapped[str] = mapped_column(ForeignKey("webhook_events.id", ondelete="CASCADE"), index=True)
+    app_id: Mapped[str] = mapped_column(String(36))
+    status: Mapped[str] = mapped_column(String(20), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(index=True)
+    last_attempt: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    webhook: Mapped[Webhook] = relationship(lazy="joined")
+    event: Mapped[WebhookEvent] = relationship(lazy="joined")
+
+
 class AuditEvent(Identified, Base):
     """Who changed what and when; appended in the transaction of the change itself, and kept when the app is gone."""
 

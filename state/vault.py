@@ -18,9 +18,11 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state.models import App, OAuthClient, Release, SecondFactor
+from state.models import App, OAuthClient, Release, SecondFactor, Webhook
 
-SEALED: list[tuple[Any, str]] = [(App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret")]
+SEALED: list[tuple[Any, str]] = [
+    (App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret"), (Webhook, "credentials"),
+]  # fmt: skip
 """Every column that holds what :func:`seal` made."""
 
 

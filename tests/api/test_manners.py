@@ -35,7 +35,7 @@ def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
 
 def test_unknown_endpoints_answer_in_the_error_form(api: Api) -> None:
     assert (api.get("/nothing").status_code, api.get("/nothing").json["id"]) == (404, "not_found")
-    assert api.get("/apps/timely/webhooks").json["id"] == "not_implemented"
+    assert api.get("/apps/timely/oci-images").json["id"] == "not_implemented"
     assert api.post("/review-apps", {}).status_code == 501
     assert api.delete("/").status_code == 405
     assert api.get("/apps/a%00b").status_code == 404

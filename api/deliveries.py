@@ -1,0 +1,114 @@
+"""Delivering webhooks: a thread of the web process looks for what is due, a few more send it.
+
+The web process does it because it is there, has the database open, and is up again within seconds when it dies; what was
+under way then is sent again, under the same delivery id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from foundation import outbound
+from foundation.clock import now
+from foundation.errors import DavitError
+from state import outbox, webhooks
+from state.db import snapshot, transaction
+from state.models import WebhookDelivery
+
+log = logging.getLogger("web")
+
+LOOK_SECONDS = 2.0
+"""From one look to the next; a change that this process makes is looked at once."""
+SWEEP_SECONDS = 3600.0
+TIMEOUT = 10.0
+"""Seconds that the other side may take."""
+AT_ONCE = 8
+"""Messages under way at once, one to each webhook: a slow receiver holds up its own."""
+
+
+class Deliverer:
+    """Sends what is due.
+
+    Args:
+        going: whether to go on.
+    """
+
+    def __init__(self, going: Callable[[], bool]) -> None:
+        self._going = going
+        self._bell = threading.Event()
+        self._lock = threading.Lock()
+        self._under_way: set[str] = set()
+        self._pool = ThreadPoolExecutor(AT_ONCE, "webhook")
+        self._swept = 0.0
+
+    def start(self) -> None:
+        """Begin, in threads that end with the process."""
+        outbox.bell = self._bell.set
+        threading.Thread(target=self.run, name="webhooks", daemon=True).start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while self._going():
+            try:
+                self.look()
+            except SQLAlchemyError:
+                log.warning("webhooks wait: the database does not answer", exc_info=True)
+            self._bell.wait(LOOK_SECONDS)
+            self._bell.clear()
+
+    def look(self) -> None:
+        """Give what is due, and not under way, to the senders."""
+        if not self._swept or time.monotonic() - self._swept > SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            with transaction() as session:
+                webhooks.sweep(session, now())
+        with self._lock:
+            busy = list(self._under_way)
+        with snapshot() as session:
+            rows = webhooks.due(session, now(), busy)
+        for row in rows:
+            if self._take(row):
+                self._pool.submit(self._send, row)
+
+    def _take(self, row: WebhookDelivery) -> bool:
+        with self._lock:
+            if len(self._under_way) >= AT_ONCE or row.webhook_id in self._under_way:
+                return False
+            self._under_way.add(row.webhook_id)
+            return True
+
+    def _send(self, row: WebhookDelivery) -> None:
+        try:
+            deliver(row)
+        except Exception:
+            log.exception("a webhook's delivery failed", extra={"delivery": row.id})
+        finally:
+            with self._lock:
+                self._under_way.discard(row.webhook_id)
+            self._bell.set()
+
+
+def deliver(row: WebhookDelivery) -> None:
+    """Send one message, and write down how that went."""
+    code, error = None, None
+    message = webhooks.message(row, _encode)
+    try:
+        code = outbound.exchange("POST", message.place, body=message.body, headers=message.headers, timeout=TIMEOUT).status
+    except DavitError as problem:
+        error = problem.id
+    with transaction() as session:
+        known = session.get(WebhookDelivery, row.id)
+        if known is not None and known.next_attempt_at is not None:
+            webhooks.record_attempt(session, known, message.attempt_id, code, error)
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

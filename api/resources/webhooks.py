@@ -1,0 +1,108 @@
+"""Webhooks of apps, their events and deliveries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api import ranges, serialize
+from api.routing import Call, Reply, Resource
+from foundation import outbound
+from foundation.errors import InvalidParams, Unauthorized
+from state import accounts, apps, webhooks
+from state.db import transaction
+from state.models import Account, App, Webhook
+
+resource = Resource("webhooks", reads="read", writes="write")
+
+SECRET_HEADER = "Heroku-Webhook-Secret"  # noqa: S105
+ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+
+
+@resource.on("GET", "/apps/<app>/webhooks", needs="view")
+def index(call: Call) -> Reply:
+    """The app's webhooks."""
+    return call.short_listing(webhooks.all_of(call.session, call.app), ORDER, serialize.webhook)
+
+
+@resource.on("GET", "/apps/<app>/webhooks/<webhook>", needs="view")
+def show(call: Call, webhook: str) -> Any:
+    """One webhook."""
+    return serialize.webhook(webhooks.find(call.session, call.app, webhook))
+
+
+@resource.on("POST", "/apps/<app>/webhooks", needs="operate", writes=False)
+def create(call: Call) -> Reply:
+    """Have changes told to a URL: include, level, url; the secret that signs them comes back in Heroku-Webhook-Secret."""
+    wish = webhooks.check(call.body.need("url", most=2000), call.body.items("include", most=50), call.body.need("level", most=20))
+    secret, authorization = _secrets(call)
+    outbound.check(wish.place)  # takes as long as DNS does: not while others wait for the database
+    with transaction() as session:
+        account, app = _again(session, call)
+        row, text = webhooks.create(session, account, app, wish, secret=secret, authorization=authorization)
+    return Reply(serialize.webhook(row), 201, {SECRET_HEADER: text} if secret is None else {})
+
+
+@resource.on("PATCH", "/apps/<app>/webhooks/<webhook>", needs="operate", writes=False)
+def update(call: Call, webhook: str) -> Reply:
+    """Change a webhook; a new secret comes back in Heroku-Webhook-Secret."""
+    known = webhooks.find(call.session, call.app, webhook)
+    include = call.body.items("include", most=50) if call.body.values.get("include") is not None else known.include
+    wish = webhooks.check(call.body.text("url", most=2000) or known.url, include, call.body.text("level", most=20) or known.level)
+    secret, authorization = _secrets(call)
+    outbound.check(wish.place)
+    with transaction() as session:
+        account, app = _again(session, call)
+        row = webhooks.find(session, app, webhook)
+        webhooks.update(session, account, app, row, wish, secret=secret, authorization=authorization)
+    return Reply(serialize.webhook(row))
+
+
+def _secrets(call: Call) -> tuple[str | None, str | None]:
+    authorization = call.body.text("authorization", most=1000)
+    if authorization is not None and not authorization.isprintable():
+        raise InvalidParams("Field authorization must be a header's value: one line of printable characters.")
+    if authorization is not None and not authorization.isascii():
+        raise InvalidParams("Field authorization must be a header's value: ASCII characters only.")
+    return call.body.text("secret", most=300), authorization
+
+
+def _again(session: Session, call: Call) -> tuple[Account, App]:
+    account = session.get(Account, call.account.id)
+    if account is None:
+        raise Unauthorized(accounts.INVALID_CREDENTIALS)
+    return account, apps.find(session, account, call.app.id, "operate")
+
+
+@resource.on("DELETE", "/apps/<app>/webhooks/<webhook>", needs="operate")
+def destroy(call: Call, webhook: str) -> Any:
+    """Take a webhook away."""
+    row: Webhook = webhooks.find(call.session, call.app, webhook)
+    shown = serialize.webhook(row)
+    webhooks.remove(call.session, call.account, call.app, row)
+    return shown
+
+
+@resource.on("GET", "/apps/<app>/webhook-deliveries", needs="view")
+def deliveries(call: Call) -> Reply:
+    """What was, or is to be, sent; the newest 1,000, kept for seven days."""
+    return call.short_listing(webhooks.deliveries(call.session, call.app), ORDER, serialize.webhook_delivery)
+
+
+@resource.on("GET", "/apps/<app>/webhook-deliveries/<delivery>", needs="view")
+def delivery(call: Call, delivery: str) -> Any:
+    """One delivery: how often it was tried, and how that went."""
+    return serialize.webhook_delivery(webhooks.find_delivery(call.session, call.app, delivery))
+
+
+@resource.on("GET", "/apps/<app>/webhook-events", needs="view")
+def events(call: Call) -> Reply:
+    """What the app's webhooks were told; the newest 1,000, kept for seven days."""
+    return call.short_listing(webhooks.events(call.session, call.app), ORDER, serialize.webhook_event)
+
+
+@resource.on("GET", "/apps/<app>/webhook-events/<event>", needs="view")
+def event(call: Call, event: str) -> Any:
+    """One event with its payload."""
+    return serialize.webhook_event(webhooks.find_event(call.session, call.app, event))

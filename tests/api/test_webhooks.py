@@ -1,0 +1,328 @@
+"""Webhooks: what is told, to whom, how it is signed, and what happens when nobody listens."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import deliveries
+from foundation.clock import now
+from foundation.settings import settings
+from runtime import records
+from state import apps, db, outbox, releases, webhooks
+from state.models import App, Dyno, Webhook, WebhookDelivery, WebhookEvent
+from tests.api.conftest import Api, _forget, _make, give_code, use_home
+
+
+class Receiver:
+    """A real HTTP server; ``heard`` is what it was sent, ``status`` what it answers."""
+
+    def __init__(self) -> None:
+        receiver = self
+        self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.status = 200
+        self.hold = threading.Event()
+        self.hold.set()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.heard.append((dict(self.headers.items()), body))
+                receiver.hold.wait(20)
+                self.send_response(receiver.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *words: object) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
+        self.url = f"http://{self.address}/hook?x=1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def said(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.heard]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.hold.set()
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def api(davit_home: Path, _template: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """The API of a Davit that may call the receiver."""
+    shutil.copy(_template, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch, DAVIT_OUTBOUND_ALLOW=receiver.address)
+    yield _make(davit_home)
+    _forget()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_api(request: pytest.FixtureRequest, davit_home: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    more = {} if request.param == "sqlite" else {"DATABASE_URL": request.getfixturevalue("postgres_server")()}
+    use_home(davit_home, monkeypatch, DAVIT_OUTBOUND_ALLOW=receiver.address, **more)
+    db.upgrade()
+    yield _make(davit_home)
+    _forget()
+
+
+def _hook(api: Api, receiver: Receiver, *include: str, level: str = "sync", **more: object) -> Any:
+    made = api.post("/apps/timely/webhooks", {"url": receiver.url, "include": list(include), "level": level, **more})
+    assert made.status_code == 201, made.text
+    return made
+
+
+def _deliver() -> int:
+    """Send everything that is due, as the deliverer does; returns how many messages that were."""
+    with db.snapshot() as session:
+        rows = webhooks.due(session, now())
+    for row in rows:
+        deliveries.deliver(row)
+    return len(rows)
+
+
+def test_a_message_is_signed_with_the_secret_that_was_shown_once(api: Api, receiver: Receiver) -> None:
+    made = _hook(api, receiver, "api:app", authorization="Bearer of-mine")
+    secret = made.headers["Heroku-Webhook-Secret"]
+    assert secret not in made.text + api.get("/apps/timely/webhooks").text
+    assert "Heroku-Webhook-Secret" not in api.get(f"/apps/timely/webhooks/{made.json['id']}").headers
+    assert api.patch("/apps/timely", {"maintenance": True}).status_code == 200
+    assert _deliver() == 1
+    headers, body = receiver.heard[0]
+    expected = base64.b64encode(hmac.new(secret.encode(), body, hashlib.sha256).digest()).decode()
+    assert headers["Heroku-Webhook-Hmac-SHA256"] == expected
+    assert headers["Authorization"] == "Bearer of-mine"
+    told = json.loads(body)
+    assert (told["resource"], told["action"], told["actor"]["email"]) == ("app", "update", "owner@example.com")
+    assert (told["data"]["maintenance"], told["previous_data"]["maintenance"]) == (True, False)
+    assert told["webhook_metadata"]["webhook"]["id"] == made.json["id"]
+    with db.snapshot() as session:
+        assert secret.encode() not in session.query(Webhook).one().credentials
+
+
+def test_what_happens_to_an_app_is_told_to_who_asked_for_it(either_api: Api, receiver: Receiver) -> None:
+    api = either_api
+    _hook(api, receiver, "api:release", "api:domain", "api:collaborator", "api:formation")
+    api.patch("/apps/timely/config-vars", {"SECRET_VAR": "secret-value"})
+    give_code(api.app_id)
+    api.patch("/apps/timely/formation/web", {"quantity": 3})
+    api.post("/apps/timely/domains", {"hostname": "www.example.com"})
+    api.delete("/apps/timely/domains/www.example.com")
+    api.post("/apps/timely/collaborators", {"user": "stranger@example.com"})
+    api.delete("/apps/timely/collaborators/stranger@example.com")
+    api.patch("/apps/timely", {"maintenance": True})
+    api.patch("/apps/timely/formation/web", {"quantity": 3})
+    while _deliver():
+        pass
+    told = [(one["resource"], one["action"]) for one in receiver.said()]
+    assert sorted(told) == sorted(
+        [("release", "create"), ("release", "create"), ("formation", "create"), ("formation", "create"), ("formation", "update"),
+         ("domain", "create"), ("domain", "destroy"), ("collaborator", "create"), ("collaborator", "destroy")]
+    )  # fmt: skip
+    assert b"secret-value" not in b"".join(body for _, body in receiver.heard)
+    scaled = next(one for one in receiver.said() if (one["resource"], one["action"]) == ("formation", "update"))
+    assert (scaled["data"]["quantity"], scaled["previous_data"]["quantity"]) == (3, 1)
+    assert [row["status"] for row in api.get("/apps/timely/webhook-deliveries").json] == ["succeeded"] * len(told)
+
+
+def test_dynos_and_releases_are_told_by_the_process_that_moves_them(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "dyno", "api:release")
+    with db.transaction() as session:
+        app = session.get(App, api.app_id)
+        assert app
+        release = releases.create(session, app, app.owner, kind="other", description="By hand")
+    row = Dyno(id="d" * 36, app_id=api.app_id, name="web.1", type="web", size="basic", command="x", release_id=release.id)
+    records.insert(row)
+    records.switch([row.id], [])
+    records.change([row.id], slot=5)
+    records.change([row.id], state="crashed")
+    records.remove([row.id])
+    while _deliver():
+        pass
+    told = [(one["action"], one["data"].get("state"), one["actor"]["email"]) for one in receiver.said() if one["resource"] == "dyno"]
+    assert told == [
+        ("create", "starting", "davit"), ("update", "up", "davit"), ("update", "crashed", "davit"), ("destroy", "crashed", "davit"),
+    ]  # fmt: skip
+
+
+def test_the_end_of_an_app_is_told_even_when_nothing_of_it_is_left(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app", "api:domain")
+    assert api.delete("/apps/timely").status_code == 200
+    with db.transaction() as session:
+        apps.forget(session, api.app_id)
+    assert _deliver() == 1
+    assert (receiver.said()[0]["action"], receiver.said()[0]["data"]["name"]) == ("destroy", "timely")
+    with db.transaction() as session:
+        webhooks.sweep(session, now())
+        assert session.query(Webhook).count() == session.query(WebhookDelivery).count() == 0
+
+
+def test_a_change_that_is_rolled_back_is_not_told(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    with pytest.raises(ZeroDivisionError), db.transaction() as session:
+        app = session.get(App, api.app_id)
+        assert app
+        apps.set_maintenance(session, app.owner, app, True)
+        session.flush()
+        _ = 1 / 0
+    assert _deliver() == 0
+
+
+def test_nothing_is_written_for_who_does_not_listen(api: Api, receiver: Receiver) -> None:
+    api.post("/apps", {"name": "quiet-app"})
+    _hook(api, receiver, "api:domain")
+    api.patch("/apps/quiet-app", {"maintenance": True})
+    api.patch("/apps/timely", {"maintenance": True})
+    with db.snapshot() as session:
+        assert session.query(WebhookEvent).count() == 0
+
+
+def test_a_message_that_is_not_taken_is_sent_again_later_and_later(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    receiver.status = 500
+    api.patch("/apps/timely", {"maintenance": True})
+    assert _deliver() == 1
+    row = api.get("/apps/timely/webhook-deliveries").json[0]
+    assert (row["status"], row["num_attempts"], row["last_attempt"]["code"]) == ("retrying", 1, 500)
+    assert row["next_attempt_at"] and _deliver() == 0
+    with db.transaction() as session:
+        session.query(WebhookDelivery).update({"next_attempt_at": now() - timedelta(seconds=1)})
+    receiver.status = 204
+    assert _deliver() == 1
+    row = api.get(f"/apps/timely/webhook-deliveries/{row['id']}").json
+    assert (row["status"], row["num_attempts"], row["next_attempt_at"]) == ("succeeded", 2, None)
+    first, second = receiver.said()
+    assert first["webhook_metadata"]["delivery"] == second["webhook_metadata"]["delivery"]
+    assert first["webhook_metadata"]["attempt"] != second["webhook_metadata"]["attempt"]
+
+
+def test_patience_ends_after_three_days_and_at_the_level_notify_at_once(api: Api, receiver: Receiver) -> None:
+    assert [webhooks.pause_after(n).total_seconds() for n in (1, 2, 3, 30)] == [30, 60, 120, 6 * 3600]
+    _hook(api, receiver, "api:app", level="notify")
+    receiver.status = 302
+    api.patch("/apps/timely", {"maintenance": True})
+    _deliver()
+    assert api.get("/apps/timely/webhook-deliveries").json[0]["status"] == "failed", "a redirect is not followed"
+    with db.transaction() as session:
+        row = session.query(WebhookDelivery).one()
+        row.status, row.next_attempt_at, row.webhook.level = "retrying", now(), "sync"
+        row.created_at = now() - webhooks.PATIENCE
+    _deliver()
+    assert api.get("/apps/timely/webhook-deliveries").json[0]["status"] == "failed"
+
+
+def test_a_place_that_turned_private_is_refused_when_it_is_called(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hook(api, receiver, "api:app")
+    monkeypatch.delenv("DAVIT_OUTBOUND_ALLOW")
+    settings.cache_clear()
+    api.patch("/apps/timely", {"maintenance": True})
+    _deliver()
+    row = api.get("/apps/timely/webhook-deliveries").json[0]
+    assert (row["status"], row["last_attempt"]["error_class"]) == ("retrying", "destination_refused")
+    assert receiver.heard == []
+
+
+def test_the_deliverer_sends_what_is_due_and_a_slow_receiver_holds_up_only_its_own(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Receiver()
+    try:
+        slow.hold.clear()
+        monkeypatch.setenv("DAVIT_OUTBOUND_ALLOW", f"{receiver.address},{slow.address}")
+        settings.cache_clear()
+        _hook(api, receiver, "api:app")
+        with db.transaction() as session:
+            other = session.query(Webhook).one()
+            session.add(Webhook(app_id=other.app_id, url=slow.url, include=["api:app"], level="sync", credentials=other.credentials))
+        going = True
+        deliverer = deliveries.Deliverer(lambda: going)
+        deliverer.start()
+        for on in (True, False, True):
+            api.patch("/apps/timely", {"maintenance": on})
+        deadline = time.monotonic() + 60
+        while len(receiver.heard) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [one["data"]["maintenance"] for one in receiver.said()] == [True, False, True]
+        going = False
+    finally:
+        outbox.bell = None
+        slow.hold.set()
+        slow.server.shutdown()
+        slow.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [({}, "Field url"), ({"url": "https://example.com"}, "Field include"), ({"url": "https://example.com", "include": []}, "Field level"),
+     ({"url": "https://example.com", "include": [], "level": "sync"}, "Field include"),
+     ({"url": "https://example.com", "include": ["api:addon"], "level": "sync"}, "no events of api:addon"),
+     ({"url": "https://example.com", "include": ["everything", 5], "level": "sync"}, "Field include"),
+     ({"url": "https://example.com", "include": ["api:app"], "level": "loud"}, "Field level"),
+     ({"url": "ftp://example.com", "include": ["api:app"], "level": "sync"}, "Field url"),
+     ({"url": "https://user:pass@example.com", "include": ["api:app"], "level": "sync"}, "user name or password"),
+     ({"url": "https://example.com", "include": ["api:app"], "level": "sync", "authorization": "a\r\nX-Evil: 1"}, "Field authorization")],
+)  # fmt: skip
+def test_a_webhook_that_cannot_be_is_refused_by_its_field(api: Api, sent: dict[str, object], words: str) -> None:
+    answer = api.post("/apps/timely/webhooks", sent)
+    assert (answer.status_code, words in answer.json["message"]) == (422, True), answer.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433"])
+def test_a_webhook_to_davit_itself_the_host_or_a_private_network_is_refused(api: Api, host: str) -> None:
+    answer = api.post("/apps/timely/webhooks", {"url": f"http://{host}/", "include": ["api:app"], "level": "sync"})
+    assert answer.status_code == 422
+    assert answer.json["id"] in ("destination_refused", "invalid_params")
+    assert api.get("/apps/timely/webhooks").json == []
+
+
+def test_webhooks_are_changed_listed_and_taken_away(api: Api, receiver: Receiver) -> None:
+    made = _hook(api, receiver, "api:app", secret="of my own")
+    assert "Heroku-Webhook-Secret" not in made.headers
+    path = f"/apps/timely/webhooks/{made.json['id']}"
+    assert api.patch(path, {"include": ["dyno"], "level": "notify"}).json["include"] == ["dyno"]
+    assert api.patch(path, {"url": "http://10.0.0.1/"}).json["id"] == "destination_refused"
+    for role, status in (("viewer", 403), ("stranger", 404)):
+        assert api.patch(path, {"level": "sync"}, as_=role).status_code == status
+        assert api.delete(path, as_=role).status_code == status
+    api.post("/apps", {"name": "other-app"})
+    assert api.get(f"/apps/other-app/webhooks/{made.json['id']}").status_code == 404
+    assert [row["id"] for row in api.get("/apps/timely/webhooks", as_="viewer").json] == [made.json["id"]]
+    assert api.delete(path).status_code == 200
+    assert api.delete(path).status_code == 404
+
+
+def test_events_are_shown_and_forgotten_after_a_week(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    api.patch("/apps/timely", {"maintenance": True})
+    event = api.get("/apps/timely/webhook-events").json[0]
+    assert event["payload"]["data"]["maintenance"] is True
+    assert api.get(f"/apps/timely/webhook-events/{event['id']}").json == event
+    with db.transaction() as session:
+        webhooks.sweep(session, now() + webhooks.KEPT + timedelta(seconds=1))
+    assert api.get("/apps/timely/webhook-events").json == api.get("/apps/timely/webhook-deliveries").json == []
+    assert len(api.get("/apps/timely/webhooks").json) == 1
+
+
+def test_an_app_has_so_many_webhooks_and_no_more(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "MOST", 1)
+    _hook(api, receiver, "api:app")
+    assert "remove one" in api.post("/apps/timely/webhooks", {"url": receiver.url, "include": ["dyno"], "level": "sync"}).json["message"]
