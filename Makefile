@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs test-compose clean
+.PHONY: demo setup test lint bench stack docs test-compose test-hosts clean
 
 PYTHON = .venv/bin/python
 
@@ -34,6 +34,10 @@ docs: ## write the generated parts of docs/
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose
 	$(PYTHON) -m pytest -m slow tests/compose
+
+test-hosts: ## the slow proof that a blank Debian becomes a Davit host by cloud-init (in QEMU; up to half an hour)
+	@MAKE_TARGET=test-hosts scripts/setup run test hosts
+	$(PYTHON) -m pytest -m slow -s tests/hosts
 
 clean: ## remove caches of the tools
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

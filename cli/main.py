@@ -18,6 +18,11 @@ COMMANDS: dict[str, str] = {
     "dashboard": "cli.host.commands:dashboard",
     "stack:build": "cli.host.commands:stack_build",
     "slugs:export": "cli.host.commands:slugs_export",
+    "stack:export": "cli.host.commands:stack_export",
+    "install": "cli.host.commands:install",
+    "host:user-data": "cli.host.machines:user_data",
+    "host:seed": "cli.host.machines:seed",
+    "host:check": "cli.host.machines:check",
     # apps, through the API
     "apps": "cli.apps.apps:apps",
     "apps:create": "cli.apps.apps:create",

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -159,6 +160,37 @@ def ensure(root: Path, name: str = NAME, mirror: str | None = None, progress: Pr
         return current(root, name)
     except StackError:
         return build(root, name, mirror, progress)
+
+
+def export(stack: Stack, target: Path) -> str:
+    """Write a stack as a tar archive, to be unpacked in another host's directory of stacks.
+
+    Returns:
+        its SHA-256, in hex.
+
+    Raises:
+        StackError: it cannot be written there.
+    """
+    verify(stack)
+    fresh = target.with_name(f".{target.name}.new")
+    try:
+        with tarfile.open(fresh, "w", format=tarfile.PAX_FORMAT) as archive:
+            for path in sorted(stack.run.parent.iterdir()):
+                archive.add(path, f"{stack.name}/{stack.version}/{path.name}", filter=_as_roots)
+            link = tarfile.TarInfo(f"{stack.name}/current")
+            link.type, link.linkname = tarfile.SYMTYPE, stack.version
+            archive.addfile(link)
+        fresh.rename(target)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise StackError(f"The stack cannot be written to {target}: {error.strerror}.") from error
+    return digest_of(target).removeprefix("sha256:")
+
+
+def _as_roots(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = "root"
+    return entry
 
 
 def collect(root: Path, keep_versions: set[str], name: str = NAME) -> list[str]:

@@ -27,7 +27,8 @@ BELOW = {
     "builder": {"foundation", "state", "logs", "slugs"},
     "api": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router"},
     "dashboard": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router", "api"},
-    "cli": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router", "api"},
+    "hosts": {"foundation"},
+    "cli": {"foundation", "state", "logs", "slugs", "builder", "runtime", "router", "api", "hosts"},
 }
 """Room → the rooms that it may import: imports only go down. What is not listed talks over the wire."""
 

@@ -1,4 +1,7 @@
-"""The commands for the host: up, down, status, doctor, stack:build. Thin: what they do is in the modules beside this one."""
+"""The commands for the host: up, down, status, doctor, install, stack:build, stack:export.
+
+Thin: what they do is in the modules beside this one.
+"""
 
 from __future__ import annotations
 
@@ -130,3 +133,31 @@ def slugs_export(
 
     slugs.export(settings(), what, form, target, process=process, loader=loader, builder=builder, say=say)
     click.echo(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MB).")
+
+
+@click.command("stack:export")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def stack_export(file: Path) -> None:
+    """Write the newest stack into an archive, which new hosts can fetch instead of building their own."""
+    from runtime import stacks
+
+    digest = stacks.export(stacks.current(settings().stacks), file)
+    click.echo(f"Wrote {file}.\nSHA-256: {digest}")
+
+
+@click.command("install")
+@click.option(
+    "--environment", "file", type=click.Path(path_type=Path), default=Path("/etc/davit/davit.env"), show_default=True,
+    help="The file of settings, NAME=VALUE a line.",
+)  # fmt: skip
+@click.option("--user", default="davit", show_default=True, help="Who owns DAVIT_HOME and runs what needs no root.")
+@click.option("--start", is_flag=True, help="Start it, and return when everything answers.")
+@click.option("--prepare", is_flag=True, hidden=True)
+def install(file: Path, user: str, start: bool, prepare: bool) -> None:
+    """Have systemd run Davit: a unit for each of its processes, from now on and after every boot."""
+    from cli.host import install as units
+
+    if prepare:
+        units.prepare(settings(), click.echo)
+    else:
+        units.install(file, user, click.echo, start=start)

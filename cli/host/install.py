@@ -1,0 +1,155 @@
+"""``davit install``: systemd keeps Davit's processes instead of ``davit up``'s supervisor. Told step by step."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cli.host import doctor, environment, home, procfile, ready
+from foundation.errors import DavitError
+from foundation.programs import run
+from foundation.settings import Settings, from_environment
+from hosts import units
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+UNITS = Path("/etc/systemd/system")
+COMMAND = Path("/usr/local/bin/davit")
+PATIENCE = 600.0
+"""Seconds that the processes may take to answer: a small virtual machine without acceleration takes minutes."""
+
+Say = Callable[[str], None]
+
+
+class CannotInstall(DavitError):
+    """systemd units cannot be installed here."""
+
+    id, status = "cannot_install", 500
+
+
+def install(file: Path, user: str, say: Say, *, start: bool) -> None:
+    """Write units, enable them, and start them when asked; what is so already is left as it is.
+
+    Args:
+        file: settings, ``NAME=VALUE`` a line; an empty one is made where there is none.
+        user: owns DAVIT_HOME and runs all processes but ``runtime``; made where there is none.
+
+    Raises:
+        CannotInstall: not root, or no systemd.
+        SettingError: a setting cannot be used.
+    """
+    if os.geteuid() != 0:
+        raise CannotInstall("`davit install` must run as root, because it writes systemd units: try `sudo davit install`.")
+    if not Path("/run/systemd/system").is_dir():
+        raise CannotInstall("This machine was not started by systemd; `davit up` starts Davit without it.")
+    _settings_file(file)
+    variables = read_environment(file)
+    settings = from_environment(variables)
+    _make_user(user, settings.home, say)
+    changed = write(compose(file, variables, settings, user), UNITS)
+    if not COMMAND.exists():
+        COMMAND.symlink_to(CHECKOUT / "bin" / "davit")
+    if changed:
+        say(f"Wrote {', '.join(changed)}.")
+        run(["systemctl", "daemon-reload"])
+    names = [name for name in compose(file, variables, settings, user) if name != units.PREPARE]
+    run(["systemctl", "--quiet", "enable", *names], timeout=120)
+    if start:
+        _start(settings, variables, changed, say)
+
+
+def _start(settings: Settings, variables: Mapping[str, str], changed: list[str], say: Say) -> None:
+    restarted = [name for name in changed if name.endswith(".service")]
+    if restarted:
+        run(["systemctl", "try-restart", *restarted], timeout=PATIENCE)
+    run(["systemctl", "start", units.TARGET], timeout=2 * PATIENCE)
+    ready.wait(list(procfile.wanted(CHECKOUT, environment.build(settings, variables))), settings, PATIENCE)
+    say(f"Davit runs. Apps: {settings.app_url('NAME')}  API and git: {settings.api_url}")
+
+
+def prepare(settings: Settings, say: Say) -> None:
+    """Before the processes start: home, keys, database, stack.
+
+    Raises:
+        CannotInstall: something essential is missing.
+    """
+    failed = [point for point in doctor.examine(settings, essential=True) if point.level == "fail"]
+    if failed:
+        raise CannotInstall(
+            "\n".join(["Davit cannot start here:", *(f"  {point.name}: {point.message} {point.remedy}" for point in failed)])
+        )
+    home.prepare(settings)
+    from runtime import stacks
+
+    stacks.ensure(settings.stacks, mirror=settings.mirror, progress=say)
+
+
+def compose(file: Path, variables: Mapping[str, str], settings: Settings, user: str) -> dict[str, str]:
+    """The units, by file name; settings are not in them but in ``file``."""
+    whole = environment.build(settings, variables)
+    search = whole["PATH"]
+    wanted = procfile.wanted(CHECKOUT, whole)
+    processes = {name: [shutil.which(argv[0], path=search) or argv[0], *argv[1:]] for name, argv in wanted.items()}
+    kept = {name: whole[name] for name in ("PATH", "LANG", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE", "MALLOC_ARENA_MAX")}
+    return units.compose(units.Installation(CHECKOUT, settings.home, user, file, kept, processes))
+
+
+def write(texts: Mapping[str, str], directory: Path) -> list[str]:
+    """Write units; the names of those that were not so already. Davit's that are wanted no longer are removed."""
+    changed = []
+    for name, text in texts.items():
+        path = directory / name
+        if not path.exists() or path.read_text() != text:
+            fresh = directory / f".{name}.new"
+            fresh.write_text(text)
+            fresh.rename(path)
+            changed.append(name)
+    for path in directory.glob("davit-*.service"):
+        if path.name not in texts and f"PartOf={units.TARGET}" in path.read_text():
+            path.unlink()
+            changed.append(path.name)
+    return changed
+
+
+def read_environment(file: Path) -> dict[str, str]:
+    """The settings in an EnvironmentFile, as systemd.exec(5) reads it (no continuation lines).
+
+    Raises:
+        CannotInstall: a line is not ``NAME=VALUE``.
+    """
+    values = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith(("#", ";")):
+            continue
+        name, equals, value = text.partition("=")
+        try:
+            words = shlex.split(value, posix=True) if equals else []
+        except ValueError:
+            words = ["", ""]
+        if not name.isidentifier() or not equals or len(words) > 1:
+            raise CannotInstall(f"Line {number} of {file} is not NAME=VALUE.")
+        values[name] = words[0] if words else ""
+    return values
+
+
+def _settings_file(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text("# Settings of this Davit, NAME=VALUE a line; docs/settings.md lists them.\n")
+
+
+def _make_user(user: str, directory: Path, say: Say) -> None:
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        run(["useradd", "--system", "--user-group", "--home-dir", str(directory), "--shell", "/usr/sbin/nologin", user])
+        account = pwd.getpwnam(user)
+        say(f"Made the user {user}.")
+    if not directory.exists():
+        home.make_directories(directory)
+        os.chown(directory, account.pw_uid, account.pw_gid)

@@ -1,0 +1,246 @@
+"""The ``#cloud-config`` that turns a blank Debian or Ubuntu cloud image into a Davit host. Pure: text out.
+
+cloud-init runs most of it once per instance; what it runs is written so that running it again changes nothing.
+Sources: cloud-init's module reference; systemd-networkd.service(8); apt.conf(5) of unattended-upgrades.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import yaml
+
+from hosts.plan import Host
+from hosts.vocabulary import check
+
+SETUP = "/usr/local/sbin/davit-host-setup"
+CHECKOUT = "/opt/davit"
+ENVIRONMENT = "/etc/davit/davit.env"
+STACKS = "/var/cache/davit/stacks"
+PORTS = (22, 80, 443, 2222, 5000)
+"""What the host's firewall lets in: SSH, apps, git over SSH, API."""
+
+_SYSCTL = """\
+# many dynos, each with processes, files and connections of its own
+fs.inotify.max_user_instances = 8192
+fs.inotify.max_user_watches = 1048576
+kernel.pid_max = 4194304
+net.core.somaxconn = 4096
+net.ipv4.neigh.default.gc_thresh2 = 4096
+net.ipv4.neigh.default.gc_thresh3 = 8192
+vm.swappiness = 10
+"""
+
+_UPGRADES = """\
+// Security upgrades, daily and without asking; never a reboot under running apps.
+APT::Periodic::Update-Package-Lists "1";
+APT::Periodic::Unattended-Upgrade "1";
+Unattended-Upgrade::Automatic-Reboot "false";
+"""
+
+_NEEDRESTART = """\
+# An upgrade tells which services should be restarted; it restarts none that networks or apps hang on.
+$nrconf{restart} = 'l';
+$nrconf{override_rc}{qr(^(systemd-networkd|systemd-resolved|networking|NetworkManager|davit-))} = 0;
+"""
+
+_NETWORKD = """\
+# Routes and rules that networkd did not make are not its to remove when an upgrade restarts it.
+[Network]
+ManageForeignRoutes=no
+ManageForeignRoutingPolicyRules=no
+"""
+
+_BRIDGES = """\
+# Davit's bridges and the cables of dynos are Davit's own.
+[Match]
+Name=davit* dv*
+
+[Link]
+Unmanaged=yes
+"""
+
+_FIREWALL = """\
+#!/usr/sbin/nft -f
+# What comes in from outside. Traffic of dynos is judged by Davit's own tables.
+table inet davit_host
+delete table inet davit_host
+table inet davit_host {{
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        iif lo accept
+        iifname "davit*" accept
+        meta l4proto {{ icmp, ipv6-icmp }} accept
+        udp sport 67 udp dport 68 accept
+        udp sport 547 udp dport 546 accept
+        tcp dport {{ {ports} }} accept
+    }}
+}}
+"""
+
+_FIREWALL_UNIT = """\
+[Unit]
+Description=What comes in to this Davit host
+Before=network-pre.target davit.target
+Wants=network-pre.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f /etc/davit/firewall.nft
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_SETUP = """\
+#!/bin/sh
+# Makes this machine a Davit host; may be run again and again: what is there is left as it is.
+set -eu
+export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin DAVIT_STACKS={stacks}
+export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt # what this host trusts, and no list of anybody else's
+say() {{ printf '%s\\n' "davit-host-setup: $*"; }}
+
+fetch() {{ # URL SHA256 FILE
+    [ -e "$3" ] && echo "$2  $3" | sha256sum --check --status && return
+    say "fetching $1"
+    curl --fail --silent --show-error --location --retry 5 --retry-connrefused --output "$3.part" "$1"
+    echo "$2  $3.part" | sha256sum --check --status || {{ say "$1 is not what its checksum says"; rm -f "$3.part"; exit 1; }}
+    mv "$3.part" "$3"
+}}
+
+systemctl enable --now davit-firewall.service
+sysctl --quiet --load /etc/sysctl.d/60-davit.conf || say "some kernel settings are not known here"
+mkdir -p /var/cache/davit
+{release}
+{stack}
+say "installing what Davit needs"
+{checkout}/scripts/setup run
+{checkout}/bin/davit install --environment {environment} --start
+say "this is a Davit host"
+"""
+
+_ARCHIVE = """\
+fetch {url} {sha256} /var/cache/davit/release.tar
+if [ "$(cat {checkout}/.release 2>/dev/null)" != {sha256} ]; then
+    say "unpacking Davit"
+    mkdir -p {checkout}
+    tar -xf /var/cache/davit/release.tar -C {checkout} --strip-components=1 --no-same-owner
+    echo {sha256} >{checkout}/.release
+fi"""
+
+_GIT = """\
+[ -d {checkout}/.git ] || git clone --quiet {url} {checkout}
+if [ "$(cat {checkout}/.release 2>/dev/null)" != {ref} ]; then
+    git -C {checkout} fetch --quiet --tags origin
+    git -C {checkout} checkout --quiet {ref}
+    echo {ref} >{checkout}/.release
+fi"""
+
+_STACK = """\
+if [ ! -e {stacks}/davit-13/current/stack.json ]; then
+    fetch {url} {sha256} /var/cache/davit/stack.tar
+    mkdir -p {stacks}
+    tar -xf /var/cache/davit/stack.tar -C {stacks} --no-same-owner
+    rm -f /var/cache/davit/stack.tar
+fi"""
+
+
+def user_data(host: Host) -> str:
+    """The whole user-data.
+
+    Raises:
+        InvalidParams: the host cannot be made; the sentence says why.
+    """
+    host.check()
+    document = compose(host)
+    check(document)
+    return "#cloud-config\n" + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as people write them."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def compose(host: Host) -> dict[str, Any]:
+    """The document as a value."""
+    document: dict[str, Any] = {
+        "package_update": True,
+        "packages": ["ca-certificates", "curl", "git", "nftables", "python3", "python3-venv", "unattended-upgrades"],
+        "users": ["default", _admin(host)] if host.admin_keys else ["default"],
+        "ssh_pwauth": False,
+        "write_files": _files(host),
+        "runcmd": [[SETUP]],
+        "final_message": "davit: this host was ready after $UPTIME seconds",
+    }
+    if host.hostname:
+        document["hostname"] = host.hostname
+    if host.swap:
+        document["swap"] = {"filename": "/swapfile", "size": host.swap << 20, "maxsize": host.swap << 20}
+    if host.certificates:
+        document["ca_certs"] = {"trusted": [text.strip() + "\n" for text in host.certificates]}
+    if host.mirror:
+        document["apt"] = {"primary": [{"arches": ["default"], "uri": host.mirror}]}
+    return document
+
+
+def _admin(host: Host) -> dict[str, Any]:
+    return {
+        "name": "admin",
+        "groups": ["adm", "sudo"],
+        "shell": "/bin/bash",
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        "lock_passwd": True,
+        "ssh_authorized_keys": [key.strip() for key in host.admin_keys],
+    }
+
+
+def _files(host: Host) -> list[dict[str, Any]]:
+    texts = {
+        "/etc/sysctl.d/60-davit.conf": _SYSCTL,
+        "/etc/apt/apt.conf.d/52davit-upgrades": _UPGRADES,
+        "/etc/needrestart/conf.d/davit.conf": _NEEDRESTART,
+        "/etc/systemd/networkd.conf.d/davit.conf": _NETWORKD,
+        "/etc/systemd/network/05-davit.network": _BRIDGES,
+        "/etc/davit/firewall.nft": _FIREWALL.format(ports=", ".join(map(str, PORTS))),
+        "/etc/systemd/system/davit-firewall.service": _FIREWALL_UNIT,
+    }
+    files = [{"path": path, "content": text} for path, text in texts.items()]
+    files.append({"path": ENVIRONMENT, "content": environment(host), "permissions": "0600"})
+    files.append({"path": SETUP, "content": setup(host), "permissions": "0755"})
+    return files
+
+
+def environment(host: Host) -> str:
+    """The settings, as systemd reads an EnvironmentFile."""
+    values = {
+        "DAVIT_DOMAIN": host.domain,
+        "DAVIT_HTTP": "0.0.0.0:80",
+        "DAVIT_HTTPS": "0.0.0.0:443",
+        "DAVIT_API": "0.0.0.0:5000",
+        "DAVIT_SSH": "0.0.0.0:2222",
+        "DAVIT_STACKS": STACKS,
+        **host.settings,
+    }
+    escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in values.items()}
+    return "".join(f'{name}="{value}"\n' for name, value in escaped.items())
+
+
+def setup(host: Host) -> str:
+    """The script that does the rest."""
+    quoted = shlex.quote
+    if host.release is not None:
+        release = _ARCHIVE.format(url=quoted(host.release.url), sha256=host.release.sha256, checkout=CHECKOUT)
+    else:
+        release = _GIT.format(url=quoted(host.git or ""), ref=quoted(host.ref), checkout=CHECKOUT)
+    stack = _STACK.format(url=quoted(host.stack.url), sha256=host.stack.sha256, stacks=STACKS) if host.stack else ""
+    return _SETUP.format(release=release, stack=stack, checkout=CHECKOUT, environment=ENVIRONMENT, stacks=STACKS)

@@ -1,0 +1,109 @@
+"""What a host is to be, as whoever makes one says it; checked before anything is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from foundation.errors import InvalidParams
+
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
+_KEY = re.compile(
+    r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
+    r" [A-Za-z0-9+/=]{40,2000}( [^\r\n]{0,200})?\Z"
+)
+_SUM = re.compile(r"[0-9a-f]{64}\Z")
+_URL = re.compile(r"https?://[^\s'\"\\]{1,2000}\Z")
+_GIT = re.compile(r"(https?|git|ssh)://[^\s'\"\\]{1,2000}\Z")
+_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}\Z")
+_SETTING = re.compile(r"(DAVIT_[A-Z_]{1,60}|DATABASE_URL|REDIS_URL)\Z")
+SECRETS = frozenset(("DATABASE_URL", "REDIS_URL"))
+"""Settings that may hold a password."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file to fetch: its URL, and its SHA-256 (hex), without which it is not used."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A Davit host.
+
+    Attributes:
+        domain: apps answer at NAME.DOMAIN.
+        admin_keys: SSH public keys that may log in as ``admin``.
+        release: Davit itself: an archive (tar) with its checksum, or ``git`` with ``ref``.
+        git, ref: a repository, and the branch, tag or commit to take.
+        stack: a ready stack image (``davit stack:export``); built on the host when None.
+        hostname: the host's name; the cloud's choice when None.
+        swap: MiB of swap.
+        settings: further settings of Davit (docs/settings.md) by variable.
+        secrets: whether settings that may hold a password may be in it: user-data can be read by everything on the host.
+        certificates: PEM texts of further authorities that the host trusts (a company's proxy).
+        mirror: the Debian or Ubuntu mirror that packages come from; the image's own when None.
+    """
+
+    domain: str
+    admin_keys: tuple[str, ...] = ()
+    release: Download | None = None
+    git: str | None = None
+    ref: str = "main"
+    stack: Download | None = None
+    hostname: str | None = None
+    swap: int = 2048
+    settings: Mapping[str, str] = field(default_factory=dict)
+    secrets: bool = False
+    certificates: tuple[str, ...] = ()
+    mirror: str | None = None
+
+    def check(self) -> None:
+        """See that it can be made.
+
+        Raises:
+            InvalidParams: something cannot be; the sentence names it and what it must be.
+        """
+        for name, value in (("domain", self.domain), ("hostname", self.hostname)):
+            if value is not None and not _NAME.match(value):
+                raise InvalidParams(f"The {name} “{value}” is no host name; give one such as apps.example.com.")
+        for key in self.admin_keys:
+            if not _KEY.match(key.strip()):
+                raise InvalidParams(f"“{key.strip()[:40]}…” is no SSH public key; give the line of a .pub file.")
+        if (self.release is None) == (self.git is None):
+            raise InvalidParams("Say where Davit comes from: an archive (--archive, --sha256) or a repository (--git).")
+        for what, download in (("archive", self.release), ("stack", self.stack)):
+            if download is not None:
+                _check_download(what, download)
+        if self.git is not None and not (_GIT.match(self.git) and _REF.match(self.ref)):
+            raise InvalidParams(f"“{self.git}” at “{self.ref}” is no repository and version; give https://HOST/REPO and v1.2.3.")
+        if not 0 <= self.swap <= 65536:
+            raise InvalidParams(f"Swap is {self.swap} MiB; it must be between 0 and 65536.")
+        if self.mirror is not None and not _URL.match(self.mirror):
+            raise InvalidParams(f"The mirror “{self.mirror}” is no HTTP address.")
+        for text in self.certificates:
+            if not text.lstrip().startswith("-----BEGIN CERTIFICATE-----"):
+                raise InvalidParams("A certificate must be PEM text that begins with -----BEGIN CERTIFICATE-----.")
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name, value in self.settings.items():
+            if not _SETTING.match(name):
+                raise InvalidParams(f"{name} is no setting of Davit's; docs/settings.md lists them.")
+            if not value.isprintable():
+                raise InvalidParams(f"The value of {name} has control characters in it.")
+            if name in SECRETS and not self.secrets:
+                raise InvalidParams(
+                    f"{name} may hold a password, and user-data can be read by every program on the host and by whoever manages "
+                    "the cloud; write it to /etc/davit/davit.env on the host, or allow it by --with-secrets."
+                )
+
+
+def _check_download(what: str, download: Download) -> None:
+    if not _URL.match(download.url):
+        raise InvalidParams(f"The {what}'s address “{download.url}” is no HTTP address.")
+    if not _SUM.match(download.sha256):
+        raise InvalidParams(f"The {what}'s checksum must be its SHA-256 in 64 hexadecimal digits.")

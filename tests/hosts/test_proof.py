@@ -1,0 +1,137 @@
+"""The proof: a blank Debian in a virtual machine, its seed disk, and half an hour later at most an app that was pushed to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.host import machines  # noqa: F401 - the command under test, imported early so that a typing error fails at once
+from tests.e2e.world import DAVIT, STACKS, TINY
+from tests.hosts.machine import NETWORK, ROOT, Machine, say, served, sha256
+
+pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(2400)]
+BOUND = 1800.0
+"""Seconds from power-on until cloud-init has finished."""
+
+
+def davit(*words: str | Path) -> str:
+    done = subprocess.run([DAVIT, *words], capture_output=True, text=True, env={**os.environ, "DAVIT_STACKS": str(STACKS)}, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def company_certificates(directory: Path) -> list[str]:
+    """Options for the authorities that this machine trusts beyond Debian's: a new machine needs them to reach anything."""
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt").read_text()
+    usual = "".join(path.read_text() for path in Path("/usr/share/ca-certificates/mozilla").glob("*.crt"))
+    own = [text + "-----END CERTIFICATE-----\n" for text in bundle.split("-----END CERTIFICATE-----\n")]
+    words = []
+    for number, text in enumerate(text for text in own if "BEGIN" in text and text.strip() not in usual):
+        (directory / f"ca{number}.pem").write_text(text.strip() + "\n")
+        words += ["--ca", str(directory / f"ca{number}.pem")]
+    return words
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose seed disk is made by the commands that a person types."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "admin@laptop", "-f", tmp_path / "key"], check=True)
+    files = tmp_path / "files"
+    files.mkdir()
+    subprocess.run(["git", "-C", ROOT, "archive", "--prefix=davit/", "-o", files / "davit.tar", "HEAD"], check=True)
+    davit("stack:export", files / "stack.tar")
+    (tmp_path / "network").write_text(NETWORK)
+    with served(files) as url:
+        davit(
+            "host:seed", tmp_path / "seed.iso", "--domain", "apps.test", "--admin-key", tmp_path / "key.pub", "--hostname", "davit-1",
+            "--archive", f"{url}/davit.tar", "--sha256", sha256(files / "davit.tar"), "--swap", "512",
+            "--stack", f"{url}/stack.tar", "--stack-sha256", sha256(files / "stack.tar"), "--network", tmp_path / "network",
+            *company_certificates(tmp_path),
+        )  # fmt: skip
+        made = Machine(tmp_path, tmp_path / "seed.iso")
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_blank_debian_becomes_a_davit_host_and_takes_a_push(machine: Machine, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    machine.until_said("davit: this host was ready after", begun + BOUND)
+    say(f"cloud-init finished {time.monotonic() - begun:.0f} s after power-on")
+    assert "status: done" in machine.ssh("cloud-init status", check=False)
+    token = machine.ssh("sudo cat /var/lib/davit/owner-token").strip()
+    push(machine, token, tmp_path)
+    serves(machine, "first")
+    it_is_confined(machine)
+    running_it_twice_changes_nothing(machine)
+    machine.ssh("sudo systemctl restart systemd-networkd")
+    serves(machine, "first")
+    killed_processes_come_back(machine)
+    serves(machine, "first")
+
+
+def push(machine: Machine, token: str, directory: Path) -> None:
+    """Make an app and push to it with git, from outside."""
+    api = httpx.Client(
+        base_url=f"http://127.0.0.1:{machine.api}", timeout=300, trust_env=False,
+        headers={"Accept": "application/vnd.heroku+json; version=3", "Authorization": f"Bearer {token}"},
+    )  # fmt: skip
+    assert api.post("/apps", json={"name": "first-app"}).status_code == 201
+    checkout = directory / "checkout"
+    checkout.mkdir()
+    for name, text in TINY.items():
+        (checkout / name).write_text(text)
+    author = ["-c", "user.name=Ann", "-c", "user.email=ann@example.com"]
+    subprocess.run(["git", "-C", checkout, "init", "-q", "-b", "main"], check=True)
+    subprocess.run(["git", "-C", checkout, "add", "-A"], check=True)
+    subprocess.run(["git", "-C", checkout, *author, "commit", "-q", "-m", "first"], check=True)
+    url = f"http://davit:{token}@127.0.0.1:{machine.api}/first-app.git"
+    done = subprocess.run(["git", "-C", checkout, "push", url, "main"], capture_output=True, text=True, timeout=900)
+    say((done.stderr.strip().splitlines() or ["nothing was said"])[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def serves(machine: Machine, text: str) -> None:
+    """The app answers 200 through the machine's port 80."""
+    answer = httpx.get(f"http://127.0.0.1:{machine.http}/", headers={"Host": "first-app.apps.test"}, timeout=120, trust_env=False)
+    assert answer.status_code == 200 and text in answer.text, f"{answer.status_code} {answer.text[:500]}"
+
+
+def it_is_confined(machine: Machine) -> None:
+    """Only runtime is root's; the firewall is there; secrets are not in what everybody may read."""
+    users = {line.split()[0] for line in machine.ssh("ps -eo user:20,args | grep '[p]ython.* -m '").splitlines() if "runtime" not in line}
+    assert users == {"davit"}, users
+    assert "policy drop" in machine.ssh("sudo nft list table inet davit_host")
+    assert machine.ssh("sudo stat -c %a /etc/davit/davit.env").strip() == "600"
+
+
+def running_it_twice_changes_nothing(machine: Machine) -> None:
+    """The set-up, run again: same processes, same files."""
+    look = "systemctl show -p MainPID 'davit-*.service'; sudo find /etc/davit /etc/systemd/system /opt/davit/.release -newer /run/again"
+    machine.ssh("sudo touch /run/again")
+    before = machine.ssh(look)
+    said = machine.ssh("sudo /usr/local/sbin/davit-host-setup", timeout=900)
+    assert machine.ssh(look) == before, said
+    serves(machine, "first")
+
+
+def killed_processes_come_back(machine: Machine) -> None:
+    """systemd starts what dies, and dynos outlive the runtime."""
+    pid = "systemctl show -p MainPID --value davit-runtime"
+    old = machine.ssh(pid).strip()
+    dynos = "pgrep -f 'python3 -u app.py' | sort"
+    before = machine.ssh(dynos)
+    machine.ssh("sudo systemctl kill -s KILL davit-runtime davit-router")
+    deadline = time.monotonic() + 300
+    while (new := machine.ssh(pid).strip()) in (old, "0"):
+        assert time.monotonic() < deadline, f"the runtime is still {new}"
+        time.sleep(1)
+    assert machine.ssh(dynos) == before

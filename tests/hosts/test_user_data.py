@@ -1,0 +1,218 @@
+"""User-data, seed disks and units, without a machine: composed, checked by our own eyes and by cloud-init's schema, read back."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cli.host import install
+from cli.main import cli
+from foundation.errors import InvalidParams
+from foundation.settings import from_environment
+from hosts import cloudconfig, seed, units, vocabulary
+from hosts.plan import Download, Host
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq0000000000000000000000000000000000000000 ann@laptop"
+HOST = Host("apps.example.com", (KEY,), git="https://code.example.com/davit.git", ref="v1.0")
+SUM = "ab" * 32
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+EVERYTHING = replace(
+    HOST, git=None, release=Download("https://example.com/davit.tar", SUM), stack=Download("https://example.com/stack.tar", SUM),
+    hostname="davit-1", settings={"DAVIT_PUSH_LIMIT": "2048"}, certificates=(CERTIFICATE,), mirror="http://mirror.example.com/debian",
+)  # fmt: skip
+
+
+def document(host: Host) -> dict[str, Any]:
+    text = cloudconfig.user_data(host)
+    assert text.startswith("#cloud-config\n")
+    read: dict[str, Any] = yaml.safe_load(text)
+    return read
+
+
+def files(host: Host) -> dict[str, str]:
+    return {file["path"]: file["content"] for file in document(host)["write_files"]}
+
+
+@pytest.mark.parametrize("host", [HOST, EVERYTHING], ids=["least", "everything"])
+def test_cloud_inits_own_schema_accepts_it(host: Host, tmp_path: Path) -> None:
+    program = shutil.which("cloud-init")
+    assert program, "the package cloud-init is missing: scripts/setup run test"
+    (tmp_path / "user-data").write_text(cloudconfig.user_data(host))
+    done = subprocess.run([program, "schema", "--config-file", tmp_path / "user-data"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_is_the_same_every_time() -> None:
+    assert cloudconfig.user_data(EVERYTHING) == cloudconfig.user_data(EVERYTHING)
+
+
+@pytest.mark.parametrize("host", [HOST, EVERYTHING], ids=["least", "everything"])
+def test_the_script_is_one_that_a_shell_understands(host: Host, tmp_path: Path) -> None:
+    script = files(host)[cloudconfig.SETUP]
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
+    assert ("git clone" in script) == (host.git is not None)
+    assert ("stack.tar" in script) == (host.stack is not None)
+
+
+def test_what_it_fetches_is_used_only_when_its_checksum_is_right(tmp_path: Path) -> None:
+    script = files(EVERYTHING)[cloudconfig.SETUP]
+    fetch = script[script.index("fetch() {") : script.index("\n}\n") + 3]
+    (tmp_path / "file").write_text("not what was promised")
+    good = subprocess.run(["sha256sum", tmp_path / "file"], capture_output=True, text=True, check=True).stdout[:64]
+    for digest, status in ((SUM, 1), (good, 0)):
+        call = f"set -eu\nsay() {{ echo \"$@\"; }}\n{fetch}\nfetch file://{tmp_path}/file {digest} {tmp_path}/got"
+        done = subprocess.run(["sh", "-c", call], capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert (tmp_path / "got").exists() == (status == 0)
+
+
+def test_settings_arrive_as_they_were_written(tmp_path: Path) -> None:
+    value = r'a "b" \c $d'
+    (tmp_path / "env").write_text(cloudconfig.environment(replace(HOST, settings={"DAVIT_MIRROR": value})))
+    read = install.read_environment(tmp_path / "env")
+    assert (read["DAVIT_MIRROR"], read["DAVIT_DOMAIN"], read["DAVIT_HTTP"]) == (value, "apps.example.com", "0.0.0.0:80")
+
+
+def test_the_firewall_is_one_that_nft_accepts(tmp_path: Path) -> None:
+    (tmp_path / "firewall.nft").write_text(files(HOST)["/etc/davit/firewall.nft"])
+    check = ["unshare", "--net", "nft", "--check", "-f", tmp_path / "firewall.nft"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_secret_is_in_it_unless_asked_for() -> None:
+    told = replace(HOST, settings={"DATABASE_URL": "postgresql://davit:s3cret@db/davit"})
+    with pytest.raises(InvalidParams, match="DATABASE_URL may hold a password"):
+        cloudconfig.user_data(told)
+    assert "s3cret" in cloudconfig.user_data(replace(told, secrets=True))
+
+
+WRONG = {
+    "a domain that is none": ({"domain": "http://x"}, "The domain “http://x” is no host name"),
+    "a key that is none": ({"admin_keys": ("rm -rf /",)}, "is no SSH public key"),
+    "a private key": ({"admin_keys": ("-----BEGIN OPENSSH PRIVATE KEY-----",)}, "is no SSH public key"),
+    "no source": ({"git": None}, "Say where Davit comes from"),
+    "two sources": ({"release": Download("https://x/y", SUM)}, "Say where Davit comes from"),
+    "no checksum": ({"git": None, "release": Download("https://x/y", "")}, "checksum must be its SHA-256"),
+    "a shell in the address": ({"git": None, "release": Download("https://x/'; reboot", SUM)}, "is no HTTP address"),
+    "a shell in the version": ({"ref": "$(reboot)"}, "is no repository and version"),
+    "an option as the version": ({"ref": "--upload-pack=x"}, "is no repository and version"),
+    "too much swap": ({"swap": 1 << 20}, "must be between 0 and 65536"),
+    "an unknown setting": ({"settings": {"PATH": "/tmp"}}, "PATH is no setting of Davit's"),
+    "a setting of two lines": ({"settings": {"DAVIT_MIRROR": "a\nDAVIT_HOME=/x"}}, "has control characters"),
+    "a certificate that is none": ({"certificates": ("hello",)}, "must be PEM text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "sentence"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidParams, match=r".") as error:
+        cloudconfig.user_data(replace(HOST, **change))
+    assert sentence in error.value.message
+
+
+UNSOUND = {
+    "runcmdd: [ls]": "knows no key “runcmdd”; did you mean “runcmd”?",
+    "packages: curl": "The value of “packages” must be a list, not 'curl'",
+    "package_update: 1": "must be true or false",
+    "write_files: [{content: x}]": "An entry of “write_files” has no “path”",
+    "write_files: [{path: /x, mode: 1}]": "knows no “mode” in “write_files”",
+    "users: [{name: ann, ssh-keys: []}]": "knows no “ssh-keys” in “users”",
+    "- a": "must be a mapping",
+    "a: [": "User-data is no YAML",
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), UNSOUND.items(), ids=UNSOUND)
+def test_unknown_keys_and_wrong_types_are_told(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text(f"#cloud-config\n{text}\n")
+    for words in (["host:check", str(tmp_path / "user-data")], ["host:seed", str(tmp_path / "iso"), "--user-data", str(tmp_path / "user-data")]):
+        done = CliRunner().invoke(cli, words)
+        assert isinstance(done.exception, InvalidParams) and sentence in done.exception.message, done.output
+    assert not (tmp_path / "iso").exists()
+
+
+def test_what_the_schema_alone_finds_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text("#cloud-config\nssh_genkeytypes: [42]\n")
+    done = CliRunner().invoke(cli, ["host:check", str(tmp_path / "user-data")])
+    assert isinstance(done.exception, InvalidParams) and "ssh_genkeytypes" in done.exception.message
+
+
+def test_what_is_generated_passes_its_own_check() -> None:
+    vocabulary.check(document(EVERYTHING))
+
+
+def test_the_seed_disk_holds_what_cloud_init_looks_for(tmp_path: Path) -> None:
+    from pycdlib import PyCdlib
+
+    seed.write(tmp_path / "seed.iso", cloudconfig.user_data(HOST), seed.meta_data("one", "davit-1"), "version: 2\n")
+    assert (tmp_path / "seed.iso").stat().st_mode & 0o777 == 0o600
+    probed = subprocess.run(["blkid", "-o", "export", tmp_path / "seed.iso"], capture_output=True, text=True).stdout
+    assert "LABEL=cidata" in probed and "TYPE=iso9660" in probed
+    disk = PyCdlib()
+    disk.open(str(tmp_path / "seed.iso"))
+    try:
+        for name, text in (("user-data", cloudconfig.user_data(HOST)), ("meta-data", "instance-id: one\nlocal-hostname: davit-1\n")):
+            got = io.BytesIO()
+            disk.get_file_from_iso_fp(got, rr_path=f"/{name}")
+            assert got.getvalue().decode() == text
+    finally:
+        disk.close()
+
+
+def test_a_seed_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(seed.SeedFailed, match="cannot be written"):
+        seed.write(tmp_path / "nowhere" / "seed.iso", "#cloud-config\n", "instance-id: x\n")
+
+
+# -- units
+
+
+def composed(tmp_path: Path) -> dict[str, str]:
+    settings = from_environment({"DAVIT_HOME": str(tmp_path), "DAVIT_API": "0.0.0.0:5000"})
+    return install.compose(tmp_path / "env", {"DATABASE_URL": "postgresql://x:s3cret@y/z"}, settings, "davit")
+
+
+def test_every_line_of_procfile_has_a_unit_and_only_runtime_is_roots(tmp_path: Path) -> None:
+    texts = composed(tmp_path)
+    assert {name for name in texts if name.startswith("davit-")} == {
+        f"davit-{name}.service" for name in ("prepare", "redis", "logs", "router", "runtime", "worker", "ssh", "web")
+    }
+    assert [name for name, text in texts.items() if "ExecStart" in text and "User=davit" not in text] == [units.PREPARE, "davit-runtime.service"]
+    assert "0.0.0.0:5000" in texts["davit-web.service"]
+    assert not [name for name, text in texts.items() if "s3cret" in text]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
+    texts = composed(tmp_path)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text.replace("User=davit", "User=root"))
+    done = subprocess.run(["systemd-analyze", "verify", *(tmp_path / name for name in texts)], capture_output=True, text=True)
+    assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line and "davit" in line], done.stderr
+
+
+def test_units_are_written_once_and_those_no_longer_wanted_go(tmp_path: Path) -> None:
+    texts = composed(tmp_path)
+    place = tmp_path / "units"
+    place.mkdir()
+    (place / "davit-firewall.service").write_text("[Unit]\n")
+    assert set(install.write(texts, place)) == set(texts)
+    assert install.write(texts, place) == []
+    texts.pop("davit-redis.service")
+    assert install.write(texts, place) == ["davit-redis.service"]
+    assert (place / "davit-firewall.service").exists() and not (place / "davit-redis.service").exists()
+
+
+def test_words_with_specifiers_and_variables_stay_what_they_are() -> None:
+    made = units.Installation(Path("/opt/davit"), Path("/h"), "davit", Path("/e"), {"A": "100% $x"}, {"web": ["/bin/x", "$HOME", "a b", "50%"]})
+    text = units.compose(made)["davit-web.service"]
+    assert 'ExecStart=/bin/x $$HOME "a b" 50%%' in text and 'Environment="A=100%% $x"' in text
