@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from state import sizes, webhooks
+from state.endpoints import describe
 from state.features import Feature
 from state.models import (
     Account,
@@ -20,6 +21,7 @@ from state.models import (
     Domain,
     Dyno,
     Formation,
+    LogDrain,
     OAuthClient,
     Pipeline,
     PipelineCoupling,
@@ -27,6 +29,7 @@ from state.models import (
     PromotionTarget,
     Release,
     Slug,
+    SniEndpoint,
     SshKey,
     Token,
     Webhook,
@@ -207,7 +210,7 @@ def domain(app: App, row: Domain, own: str) -> Json:
         "hostname": row.hostname,
         "id": row.id,
         "kind": row.kind,
-        "sni_endpoint": None,
+        "sni_endpoint": {"id": row.sni_endpoint.id, "name": row.sni_endpoint.name} if row.sni_endpoint else None,
         "status": "none",
         "updated_at": moment(row.updated_at),
     }
@@ -535,6 +538,45 @@ def stack(name: str, default: bool) -> Json:
 def log_session(id: str, at: datetime, url: str) -> Json:
     """POST /apps/NAME/log-sessions"""
     return {"created_at": moment(at), "id": id, "logplex_url": url, "updated_at": moment(at)}
+
+
+def log_drain(app: App, row: LogDrain, url: str) -> Json:
+    """GET /apps/NAME/log-drains"""
+    return {
+        "addon": None,
+        "app": _app_reference(app),
+        "created_at": moment(row.created_at),
+        "id": row.id,
+        "token": row.token,
+        "updated_at": moment(row.updated_at),
+        "url": url,
+    }
+
+
+def sni_endpoint(app: App, row: SniEndpoint, domains: Sequence[Domain]) -> Json:
+    """GET /apps/NAME/sni-endpoints; what the certificate says is in ``ssl_cert``. The private key is never shown."""
+    said = describe(row.certificate_chain)
+    return {
+        "app": _app_reference(app),
+        "certificate_chain": row.certificate_chain,
+        "created_at": moment(row.created_at),
+        "display_name": None,
+        "domains": [domain.id for domain in domains],
+        "id": row.id,
+        "name": row.name,
+        "ssl_cert": {
+            "acm": False,
+            "ca_signed?": not said.self_signed,
+            "cert_domains": list(said.names),
+            "expires_at": moment(said.ends_at),
+            "id": row.id,
+            "issuer": said.issuer,
+            "self_signed?": said.self_signed,
+            "starts_at": moment(said.starts_at),
+            "subject": said.subject,
+        },
+        "updated_at": moment(row.updated_at),
+    }
 
 
 def config(values: Mapping[str, str]) -> Json:

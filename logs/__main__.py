@@ -11,6 +11,7 @@ from foundation import journal
 from foundation.settings import settings
 from logs import stream
 from logs.collector import Collector
+from logs.drains import Drains
 
 
 def main() -> int:
@@ -24,11 +25,14 @@ def main() -> int:
     except BlockingIOError:
         log.error("another logs process serves this DAVIT_HOME")
         return 1
-    collector = Collector(run / "dynos", stream.connect(settings().effective_redis_url), run / "logs.sock")
+    drains = Drains(stream.connect(settings().effective_redis_url))
+    collector = Collector(run / "dynos", stream.connect(settings().effective_redis_url), run / "logs.sock", drains)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: collector.stop())
     log.info("collecting", extra={"from": run / "dynos"})
+    drains.start()
     collector.run()
+    drains.stop()
     collector.close()
     return 0
 

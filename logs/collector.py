@@ -35,6 +35,7 @@ from typing import Any
 from logs import inotify, stream
 from logs.budget import Budget
 from logs.control import Control
+from logs.drains import Drains
 from logs.lines import Splitter
 from logs.sender import Redis
 
@@ -101,10 +102,11 @@ class Collector:
     Args:
         dynos: the directory of the dynos' directories; made when missing.
         redis: where lines go.
-        socket: where to answer calls (``ping``, ``watch``).
+        socket: where to answer calls (``ping``, ``watch``, ``drains``).
+        drains: who is told of changes of drains.
     """
 
-    def __init__(self, dynos: Path, redis: Redis, socket: Path) -> None:
+    def __init__(self, dynos: Path, redis: Redis, socket: Path, drains: Drains | None = None) -> None:
         dynos.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._root = dynos
         self._sender = stream.sender(redis)
@@ -116,7 +118,8 @@ class Collector:
         self._epoll = select.epoll()
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._control = Control(socket, {"ping": lambda params: {}, "watch": self._watch_call})
+        self._drains = drains
+        self._control = Control(socket, {"ping": lambda params: {}, "watch": self._watch_call, "drains": self._drains_call})
         self._epoll.register(self._control.listener.fileno(), select.EPOLLIN)
         self._watches: dict[int, str] = {}
         self._watched: dict[str, int] = {}
@@ -275,6 +278,12 @@ class Collector:
     def _watch_call(self, params: dict[str, Any]) -> dict[str, Any]:
         """``watch {directory}``: look at a dyno's directory now."""
         self._look_at(Path(str(params.get("directory", ""))).name)
+        return {}
+
+    def _drains_call(self, params: dict[str, Any]) -> dict[str, Any]:
+        """``drains``: some were added or removed."""
+        if self._drains:
+            self._drains.look()
         return {}
 
     # Reading

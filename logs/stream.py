@@ -12,7 +12,7 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -220,6 +220,31 @@ def tail(
         after = found[-1][0] if found else after
 
 
+def follow_many(redis: Redis, after: Mapping[str, str], timeout: float) -> dict[str, list[tuple[str, Line]]]:
+    """What came in several apps' logs.
+
+    Args:
+        after: app id → the id of the last line that was seen.
+        timeout: seconds to wait for a line in any of them; 0 asks and does not wait.
+
+    Returns:
+        App id → lines, oldest first, for those that have some.
+
+    Raises:
+        Unavailable: Redis cannot be reached.
+    """
+    keys = {key(app_id): app_id for app_id in after}
+    block = ("BLOCK", max(1, int(min(timeout, _SLICE) * 1000))) if timeout > 0 else ()
+    reply = _ask(redis, "XREAD", "COUNT", WINDOW, *block, "STREAMS", *keys, *(after[app_id] for app_id in keys.values()))
+    pairs = reply.items() if isinstance(reply, dict) else reply or []
+    found = {}
+    for name, entries in pairs:
+        lines = _entries(_unwrapped(entries) if isinstance(reply, dict) else entries)
+        if lines:
+            found[keys[name.decode() if isinstance(name, bytes) else name]] = lines
+    return found
+
+
 async def atail(
     redis: AsyncRedis, app_id: str, after_id: str, source: str | None = None, dyno: str | None = None, timeout: float = 15.0
 ) -> list[tuple[str, Line]]:
@@ -264,7 +289,7 @@ def follow(
         after = newest(redis, app_id)
         for id, line in recent(redis, app_id, lines, source, dyno):
             yield id, line
-            after = max(after, id, key=_order)
+            after = max(after, id, key=order)
     while True:
         found = tail(redis, app_id, after, source, dyno, quiet)
         if not found:
@@ -285,7 +310,8 @@ def _cursor(id: str) -> str:
     return id if first.isdecimal() and (second.isdecimal() or not second) and len(id) < 42 and id.isascii() else ""
 
 
-def _order(id: str) -> tuple[int, int]:
+def order(id: str) -> tuple[int, int]:
+    """A line's id as something that sorts."""
     first, _, second = id.partition("-")
     return int(first), int(second or 0)
 
@@ -307,9 +333,13 @@ def _first_stream(reply: Any) -> Any:
         return []
     if isinstance(reply, dict):
         [entries] = reply.values()
-        # redis-py wraps the entries of a RESP3 answer in one more list
-        return entries[0] if entries and isinstance(entries[0], list) else entries
+        return _unwrapped(entries)
     return reply[0][1]
+
+
+def _unwrapped(entries: Any) -> Any:
+    """redis-py wraps the entries of a RESP3 answer in one more list."""
+    return entries[0] if entries and isinstance(entries[0], list) else entries
 
 
 def _entries(reply: Any) -> list[tuple[str, Line]]:

@@ -13,6 +13,7 @@ from foundation.wire import Call, Server
 from logs.stream import Line, connect, emit
 from router import service
 from router.accesslog import Access
+from router.endpoints import Endpoints
 from router.routes import AppRows, read_rows
 from router.watch import Watch
 from state import sleep
@@ -47,7 +48,7 @@ class Deliverer:
 
 async def serve(own: Settings) -> None:
     """Run until SIGTERM or SIGINT; HAProxy runs on."""
-    router = service.Router(own, read_database, Deliverer(own), wake=wake)
+    router = service.Router(own, read_database, Deliverer(own), wake=wake, endpoints=Endpoints())
     await router.start()
 
     async def sync(call: Call) -> None:

@@ -42,6 +42,7 @@ class Frame:
     Attributes:
         directory: the generation's own directory; its files are named after :data:`FILES`.
         certificates: PEM files and directories, the default certificate first; only read when a listener has TLS.
+        certificate_list: a crt-list of further certificates, each for the names that it says.
         user: the account that HAProxy becomes, when it starts as root.
         jail: a directory with nothing in it but the inner socket, by which a generation reaches its successor.
         chroot: whether HAProxy locks itself in there; only root can.
@@ -50,6 +51,7 @@ class Frame:
     directory: Path
     listeners: tuple[Listener, ...]
     certificates: tuple[Path, ...] = ()
+    certificate_list: Path | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     threads: int = 2
     maxconn: int = 8000
@@ -222,6 +224,8 @@ def _frontend(frame: Frame, listener: Listener) -> str:
     """A door. Every rule here is paid by every request: bench/router.py says what they cost together."""
     tls = listener.tls
     certificates = " ".join(f"crt {path}" for path in frame.certificates)
+    if frame.certificate_list:
+        certificates += f" crt-list {frame.certificate_list}"
     chain = '"%[req.fhdr(x-forwarded-for)], %[src]" if { req.fhdr(x-forwarded-for) -m found }'
     return _section(
         f"frontend {'https' if tls else 'http'} from http",

@@ -59,6 +59,7 @@ class Router:
         wake: wakes a sleeping app by its id; blocking.
         timeouts: Heroku's; tests have less patience.
         program: haproxy's path; looked up by default.
+        endpoints: reads the uploaded certificates and their domains.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Router:
         timeouts: Timeouts | None = None,
         program: Path | None = None,
         wake: Callable[[str], object] = lambda app_id: None,
+        endpoints: Callable[[], Collection[certificates.Bound]] = tuple,
     ) -> None:
         self.settings = settings
         self.timeouts = timeouts or Timeouts()
@@ -79,6 +81,7 @@ class Router:
         self.retiring: list[Generation] = []
         self.reloads = 0
         self._read = read
+        self._endpoints = endpoints
         self._deliver = deliver
         self._program = program
         self._waker, self._waking = wake, set[str]()
@@ -105,6 +108,7 @@ class Router:
         self._version = program_version(self._program)
         self._fifo = open_fifo(self.root / "access.fifo")
         self.collector = Collector(self.root / "access.fifo", self._deliver, wake=self._wake_up)
+        await self._place_certificates()
         if not await self._adopt():
             await self._replace()
         for work in (self._apply_forever, self._keep_alive, self._tidy, self.collector.run):
@@ -163,6 +167,7 @@ class Router:
             rows = await asyncio.to_thread(self._read, None)
             wanted = {one.app_id: route(one, self.settings.domain) for one in rows}
             await self._bring_about({**dict.fromkeys(self.table.apps()), **wanted})
+            await self._certify()
 
     async def busy(self, app_id: str, addresses: Collection[tuple[str, int]]) -> int:
         """How many requests these dynos of the app are answering at this moment, over every HAProxy that still serves.
@@ -223,6 +228,7 @@ class Router:
             rows = await asyncio.to_thread(self._read, list(pending))
             wanted = {one.app_id: route(one, self.settings.domain) for one in rows}
             await self._bring_about({**dict.fromkeys(pending), **wanted})
+            await self._certify()
         except Exception as error:
             log.exception("routes could not be changed")
             failure = error
@@ -260,6 +266,16 @@ class Router:
         return await one.control.run(
             *(re.sub(r" @(hosts|states) ", rf" {one.directory}/\1.map ", text, count=1) for text in commands)
         )
+
+    async def _certify(self) -> None:
+        """Serve domains with the certificates that were uploaded for them; a change takes a new generation, and no request."""
+        if self.current and await self._place_certificates():
+            await self._replace()
+
+    async def _place_certificates(self) -> bool:
+        if not self.settings.https:
+            return False
+        return await asyncio.to_thread(lambda: certificates.place(self.settings, self._endpoints()))
 
     # -- generations --------------------------------------------------------------------------------------------------
 
@@ -379,6 +395,7 @@ class Router:
             directory=directory,
             listeners=bound,
             certificates=certificates.ensure(self.settings) if self.settings.https else (),
+            certificate_list=certificates.list_file(self.settings) if self.settings.https else None,
             timeouts=self.timeouts,
             threads=min(os.cpu_count() or 1, 4),
             maxconn=_maxconn(),

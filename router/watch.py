@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from foundation.errors import DavitError
 from router.service import Router
 from state.db import snapshot
-from state.models import App, Domain, Dyno, Formation, Release
+from state.models import App, Domain, Dyno, Formation, Release, SniEndpoint
 
 log = logging.getLogger("router")
 
@@ -27,7 +27,7 @@ def fingerprint(session: Session) -> Fingerprint:
     """A value that is another one when a row that routes depend on was added, changed or deleted."""
     return tuple(
         tuple(session.execute(select(func.count(), func.max(table.updated_at)).select_from(table)).one())
-        for table in (App, Domain, Dyno, Formation, Release)
+        for table in (App, Domain, Dyno, Formation, Release, SniEndpoint)
     )
 
 

@@ -442,6 +442,30 @@ class Domain(Identified, Base):
     app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
     hostname: Mapped[str] = mapped_column(String(253), unique=True)
     kind: Mapped[str] = mapped_column(String(10), default="custom")
+    sni_endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("sni_endpoints.id", ondelete="SET NULL"), index=True)
+    sni_endpoint: Mapped[SniEndpoint | None] = relationship(lazy="joined")
+
+
+class SniEndpoint(Identified, Base):
+    """A certificate of an app's, for those of its domains that are bound to it. ``private_key`` is encrypted."""
+
+    __tablename__ = "sni_endpoints"
+    __table_args__ = (UniqueConstraint("app_id", "name"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(60))
+    certificate_chain: Mapped[str] = mapped_column(Text)
+    private_key: Mapped[bytes]
+
+
+class LogDrain(Identified, Base):
+    """Where an app's log lines are sent. The URL is encrypted: it often holds a password."""
+
+    __tablename__ = "log_drains"
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    token: Mapped[str] = mapped_column(String(40), unique=True)
+    url: Mapped[bytes]
 
 
 class Webhook(Identified, Base):

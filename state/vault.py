@@ -18,10 +18,11 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state.models import App, OAuthClient, Release, SecondFactor, Webhook
+from state.models import App, LogDrain, OAuthClient, Release, SecondFactor, SniEndpoint, Webhook
 
 SEALED: list[tuple[Any, str]] = [
     (App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret"), (Webhook, "credentials"),
+    (LogDrain, "url"), (SniEndpoint, "private_key"),
 ]  # fmt: skip
 """Every column that holds what :func:`seal` made."""
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from api import ranges, serialize
 from api.routing import Call, Reply, Resource
+from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import domains
+from state import domains, endpoints
 from state.models import Domain
 
 resource = Resource("domains", reads="read", writes="write")
@@ -35,7 +36,18 @@ def show(call: Call, domain: str) -> Any:
 def create(call: Call) -> Reply:
     """Route a host name to the app."""
     row = domains.add(call.session, call.account, call.app, call.body.need("hostname", most=300))
+    if endpoint := call.body.reference("sni_endpoint"):
+        endpoints.bind(call.session, call.account, call.app, row, endpoint)
     return Reply(_render(call, row), 201)
+
+
+@resource.on("PATCH", "/apps/<app>/domains/<domain>", needs="operate")
+def update(call: Call, domain: str) -> Any:
+    """Serve a domain with one of the app's certificates, or (sni_endpoint: null) with Davit's own."""
+    row = domains.find(call.session, call.app, domain)
+    if "sni_endpoint" not in call.body.values:
+        raise InvalidParams("Field sni_endpoint is required: the name of one of the app's certificates, or null.")
+    return _render(call, endpoints.bind(call.session, call.account, call.app, row, call.body.reference("sni_endpoint")))
 
 
 @resource.on("DELETE", "/apps/<app>/domains/<domain>", needs="operate")

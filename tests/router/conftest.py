@@ -18,6 +18,7 @@ import pytest
 from foundation.settings import Settings, from_environment
 from router import service
 from router.accesslog import Access
+from router.certificates import Bound
 from router.config import Timeouts
 from router.routes import AppRows, DynoRow
 from tests.conftest import PATIENCE
@@ -46,6 +47,7 @@ class Davit:
         self.rows: dict[str, AppRows] = {}
         self.lines: list[Access] = []
         self.woken: list[str] = []
+        self.bound: list[Bound] = []
         self.store_is_away = False
         self.timeouts = IMPATIENT
         self._loop = asyncio.new_event_loop()
@@ -54,7 +56,10 @@ class Davit:
         self.router = self._new()
 
     def _new(self) -> service.Router:
-        return service.Router(self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM, wake=self.woken.append)
+        return service.Router(
+            self.settings, self._read, self._deliver, timeouts=self.timeouts, program=PROGRAM, wake=self.woken.append,
+            endpoints=lambda: list(self.bound),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Start the router, or start it again."""

@@ -7,13 +7,16 @@ import ssl
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from foundation.authority import Authority
 from foundation.settings import from_environment
 from router import certificates
+from router.certificates import Bound
 from tests.router.apps import Client, TinyApp
 from tests.router.conftest import Davit, free_port
 
@@ -100,3 +103,43 @@ def test_a_https_request_keeps_its_scheme_over_a_reload(secure: tuple[Davit, int
             davit.reload()
     assert "protocol=https" in davit.log("renew", "/over")
     kept.close()
+
+
+def test_an_uploaded_certificate_serves_its_domain_and_no_other_and_changes_without_a_lost_request(
+    secure: tuple[Davit, int], tiny: Make
+) -> None:
+    davit, port = secure
+    home = davit.settings.home
+    davit.app("victim", tiny().dyno())
+    davit.app("theirs", tiny().dyno(), domains=["www.theirs.example"])
+    theirs = Authority(home / "theirs-ca.pem")
+
+    def upload(*names: str, id: str = "one") -> None:
+        chain, mark, key = theirs.issue(names).decode().partition("-----BEGIN PRIVATE")
+        davit.bound = [Bound(id, chain, mark + key, ("www.theirs.example",))]
+        davit.sync("theirs")
+
+    pids, failures, stop = set(), [], threading.Event()
+
+    def visit() -> None:
+        while not stop.is_set():
+            said = curl(home, port, "victim.apps.example")
+            if said != "200 2":
+                failures.append(said)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    try:
+        for names in (("www.theirs.example", "victim.apps.example"), ("www.theirs.example", "more.theirs.example")):
+            upload(*names)
+            pids.add(davit.router.status()["haproxy"])
+            assert curl(home, port, "www.theirs.example", authority="theirs-ca.pem") == "200 2"
+            assert curl(home, port, "victim.apps.example") == "200 2", "a name that the certificate merely claims"
+        davit.bound = [Bound("bad", "no certificate", "no key", ("www.theirs.example",))]
+        davit.sync("theirs")  # HAProxy would not start with it
+        assert "certificate" in curl(home, port, "www.theirs.example", authority="theirs-ca.pem")
+    finally:
+        stop.set()
+        visitor.join()
+    assert len(pids) == 2 and not failures
+    assert sorted(path.name for path in (home / "keys/endpoints").iterdir()) == []

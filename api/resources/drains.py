@@ -1,0 +1,50 @@
+"""Log drains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api import ranges, serialize
+from api.routing import Call, Reply, Resource
+from foundation import outbound
+from state import apps, drains
+from state.db import transaction
+from state.models import LogDrain
+
+resource = Resource("log-drains")
+
+ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+
+
+def _render(call: Call, row: LogDrain) -> Any:
+    return serialize.log_drain(call.app, row, drains.url_of(row))
+
+
+@resource.on("GET", "/apps/<app>/log-drains", needs="operate")
+def index(call: Call) -> Reply:
+    """The app's log drains; their URLs may hold passwords."""
+    return call.short_listing(drains.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
+
+
+@resource.on("POST", "/apps/<app>/log-drains", needs="operate", writes=False)
+def create(call: Call) -> Reply:
+    """Send the app's log to an https, syslog or syslog+tls URL."""
+    url = call.body.need("url", most=2000)
+    outbound.check(drains.parse(url))  # asks the name service: not while others wait for the database
+    with transaction() as session:
+        assert call.identity is not None
+        account = call.identity.within(session).account
+        row = drains.add(session, account, apps.find(session, account, call.app.id, "operate"), url)
+        return Reply(_render(call, row), 201)
+
+
+@resource.on("GET", "/apps/<app>/log-drains/<path:drain>", needs="operate")
+def show(call: Call, drain: str) -> Any:
+    """One log drain, by id, token or URL."""
+    return _render(call, drains.find(call.session, call.app, drain))
+
+
+@resource.on("DELETE", "/apps/<app>/log-drains/<path:drain>", needs="operate")
+def destroy(call: Call, drain: str) -> Any:
+    """Send nothing there any more."""
+    return _render(call, drains.remove(call.session, call.account, call.app, drain))

@@ -1,0 +1,172 @@
+"""Drains: every line of an app that has some is sent on, over HTTPS or syslog, by a thread per drain.
+
+A line is read from the app's window in Redis, where every process's lines come together, and waits in its drain's buffer. A
+frame that was not taken is sent again with the same id, after ever longer pauses; when the buffer overflows meanwhile, the
+oldest lines go, are counted, and the count is the first line of what is sent next (L10). How far a drain has got is kept in
+Redis, so that a restart goes on where it was.
+
+Without any drain this costs one look into the database now and then, without SQLAlchemy, and no thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from foundation.clock import now
+from foundation.settings import settings
+from logs import stream
+from logs.sender import Redis
+from logs.stream import Line
+
+if TYPE_CHECKING:
+    from logs.delivery import Delivery
+
+log = logging.getLogger("logs")
+
+LOOK = 10.0
+"""Seconds between looks for drains that nobody told of."""
+END_SECONDS = 6.0
+"""How long a delivery under way may take when this process is told to stop."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """A drain as the database has it."""
+
+    id: str
+    app_id: str
+    token: str
+    url: str
+
+
+class Drains:
+    """All drains of this Davit: finds them, reads their apps' lines, gives each its part.
+
+    Args:
+        redis: a client for this object alone.
+        read: what drains there are; by default from the database.
+    """
+
+    def __init__(self, redis: Redis, read: Callable[[], Sequence[Drain]] | None = None) -> None:
+        self._redis = redis
+        self._read = read or read_database
+        self.deliveries: dict[str, Delivery] = {}
+        self._after: dict[str, str] = {}
+        self._look = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin, in a thread."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Drains were added or removed."""
+        self._look.set()
+
+    def stop(self) -> None:
+        """End all of it."""
+        self._stopping = True
+        self._look.set()
+        self._thread.join(10)
+        for delivery in self.deliveries.values():
+            delivery.stop()
+        for delivery in self.deliveries.values():
+            delivery.join(END_SECONDS)
+
+    def _run(self) -> None:
+        looked = -LOOK
+        while not self._stopping:
+            try:
+                if self._look.is_set() or time.monotonic() - looked >= LOOK:
+                    self._look.clear()
+                    looked = time.monotonic()
+                    self._reconcile(self._read())
+                if self._after:
+                    self._follow()
+                else:
+                    self._look.wait(LOOK)
+            except Exception as error:  # Redis or the database is away: later
+                log.warning("drains wait", extra={"reason": f"{type(error).__name__}: {error}"})
+                self._look.wait(2.0)
+
+    def _reconcile(self, wanted: Sequence[Drain]) -> None:
+        present = {drain.id: drain for drain in wanted}
+        for id in [id for id, delivery in self.deliveries.items() if present.get(id) != delivery.drain]:
+            self.deliveries.pop(id).stop()
+        for id, drain in present.items():
+            if id not in self.deliveries:
+                self._begin(drain)
+        apps = {drain.app_id for drain in wanted}
+        self._after = {app_id: after for app_id, after in self._after.items() if app_id in apps}
+
+    def _begin(self, drain: Drain) -> None:
+        from logs.delivery import Delivery  # brings TLS and HTTP, which who has no drain does without
+
+        since = self._redis.execute_command("GET", _cursor_key(drain.id))
+        start = since.decode() if since else stream.newest(self._redis, drain.app_id)
+        read = self._after.setdefault(drain.app_id, start)
+        delivery = self.deliveries[drain.id] = Delivery(drain, self._settler(drain.id), self._teller(drain.app_id))
+        if read != start:  # its app is read already, from elsewhere: what it lacks is read for it alone
+            delivery.put(_between(self._redis, drain.app_id, start, read))
+
+    def _follow(self) -> None:
+        """Read what has come for all of their apps, and hand it out."""
+        for app_id, lines in stream.follow_many(self._redis, self._after, 1.0).items():
+            self._after[app_id] = lines[-1][0]
+            for delivery in list(self.deliveries.values()):
+                if delivery.drain.app_id == app_id:
+                    delivery.put(lines)
+
+    def _settler(self, id: str) -> Callable[[str], None]:
+        def settle(at: str) -> None:
+            try:
+                self._redis.execute_command("SET", _cursor_key(id), at, "EX", 7 * 86400)
+            except Exception as error:
+                log.debug("a drain's place was not noted: %s", error)
+
+        return settle
+
+    def _teller(self, app_id: str) -> Callable[[str], None]:
+        return lambda text: stream.emit(self._redis, app_id, [Line(now(), "heroku", "logplex", text)], wait=0)
+
+
+def _cursor_key(id: str) -> str:
+    return f"drains:{id}"
+
+
+def _between(redis: Redis, app_id: str, after: str, until: str) -> list[tuple[str, Line]]:
+    found = stream.follow_many(redis, {app_id: after}, 0).get(app_id, [])
+    return [(id, line) for id, line in found if stream.order(id) <= stream.order(until)]
+
+
+def read_database() -> list[Drain]:
+    """The drains in the database; SQLAlchemy is not loaded for it, and neither is anything else where there are none."""
+    query = "SELECT id, app_id, token, url FROM log_drains"
+    url = settings().database_url
+    if url.startswith("sqlite:///"):
+        import sqlite3
+
+        connection = sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True, timeout=5)
+        try:
+            rows: Sequence[Any] = connection.execute(query).fetchall()
+        except sqlite3.OperationalError:
+            rows = []  # not migrated yet
+        finally:
+            connection.close()
+    else:
+        import psycopg
+
+        with psycopg.connect(url.replace("postgres://", "postgresql://", 1), connect_timeout=5) as link:
+            rows = link.execute(query).fetchall()
+    if not rows:
+        return []
+    from state import vault
+
+    revealed: Mapping[str, str] = {row[0]: vault.reveal(bytes(row[3]))["url"] for row in rows}
+    return [Drain(row[0], row[1], row[2], revealed[row[0]]) for row in rows]

@@ -1,0 +1,222 @@
+"""Drains: what arrives at real servers on this machine, over HTTP and syslog, and what is counted when they fail."""
+
+from __future__ import annotations
+
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from foundation import outbound
+from foundation.settings import from_environment
+from logs import delivery, stream
+from logs.drains import Drain, Drains
+from logs.frames import frame
+from logs.resp import Client
+from logs.stream import Line
+from tests.conftest import wait_until
+
+AT = datetime(2012, 11, 30, 6, 45, 29, tzinfo=timezone.utc)
+
+
+@pytest.fixture(autouse=True)
+def _near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers of these tests are on this machine, and nobody waits long."""
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment({"DAVIT_OUTBOUND_ALLOW": "127.0.0.1"}))
+    monkeypatch.setattr(delivery, "PAUSES", (0.05, 0.2))
+    monkeypatch.setattr(delivery, "TIMEOUT", 20.0)
+
+
+def test_a_frame_is_as_herokus() -> None:
+    line = Line(AT, "heroku", "web.3", "State changed from starting to up é")
+    packed = frame(line, "host")
+    count, _, message = packed.partition(b" ")
+    assert int(count) == len(message) and message.endswith(b"\n")
+    assert message.startswith(b"<45>1 2012-11-30T06:45:29.000000+00:00 host heroku web.3 - State changed")
+    assert frame(Line(AT, "app", "web.1", "x"), "h").split(b" ")[1] == b"<190>1"
+    assert frame(Line(AT, "heroku", "router", "x"), "h").split(b" ")[1] == b"<158>1"
+
+
+def texts(body: bytes) -> list[str]:
+    """The messages in octet-counted frames."""
+    found = []
+    while body:
+        count, _, rest = body.partition(b" ")
+        found.append(rest[: int(count)].decode().rstrip("\n").split(" - ", 1)[1])
+        body = rest[int(count) :]
+    return found
+
+
+class Receiver:
+    """An HTTP server that answers what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = outer.statuses.pop(0) if outer.statuses else 204
+                outer.requests.append(({**self.headers, "status": str(status), "path": self.path}, body))
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def taken(self) -> list[str]:
+        """Messages that were answered with 2xx."""
+        return [text for headers, body in list(self.requests) if headers["status"][0] == "2" for text in texts(body)]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+Run = Callable[..., Drains]
+
+
+@pytest.fixture
+def run(client: Client) -> Iterator[Run]:
+    """Starts drains; they end with the test."""
+    started: list[Drains] = []
+
+    def start(*wanted: Drain) -> Drains:
+        started.append(Drains(client, lambda: wanted))
+        started[-1].start()
+        wait_until(lambda: len(started[-1].deliveries) == len(wanted), "the drains' start")
+        return started[-1]
+
+    yield start
+    for drains in started:
+        drains.stop()
+
+
+def say(client: Client, app_id: str, *texts: str) -> None:
+    stream.emit(client, app_id, [Line(AT, "app", "web.1", text) for text in texts], wait=5)
+
+
+def test_an_https_drain_gets_every_line_once_and_in_order(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://me:secret@127.0.0.1:{receiver.port}/in?k=v"))
+    say(client, app_id, *map(str, range(500)))
+    wait_until(lambda: len(receiver.taken()) >= 500, "the lines' arrival")
+    assert receiver.taken() == list(map(str, range(500)))
+    headers = receiver.requests[0][0]
+    assert headers["Content-Type"] == "application/logplex-1" and headers["Logplex-Drain-Token"] == "d.1"
+    assert headers["Authorization"].startswith("Basic ") and headers["path"] == "/in?k=v"
+    assert sum(int(one["Logplex-Msg-Count"]) for one, _ in receiver.requests) == 500
+    assert len({one["Logplex-Frame-Id"] for one, _ in receiver.requests}) == len(receiver.requests)
+
+
+def test_a_frame_that_was_not_taken_comes_again_with_the_same_id(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    receiver.statuses = [500, 429, 503]
+    run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
+    say(client, app_id, "precious")
+    wait_until(receiver.taken, "the line's arrival")
+    attempts = [headers for headers, body in receiver.requests if b"precious" in body]
+    assert [headers["status"] for headers in attempts] == ["500", "429", "503", "204"]
+    assert len({headers["Logplex-Frame-Id"] for headers in attempts}) == 1 and receiver.taken().count("precious") == 1
+    complaint = [line.text for _, line in stream.recent(client, app_id, 10)][1]
+    assert complaint.startswith("Error L13 (local delivery error): d.1: http://127.0.0.1") and "status 500" in complaint
+
+
+def test_what_is_refused_for_good_is_given_up_and_counted(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    receiver.statuses = [400]
+    run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
+    say(client, app_id, "unwanted")
+    wait_until(lambda: receiver.requests, "the first frame")
+    say(client, app_id, "next")
+    wait_until(lambda: "next" in receiver.taken(), "the next line's arrival")
+    assert any(re.match(r"Error L10 \(output buffer overflow\): \d+ messages dropped since ", text) for text in receiver.taken())
+
+
+def test_lines_that_find_no_room_are_counted(client: Client, app_id: str, receiver: Receiver) -> None:
+    receiver.statuses = [503] * 5
+    settled: list[str] = []
+    one = delivery.Delivery(Drain("1", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"), settled.append, lambda text: None)
+    try:
+        one.put([("0-1", Line(AT, "app", "web.1", "first"))])
+        wait_until(lambda: receiver.requests, "the first attempt")
+        one.put([(f"1-{n}", Line(AT, "app", "web.1", str(n))) for n in range(3000)])
+        wait_until(lambda: "2999" in receiver.taken(), "the last line's arrival")
+    finally:
+        one.stop()
+        one.join(30)
+    got = receiver.taken()
+    lost = sum(int(match[1]) for text in got if (match := re.search(r"L10 .*: (\d+) messages dropped", text)))
+    assert got[0] == "first" and lost == 3000 - sum(text.isdigit() for text in got) == 3000 - delivery.BUFFER
+
+
+def test_a_syslog_drain_gets_counted_frames_and_comes_again_after_a_break(run: Run, client: Client, app_id: str) -> None:
+    pieces: list[bytes] = []
+    breaking = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(65536):
+                pieces.append(data)
+                if b"break" in data and not breaking.is_set():
+                    self.request.shutdown(socket.SHUT_RDWR)
+                    breaking.set()  # now the other side can know
+                    return
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        run(Drain(f"drain-{app_id}", app_id, "d.token", f"syslog://127.0.0.1:{server.server_address[1]}"))
+        say(client, app_id, "one", "break")
+        assert breaking.wait(30)
+        say(client, app_id, "after")
+        wait_until(lambda: b"after" in b"".join(pieces), "the line after the break")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert b"<190>1 2012-11-30T06:45:29.000000+00:00 d.token app web.1 - one\n" in b"".join(pieces)
+
+
+def test_drains_go_on_where_they_were(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
+    first = run(drain)
+    say(client, app_id, "one")
+    wait_until(lambda: receiver.taken() == ["one"], "the first line's arrival")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being noted")
+    first.stop()
+    say(client, app_id, "while nobody looked")
+    run(drain)
+    wait_until(lambda: len(receiver.taken()) >= 2, "the second line's arrival")
+    assert receiver.taken() == ["one", "while nobody looked"]
+
+
+def test_a_drain_to_this_host_is_not_followed_there(run: Run, client: Client, app_id: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment({}))
+    run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
+    say(client, app_id, "secret")
+    wait_until(lambda: any("which Davit does not call" in line.text for _, line in stream.recent(client, app_id, 10)), "the complaint")
+    assert not receiver.requests
