@@ -12,7 +12,7 @@
     const style = getComputedStyle(place);
     terminal = new Terminal({
       fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono"), fontSize: 14, cursorBlink: true, scrollback: 5000,
-      screenReaderMode: false, theme: { background: style.backgroundColor, foreground: "#d9e1e6", cursor: "#66cbd3" },
+      screenReaderMode: true, theme: { background: style.backgroundColor, foreground: "#d9e1e6", cursor: "#66cbd3" },
     });
     fit = new FitAddon.FitAddon();
     terminal.loadAddon(fit);

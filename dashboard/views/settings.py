@@ -139,7 +139,7 @@ def set_buildpacks(visit: Visit) -> Response:
 @pages.on("POST", "/apps/<app>/settings/people", does="POST /apps/<app>/collaborators", again=show)
 def add_person(visit: Visit) -> Response:
     """Let somebody work on the app, or change what they may do."""
-    wanted = [name for name in apps.PERMISSIONS if visit.form.get(f"may.{name}")] or list(USUAL)
+    wanted = [name for name in apps.PERMISSIONS if name == "view" or visit.form.get(f"may.{name}")]
     visit.guard()
     row = apps.add_collaborator(visit.session, visit.account, visit.app, visit.text("email", 254), wanted)
     visit.session.refresh(row)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
+import time
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import select
 
 from dashboard import routing
 from dashboard.views import PARTS
-from state import apps, config, db, passwords, set_up, web_sessions
+from state import accounts, apps, config, db, features, passwords, set_up, two_factor, web_sessions
 from state.models import App, AuditEvent
 from tests.api.conftest import give_code
 from tests.dashboard.conftest import Desk
@@ -177,6 +181,48 @@ def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
     assert answer.status_code == 422 and "must start with a letter" in answer.text and 'value="Bad Name"' in answer.text
     answer = desk.person("owner").post("/apps/timely/settings/config", {"dotenv": "A=1\noops"})
     assert answer.status_code == 422 and "Line 2" in answer.text and "oops</textarea>" in answer.text
+
+
+def test_a_collaborator_may_what_is_ticked_and_nothing_else(desk: Desk) -> None:
+    owner, stranger = desk.person("owner"), desk.person("stranger")
+    owner.post("/apps/timely/settings/people", {"email": "stranger@example.com"})
+    assert stranger.get("/apps/timely").status_code == 200
+    assert stranger.post("/apps/timely/restart").status_code == 403
+    owner.post("/apps/timely/settings/people", {"email": "stranger@example.com", "may.operate": "yes"})
+    assert stranger.post("/apps/timely/restart").status_code == 303
+    assert stranger.post("/apps/timely/settings/reveal").status_code == 403
+
+
+def test_a_token_for_less_opens_no_session(desk: Desk) -> None:
+    with db.transaction() as session:
+        account = session.get(App, desk.app_id).owner  # type: ignore[union-attr]
+        tokens = {scope: accounts.issue_token(session, account, "x", scope=[scope])[0] for scope in ("read", "global")}
+    for scope, status in (("read", 403), ("global", 303)):
+        answer = desk.somebody().post("/sign-in", {"token": tokens[scope]}, page="/sign-in?token")
+        assert answer.status_code == status
+
+
+def test_the_guard_takes_a_code_here_too(desk: Desk) -> None:
+    with db.transaction() as session:
+        account = session.get(App, desk.app_id).owner  # type: ignore[union-attr]
+        enrolment = two_factor.begin(session, account)
+        totp = TOTP(base64.b32decode(enrolment.secret), 6, SHA1(), 30, enforce_key_length=False)
+        two_factor.confirm(session, account, totp.generate(int(time.time())).decode())
+        features.switch(session, account, session.get(App, desk.app_id), features.GUARD, True)
+    owner = desk.person("owner")
+    assert owner.post("/apps/timely/settings/destroy", {"confirm": "timely"}).status_code == 403
+    assert 'name="code"' in owner.get("/apps/timely/settings").text
+    assert owner.get("/apps/timely").status_code == 200
+
+
+def test_an_app_changes_hands(desk: Desk) -> None:
+    desk.person("owner").post("/apps/timely/settings/transfer", {"recipient": "stranger@example.com"})
+    stranger = desk.person("stranger")
+    offer = re.search(r'action="(/offers/[^"]+)"', stranger.get("/").text)
+    assert offer
+    assert desk.person("viewer").post(offer[1], {"answer": "accept"}).status_code == 404
+    assert stranger.post(offer[1], {"answer": "accept"}).status_code == 303
+    assert "Owner" in stranger.get("/apps/timely/settings").text
 
 
 def test_destroying_takes_the_name(desk: Desk) -> None:

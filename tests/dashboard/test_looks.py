@@ -1,0 +1,152 @@
+"""Every page in a real browser: axe-core finds nothing, nothing sticks out, a keyboard is enough, a script is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from state import db
+from tests.api.conftest import use_home
+from tests.cli.living import Davit, serving
+from tests.dashboard import scenery
+from tests.dashboard.browsing import PATIENCE, Browser, sign_in, violations
+from tests.dashboard.rooms import PAGES, address
+
+expect.set_options(timeout=PATIENCE)
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture
+def davit(davit_home: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
+    """A Davit full of apps."""
+    use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
+    db.upgrade()
+    from state import vault
+
+    vault.ensure_keys()
+    scenery.fill(more=60)
+    with serving(davit_home, tmp_path, redis_server) as served:
+        yield served
+
+
+def _ann(chromium: Browser, davit: Davit, **options: object) -> Page:
+    page = chromium.person(davit.url, **options)
+    sign_in(page, "ann@example.com", scenery.PASSWORD)
+    return page
+
+
+def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone(davit: Davit, chromium: Browser) -> None:
+    wrong = []
+    for scheme, size in (("light", None), ("dark", PHONE)):
+        options = {"color_scheme": scheme, **({"viewport": size} if size else {})}
+        stranger = chromium.person(davit.url, **options)
+        ann = _ann(chromium, davit, **options)
+        said: list[str] = []
+        ann.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
+        for name, path in PAGES.items():
+            page = stranger if name.startswith("sign") else ann
+            page.goto(f"/dashboard{address(path)}")
+            wrong += [f"{scheme} {name}: {sentence}" for sentence in violations(page)]
+            if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+                wrong.append(f"{name} is wider than a phone")
+        wrong += [f"{scheme} console: {text}" for text in said if "404" not in text]
+        ann.context.close()
+        stranger.context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_keyboard_is_enough(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("/")
+    page.keyboard.type("storefr")
+    expect(page.locator("#list tbody tr")).to_have_count(1)
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "storefront":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="storefront")).to_be_visible()
+    page.goto("/dashboard/apps/storefront/resources")
+    page.get_by_role("button", name="Restart all…").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("button", name="Restart all…")).to_be_focused()
+    page.locator("details.menu summary").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Dark").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.locator("details.menu summary").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Sign out").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("E-mail address")).to_be_focused()
+
+
+def test_a_script_is_not_needed(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit, java_script_enabled=False)
+    page.get_by_label("Search apps by name").fill("store")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="storefront").click()
+    page.get_by_role("link", name="Resources").click()
+    page.locator("#q-worker").fill("3")
+    page.get_by_role("button", name="Scale").click()
+    expect(page.locator("#q-worker")).to_have_value("3")
+    page.locator("summary", has_text="Restart all…").click()
+    page.get_by_role("button", name="Restart all", exact=True).click()
+    expect(page.get_by_role("status").first).to_contain_text("being replaced")
+    page.goto("/dashboard/apps/storefront/logs?dyno=worker")
+    expect(page.locator(".l").first).to_contain_text("app[worker.1]")
+    page.goto("/dashboard/apps/storefront/settings")
+    page.get_by_role("button", name="Reveal values").click()
+    expect(page.get_by_label("Value of GREETING")).to_have_value("hello")
+    page.get_by_label("New domain").fill("shop.example.com")
+    page.get_by_role("button", name="Add domain").click()
+    expect(page.locator("#domains")).to_contain_text("shop.example.com. CNAME storefront.localhost.")
+
+
+def test_ten_thousand_log_lines_stay_light(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/apps/storefront/logs")
+    expect(page.locator("#count")).to_contain_text("301 lines")
+    page.evaluate(
+        """() => {
+            const line = '<div class="l" data-s="app" data-p="web.1"><i>00:00:00</i> <b>app[web.1]</b> a line like any other</div>';
+            for (let n = 0; n < 60; n++) document.dispatchEvent(new CustomEvent("log", { detail: line.repeat(200) }));
+        }"""
+    )
+    expect(page.locator("#count")).to_contain_text("10,0")
+    assert page.locator("#lines .block").count() <= 51
+    rendered = page.evaluate("[...document.querySelectorAll('#lines .block')].filter(b => b.checkVisibility({contentVisibilityAuto: true})).length")
+    assert rendered < 6, "only what is in sight is laid out"
+    page.get_by_role("button", name="Pause").click()
+    page.evaluate("document.dispatchEvent(new CustomEvent('log', { detail: '<div class=\"l\" data-s=\"app\" data-p=\"web.1\">held</div>' }))")
+    expect(page.locator("#waiting")).to_contain_text("new lines are waiting")
+    expect(page.locator("#lines")).not_to_contain_text("held")
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#lines")).to_contain_text("held")
+
+
+def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/apps/storefront/settings")
+    for name in ("heroku/python", "heroku/nodejs", "heroku/ruby"):
+        page.get_by_label("Add a buildpack").fill(name)
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(page.locator("#buildpacks")).to_contain_text(name)
+    names = page.locator("#buildpacks li .grow")
+    page.get_by_role("button", name="Move heroku/ruby up").click()
+    expect(names).to_have_text(["heroku/python", "heroku/ruby", "heroku/nodejs"])
+    page.locator("#buildpacks li").nth(2).drag_to(page.locator("#buildpacks li").nth(0))
+    expect(names).to_have_text(["heroku/nodejs", "heroku/python", "heroku/ruby"])
