@@ -149,13 +149,13 @@ def _state(app: App, facts: _Facts, crashed: tuple[str, ...]) -> State:
         return "empty"
     if crashed:
         return "crashed"
+    if app.asleep_at is not None:
+        return "asleep"
     if not sum(facts.wanted.values()):
         return "stopped"
     shown = facts.states.get("web") or [pair for pairs in facts.states.values() for pair in pairs]
     states = {state for _, state in shown}
-    if "up" in states:
-        return "serving"
-    return "asleep" if "idle" in states else "starting"
+    return "serving" if "up" in states else "starting"
 
 
 def one(session: Session, app: App) -> Glance:

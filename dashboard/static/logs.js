@@ -31,7 +31,7 @@
       room--;
       total++;
     }
-    while (total > MOST && lines.firstElementChild !== block) {
+    while (total - lines.firstElementChild.children.length >= MOST) {
       const gone = lines.firstElementChild;
       total -= gone.children.length;
       shown -= [...gone.children].filter((line) => !line.hidden).length;

@@ -88,8 +88,10 @@ def fill(*, more: int = 0) -> None:
             app = apps.create(session, ann, name)
             release = deployed(session, app, ann, commit="e")
             formation.scale(session, ann, app, [{"type": "web", "quantity": quantity}])
-            if quantity:
-                dyno(session, app, "web.1", "idle" if name == "sleeping" else "up", release)
+            if name == "sleeping":
+                app.asleep_at = now()
+            elif quantity:
+                dyno(session, app, "web.1", "up", release)
             apps.set_maintenance(session, ann, app, name == "maintained")
         apps.create(session, ann, "empty")
         long = apps.create(session, ann, LONG)
@@ -103,7 +105,9 @@ def _serving(session: Session, ann: Account, bob: Account) -> str:
     app = apps.create(session, ann, "storefront")
     config.change(session, ann, app, {"SECRET_KEY": "do-not-show-me", "DATABASE_URL": "postgres://u:p@db.example.com/shop"})
     deployed(session, app, ann, commit="a")
-    config.change(session, bob, app, {"SECRET_KEY": "nor-me", "GREETING": "hello"})
+    changed = config.change(session, bob, app, {"SECRET_KEY": "nor-me", "GREETING": "hello"})
+    assert changed
+    releases.succeed(session, changed)
     release = deployed(session, app, bob, commit="b", types={"web": "gunicorn shop:app", "worker": "python work.py", "clock": "c"})
     formation.scale(session, ann, app, [{"type": "web", "quantity": 2, "size": "standard-2x"}, {"type": "worker", "quantity": 1}])
     for name in ("web.1", "web.2", "worker.1"):
