@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from state import sizes, webhooks
+from state import setups, sizes, webhooks
 from state.endpoints import describe
 from state.features import Feature
 from state.models import (
@@ -15,6 +15,7 @@ from state.models import (
     AccountFeature,
     App,
     AppFeature,
+    AppSetup,
     AppTransfer,
     Build,
     Collaborator,
@@ -506,6 +507,22 @@ def webhook_event(row: WebhookEvent) -> Json:
         "id": row.id,
         "include": row.include,
         "payload": webhooks.document(row),
+        "updated_at": moment(row.updated_at),
+    }
+
+
+def app_setup(row: AppSetup, build: Build | None, output_stream_url: str | None) -> Json:
+    """GET /app-setups/ID"""
+    return {
+        "app": _app_reference(row.app),
+        "build": {"id": build.id, "output_stream_url": output_stream_url, "status": build.status} if build else None,
+        "created_at": moment(row.created_at),
+        "failure_message": row.failure_message,
+        "id": row.id,
+        "manifest_errors": row.manifest_errors,
+        "postdeploy": setups.document(row),
+        "resolved_success_url": row.success_url,
+        "status": row.status,
         "updated_at": moment(row.updated_at),
     }
 

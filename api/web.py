@@ -10,6 +10,7 @@ from werkzeug.routing import MapAdapter
 from api import body, manners, routing
 from api.resources import (
     account,
+    app_setups,
     apps,
     authorizations,
     buildpacks,
@@ -45,6 +46,7 @@ about = Resource("about")
 RESOURCES = (
     about,
     account.resource,
+    app_setups.resource,
     apps.resource,
     authorizations.resource,
     builds.resource,

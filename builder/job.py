@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder import appjson, buildpacks, procfile, queue, report, repositories
+from builder import appjson, buildpacks, procfile, queue, report, repositories, setup
 from builder.output import Outcome, Output, directory
 from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
 from foundation.errors import Conflict, DavitError, NotFound
@@ -66,6 +66,7 @@ def build(build_id: str) -> None:
             BuildJob(row, app).run()
         finally:
             queue.enqueue_next(row.app_id)
+            setup.go_on(row.id)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 from sqlalchemy import select
 from sqlalchemy.orm import Session, configure_mappers
 
-from builder import buildpacks, janitor, job, queue, sandbox
+from builder import buildpacks, janitor, job, queue, sandbox, setup
 from foundation import journal
 from foundation.settings import settings
 from logs import announce
@@ -114,6 +114,7 @@ class Worker:
         self._looked = time.monotonic()
         try:
             queue.recover()
+            setup.recover()
         except redis.RedisError:
             log.debug("Redis is away")
         except Exception:

@@ -52,6 +52,15 @@ def change(session: Session, account: Account, app: App, updates: Mapping[str, s
     return releases.create(session, app, account, kind="config", description=description)
 
 
+def check(name: object, value: object) -> None:
+    """Whether a config var can be called, and hold, this.
+
+    Raises:
+        InvalidParams: it cannot; the sentence says why.
+    """
+    _check_value(_check_name(name), value)
+
+
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidParams(

@@ -468,6 +468,32 @@ class LogDrain(Identified, Base):
     url: Mapped[bytes]
 
 
+class AppSetup(Identified, Base):
+    """An app on its way from a tarball with an app.json; see :mod:`state.setups`. ``overrides`` are sealed config vars."""
+
+    __tablename__ = "app_setups"
+    __table_args__ = (Index("ix_app_setups_status", "status"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    status: Mapped[str] = mapped_column(String(20), default="pending")
+    phase: Mapped[str] = mapped_column(String(20), default="source")
+    source_url: Mapped[str] = mapped_column(Text)
+    source_checksum: Mapped[str | None] = mapped_column(String(100))
+    source_version: Mapped[str | None] = mapped_column(String(255))
+    overrides: Mapped[bytes]
+    buildpacks: Mapped[list[Any] | None] = mapped_column(JSON)
+    build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id", ondelete="SET NULL"), index=True)
+    postdeploy: Mapped[str | None] = mapped_column(Text)
+    postdeploy_status: Mapped[int | None]
+    postdeploy_output: Mapped[str | None] = mapped_column(Text)
+    success_url: Mapped[str | None] = mapped_column(Text)
+    manifest_errors: Mapped[list[Any]] = mapped_column(default=list)
+    failure_message: Mapped[str | None] = mapped_column(Text)
+    app: Mapped[App] = relationship(lazy="joined")
+    account: Mapped[Account] = relationship(lazy="joined")
+
+
 class Webhook(Identified, Base):
     """Who wants to hear of an app's changes. ``credentials``: sealed, the signing secret and an Authorization header.
 

@@ -18,11 +18,12 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state.models import App, LogDrain, OAuthClient, Release, SecondFactor, SniEndpoint, Webhook
+from state.models import App, AppSetup, LogDrain, OAuthClient, Release, SecondFactor, SniEndpoint, Webhook
 
 SEALED: list[tuple[Any, str]] = [
     (App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret"), (Webhook, "credentials"),
     (LogDrain, "url"), (SniEndpoint, "private_key"),
+    (AppSetup, "overrides"),
 ]  # fmt: skip
 """Every column that holds what :func:`seal` made."""
 
