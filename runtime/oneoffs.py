@@ -20,7 +20,7 @@ from runtime.drivers import Starter
 from runtime.formation import Stacks
 from runtime.life import describe
 from runtime.records import AppState
-from state import sizes
+from state import isolations, sizes
 from state.models import Dyno, Release, new_id
 from state.releases import config_of
 
@@ -70,6 +70,7 @@ class OneOffs:
             dyno = await self._launch(
                 state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
                 env=dict(params.get("env") or {}), terminal=terminal, fds=call.fds,
+                isolation=str(params.get("isolation") or isolations.DEFAULT),
             )  # fmt: skip
         finally:
             for fd in call.fds:
@@ -169,9 +170,9 @@ class OneOffs:
 
     async def _launch(
         self, state: AppState, release: Release, line: str, *, type: str, size: str | None, env: Mapping[str, str],
-        terminal: tuple[int, int] | None, fds: list[int],
+        terminal: tuple[int, int] | None, fds: list[int], isolation: str = isolations.DEFAULT,
     ) -> RunningDyno:  # fmt: skip
-        row, spec = await asyncio.to_thread(self._plan, state, release, line, type, size, env, terminal, fds)
+        row, spec = await asyncio.to_thread(self._plan, state, release, line, type, size, env, terminal, fds, isolation)
         await asyncio.to_thread(records.insert, row)
         applog.say(row.app_id, row.name, f"Starting process with command `{line}`")
         try:
@@ -186,7 +187,7 @@ class OneOffs:
 
     def _plan(
         self, state: AppState, release: Release, line: str, type: str, size_name: str | None, env: Mapping[str, str],
-        terminal: tuple[int, int] | None, fds: list[int],
+        terminal: tuple[int, int] | None, fds: list[int], isolation: str,
     ) -> tuple[Dyno, DynoSpec]:  # fmt: skip
         assert release.slug is not None and release.slug.digest is not None
         wanted = state.formation.get(type)
@@ -195,7 +196,7 @@ class OneOffs:
         name = next(name for name in iter(lambda: f"{type}.{random.randint(1000, 9999)}", None) if name not in taken)
         row = Dyno(
             id=new_id(), app_id=state.app.id, release_id=release.id, release_version=release.version, name=name, type=type,
-            size=size.name, isolation="container", command=line, state="starting", one_off=True, leaving=False, routed=False,
+            size=size.name, isolation=isolation, command=line, state="starting", one_off=True, leaving=False, routed=False,
             crashes=0, restart_requested=False,
         )  # fmt: skip
         defaults = release.slug.default_config | release.dyno_metadata
@@ -204,7 +205,7 @@ class OneOffs:
             id=row.id, name=name, app=state.app.name, app_id=state.app.id,
             stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),
             command=environment.command(line), env=values, limits=environment.limits(size, self.cores), terminal=terminal,
-            stdio=(fds[0], fds[1], fds[2]) if fds else None, line=line,
+            stdio=(fds[0], fds[1], fds[2]) if fds else None, isolation=isolation, line=line,
         )  # fmt: skip
         return row, spec
 

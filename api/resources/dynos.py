@@ -15,7 +15,7 @@ from foundation import wire
 from foundation.clock import now
 from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
-from state import formation, sizes
+from state import formation, isolations, sizes
 from state.models import Dyno
 
 resource = Resource("dynos")
@@ -134,6 +134,7 @@ def _parameters(call: Call) -> dict[str, Any]:
         "command": command,
         "type": type,
         "size": sizes.find(size).name if size else None,
+        "isolation": isolations.find(body.text("isolation") or isolations.DEFAULT),
         "env": env,
         "time_to_live": body.whole("time_to_live", 1, LONGEST_SECONDS) or LONGEST_SECONDS,
     }
@@ -151,6 +152,7 @@ def _started(call: Call, said: dict[str, Any], params: dict[str, Any]) -> Dyno:
     """The dyno as it was when it started: its row may be gone already."""
     return Dyno(
         id=said["dyno_id"], name=said["name"], type=params["type"], command=params["command"], size=said["size"], state="up",
+        isolation=params["isolation"],
         release_id=said["release_id"], release_version=said["release_version"], created_at=now(), updated_at=now(),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ _COMMON = [
     click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND..."),
     click.option("-s", "--size", help="dyno size"),
     click.option("--type", "type_", help="process type"),
+    click.option("--isolation", help="container (the default), microvm or osv"),
     click.option("-e", "--env", help="environment variables to set, separated by semicolons: A=1;B=2"),
 ]
 _SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -62,6 +63,7 @@ def run(
     words: tuple[str, ...],
     size: str | None,
     type_: str | None,
+    isolation: str | None,
     env: str | None,
     exit_code: bool,
     no_tty: bool,
@@ -77,7 +79,8 @@ def run(
         values = {"TERM": os.environ.get("TERM", "xterm"), "COLUMNS": str(columns), "LINES": str(lines), **values}
     line = _line(words)
     with action(f"Running {line} on {hexed(app.app)}") as step:
-        asked = {"command": line, "attach": True, "size": size, "type": type_, "env": values, "force_no_tty": not terminal}
+        asked = {"command": line, "attach": True, "size": size, "type": type_, "isolation": isolation, "env": values}
+        asked["force_no_tty"] = not terminal
         dyno = app.client.post(f"{app.path}/dynos", asked, headers={"Accept": f"{ACCEPT}; attach=websocket"})
         step.result = f"up, {dyno['name']}"
     sys.exit(attached.attach(app.client, dyno["attach_url"], terminal))
@@ -87,13 +90,22 @@ def run(
 @on_app
 @_common
 @click.option("-t", "--tail", is_flag=True, help="continually stream its logs")
-def detached(app: Target, words: tuple[str, ...], size: str | None, type_: str | None, env: str | None, tail: bool) -> None:
+def detached(
+    app: Target,
+    words: tuple[str, ...],
+    size: str | None,
+    type_: str | None,
+    isolation: str | None,
+    env: str | None,
+    tail: bool,
+) -> None:
     """Run a command in a one-off dyno whose output goes to the log."""
     from cli.apps import logs
 
     line = _line(words)
     with action(f"Running {line} on {hexed(app.app)}") as step:
-        asked = {"command": line, "attach": False, "size": size, "type": type_, "env": _environment(env)}
+        asked = {"command": line, "attach": False, "size": size, "type": type_, "isolation": isolation}
+        asked["env"] = _environment(env)
         dyno = app.client.post(f"{app.path}/dynos", asked)
         step.result = f"done, {dyno['name']}"
     if tail:

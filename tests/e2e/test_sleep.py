@@ -73,4 +73,6 @@ def test_a_size_comes_live_and_what_cannot_be_is_a_sentence(app: App) -> None:
     assert refused.returncode and "only microVMs can be moved" in refused.stderr
     refused = app.cli("ps:isolation", "web=jail", check=False)
     assert refused.returncode and "There is no isolation “jail”" in refused.stderr
+    refused = app.cli("run:detached", "--isolation", "jail", "true", check=False)
+    assert refused.returncode and "There is no isolation “jail”" in refused.stderr
     app.assert_serves("first")
