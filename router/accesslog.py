@@ -22,11 +22,13 @@ _UNSAFE_WORD = re.compile(r"[^!#-~]")
 
 @dataclass(frozen=True)
 class Access:
-    """One request as the app's log shows it."""
+    """One request as the app's log shows it; ``status`` and ``seconds`` (what the dyno took for it) are for figures."""
 
     app_id: str
     at: datetime
     text: str
+    status: int = 0
+    seconds: float = 0.0
 
 
 class _Fields(NamedTuple):
@@ -69,12 +71,17 @@ def read(line: str) -> Access | None:
         f'fwd="{_chain(one.chain, one.client)}" dyno={dyno} connect={connect} service={_service(one) if dyno else ""} '
         f"status={status} bytes={one.size} protocol={'https' if tls else 'http'}{tls}"
     )
-    return Access(parts[1], datetime.fromtimestamp(int(one.ms) / 1000, timezone.utc), text)
+    at = datetime.fromtimestamp(int(one.ms) / 1000, timezone.utc)
+    return Access(parts[1], at, text, _number(status), _taken(one) / 1000)
 
 
 def _service(one: _Fields) -> str:
-    """What the dyno took: everything but waiting for a dyno and for the connection."""
-    return f"{max(0, _number(one.total) - max(0, _number(one.queued)) - max(0, _number(one.connect)))}ms"
+    return f"{_taken(one)}ms"
+
+
+def _taken(one: _Fields) -> int:
+    """Milliseconds that the dyno took: everything but waiting for a dyno and for the connection."""
+    return max(0, _number(one.total) - max(0, _number(one.queued)) - max(0, _number(one.connect)))
 
 
 def _verdict(ending: str, status: str, code: str) -> tuple[str, str]:

@@ -56,6 +56,7 @@ class Collector:
         interval: seconds between deliveries.
         backlog: lines that wait for delivery at the most; later ones are counted and dropped.
         wake: called with an app's id when a request waits for it to wake.
+        count: called with each request that ended, for figures.
 
     Attributes:
         read: access lines read so far.
@@ -70,12 +71,13 @@ class Collector:
         interval: float = 0.1,
         backlog: int = 100_000,
         wake: Callable[[str], None] | None = None,
+        count: Callable[[Access], None] = lambda access: None,
     ) -> None:
         self.read = 0
         self.dropped = 0
         self.seen: dict[str, float] = {}
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._deliver, self._wake = deliver, wake
+        self._deliver, self._wake, self._figure = deliver, wake, count
         self._interval = interval
         self._backlog = backlog
         self._rest = b""
@@ -132,6 +134,7 @@ class Collector:
             return
         self.read += 1
         self.seen[access.app_id] = time.monotonic()
+        self._figure(access)
         if self._count >= self._backlog:
             self.dropped += 1
             self._lost[access.app_id] = self._lost.get(access.app_id, 0) + 1

@@ -25,7 +25,9 @@ from pathlib import Path
 from foundation import programs
 from foundation.errors import DavitError
 from foundation.settings import Address, Settings
+from metrics.requests import WRITE_SECONDS, Requests
 from router import certificates, generation, listeners
+from router.accesslog import Access
 from router.collector import Collector, Deliver, open_fifo
 from router.config import Frame, Listener, Timeouts, backend, compose
 from router.control import ControlFailed
@@ -85,6 +87,7 @@ class Router:
         self._deliver = deliver
         self._program = program
         self._waker, self._waking = wake, set[str]()
+        self._figures = Requests(settings.home)
         self._began = time.monotonic()
         self._fifo: int | None = None
         self._sockets: dict[str, socket.socket] = {}
@@ -107,11 +110,11 @@ class Router:
         self._program = self._program or find_program()
         self._version = program_version(self._program)
         self._fifo = open_fifo(self.root / "access.fifo")
-        self.collector = Collector(self.root / "access.fifo", self._deliver, wake=self._wake_up)
+        self.collector = Collector(self.root / "access.fifo", self._deliver, wake=self._wake_up, count=self._count)
         await self._place_certificates()
         if not await self._adopt():
             await self._replace()
-        for work in (self._apply_forever, self._keep_alive, self._tidy, self.collector.run):
+        for work in (self._apply_forever, self._keep_alive, self._tidy, self.collector.run, self._write_figures):
             self._spawn(work())
 
     async def close(self) -> None:
@@ -126,6 +129,14 @@ class Router:
             listener.close()
         if self._fifo is not None:
             os.close(self._fifo)
+
+    def _count(self, access: Access) -> None:
+        self._figures.count(access.app_id, access.status, access.seconds)
+
+    async def _write_figures(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            await asyncio.to_thread(self._figures.write)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

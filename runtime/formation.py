@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -105,6 +105,7 @@ class AppManager:
         self._adopted: list[tuple[DynoLife, RunningDyno]] = []
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
+        self.ended: Counter[str] = Counter()
         self.idle_rows: dict[str, Dyno] = {}
         self._errands: deque[tuple[str, asyncio.Future[float]]] = deque()
         self.not_before: dict[str, float] = {}
@@ -656,6 +657,7 @@ class AppManager:
 
     async def _crashed(self, life: DynoLife) -> None:
         applog.say(self.app_id, life.name, "State changed from up to crashed")
+        self.ended[life.row.type] += 1
         if life.exit is None or life.exit.status is not None:  # else it ended with an earlier runtime process, as in a power cut
             self._count_crash(life.name, (now() - life.started_at).total_seconds())
         self.crashed_rows[life.name] = life.id  # before anything is awaited: whoever starts the next one forgets this row

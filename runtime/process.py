@@ -16,11 +16,13 @@ from foundation.errors import NotFound, Unavailable
 from foundation.settings import Settings
 from foundation.wire import Call, Server
 from logs.stream import forget as forget_log
+from metrics import dynos
 from runtime import applog, records
 from runtime.driver import RunningDyno
 from runtime.drivers import Drivers
 from runtime.formation import POLL_SECONDS, AppManager
 from runtime.library import Library
+from runtime.meter import Meter
 from runtime.oneoffs import OneOffs
 from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
@@ -87,7 +89,7 @@ class Runtime:
         for manager in self.managers.values():
             manager.start()
         await self.server.start()
-        for work in (self._poll, self._watch_memory, self._watch_quiet, self._collect_slugs):
+        for work in (self._poll, self._watch_memory, self._measure, self._watch_quiet, self._collect_slugs):
             self._tasks.append(asyncio.create_task(self._forever(work), name=work.__name__))
         log.info("the runtime is ready", extra={"apps": len(self.managers)})
 
@@ -149,6 +151,7 @@ class Runtime:
         home = self.settings.home
         self.snapshots.forget(app_id)
         (home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
+        dynos.forget(home, app_id)
         for path in (home / "repos" / f"{app_id}.git", *(home / "repos" / "incoming").glob(f"{app_id}.*")):
             shutil.rmtree(path, ignore_errors=True)
         for release_id in records.release_ids(app_id):
@@ -237,6 +240,19 @@ class Runtime:
             for app_id, quiet in (await self.router.quiet(ready)).items():
                 if quiet >= patience and await asyncio.to_thread(records.put_to_sleep, app_id):
                     log.info("an app that nobody asks anything is put to sleep", extra={"app_id": app_id})
+
+    async def _measure(self) -> None:
+        """Memory, CPU and restarts of every process type, for people who want to see how an app does."""
+        meter = Meter()
+        while True:
+            await asyncio.sleep(dynos.SAMPLE_SECONDS)
+            for manager in list(self.managers.values()):
+                found = meter.sample(manager)
+                if found:
+                    try:
+                        await asyncio.to_thread(dynos.write, self.settings.home, manager.app_id, found)
+                    except OSError as error:
+                        log.warning("figures could not be written", extra={"app_id": manager.app_id, "reason": error.strerror})
 
     async def _watch_memory(self) -> None:
         """R14: a dyno uses more than its size promises."""

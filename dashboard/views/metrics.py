@@ -9,9 +9,9 @@ from markupsafe import Markup
 from sqlalchemy import select
 
 from dashboard import charts, frame, metrics, shown
-from dashboard.metrics import Figures, Series
 from dashboard.routing import Pages, Visit
 from foundation.clock import now
+from metrics.store import Figures, Series
 from state import formation
 from state.models import Release
 
@@ -30,7 +30,7 @@ def show(visit: Visit) -> Response:
     type = request.args.get("type", "")
     chosen = type if type in types else ("web" if "web" in types else (types[0] if types else ""))
     span, words, seconds = next((s for s in SPANS if s[0] == request.args.get("span")), SPANS[0])
-    found = metrics.held.source.figures(visit.app.id, chosen, seconds) if chosen else None
+    found = metrics.figures(visit.app.id, chosen, seconds) if chosen else None
     marks = _deploys(visit, now() - timedelta(seconds=seconds))
     return frame.page(
         visit, "Metrics", "metrics.html", types=types, type=chosen, span=span, span_words=words, spans=SPANS, found=found,

@@ -1,0 +1,32 @@
+"""GET /apps/APP/formation/TYPE/metrics: Davit's own; what was measured of a process type."""
+
+from __future__ import annotations
+
+import pytest
+
+from metrics import dynos
+from metrics.dynos import Sample
+from tests.api.conftest import Api, give_code
+
+
+def test_figures_of_a_process_type(api: Api) -> None:
+    give_code(api.app_id)
+    place = f"/apps/{api.app_id}/formation/web/metrics"
+    assert api.get(place).json == {"type": "web", "start_time": None, "step": None, "quota": None}
+    dynos.write(api.home, api.app_id, {"web": Sample(1, 100, 200, 0.0, 0)})
+    found = api.get(place, as_="viewer").json
+    assert found["step"] == 60 and found["quota"] == 200
+    assert [value for value in found["memory_bytes"]["mean"] if value is not None] == [100]
+    assert len(api.get(f"{place}?seconds=86400").json["cpu_cores"]["cores"]) == 145
+
+
+def test_figures_are_for_those_who_may_see_the_app(api: Api) -> None:
+    give_code(api.app_id)
+    assert api.get(f"/apps/{api.app_id}/formation/web/metrics", as_="stranger").status_code == 404
+
+
+@pytest.mark.parametrize("seconds", ["", "x", "0", "59", "604801", "1e3", "-60", "١٢٠"])
+def test_an_impossible_span_is_refused(api: Api, seconds: str) -> None:
+    give_code(api.app_id)
+    answer = api.get(f"/apps/{api.app_id}/formation/web/metrics", query_string={"seconds": seconds})
+    assert answer.status_code == 422 and "seconds" in answer.json["message"]
