@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 
 from flask import request
 
+from foundation.errors import NotFound
 from state.signatures import read, sign
 
 __all__ = ["base_url", "build_output", "read", "release_output", "sign"]
 
 LOG_SECONDS = 3600
 OUTPUT_SECONDS = 12 * 3600
+SOURCE_SECONDS = 24 * 3600
 
 
 _BASE = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]{1,300}")
@@ -39,3 +41,22 @@ def build_output(build_id: str) -> str:
 def release_output(release_id: str) -> str:
     """Where the output of a release's command is read."""
     return f"{base_url()}/streams/releases/{sign('release', {'release': release_id}, OUTPUT_SECONDS, steady=True)}"
+
+
+def source(source_id: str) -> str:
+    """Where an uploaded source is put, and read again."""
+    return f"{base_url()}/streams/sources/{sign('source', {'source': source_id}, SOURCE_SECONDS)}"
+
+
+def source_of(url: str) -> str | None:
+    """The source that a URL of this Davit's names, however its host is called; None for any other URL."""
+    _, found, secret = urlsplit(url).path.rpartition("/streams/sources/")
+    try:
+        return str(read("source", secret)["source"]) if found else None
+    except NotFound:
+        return None
+
+
+def slug(slug_id: str) -> str:
+    """Where a slug's tarball is read."""
+    return f"{base_url()}/streams/slugs/{sign('slug', {'slug': slug_id}, OUTPUT_SECONDS, steady=True)}"

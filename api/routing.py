@@ -49,6 +49,7 @@ class Operation:
         summary: the first line of the view's docstring, for ``GET /schema`` and docs/api.md.
         ours: whether it is Davit's own rather than the Platform API's.
         form: whether its body is an HTML form's rather than JSON.
+        raw: whether its view reads the body itself, as bytes of any number.
         scope: what the caller's token must be for; see :mod:`state.scopes`.
     """
 
@@ -60,6 +61,7 @@ class Operation:
     ours: bool
     form: bool = False
     scope: Scope = "global"
+    raw: bool = False
 
     @property
     def free(self) -> bool:
@@ -183,7 +185,7 @@ class Resource(Blueprint):
 
     def on(
         self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False, form: bool = False,
-        scope: Scope | None = None,
+        scope: Scope | None = None, raw: bool = False,
     ) -> Callable[[View], View]:
         """Serve ``method path``.
 
@@ -192,13 +194,14 @@ class Resource(Blueprint):
             writes: in a write transaction; every method but GET by default.
             ours: Davit's own endpoint, not the Platform API's.
             form: its body is an HTML form's.
+            raw: its view reads the body itself.
             scope: what it takes of a token, where that is not what the resource says.
         """
 
         def register(view: View) -> View:
             changes = method != "GET" if writes is None else writes
             summary = (view.__doc__ or "").strip().split("\n")[0]
-            operation = Operation(method, path, needs, changes, summary, ours, form, self._scope(method, needs, scope))
+            operation = Operation(method, path, needs, changes, summary, ours, form, self._scope(method, needs, scope), raw)
             if operation.on_app != ("<app>" in path):
                 raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
             if operation.on_pipeline != ("<pipeline>" in path):
@@ -237,7 +240,7 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
 
 
 def _body(operation: Operation) -> body.Body:
-    if operation.method == "GET":
+    if operation.method == "GET" or operation.raw:
         return body.Body({})
     if operation.form:
         return body.Body(request.form.to_dict())

@@ -131,7 +131,7 @@ def app(row: App, *, git_url: str, web_url: str) -> Json:
     }
 
 
-def build(row: Build, *, output_stream_url: str) -> Json:
+def build(row: Build, *, output_stream_url: str, source_url: str = "") -> Json:
     """GET /apps/NAME/builds/ID; ``phase`` and ``failure`` are Davit's own."""
     return {
         "app": {"id": row.app_id},
@@ -146,7 +146,7 @@ def build(row: Build, *, output_stream_url: str) -> Json:
         "slug": {"id": row.slug_id} if row.slug_id else None,
         "source_blob": {
             "checksum": row.source_checksum,
-            "url": row.source_url or "",
+            "url": source_url,
             "version": row.source_version,
             "version_description": None,
         },

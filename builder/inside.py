@@ -300,6 +300,8 @@ class Build:
         if url := self.order.get("source_url"):
             self._fetch_archive(url, self.build, "source")
             self._drop_single_directory(self.build)
+        elif self.order.get("source_uploaded"):
+            self._drop_single_directory(self.build)
         if self.order["submodules"]:
             self._step("submodules")
             self._fetch_submodules()

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder import appjson, buildpacks, procfile, queue, report, repositories, setup
+from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, sources
 from builder.output import Outcome, Output, directory
 from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
 from foundation.errors import Conflict, DavitError, NotFound
@@ -175,7 +175,8 @@ class BuildJob:
         chosen, vars = self._chosen_buildpacks()
         local = buildpacks.local(chosen, admin=self.row.account.is_admin)
         commit = self.row.commit
-        streams = ["bundled", *local.values(), *(["source"] if commit else [])]
+        uploaded = (self.row.source_url or "").startswith(sources.PREFIX)
+        streams = ["bundled", *local.values(), *(["source"] if commit or uploaded else [])]
         order: dict[str, object] = {
             "stack": self.row.stack,
             "stack_alias": buildpacks.STACK_ALIASES.get(self.row.stack, self.row.stack),
@@ -187,7 +188,8 @@ class BuildJob:
             "config": vars,
             "environment": proxies(os.environ),
             "submodules": repositories.submodules(self.app.id, commit) if commit else [],
-            "source_url": self.row.source_url,
+            "source_url": None if uploaded else self.row.source_url,
+            "source_uploaded": uploaded,
             "source_checksum": self.row.source_checksum,
             "disk": settings().build_disk,
             "streams": streams,
@@ -199,7 +201,11 @@ class BuildJob:
         for text in local:
             with buildpacks.local_archive(text) as file:
                 yield parts(file)
-        if self.row.commit:
+        if (self.row.source_url or "").startswith(sources.PREFIX):
+            id = (self.row.source_url or "").removeprefix(sources.PREFIX)
+            sources.verify(id, self.row.source_checksum)
+            yield sources.tar(id)
+        elif self.row.commit:
             with repositories.archive(self.app.id, self.row.commit) as git:
                 assert git.stdout is not None
                 yield parts(git.stdout)

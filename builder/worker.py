@@ -27,7 +27,7 @@ from setproctitle import setproctitle
 from sqlalchemy import select
 from sqlalchemy.orm import Session, configure_mappers
 
-from builder import buildpacks, janitor, job, queue, sandbox, setup
+from builder import buildpacks, janitor, job, queue, sandbox, setup, sources
 from foundation import journal
 from foundation.settings import settings
 from logs import announce
@@ -123,6 +123,7 @@ class Worker:
             self._swept = time.monotonic()
             try:
                 janitor.sweep()
+                sources.sweep()
             except Exception:
                 log.exception("files of forgotten builds could not be removed")
 

@@ -6,10 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from api import links, ranges, serialize
+from api.body import Body
 from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
-from builder import queue
-from foundation.errors import DavitError, InvalidParams
+from builder import queue, sources
+from foundation import outbound
+from foundation.errors import InvalidParams
 from state import builds, listings
 from state.db import after_commit
 from state.models import Build
@@ -19,14 +21,10 @@ resource = Resource("builds", reads="read")
 ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime})
 
 
-class SourceNotServed(DavitError):
-    """Builds from a tarball are not served by this version."""
-
-    id, status = "not_implemented", 501
-
-
 def _render(build: Build) -> Any:
-    return serialize.build(build, output_stream_url=links.build_output(build.id))
+    url = build.source_url or ""
+    shown = links.source(url.removeprefix(sources.PREFIX)) if url.startswith(sources.PREFIX) else url
+    return serialize.build(build, output_stream_url=links.build_output(build.id), source_url=shown)
 
 
 @resource.on("GET", "/apps/<app>/builds", needs="view")
@@ -44,21 +42,43 @@ def show(call: Call, build: str) -> Any:
 
 @resource.on("POST", "/apps/<app>/builds", needs="deploy")
 def create(call: Call) -> Reply:
-    """Build the newest deployed commit again; a source_blob is not served yet."""
-    if call.body.values.get("source_blob") is not None:
-        raise SourceNotServed(
-            "Builds from a tarball (source_blob) are not served by this version of Davit; push with git, "
-            "or leave source_blob out to build the newest deployed commit again."
-        )
-    last = listings.deployed_commit(call.session, call.app)
-    if last is None:
-        raise InvalidParams(f"{call.app.name} has no deployed commit to build again; push some code first.")
-    build = builds.create(
-        call.session, call.app, call.account, commit=last.commit, source_version=last.source_version, buildpacks=_buildpacks(call)
-    )
+    """Build a tarball (source_blob), or without one the newest deployed commit again."""
+    blob = call.body.values.get("source_blob")
+    if blob is None:
+        build = _again(call)
+    elif isinstance(blob, dict):
+        build = _from_source(call, Body(blob, "source_blob."))
+    else:
+        raise InvalidParams("Field source_blob must be an object with a url.")
     after_commit(call.session, lambda: queue.tell_of_wait(build.id))
     after_commit(call.session, lambda: queue.enqueue_next(build.app_id))
     return Reply(_render(build), 201)
+
+
+def _again(call: Call) -> Build:
+    last = listings.deployed_commit(call.session, call.app)
+    if last is None:
+        raise InvalidParams(f"{call.app.name} has no deployed commit to build again; push some code first.")
+    return builds.create(
+        call.session, call.app, call.account, commit=last.commit, source_version=last.source_version, buildpacks=_buildpacks(call)
+    )
+
+
+def _from_source(call: Call, blob: Body) -> Build:
+    """A build of what was uploaded here, or of what lies at a URL, which the build's sandbox fetches."""
+    url, checksum = blob.need("url", most=2000), blob.text("checksum", most=100)
+    if checksum is not None and sources.checksum(checksum) is None:
+        raise InvalidParams("Field source_blob.checksum must be SHA256: and 64 hexadecimal digits.")
+    uploaded = links.source_of(url)
+    if uploaded:
+        sources.path(uploaded)
+        url = f"{sources.PREFIX}{uploaded}"
+    else:
+        outbound.parse(url, ("https", "http"), field="source_blob.url")
+    return builds.create(
+        call.session, call.app, call.account, source_url=url, source_checksum=checksum,
+        source_version=blob.text("version", most=255), buildpacks=_buildpacks(call),
+    )  # fmt: skip
 
 
 def _buildpacks(call: Call) -> list[str] | None:

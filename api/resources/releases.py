@@ -80,4 +80,5 @@ def _slug(call: Call, identity: str) -> Slug:
 @resource.on("GET", "/apps/<app>/slugs/<slug>", needs="view")
 def show_slug(call: Call, slug: str) -> Any:
     """A slug: what a release runs."""
-    return serialize.slug(_slug(call, slug))
+    row = _slug(call, slug)
+    return serialize.slug(row, blob_url=links.slug(row.id) if row.digest else "")

@@ -1,0 +1,91 @@
+"""Sources: tarballs that are uploaded to be built; and slugs as tarballs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+from flask import Response, request, send_file
+
+from api import links, streams
+from api.routing import Call, Reply, Resource
+from builder import sources
+from foundation.errors import DavitError, InvalidParams, NotFound
+from foundation.settings import settings
+from slugs.store import Store
+from state.db import snapshot
+from state.models import Slug, new_id
+
+resource = Resource("sources", reads="read", writes="write-protected")
+
+
+def _blob() -> Reply:
+    url = links.source(new_id())
+    return Reply({"source_blob": {"get_url": url, "put_url": url}}, 201)
+
+
+@resource.on("POST", "/sources", needs="account", writes=False)
+def create(call: Call) -> Reply:
+    """Make URLs at which a tarball is put, to be built."""
+    return _blob()
+
+
+@resource.on("POST", "/apps/<app>/sources", needs="deploy", writes=False)
+def create_for_app(call: Call) -> Reply:
+    """The same, for an app that the caller may deploy."""
+    return _blob()
+
+
+@resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True)
+def upload(call: Call, secret: str) -> Reply:
+    """Put a tarball there."""
+    source = links.read("source", secret)["source"]
+    limit = settings().push_limit << 20
+    request.max_content_length = limit + (1 << 20)  # the limit itself is told in a sentence of its own
+    if (request.content_length or 0) > limit:
+        raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
+    if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
+        raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
+    if not sources.receive(source, request.stream.read):
+        (sources.directory() / source).unlink(missing_ok=True)
+        raise InvalidParams("The upload is empty; put a tarball there.")
+    return Reply({}, 200)
+
+
+@resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True)
+def download(call: Call, secret: str) -> Response:
+    """What was put there."""
+    return send_file(sources.path(links.read("source", secret)["source"]), mimetype="application/gzip")
+
+
+@resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True)
+def download_slug(call: Call, secret: str) -> Response:
+    """A slug as a gzipped tarball of ./app."""
+    slug_id = links.read("slug", secret)["slug"]
+    with snapshot() as session:
+        row = session.get(Slug, slug_id)
+    if row is None or row.digest is None:
+        raise NotFound("That slug is no longer kept.")
+    return streams.respond(_tarball(row.digest), "application/gzip", slug_id)
+
+
+def _tarball(digest: str) -> Iterator[bytes | None]:
+    """The tarball through a pipe: what the reader does not take is not made."""
+    store = Store(settings().home / "slugs")
+    store.path(digest)
+    reader, writer = os.pipe()
+
+    def write(stream: IO[bytes]) -> None:
+        with stream:
+            try:
+                store.export_tarball(digest, stream)  # type: ignore[arg-type]
+            except (OSError, DavitError):
+                pass  # the reader has gone, or gets an incomplete gzip
+
+    threading.Thread(target=write, args=[os.fdopen(writer, "wb")], daemon=True).start()
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while piece := pipe.read(65536):
+            yield piece
+

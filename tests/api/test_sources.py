@@ -1,0 +1,118 @@
+"""Sources: uploads, and builds of them as they are asked for."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from builder import sources
+from state import db
+from state.models import Build
+from tests.api.conftest import Api
+from tests.e2e.errors_page import assert_says
+
+
+def tarball() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        info = tarfile.TarInfo("app/Procfile")
+        info.size = 9
+        tar.addfile(info, io.BytesIO(b"web: true"))
+    return buffer.getvalue()
+
+
+def _put(api: Api, data: bytes) -> str:
+    blob = api.post("/sources", {}).json["source_blob"]
+    assert api.put(urlsplit(blob["put_url"]).path, data=data, as_=None).status_code == 200
+    return str(blob["get_url"])
+
+
+def _ask(api: Api, **blob: object) -> object:
+    return api.post("/apps/timely/builds", {"source_blob": blob})
+
+
+def test_a_source_is_put_read_again_and_built(api: Api) -> None:
+    data = tarball()
+    url = _put(api, data)
+    assert api.get(urlsplit(url).path, as_=None).data == data
+    checksum = f"SHA256:{hashlib.sha256(data).hexdigest()}"
+    made = _ask(api, url=url, checksum=checksum, version="v1.2")
+    assert made.status_code == 201 and made.json["status"] == "pending" and made.json["output_stream_url"]
+    assert made.json["source_blob"]["version"] == "v1.2" and "/streams/sources/" in made.json["source_blob"]["url"]
+    with db.snapshot() as session:
+        build = session.get(Build, made.json["id"])
+        assert build and build.source_url and build.source_url.startswith(sources.PREFIX)
+    assert b"".join(sources.tar(build.source_url.removeprefix(sources.PREFIX))) == gzip.decompress(data)
+
+
+def test_a_source_may_lie_anywhere_else(api: Api) -> None:
+    made = _ask(api, url="https://example.com/app.tgz")
+    assert made.json["source_blob"]["url"] == "https://example.com/app.tgz"
+
+
+@pytest.mark.row("source-refused")
+@pytest.mark.parametrize(
+    "blob", [{}, {"url": "ftp://x/"}, {"url": "file:///etc/passwd"}, {"url": "source:../../owner-token"}, {"url": 3}, {"url": "https://x/", "checksum": "md5:1"}]
+)
+def test_a_source_that_cannot_be_is_refused(api: Api, blob: dict[str, object]) -> None:
+    answer = _ask(api, **blob)
+    assert answer.status_code == 422 and "source_blob" in answer.json["message"]
+    assert_says("source-refused", answer.json["message"])
+
+
+def test_a_source_that_nobody_uploaded_is_none(api: Api) -> None:
+    blob = api.post("/apps/timely/sources", {}, as_="deployer").json["source_blob"]
+    assert _ask(api, url=blob["get_url"]).status_code == 404
+    assert api.get(urlsplit(blob["get_url"]).path, as_=None).status_code == 404
+    assert api.post("/apps/timely/sources", {}, as_="viewer").status_code == 403
+
+
+def test_uploads_are_bounded_and_leave_nothing_half(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = urlsplit(api.post("/sources", {}).json["source_blob"]["put_url"]).path
+    limit = 1 << 20
+
+    class Small:
+        push_limit, home = 1, api.home
+
+    monkeypatch.setattr(sources, "settings", lambda: Small)
+    answer = api.put(path, data=b"x" * (limit + 1), as_=None)
+    assert (answer.status_code, answer.json["id"]) == (413, "push_too_large")
+    assert api.put(path, data=b"", as_=None).status_code == 422
+    assert list(sources.directory().iterdir()) == []
+
+
+def test_what_is_no_tarball_is_told(api: Api) -> None:
+    for data, words in ((b"PK\x03\x04" * 200, "no tarball"), (b"\x1f\x8b" + b"broken" * 100, "damaged gzip"), (b"x", "no tarball")):
+        with pytest.raises(sources.SourceUnusable, match=words):
+            b"".join(sources.tar(str(_id(_put(api, data)))))
+    good = str(_id(_put(api, tarball())))
+    with pytest.raises(sources.SourceUnusable, match="checksum"):
+        sources.verify(good, "0" * 64)
+
+
+def _id(url: str) -> str | None:
+    from api import links
+
+    return links.source_of(url)
+
+
+def test_a_small_upload_that_unpacks_to_much_is_unpacked_piece_by_piece(api: Api) -> None:
+    source = str(_id(_put(api, gzip.compress(bytes(50 << 20)))))
+    sizes = [len(part) for part in sources.tar(source)]
+    assert sum(sizes) == 50 << 20 and max(sizes) <= sources.CHUNK
+
+
+@given(st.lists(st.binary(max_size=3000), min_size=1, max_size=4), st.integers(1, 5000))
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+def test_gzip_files_that_follow_each_other_are_one(parts: list[bytes], size: int) -> None:
+    file = io.BytesIO(b"".join(map(gzip.compress, parts)))
+    assert b"".join(sources._unzipped(lambda most: file.read(min(most, size)))) == b"".join(parts)
+

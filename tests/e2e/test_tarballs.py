@@ -1,0 +1,46 @@
+"""Deploys without git: a tarball is uploaded, built, and serves; what was made can be downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+
+import httpx
+
+from tests.e2e.world import Davit, tiny
+
+
+def _tarball(files: dict[str, str], top: str = "project/") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(top + name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def _build(client: httpx.Client, app: str, data: bytes, checksum: str) -> str:
+    """Upload, build, and follow the output to its end; returns it."""
+    blob = client.post("/sources", json={}).json()["source_blob"]
+    assert httpx.put(blob["put_url"], content=data, timeout=60, trust_env=False).status_code == 200
+    made = client.post(f"/apps/{app}/builds", json={"source_blob": {"url": blob["get_url"], "checksum": checksum, "version": "v7"}})
+    assert made.status_code == 201, made.text
+    return httpx.get(made.json()["output_stream_url"], timeout=240, trust_env=False).text
+
+
+def test_a_tarball_is_a_deploy(davit: Davit) -> None:
+    app = davit.create()
+    data = _tarball(tiny("first"))
+    with davit.client() as client:
+        said = _build(client, app.name, data, f"SHA256:{hashlib.sha256(data).hexdigest()}")
+        assert "Released v" in said, said
+        app.assert_serves("first")
+        assert "checksum" in _build(client, app.name, data, "0" * 64)
+        app.assert_serves("first")
+        [deploy] = [release for release in app.releases() if release["description"] == "Deploy v7"]
+        slug = client.get(f"/apps/{app.name}/slugs/{deploy['slug']['id']}").json()
+        tar = httpx.get(slug["blob"]["url"], timeout=120, trust_env=False).content
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        assert "./app/Procfile" in opened.getnames()
