@@ -9,20 +9,23 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sqlalchemy import select
 
 from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, sources
 from builder.output import Outcome, Output, directory
 from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
 from foundation.errors import Conflict, DavitError, NotFound
 from foundation.settings import settings
-from state import builds, config, releases
+from slugs import osvcommand
+from state import builds, config, isolations, releases
 from state.db import snapshot, transaction
-from state.models import Account, App, Build, Release, Slug
+from state.models import Account, App, Build, Formation, Release, Slug
 
 log = logging.getLogger("builder")
 
@@ -250,6 +253,17 @@ class BuildJob:
         if "web" not in result.types and "web" not in result.defaults:
             self._output.warning("There is no web process type, so nothing will answer requests.")
             self._output.indented("Declare one in a file named Procfile, for example:  web: gunicorn app:app")
+        for name, line in self._unikernels({**result.defaults, **result.types}).items():
+            if note := osvcommand.outlook(line, {}):
+                self._output.warning(f"{name} runs on OSv. {note}")
+
+    def _unikernels(self, types: Mapping[str, str]) -> dict[str, str]:
+        """Those of the process types that the formation wants as unikernels."""
+        with snapshot() as session:
+            rows = session.scalars(
+                select(Formation).where(Formation.app_id == self.app.id, Formation.isolation == isolations.OSV)
+            )
+            return {row.type: types[row.type] for row in rows if row.type in types}
 
     def _seal(self, sandbox: Sandbox) -> Sealed:
         self._output.heading("Compressing...")

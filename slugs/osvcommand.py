@@ -60,6 +60,11 @@ _PYTHON = re.compile(r"python(3(\.\d+)?)?$")
 _PACKAGE_RUNNERS = {"npm", "yarn", "pnpm"}
 _NODE_FORKS = {"npx", "pnpx", "bunx", "bun", "deno"}
 
+_GUNICORN = (
+    "gunicorn forks workers, which OSv cannot: the application is served by one process with threads instead"
+    " (its options for binding, threads and configuration files are obeyed as far as they make sense)."
+)
+
 
 class CommandRefused(DavitError):
     """The command cannot run in a unikernel."""
@@ -105,6 +110,27 @@ def split(line: str, environment: Mapping[str, str]) -> list[str]:
         CommandRefused: it uses a shell for more than words.
     """
     return _Words(line, environment).split()
+
+
+def outlook(line: str, environment: Mapping[str, str]) -> str | None:
+    """What can be said of a line before there is a slug to look into: why a unikernel will refuse it, or what it will do
+    otherwise; None when nothing is known to stand in its way.
+
+    Args:
+        environment: config vars; PORT need not be among them.
+    """
+    try:
+        words = [word for word in split(line, {"PORT": "8080", **environment}) if not _ASSIGNMENT.match(word) and word != "exec"]
+    except CommandRefused as refused:
+        return refused.message
+    name = words[0].rsplit("/", 1)[-1] if words else ""
+    if name in _SHELLS:
+        return _refused(f"The command starts the shell {name}").message
+    if name in _BUILTINS:
+        return _refused(f"“{name}” is a shell's own command").message
+    if name in _SPAWNERS | _NODE_FORKS:
+        return _refused(f"“{name}” starts further processes, and a unikernel has one").message
+    return _GUNICORN if name == "gunicorn" else None
 
 
 class _Words:
@@ -399,6 +425,7 @@ class _Translation:
             "PYTHONPATH": ":".join(dict.fromkeys(path)),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHON_COLORS": "0",  # every file says that it is a terminal
             "DAVIT_SITE": self._site(version),
             "LANG": self._given.get("LANG", "C.UTF-8"),
         }
@@ -432,10 +459,7 @@ class _Translation:
                 raise CommandRefused("The command asks gunicorn for uvicorn's workers, and uvicorn is not in the slug.")
             self._notes.append("gunicorn forks, which OSv cannot: uvicorn serves the application in one process.")
             return self._uvicorn([application, "--host", "0.0.0.0"])
-        self._notes.append(
-            "gunicorn forks workers, which OSv cannot: the application is served by one process with threads instead"
-            " (its options for binding, threads and configuration files are obeyed as far as they make sense)."
-        )
+        self._notes.append(_GUNICORN)
         return self._python(arguments, "davit_wsgi")
 
     def _uvicorn(self, arguments: Sequence[str]) -> Launch:

@@ -20,7 +20,8 @@ LONGEST = 16384
 
 _SHOWN = "Setting in environment: {}={}"
 _KERNEL = re.compile(
-    rb"VFS: (mounting|unmounting|initialized) .*|ROFS: (spent|read|allocated|hit ratio) .*|random: .* initialized"
+    rb"VFS: (mounting|unmounting|initialized) .*|ROFS: (spent|read|allocated|hit ratio) .*"
+    rb"|random: (<.*> initialized|device unblocked\.|.* registered as a source\.)"
     rb"|syscall\(\): unimplemented system call \d+|Requested termination of .*, waiting\.\.\."
     rb"|Powering off\.|Chdir to: .*|chdir done"
 )
@@ -39,7 +40,7 @@ _FAILURES = re.compile(
     rb"|Failed to open runscript file .{1,200}|This image has an empty command line\. Nothing to run\."
     rb"|Neither paravirtual clock nor HPET is available\.|Unknown console:.{1,80}|incorrect parameter on --ip"
 )
-_BANNER = re.compile(rb"OSv v[\w.+-]{1,80}")
+_BANNER = re.compile(rb"OSv (v[\w.+-]{1,80})?")
 
 
 class Console:
@@ -110,8 +111,8 @@ class Console:
         return False
 
     def _look_for_failure(self, line: bytes) -> None:
-        if not self.banner and (found := _BANNER.search(line)):
-            self.banner = found[0].decode()
+        if not self.banner and (found := _BANNER.search(line)):  # a kernel built outside of git knows no version
+            self.banner = found[0].decode().strip()
         if self._crashed(line) or _FAILURES.match(line):
             self.failure = self.failure or line[:300].decode(errors="replace")
 

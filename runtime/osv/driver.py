@@ -208,8 +208,10 @@ class OsvDriver:
         for number, path in ((machine.ROOT, sources.root), (machine.SLUG, sources.slug)):
             if path is not None:
                 launch.fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        agent = self._agent(spec) if spec.network else None
-        launch.record = record = replace(record, facts={**record.facts, "agent": agent is not None})
+        python = sources.launch.runtime == "python"  # Davit's Python modules take signals themselves
+        agent = self._agent(spec) if spec.network and not python else None
+        reached = spec.network and (python or agent is not None)
+        launch.record = record = replace(record, facts={**record.facts, "agent": reached, "python": python})
         boot = self._compose(launch, sources, agent)
         launch.line = boot.line
         launch.fds[machine.CONFIG] = self._configuration(place / "config", launch, boot, agent)
@@ -232,6 +234,8 @@ class OsvDriver:
     def _compose(self, launch: _Launch, sources: Sources, agent: Path | None) -> osvline.Boot:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
+        if launch.record.facts["python"] and launch.record.network:
+            environment["DAVIT_SIGNALS"] = str(signals.PORT)
         before = [[f"{osvimage.CONFIG}/{signals.NAME}", str(signals.PORT)]] if agent else []
         if launch.record.facts["managed"]:
             before.append([f"/{management.SERVER}"])

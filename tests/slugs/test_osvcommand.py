@@ -216,3 +216,15 @@ def test_a_static_go_program_is_refused_because_it_would_hang(view: View, tmp_pa
     put(tmp_path / "go", bytes(program))
     with pytest.raises(CommandRefused, match="static Go program, which hangs"):
         translate(View(view.stack, tmp_path), "./go")
+
+
+def test_the_outlook_before_there_is_a_slug() -> None:
+    assert "gunicorn forks workers" in (osvcommand.outlook("gunicorn app:app -b 0.0.0.0:$PORT", {}) or "")
+    for line, why in (
+        ("a | b", "needs a shell"),
+        ("sh x.sh", "the shell sh"),
+        ("cd web", "shell's own"),
+        ("honcho start", "further processes"),
+    ):
+        assert why in (osvcommand.outlook(line, {}) or ""), line
+    assert osvcommand.outlook("A=1 exec python app.py --port ${PORT:-1}", {}) is None

@@ -168,6 +168,28 @@ print(asyncio.run(main()))
     assert shimmed("-c", code, cwd=tmp_path, DAVIT_W0="carried").communicate()[0] == "signal\n"
 
 
+def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def send(number: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            connection.sendall(f"{number}\n".encode())
+            return connection.recv(9)
+
+    code = "import signal, time\ndef stop(*_): print('told', flush=True); raise SystemExit(9)\nsignal.signal(15, stop); print('up', flush=True); time.sleep(600)"
+    handled = shimmed("-c", code, cwd=tmp_path, DAVIT_SIGNALS=str(port))
+    assert handled.stdout is not None and handled.stdout.readline() == "up\n"
+    assert send(15) == b"ok\n"
+    assert (handled.communicate(timeout=60)[0], handled.returncode) == ("told\n", 9)
+    unhandled = shimmed("-c", "import time; print('up', flush=True); time.sleep(600)", cwd=tmp_path, DAVIT_SIGNALS=str(port))
+    assert unhandled.stdout is not None and unhandled.stdout.readline() == "up\n"
+    assert send(15) == b"ok\n"
+    unhandled.communicate(timeout=60)
+    assert unhandled.returncode == -signal.SIGTERM
+
+
 def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,0 +1,251 @@
+"""A real OSv kernel: deselected, and said so, where none is given. What runs in it comes from the real stack."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime import stacks
+from runtime.driver import DynoSpec, Exit, Limits
+from runtime.osv.dyno import Unikernel
+from tests.runtime import rootfs
+from tests.runtime.bench_of_driver import MIB
+from tests.runtime.test_osv_driver import OsvBench
+
+pytestmark = [pytest.mark.root, pytest.mark.osv, pytest.mark.timeout(600)]
+LIMITS = Limits(memory=256 * MIB, memory_max=512 * MIB, cpu_quota=1.0, pids=64)
+ENV = {"PATH": "/usr/bin:/bin", "HOME": "/app", "PORT": "8080", "LANG": "C.UTF-8"}
+STACKS = Path(os.environ.get("DAVIT_STACKS") or "/var/cache/davit/stacks")
+
+SAY = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+extern char **environ;
+int main(int argc, char **argv)
+{
+    for (char **entry = environ; *entry; entry++) { fputs("E", stdout); for (char *c = *entry; *c; c++) printf("%02x", (unsigned char)*c); putchar('\n'); }
+    for (int i = 1; i < argc; i++) { fputs("A", stdout); for (char *c = argv[i]; *c; c++) printf("%02x", (unsigned char)*c); putchar('\n'); }
+    fflush(stdout);
+    exit(argc > 1 && !strcmp(argv[1], "fail") ? 42 : 0);
+}
+"""
+WEB = """
+import os, signal, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = ("Hello from " + os.uname().sysname + " " + os.environ.get("GREETING", "")).encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    def log_message(self, *args): pass
+print("listening", flush=True)
+ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+class KernelBench(OsvBench):
+    """A bench with a real kernel."""
+
+    def started(self, line: str, **changes: Any) -> Unikernel:
+        base = DynoSpec(
+            os.urandom(8).hex(), "web.1", "app", "app-id", self.stack, self.slug, [], ENV, LIMITS, isolation="osv", line=line
+        )
+        return self.run(self.osv.start(replace(base, **changes)), 300)
+
+    def printed(self, dyno: Unikernel) -> str:
+        self.run(dyno.wait(), 120)
+        return self.output(dyno)
+
+    def ready(self, dyno: Unikernel) -> None:
+        self.until(lambda: dyno.listeners() or dyno.ended, "answering", 120)
+        assert not dyno.ended, self.output(dyno)
+
+
+@pytest.fixture(scope="module")
+def kernel_bench(loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelBench]:
+    directory = tmp_path_factory.mktemp("slug")
+    (directory / "say.c").write_text(SAY)
+    tree = directory / "slug/app"
+    tree.mkdir(parents=True)
+    for name, options in (("say", ["-pie", "-fPIE"]), ("say-static", ["-static"])):
+        subprocess.run(["gcc", "-O1", *options, "-o", tree / name, directory / "say.c"], check=True)
+    slug = rootfs.app_image(directory, {"web.py": WEB, "wsgi.py": WSGI, "pause.py": PAUSE, "crash.py": CRASH, "shims.py": SHIMS})
+    bench = KernelBench(loop, stacks.current(STACKS).run, slug, DAVIT_OSV_KERNEL=os.environ["DAVIT_OSV_KERNEL"])
+    bench.open()
+    yield bench
+    bench.close()
+    assert bench.leftovers_on_host() == []
+
+
+WSGI = """
+def app(environ, start):
+    start("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+PAUSE = """
+import signal, sys, time
+def stop(*_):
+    print("stopping", flush=True)
+    sys.exit(9)
+signal.signal(signal.SIGTERM, stop)
+print("up", flush=True)
+while True: time.sleep(0.2)
+"""
+CRASH = "import ctypes, sys\nprint('before', flush=True)\nctypes.string_at(16)\n"
+SHIMS = """
+import asyncio, os, signal, socket, sys, tempfile, threading, time
+began = time.monotonic(); time.sleep(0.1); assert time.monotonic() - began >= 0.1
+a, b = socket.socketpair(); a.sendall(b"x"); assert b.recv(1) == b"x"
+event = threading.Event(); threading.Timer(0.1, event.set).start(); assert event.wait(20)
+async def main():
+    server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await reader.read() == b""
+    await asyncio.sleep(0.05)
+asyncio.run(main())
+print("shims hold", sys.version_info[:2], flush=True)
+"""
+
+
+@pytest.fixture
+def bench(kernel_bench: KernelBench) -> Iterator[KernelBench]:
+    before = kernel_bench.footprint()
+    yield kernel_bench
+    kernel_bench.remove_all()
+    kernel_bench.wait_for_footprint(before)
+
+
+def decoded(text: str) -> tuple[dict[str, str], list[str]]:
+    environment, arguments = {}, []
+    for line in text.splitlines():
+        value = bytes.fromhex(line[1:]).decode()
+        if line[0] == "E":
+            name, _, content = value.partition("=")
+            environment[name] = content
+        else:
+            arguments.append(value)
+    return environment, arguments
+
+
+def test_python_serves(bench: KernelBench) -> None:
+    dyno = bench.started("python3 web.py", env={**ENV, "GREETING": "costs $5 – ünïcode"}, port=8080)
+    bench.ready(dyno)
+    answer = urllib.request.urlopen(f"http://{dyno.address}:8080/", timeout=30).read().decode()
+    assert answer == "Hello from Linux costs $5 – ünïcode"
+    bench.run(dyno.signal(signal.SIGTERM), 30)
+    assert bench.run(dyno.wait(), 60).status == 143
+    assert bench.output(dyno).startswith("listening\n")
+
+
+VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
+@given(st.dictionaries(st.from_regex(r"X_[A-Z0-9_]{1,8}", fullmatch=True), VALUES, max_size=12), st.lists(VALUES, max_size=4))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_environment_arrives(bench: KernelBench, environment: dict[str, str], arguments: list[str]) -> None:
+    words = {f"WORD_{number}": value for number, value in enumerate(arguments)}
+    given_environment = {**ENV, **environment, "X_TRAP": "a?=b $PATH \"q\" 'r' \\ &! ; ü\nsecond", "X_LONG": "y" * 20_000}
+    line = " ".join(["./say", *(f'"${name}"' for name in words)])
+    text = bench.printed(bench.started(line, env={**given_environment, **words}))
+    found, seen = decoded(text)
+    assert {name: found.get(name) for name in given_environment if name != "PATH"} == {
+        k: v for k, v in given_environment.items() if k != "PATH"
+    }
+    assert seen == arguments
+
+
+def test_a_hundred_and_fifty_variables_arrive(bench: KernelBench) -> None:
+    many = {f"VARIABLE_{number}": f"{number} " + "v" * 90 for number in range(150)}
+    found, _ = decoded(bench.printed(bench.started("./say", env={**ENV, **many})))
+    assert {name: found.get(name) for name in many} == many
+
+
+@pytest.mark.parametrize("program", ["./say", "./say-static"])
+def test_native_programs_and_their_status(bench: KernelBench, program: str) -> None:
+    dyno = bench.started(f"{program} fail")
+    assert bench.run(dyno.wait(), 60) == Exit(42)
+    assert decoded(bench.output(dyno))[1] == ["fail"]
+    assert bench.run(bench.started(program).wait(), 60) == Exit(0)
+
+
+def test_gunicorns_application_is_served_by_one_process(bench: KernelBench) -> None:
+    dyno = bench.started("python3 -c \"import davit_wsgi, wsgi; davit_wsgi.serve(wsgi.app, '0.0.0.0', 8080, 4)\"", port=8080)
+    bench.ready(dyno)
+    assert [urllib.request.urlopen(f"http://{dyno.address}:8080/", timeout=30).read() for _ in range(20)] == [b"ok"] * 20
+    bench.run(dyno.signal(signal.SIGTERM), 30)
+    assert bench.run(dyno.wait(), 60) == Exit(0), bench.output(dyno)[-2000:]
+
+
+def test_pythons_shims_hold(bench: KernelBench) -> None:
+    assert "shims hold" in bench.printed(bench.started("python3 shims.py"))
+
+
+def test_term_reaches_the_program_which_may_take_its_time(bench: KernelBench) -> None:
+    dyno = bench.started("python3 pause.py")
+    bench.until(lambda: b"up" in _peek(bench, dyno), "the handler", 120)
+    bench.run(dyno.signal(signal.SIGTERM), 30)
+    assert bench.run(dyno.wait(), 60) == Exit(9)
+
+
+def test_without_an_agent_the_power_button_is_pressed(bench: KernelBench) -> None:
+    dyno = bench.started("python3 pause.py")
+    bench.until(lambda: b"up" in _peek(bench, dyno), "the program", 120)
+    dyno.record.facts["agent"] = False
+    bench.run(dyno.signal(signal.SIGTERM), 30)
+    assert bench.run(dyno.wait(), 60) == Exit(143)
+
+
+def test_a_crash_ends_it(bench: KernelBench) -> None:
+    dyno = bench.started("python3 crash.py")
+    assert bench.run(dyno.wait(), 120).status in (134, 139)
+    assert bench.output(dyno).startswith("before\n")
+
+
+def test_memory_that_runs_out_ends_it(bench: KernelBench) -> None:
+    dyno = bench.started(
+        'python3 -c "x = []\nwhile True: x.append(bytearray(1 << 20))"', limits=replace(LIMITS, memory=128 * MIB)
+    )
+    assert bench.run(dyno.wait(), 120).status in (1, 134, 137, 139)
+
+
+def test_app_is_readonly_and_tmp_is_not(bench: KernelBench) -> None:
+    code = "import errno\ntry: open('/app/x', 'w')\nexcept OSError as e: print(errno.errorcode[e.errno])\nopen('/tmp/x', 'w').write('t'); print(open('/tmp/x').read())"
+    assert bench.printed(bench.started('python3 -c "$CODE"', env={**ENV, "CODE": code})) in ("EROFS\nt\n", "EACCES\nt\n")
+
+
+def test_neighbours_and_the_host_are_out_of_reach(bench: KernelBench) -> None:
+    web = bench.started("python3 web.py", port=8080)
+    bench.ready(web)
+    code = (
+        "import socket\nfor host, port in TARGETS:\n try: socket.create_connection((host, port), 4); print('reached', host)\n"
+        " except OSError: print('no')"
+    ).replace(
+        "TARGETS", repr([(web.address, 8080), (web.address, 65077), (bench.host.instance.gateway, 22), ("169.254.169.254", 80)])
+    )
+    assert bench.printed(bench.started('python3 -c "$CODE"', env={**ENV, "CODE": code})) == "no\n" * 4
+
+
+def _peek(bench: KernelBench, dyno: Unikernel) -> bytes:
+    """What it has printed so far, left where it is."""
+    import fcntl
+    import struct
+    import termios
+
+    fd = os.open(bench.host.dynos / dyno.spec_id / "stdout", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (waiting,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+        return b"up" if waiting >= 3 else b""
+    finally:
+        os.close(fd)
