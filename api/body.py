@@ -106,16 +106,17 @@ class Body:
         return found
 
     def texts(self, name: str) -> dict[str, str]:
-        """An object whose values are strings; empty when absent."""
+        """An object whose values are strings, or whole numbers (as heroku sends a window's size); empty when absent."""
         value = self.values.get(name)
         if value is None:
             return {}
         if not isinstance(value, dict):
             self._refuse(name, "must be an object of strings")
+        value = {key: str(one) if isinstance(one, int) and not isinstance(one, bool) else one for key, one in value.items()}
         for key in value:
             if not isinstance(value[key], str) or "\x00" in value[key] or "\x00" in key:
                 self._refuse(f"{name}.{key}", "must be a string without NUL")
-        return dict(value)
+        return value
 
     def reference(self, name: str) -> str | None:
         """What names another thing: ``"web"``, or ``{"name": …}`` or ``{"id": …}`` as the public schema has it."""

@@ -49,6 +49,7 @@ def environment(url: str, token: str, bundle: Path, given: Mapping[str, str]) ->
         "HEROKU_DATA_HOST": urlsplit(url).hostname or "",
         "NODE_EXTRA_CA_CERTS": str(bundle),
         "DISABLE_TELEMETRY": "true",
+        "HEROKU_DISABLE_AUTOUPDATE": "true",  # each new home would start an updater in the background
     }
     if given.get("GIT_SSL_CAINFO"):  # it would win over the setting below
         values["GIT_SSL_CAINFO"] = str(bundle)

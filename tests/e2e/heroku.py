@@ -27,6 +27,8 @@ from tests.e2e.world import App, Davit
 CLIENT = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "heroku"
 """Where ``make setup`` installs it."""
 PROGRAMS = CLIENT / "node_modules" / ".bin"
+QUOTED = "'\"'\"'"
+"""A single quote within single quotes, for a shell."""
 _BEGIN, _END = "<<<BEGIN RESULTS>>>\n", "<<<END RESULTS>>>\n"
 _FAILED = re.compile(r"<<<ERROR>>>\n(.*?)\n<<<END ERROR>>>\n", re.DOTALL)
 
@@ -104,14 +106,19 @@ class Heroku:
         self._session: _Session | None = None
 
     def _environment(self, token: str) -> dict[str, str]:
-        url = f"http://127.0.0.1:{self.davit.api}"
+        """What ``davit heroku:env`` prints, read by a shell, and what keeps the tests to themselves."""
+        script = f"set -a; eval '{self.davit.cli('heroku:env').stdout.replace(chr(39), QUOTED)}'; env -0"
         kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TZ", "TMPDIR")}
-        return kept | {
-            "HOME": str(self.home), "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "NO_COLOR": "1", "DISABLE_TELEMETRY": "true",
-            "HEROKU_HOST": url, "HEROKU_PARTICLEBOARD_URL": url, "HEROKU_LOGIN_HOST": url, "HEROKU_BUILDPACK_REGISTRY_URL": url,
-            "HEROKU_DATA_HOST": "127.0.0.1", "HEROKU_NETRC_WRITE": "true", "HEROKU_SKIP_NEW_VERSION_CHECK": "true",
+        kept |= {"HOME": str(self.home), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+        printed = subprocess.run(["sh", "-c", script], env=kept, capture_output=True, text=True, check=True).stdout
+        given = dict(line.split("=", 1) for line in printed.split("\0") if "=" in line)
+        if not token:
+            del given["HEROKU_API_KEY"]
+        else:
+            given["HEROKU_API_KEY"] = token
+        return given | {
+            "NO_COLOR": "1", "HEROKU_NETRC_WRITE": "true", "HEROKU_SKIP_NEW_VERSION_CHECK": "true",
             "NODE_COMPILE_CACHE": str(CLIENT / ".compiled"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
-            **({"HEROKU_API_KEY": token} if token else {}),
         }  # fmt: skip
 
     def __call__(self, *words: str, check: bool = True) -> Done:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.e2e import heroku_page
 from tests.e2e.heroku import LEDGER, Heroku
+from tests.e2e.line import Line
 from tests.e2e.together import Together
 from tests.e2e.world import App, eventually, tiny
 
+pytestmark = pytest.mark.timeout(1200)
 scene = Together(at_once=3)
 
 WITH_WORKER = {**tiny("first"), "Procfile": "web: python3 -u app.py\nworker: echo working; exec sleep 1000\n"}
@@ -199,6 +205,183 @@ def people(app: App) -> None:
 
 
 @scene
+def a_day(app: App) -> None:
+    """What a newcomer does, each command in a process of its own."""
+    davit = app.davit
+    with Heroku(davit) as heroku:
+        mine = App(davit, f"{app.name}-day", heroku.home / "co")
+        mine.checkout.mkdir()
+        heroku.cwd = mine.checkout
+        heroku.git("init", "-q")
+        mine.write(tiny("first"))
+        heroku.git("add", "-A")
+        heroku.git("commit", "-q", "-m", "a change")
+        created = heroku.start("create", mine.name)
+        assert f"Creating ⬢ {mine.name}... done" in created.stderr or f"Creating {mine.name}... done" in created.stderr
+        assert heroku.git("remote", "get-url", "heroku").stdout.strip() == f"https://127.0.0.1:{davit.api}/{mine.name}.git"
+        pushed = heroku.git("push", "heroku", "main")
+        assert f"remote:        http://{mine.name}.localhost:{davit.http}/ deployed" in pushed.stderr
+        mine.assert_serves("first")
+        assert re.search(r"web\.1: up", heroku.start("ps").stdout)
+        assert "done, v3" in heroku.start("config:set", "GREETING=hi").stderr
+        eventually(lambda: "hi" in mine.get().text, "the new config var is served")
+        eventually(lambda: "State changed from starting to up" in mine.log(), "the log has it all")
+        logged = heroku.start("logs", "-n", "500").stdout
+        assert "app[web.1]: listening" in logged and "heroku[web.1]: State changed from starting to up" in logged
+        assert "app[api]" not in heroku.start("logs", "-s", "app", "-p", "web", "-n", "5").stdout
+        shown = heroku.start("run:detached", "echo far away")
+        assert re.search(r"Running echo far away on .*done, run\.\d+", shown.stderr), shown
+        eventually(lambda: "app[run." in heroku("logs", "--app", mine.name).out, "what it printed is in the log")
+        heroku.start("git:clone", "-a", mine.name, "again", cwd=heroku.home)
+        assert (heroku.home / "again" / "app.py").read_text() == tiny("first")["app.py"]
+        heroku("git:remote", "--app", app.name, "--remote", "other")
+        assert app.name in heroku.git("remote", "get-url", "other").stdout
+        heroku.start("apps:destroy", "-a", mine.name, "--confirm", mine.name)
+        assert mine.get().status_code == 404
+
+
+@scene
+def one_off_dynos(app: App) -> None:
+    app.deploy({**tiny("first"), "data.txt": "from the slug\n"})
+    with Heroku(app.davit, app=app) as heroku:
+        done = heroku.start("run", "-x", "--", "sh -c 'cat data.txt; exit 7'", check=False)
+        assert (done.returncode, done.stdout) == (7, "from the slug\n"), done
+        assert heroku.start("run", "-x", "--no-tty", "true").stdout == ""
+        assert "typed in\n" in heroku.start("run", "--no-tty", "cat", input="typed in\n").stdout
+        shell = heroku.terminal("run", "bash", rows=33, columns=77)
+        shell.expect("$ ", 90)
+        shell.type("stty size; echo $DYNO $GREETING; echo 'the' 'end'\n")
+        seen = shell.expect("the end\r")
+        assert "33 77" in seen and re.search(r"run\.\d+", seen)
+        assert any(dyno["name"].startswith("run.") for dyno in app.dynos())
+        shell.type("exit\n")
+        assert shell.wait(60) == 0
+        shell.close()
+        eventually(lambda: not [dyno for dyno in app.dynos() if dyno["type"] == "run"], "the dyno is gone")
+        gone = heroku.terminal("run", "bash")
+        gone.expect("$ ", 90)
+        gone.close()
+        eventually(lambda: not [dyno for dyno in app.dynos() if dyno["type"] == "run"], "the dyno of the closed window is gone", 60)
+        assert "no dyno size" in heroku.start("run", "-s", "gigantic", "true", check=False).stderr
+
+
+@scene
+def tails(app: App) -> None:
+    app.deploy({**tiny("first"), "Procfile": "web: python3 -u app.py\nworker: while read line <tick; do echo $line; done\n"})
+    line = Line(app.davit.api)
+    with Heroku(app.davit, app=app, HEROKU_HOST=f"http://127.0.0.1:{line.port}") as heroku:
+        tail = heroku.begin("logs", "--tail")
+        shown: list[str] = []
+        assert tail.stdout is not None
+        reader = threading.Thread(target=lambda: shown.extend(iter(tail.stdout.readline, "")), daemon=True)
+        reader.start()
+        try:
+            eventually(lambda: "app[web.1]: listening" in "".join(shown), "the backlog is shown", 60)
+            app.cli("config:set", "BEFORE=1")
+            eventually(lambda: "Set BEFORE" in "".join(shown), "what happens is shown", 60)
+            before = line.connections
+            line.end_answers()
+            app.cli("config:set", "MEANWHILE=1")
+            eventually(lambda: line.connections > before, "it connects again", 60)
+            app.cli("config:set", "AFTER=1")
+            eventually(lambda: "Set AFTER" in "".join(shown), "it goes on", 60)
+            text = "".join(shown)
+            assert [text.count(f"Set {word} config var") for word in ("BEFORE", "MEANWHILE", "AFTER")] == [1, 1, 1], text
+        finally:
+            tail.kill()
+            tail.wait()
+            reader.join()
+            tail.stdout.close()
+            line.close()
+
+
+@scene
+def logins(app: App) -> None:
+    email = f"{app.name}-login@example.com"
+    with app.davit.client() as client:
+        made = client.post("/davit/accounts", json={"email": email}).raise_for_status().json()
+    with app.davit.client(made["access_token"]["token"]) as client:
+        client.patch("/account", json={"password": "correct horse battery"}).raise_for_status()
+    with Heroku(app.davit, token="") as heroku:
+        window = heroku.terminal("login", "-i")
+        window.expect("Email", 60)
+        window.type(f"{email}\r")
+        window.expect("Password", 60)
+        window.type("correct horse battery\r")
+        window.expect(f"Logged in as {email}", 60)
+        assert window.wait(60) == 0
+        window.close()
+        LEDGER.note(("auth:login",), None)
+        assert f"machine 127.0.0.1:{app.davit.api}" in (heroku.home / ".netrc").read_text()
+        assert heroku.start("whoami").stdout == f"{email}\n"
+        heroku.start("logout")
+        assert heroku.start("whoami", check=False).returncode != 0
+
+        window = heroku.terminal("login")
+        window.expect("Press any key", 60)
+        window.type("x")
+        window.expect("Opening browser to ", 60)
+        url = re.search(r"http\S+/auth/browser/\S+", window.expect("\n", 60))
+        assert url
+        form = {"email": email, "password": "correct horse battery", "answer": "allow"}
+        assert "Done" in httpx.post(url[0], data=form, timeout=60, trust_env=False).text
+        window.expect(f"Logged in as {email}", 60)
+        assert window.wait(60) == 0
+        window.close()
+        assert heroku.start("whoami").stdout == f"{email}\n"
+
+
+@scene
+def features_and_transfers(app: App) -> None:
+    friend = f"{app.name}-heir@example.com"
+    with app.davit.client() as client:
+        made = client.post("/davit/accounts", json={"email": friend}).raise_for_status().json()
+    with Heroku(app.davit, app=app) as heroku, Heroku(app.davit, app=app, token=made["access_token"]["token"]) as theirs:
+        listed = heroku("features", "--json").json
+        assert listed
+        name = next(row["name"] for row in listed if row["state"] == "general" and not row["enabled"])
+        assert name in heroku("features").out and name in heroku("features:info", name).out
+        heroku("features:enable", name)
+        assert ask(app, f"/features/{name}")["enabled"]
+        heroku("features:disable", name)
+        assert not ask(app, f"/features/{name}")["enabled"]
+        heroku("labs")
+        assert f"Initiating transfer of {app.name} to {friend}" in heroku("apps:transfer", friend).err
+        with app.davit.client(made["access_token"]["token"]) as client:
+            (offer,) = client.get("/account/app-transfers").json()
+            client.patch(f"/account/app-transfers/{offer['id']}", json={"state": "accepted"}).raise_for_status()
+        assert ask(app)["owner"]["email"] == friend
+        assert re.search(rf"Owner: +{re.escape(friend)}", theirs("apps:info").out)
+
+
+@scene
+def authorizations(app: App) -> None:
+    with Heroku(app.davit) as heroku:
+        assert heroku("auth:whoami").out == "owner@localhost\n"
+        assert heroku("auth:token").out.strip() == app.davit.token
+        made = heroku("authorizations:create", "--description", "for CI", "--scope", "read", "--json").json
+        assert re.search(rf"for CI +{made['id']} +read", heroku("authorizations").out)
+        assert "for CI" in heroku("authorizations:info", made["id"]).out
+        heroku("authorizations:update", made["id"], "--description", "for CD")
+        with app.davit.client() as client:
+            assert client.get(f"/oauth/authorizations/{made['id']}").json()["description"] == "for CD"
+        rotated = heroku("authorizations:rotate", made["id"]).out
+        with app.davit.client(made["access_token"]["token"]) as client:
+            assert client.get("/account").status_code == 401
+        token = re.search(r"Token: +(\S+)", rotated)
+        assert token
+        with app.davit.client(token[1]) as client:
+            assert client.get("/apps").status_code == 200
+        heroku("authorizations:revoke", made["id"])
+        with app.davit.client(token[1]) as client:
+            assert client.get("/account").status_code == 401
+        heroku("sessions")
+        assert "not_found" in heroku.refused("authorizations:info", made["id"])
+    with Heroku(app.davit, token="not-a-token") as stranger:
+        assert "token" in stranger.refused("apps")
+
+
+@scene
 def what_is_the_commands_own(app: App) -> None:
     app.write({"Procfile": "web: echo $GREETING from $PORT\n", ".env": "GREETING=hello\n"})
     with Heroku(app.davit, app=app) as heroku:
@@ -219,3 +402,12 @@ def played(davit: Any) -> Iterator[dict[str, Future[None]]]:
 @pytest.mark.parametrize("name", scene.parameters())
 def test_the_heroku_command(played: dict[str, Future[None]], name: str) -> None:
     played[name].result()
+
+
+def test_the_page_says_what_works(played: dict[str, Future[None]]) -> None:
+    """docs/heroku-cli.md is what this run found out; DAVIT_TEST_WRITE_PAGE=1 writes it."""
+    assert not [name for name, future in played.items() if future.exception()], "scenes failed; the page cannot be compared"
+    page = heroku_page.render(LEDGER)
+    if os.environ.get("DAVIT_TEST_WRITE_PAGE"):
+        heroku_page.PATH.write_text(page)
+    assert heroku_page.PATH.read_text() == page, "run `DAVIT_TEST_WRITE_PAGE=1 make test TESTS=tests/e2e/test_heroku.py`"
