@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from foundation.errors import BadRequest, InvalidParams
@@ -37,12 +37,46 @@ def parse(raw: bytes) -> Body:
     return Body(values)
 
 
+class _Fields(Mapping[str, Any]):
+    """The fields themselves; remembers which ones were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._asked: set[object] = set()
+        self._read_whole = False
+
+    def __getitem__(self, name: str) -> Any:
+        self._asked.add(name)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._asked.add(name)
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        self._read_whole = True
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def unasked(self) -> list[str]:
+        """The fields with a value that nobody has asked for."""
+        if self._read_whole:
+            return []
+        return [name for name, value in self._values.items() if value is not None and name not in self._asked]
+
+
 class Body:
     """The fields of a JSON object; a field that is null counts as absent."""
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
-        self.values = values
+        self.values = _Fields(values)
         self._where = where
+
+    def unknown(self) -> list[str]:
+        """The fields that nobody has asked for: a client's misspelling, or what Davit does not know."""
+        return self.values.unasked()
 
     def _refuse(self, name: str, what: str) -> NoReturn:
         raise InvalidParams(f"Field {self._where}{name} {what}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -19,6 +20,8 @@ from state.two_factor import TwoFactorRequired
 
 log = logging.getLogger("web")
 
+SQUEEZED_FROM = 1400
+"""Bytes that fit into one packet are sent as they are."""
 _IDS = re.compile(r"[A-Za-z0-9,_.-]{1,300}")
 
 
@@ -72,6 +75,16 @@ def _apologize(problem: Exception) -> Response:
     return error("internal_error", "Something went wrong inside Davit; its log has the details under this Request-Id.", 500)
 
 
+def _squeeze(response: Response) -> None:
+    """Compress what is worth it for who takes it (RFC 9110, 8.4); only JSON: pages hold what others must not guess (BREACH)."""
+    if response.is_streamed or response.mimetype != "application/json" or "Content-Encoding" in response.headers:
+        return
+    response.vary.add("Accept-Encoding")
+    if request.accept_encodings["gzip"] and len(data := response.get_data()) > SQUEEZED_FROM:
+        response.set_data(gzip.compress(data, 5, mtime=0))
+        response.headers["Content-Encoding"] = "gzip"
+
+
 def _finish(response: Response) -> Response:
     response.headers["Request-Id"] = g.get("request_id", "-")
     response.headers["RateLimit-Remaining"] = str(g.get("rate_limit", settings().rate_limit))
@@ -84,4 +97,7 @@ def _finish(response: Response) -> Response:
         response.make_conditional(request, accept_ranges=False)
         if response.status_code not in (status, 304):  # our Range is Heroku's, not RFC 9110's
             response.status_code = status
+    if "warning" in g:
+        response.headers["Warning-Message"] = g.warning
+    _squeeze(response)
     return response

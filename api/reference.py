@@ -28,6 +28,7 @@ answers `501 not_implemented`.
 - **Streams** (logs, build output) are read at URLs that the API gives. Such a URL is a secret: whoever has it may read that
   stream until it expires (an hour for logs, a day for output). Logs come as server-sent events when
   `Accept: text/event-stream` asks for them, with `Last-Event-ID` to go on after a break, and as plain lines otherwise.
+- A field that is not known is ignored, and the answer's `Warning-Message` names it. JSON is compressed for who takes gzip.
 - Every answer has a `Request-Id`, and every `GET` an `ETag` that `If-None-Match` answers with 304.
 
 *Who may* is one of: `nothing` (no credentials; for streams the URL itself is the secret), `login` (a token, or e-mail address

@@ -12,6 +12,7 @@ in the very transaction that the view works in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -273,6 +274,7 @@ def _answer(
         change = operation.needs == "pipeline-manage"
         call.found_pipeline = pipelines.find(session, call.account, places.pop("pipeline"), manage=change)
     answer = view(call, **places)
+    _warn(sent)
     if isinstance(answer, Response):
         return answer
     reply = answer if isinstance(answer, Reply) else Reply(answer)
@@ -280,6 +282,19 @@ def _answer(
     response.status_code = reply.status
     response.headers.update(reply.headers)
     return response
+
+
+_HABITS = frozenset(("silent", "feature_flags", "generation", "locked", "personal", "internal_routing", "parameters"))
+"""Fields that clients send by habit and that mean nothing here."""
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+
+
+def _warn(sent: body.Body) -> None:
+    """Have the answer say which fields were not understood; clients show it (Warning-Message)."""
+    unknown = [name for name in sent.unknown() if name not in _HABITS]
+    if unknown:
+        name = next((name for name in unknown if _PLAIN.fullmatch(name)), "with an odd name")
+        g.warning = f"Field {name} is not known here and was ignored."
 
 
 def check(flask: Flask) -> None:

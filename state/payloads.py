@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.settings import settings
 from state import sizes
-from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release
+from state.models import Account, App, Build, Collaborator, Domain, Dyno, Formation, Release, SniEndpoint
 
 Json = dict[str, Any]
 
@@ -76,6 +76,10 @@ def _release(row: Release, app: Json) -> Json:
     }  # fmt: skip
 
 
+def _sni_endpoint(row: SniEndpoint, app: Json) -> Json:
+    return {**_times(row), "app": app, "name": row.name, "certificate_chain": row.certificate_chain}
+
+
 KINDS: dict[type, tuple[str, str, Callable[[Any, Json], Json]]] = {
     App: ("api:app", "app", _app),
     Build: ("api:build", "build", _build),
@@ -84,9 +88,10 @@ KINDS: dict[type, tuple[str, str, Callable[[Any, Json], Json]]] = {
     Dyno: ("dyno", "dyno", _dyno),
     Formation: ("api:formation", "formation", _formation),
     Release: ("api:release", "release", _release),
+    SniEndpoint: ("api:sni-endpoint", "sni-endpoint", _sni_endpoint),
 }
 """Table → what webhooks include it as, what the payload calls it, and how it is described (with its app's id and name)."""
 
 INCLUDES = tuple(include for include, _, _ in KINDS.values())
-NOT_YET = ("api:addon", "api:addon-attachment", "api:sni-endpoint")
+NOT_YET = ("api:addon", "api:addon-attachment")
 """What Heroku's webhooks can include and nothing here makes events of."""

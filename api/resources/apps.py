@@ -7,7 +7,7 @@ from typing import Any
 from api import links, ranges, serialize
 from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
-from foundation.errors import NotFound
+from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from state import apps, listings, sleep
 from state.models import App
@@ -45,6 +45,9 @@ def index_of_user(call: Call, user: str) -> Reply:
 def create(call: Call) -> Reply:
     """Make an app; its name is chosen when none is given."""
     check_region(call.body.reference("region"))
+    for name in ("space", "team", "organization"):
+        if call.body.reference(name):
+            raise InvalidParams(f"Field {name}: this Davit has none; leave it out.")
     stack = check_stack(call.body.reference("stack"))
     app = apps.create(call.session, call.account, call.body.text("name"), stack=stack)
     return Reply(render(app), 201)
