@@ -25,9 +25,9 @@ from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
 from foundation.errors import DavitError, Forbidden, NotFound
-from state import apps, guard
+from state import apps, guard, pipelines
 from state.db import snapshot, transaction
-from state.models import Account, App
+from state.models import Account, App, Pipeline
 
 FORM_LIMIT = 1 << 20
 """Bytes of a form at the most (config vars together have 64 KB)."""
@@ -76,6 +76,7 @@ class Visit:
     found: App | None = None
     problem: DavitError | None = None
     may: frozenset[str] = field(default_factory=frozenset)
+    pipeline: Pipeline | None = None
 
     @property
     def account(self) -> Account:
@@ -219,7 +220,9 @@ def _show_again(
     again: View, signed: SignedIn | None, form: MultiDict[str, str], places: Mapping[str, str], problem: DavitError
 ) -> Response:
     with snapshot() as session:
-        needs: Needs = "view" if "app" in places else ("account" if signed else "nothing")
+        needs: Needs = "account" if signed else "nothing"
+        if "app" in places or "pipeline" in places:
+            needs = "view" if "app" in places else "pipeline-view"
         visit = _admit(session, needs, signed.within(session) if signed else None, form, places)
         visit.problem = problem
         return _as_response(_call(visit, again, places))
@@ -233,6 +236,9 @@ def _admit(
     if needs == "admin" and not (signed and signed.account.is_admin):
         raise Forbidden("That takes an admin's account.")
     visit = Visit(session, signed, form)
+    if needs in ("pipeline-view", "pipeline-manage"):
+        assert signed is not None
+        visit.pipeline = pipelines.find(session, signed.account, places["pipeline"], manage=needs == "pipeline-manage")
     if "app" in places:
         assert signed is not None
         visit.found = apps.find(session, signed.account, places["app"], needs if needs in apps.PERMISSIONS else "view")

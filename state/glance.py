@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from state.models import Account, App, Build, Collaborator, Dyno, Formation, Release
+from state.models import Account, App, Build, Collaborator, Dyno, Formation, PipelineCoupling, Release
 from state.releases import RELEASE_TYPE
 
 State = Literal["empty", "serving", "starting", "deploying", "crashed", "asleep", "stopped", "maintenance"]
@@ -63,18 +63,22 @@ class _Facts:
 
 
 def search(
-    session: Session, account: Account, text: str = "", *, everything: bool = False, offset: int = 0, most: int = 50
-) -> tuple[list[App], int]:
+    session: Session, account: Account, text: str = "", *,
+    everything: bool = False, alone: bool = False, offset: int = 0, most: int = 50,
+) -> tuple[list[App], int]:  # fmt: skip
     """A page of the apps that the account may see, by name, and how many there are in all.
 
     Args:
         text: what the name contains; empty for all.
         everything: all of this Davit, for an admin.
+        alone: only those that are in no pipeline.
     """
     query = select(App).where(App.destroying.is_(False))
     if not (everything and account.is_admin):
         shared = select(Collaborator.app_id).where(Collaborator.account_id == account.id)
         query = query.where(or_(App.owner_id == account.id, App.id.in_(shared)))
+    if alone:
+        query = query.where(App.id.not_in(select(PipelineCoupling.app_id)))
     if text:
         query = query.where(App.name.contains(text.lower(), autoescape=True))
     count = session.scalar(select(func.count()).select_from(query.order_by(None).subquery())) or 0

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from dashboard.views import account, admin, apps, deploy, events, logs, metrics, overview, resources, run, settings, signing_in
+from dashboard.views import (
+    account,
+    admin,
+    apps,
+    deploy,
+    events,
+    logs,
+    metrics,
+    overview,
+    pipelines,
+    resources,
+    run,
+    settings,
+    signing_in,
+)
 
 PARTS = (
-    signing_in.pages, account.pages, apps.pages, overview.pages, deploy.pages, resources.pages, metrics.pages, logs.pages,
+    signing_in.pages, account.pages, apps.pages, pipelines.pages, overview.pages, deploy.pages, resources.pages,
+    metrics.pages, logs.pages,
     run.pages, settings.pages, admin.pages, events.pages,
 )  # fmt: skip
 """Everything that is served."""

@@ -8,8 +8,9 @@ from api import links
 from dashboard import metrics, watching
 from dashboard.routing import Pages, Visit
 from foundation.settings import settings
-from state import apps, glance, transfers
-from state.models import AppTransfer
+from state import apps, glance, pipelines, transfers
+from state.glance import Glance
+from state.models import AppTransfer, Pipeline
 
 pages = Pages("apps")
 
@@ -24,12 +25,25 @@ def index(visit: Visit) -> Response:
     number = request.args.get("page", "1")
     page = max(1, int(number)) if number.isascii() and number.isdigit() and len(number) < 6 else 1
     found, count = glance.search(
-        visit.session, visit.account, text, everything=True, offset=(page - 1) * PAGE, most=PAGE
+        visit.session, visit.account, text, everything=True, alone=not text, offset=(page - 1) * PAGE, most=PAGE
     )
+    groups = _pipelines(visit) if page == 1 and not text else []
     return visit.page(
         "apps.html", glances=glance.of(visit.session, found), count=count, q=text, page=page, offset=(page - 1) * PAGE,
-        offers=_offers(visit), sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
+        offers=_offers(visit), groups=groups, sparks=metrics.sparks([app.id for app in found]),
+        seen=watching.every(visit.session),
     )  # fmt: skip
+
+
+def _pipelines(visit: Visit) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
+    """Every pipeline that the visitor may see, with its apps by stage."""
+    coupled = pipelines.visible_couplings(visit.session, visit.account)
+    seen = {row.app.id: row for row in glance.of(visit.session, [row.app for row in coupled])}
+    return [
+        (pipeline, [(stage, seen[row.app_id]) for stage in pipelines.STAGES for row in coupled
+                    if row.pipeline_id == pipeline.id and row.stage == stage])
+        for pipeline in pipelines.visible(visit.session, visit.account)
+    ]  # fmt: skip
 
 
 def _offers(visit: Visit) -> list[AppTransfer]:

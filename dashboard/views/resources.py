@@ -8,7 +8,7 @@ from flask import Response
 
 from dashboard import frame
 from dashboard.routing import Pages, Visit
-from state import capacity, formation, releases, sizes
+from state import capacity, formation, isolations, releases, sizes, sleep
 
 pages = Pages("resources")
 
@@ -20,7 +20,7 @@ def show(visit: Visit) -> Response:
     return frame.page(
         visit, "Resources", "resources.html", rows=formation.all_of(visit.session, visit.app),
         commands=base.process_types if base else {}, dynos=formation.dynos(visit.session, visit.app), sizes=sizes.SIZES.values(),
-        capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST,
+        capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST, isolations=isolations.ISOLATIONS,
     )  # fmt: skip
 
 
@@ -34,10 +34,17 @@ def scale(visit: Visit) -> Response:
 
 
 def _update(visit: Visit, type: str) -> dict[str, Any] | None:
-    quantity, size = visit.text(f"quantity.{type}", 20), visit.text(f"size.{type}", 40)
-    if not quantity and not size:
-        return None
-    return {"type": type, "quantity": quantity or None, "size": size or None}
+    update = {name: visit.text(f"{name}.{type}", 40) for name in ("quantity", "size", "isolation")}
+    wanted = {name: value for name, value in update.items() if value}
+    return {"type": type, **wanted} if wanted else None
+
+
+@pages.on("POST", "/apps/<app>/sleep", does="PATCH /apps/<app>", again=show)
+def set_sleep(visit: Visit) -> Response:
+    """Whether it may be put to sleep when nobody asks it anything."""
+    visit.need("operate")
+    sleep.choose(visit.session, visit.account, visit.app, visit.text("sleep", 10))
+    return visit.done(f"/apps/{visit.app.name}/resources", "Saved.")
 
 
 @pages.on("POST", "/apps/<app>/restart", does="DELETE /apps/<app>/dynos", again=show)

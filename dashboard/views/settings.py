@@ -8,9 +8,11 @@ from flask import Response, request
 
 from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
+from foundation import outbound
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import apps, audit, config, domains, guard, transfers
+from state import apps, audit, config, domains, guard, payloads, transfers, webhooks
+from state.db import transaction
 
 pages = Pages("settings")
 
@@ -19,6 +21,7 @@ BLANKS = 3
 """Empty rows for new config vars."""
 SECTIONS = (
     ("config", "Config vars"), ("domains", "Domains"), ("buildpacks", "Buildpacks"), ("people", "Collaborators"),
+    ("webhooks", "Webhooks"),
     ("maintenance", "Maintenance"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
 )  # fmt: skip
 """Each is a template, ``settings_ID.html``."""
@@ -32,14 +35,15 @@ def show(visit: Visit) -> Response:
     return _page(visit, revealed=None)
 
 
-def _page(visit: Visit, revealed: dict[str, str] | None) -> Response:
+def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Response:
     names = list(config.read(visit.app)) if "deploy" in visit.may else []
     sections = [(id, words) for id, words in SECTIONS if id not in _MANAGERS or "manage" in visit.may]
     return frame.page(
         visit, "Settings", "settings.html", names=names, revealed=revealed, blanks=BLANKS, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
-        guarded=guard.applies(visit.session, visit.account, visit.app),
+        guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=webhooks.all_of(visit.session, visit.app),
+        includes=payloads.INCLUDES, deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
     )  # fmt: skip
 
 
@@ -156,6 +160,27 @@ def remove_person(visit: Visit, user: str) -> Response:
     if row.account_id == visit.account.id and not visit.account.is_admin:
         return go("/", f"You no longer work on {visit.app.name}.")
     return _back(visit, "people", f"{row.account.email} no longer works on the app.")
+
+
+@pages.on("POST", "/apps/<app>/settings/webhooks", does="POST /apps/<app>/webhooks", again=show, writes=False)
+def add_webhook(visit: Visit) -> Response:
+    """Have changes told to a URL; the secret that signs them is shown once."""
+    wish = webhooks.check(visit.text("url", 2000), visit.form.getlist("include"), visit.text("level", 20))
+    visit.session.rollback()  # what follows takes as long as DNS does
+    outbound.check(wish.place)
+    with transaction() as session:
+        account = visit.signed.within(session).account if visit.signed else None
+        assert account is not None
+        app = apps.find(session, account, visit.app.id, "operate")
+        _, secret = webhooks.create(session, account, app, wish)
+    return _page(visit, revealed=None, webhook_secret=secret)
+
+
+@pages.on("POST", "/apps/<app>/settings/webhooks/<webhook>/remove", does="DELETE /apps/<app>/webhooks/<webhook>", again=show)
+def remove_webhook(visit: Visit, webhook: str) -> Response:
+    """Tell that URL nothing any more."""
+    webhooks.remove(visit.session, visit.account, visit.app, webhooks.find(visit.session, visit.app, webhook))
+    return _back(visit, "webhooks", "The webhook is removed.")
 
 
 @pages.on("POST", "/apps/<app>/settings/maintenance", does="PATCH /apps/<app>", again=show)

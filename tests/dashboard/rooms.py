@@ -14,6 +14,8 @@ PAGES = {
     "apps": "/",
     "apps-none-found": "/?q=zebra",
     "new": "/new",
+    "new-pipeline": "/pipelines/new",
+    "pipeline": "/pipelines/project",
     "overview": "/apps/storefront",
     "overview-crashed": "/apps/crashing",
     "overview-empty": "/apps/empty",

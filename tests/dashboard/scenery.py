@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
-from state import accounts, apps, config, db, domains, formation, passwords, releases
+from state import accounts, apps, config, db, domains, formation, passwords, pipelines, releases
 from state.models import Account, App, Build, Dyno, Release, Slug
 
 PASSWORD = "correct horse battery"
@@ -96,6 +96,12 @@ def fill(*, more: int = 0) -> None:
         apps.create(session, ann, "empty")
         long = apps.create(session, ann, LONG)
         deployed(session, long, ann, commit="9", types={"web": "x" * 300, "a-process-type-with-quite-a-long-name": "run"})
+        project = pipelines.create(session, ann, "project")
+        for name, stage in (("staged", "staging"), ("live", "production")):
+            app = apps.create(session, ann, name)
+            release = deployed(session, app, ann, commit="5" if stage == "staging" else "4")
+            dyno(session, app, "web.1", "up", release)
+            pipelines.couple(session, ann, project, app, stage)
         for number in range(more):
             apps.create(session, ann, f"app-{number:04d}")
     _log(serving, 300)

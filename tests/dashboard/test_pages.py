@@ -26,7 +26,7 @@ APP_PAGES = ("", "/deploy", "/resources", "/metrics", "/logs", "/settings", "/ac
 def test_every_form_does_what_an_endpoint_of_the_api_does() -> None:
     alone = {
         "/sign-in", "/sign-out", "/theme", "/login/<secret>", "/set-up/<secret>", "/account/sessions/<id>/end", "/account/sessions/end",
-        "/admin/people/<user>/two-factor",
+        "/admin/people/<user>/two-factor", "/pipelines/<pipeline>/apps", "/pipelines/<pipeline>/move",
     }  # fmt: skip
     without = {route.path for part in PARTS for route in part.routes if route.method == "POST" and route.does is None}
     assert without <= alone
@@ -223,6 +223,47 @@ def test_an_app_changes_hands(desk: Desk) -> None:
     assert desk.person("viewer").post(offer[1], {"answer": "accept"}).status_code == 404
     assert stranger.post(offer[1], {"answer": "accept"}).status_code == 303
     assert "Owner" in stranger.get("/apps/timely/settings").text
+
+
+def test_apps_of_a_pipeline_are_shown_together_and_promoted(desk: Desk) -> None:
+    owner = desk.person("owner")
+    where = owner.post("/pipelines/new", {"name": "project"}, page="/pipelines/new").headers["Location"]
+    owner.post("/new", {"name": "timely-live"})
+    for name, stage in (("timely", "staging"), ("timely-live", "production")):
+        assert owner.post(f"{where}/apps", {"app": name, "stage": stage}, page=where).status_code == 303
+    give_code(desk.app_id)
+    assert "Promote to production" in owner.get(where).text
+    with db.snapshot() as session:
+        live = session.scalar(select(App.id).where(App.name == "timely-live"))
+    assert owner.post(f"{where}/promote", {"source": desk.app_id, "target": live}, page=where).status_code == 303
+    assert "v2" in owner.get("/apps/timely-live/releases").text
+    assert 'aria-label="Pipeline project"' in owner.get("/").text
+    assert "project" in desk.person("viewer").get("/").text and "project" not in desk.person("stranger").get("/").text
+    assert desk.person("stranger").get(where).status_code == 404
+    assert desk.person("viewer").post(f"{where}/destroy", page=where).status_code == 403
+    assert owner.post(f"{where}/destroy", page=where).status_code == 303
+
+
+def test_a_webhooks_secret_is_shown_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = desk.person("owner")
+    data = {"url": "http://127.0.0.1:9/hook", "include": ["api:release"], "level": "notify"}
+    assert owner.post("/apps/timely/settings/webhooks", data).status_code == 422, "an address of this host is refused"
+    data["url"] = "https://203.0.113.9/hook"
+    answer = owner.post("/apps/timely/settings/webhooks", data)
+    assert answer.status_code == 200 and "shown only now" in answer.text
+    page = owner.get("/apps/timely/settings").text
+    assert "203.0.113.9" in page and "shown only now" not in page
+    assert desk.person("viewer").post("/apps/timely/settings/webhooks", data).status_code == 403
+
+
+def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
+    give_code(desk.app_id)
+    owner = desk.person("owner")
+    assert owner.post("/apps/timely/resources", {"quantity.web": "1", "isolation.web": "microvm"}).status_code == 303
+    assert "<option selected>microvm" in owner.get("/apps/timely/resources").text
+    assert owner.post("/apps/timely/sleep", {"sleep": "off"}).status_code == 303
+    assert owner.post("/apps/timely/sleep", {"sleep": "sometimes"}).status_code == 422
+    assert desk.person("viewer").post("/apps/timely/sleep", {"sleep": "on"}).status_code == 403
 
 
 def test_destroying_takes_the_name(desk: Desk) -> None:
