@@ -298,8 +298,7 @@ class Build:
 
     def _check_out(self) -> None:
         if url := self.order.get("source_url"):
-            self._fetch_archive(url, self.build, "source")
-            self._drop_single_directory(self.build)
+            self._fetch_source(url)
         elif self.order.get("source_uploaded"):
             self._drop_single_directory(self.build)
         if self.order["submodules"]:
@@ -311,6 +310,20 @@ class Build:
             raise Failed("There is nothing to build: the commit that was pushed holds no files.")
         if removed := remove_ignored(self.build):
             say(f"-----> Removed {removed} path{'s' * (removed != 1)} matched by .slugignore")
+
+    def _fetch_source(self, url: str) -> None:
+        """A tarball; or, when the path ends in .git, the newest commit of a repository's main branch or (``#…``) another."""
+        base, _, ref = url.partition("#")
+        if not urlsplit(base).path.endswith(".git"):
+            self._fetch_archive(url, self.build, "source")
+            self._drop_single_directory(self.build)
+            return
+        if ref.startswith("-"):
+            raise Failed("The source's ref begins with “-”; a branch, tag or commit never does.")
+        self._git(["init", "--quiet"], self.build, "source")
+        self._git(["fetch", "--quiet", "--depth=1", base, ref or "HEAD"], self.build, "source")
+        self._git(["checkout", "--quiet", "--detach", "FETCH_HEAD"], self.build, "source")
+        self._git(["submodule", "--quiet", "update", "--init", "--recursive"], self.build, "source")
 
     def _fetch_submodules(self) -> None:
         say("-----> Fetching git submodules")

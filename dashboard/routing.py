@@ -25,6 +25,7 @@ from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
 from foundation.errors import DavitError, Forbidden, NotFound
+from foundation.settings import settings
 from state import apps, guard, pipelines
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline
@@ -144,6 +145,7 @@ class Route:
     does: str | None
     again: View | None
     writes: bool
+    upload: bool
 
     @property
     def needed(self) -> Needs:
@@ -164,6 +166,7 @@ class Pages(Blueprint):
     def on(
         self, method: str, path: str, *,
         needs: Needs | None = None, does: str | None = None, again: View | None = None, writes: bool = True,
+        upload: bool = False,
     ) -> Callable[[View], View]:  # fmt: skip
         """Serve ``method path``.
 
@@ -172,10 +175,11 @@ class Pages(Blueprint):
             does: the API's endpoint that does the same; the page takes what that takes.
             again: for forms: the page that is shown when the operation refuses.
             writes: for forms: whether the view works in a write transaction; otherwise it opens its own, if any.
+            upload: for forms: a file comes with it, as large as a push may be; only who may send it is read from.
         """
         if (needs is None) == (does is None):
             raise TypeError(f"{method} {path}: say either what it needs or which endpoint does the same.")
-        route = Route(method, path, needs, does, again, writes and method == "POST")
+        route = Route(method, path, needs, does, again, writes and method == "POST", upload)
         self.routes.append(route)
 
         def register(view: View) -> View:
@@ -191,12 +195,17 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
     def served(**places: str) -> Response:
         if any("\x00" in value for value in places.values()):
             raise NotFound("There is nothing with a NUL character in its name.")
-        form: MultiDict[str, str] = request.form if route.method == "POST" else MultiDict()
+        form: MultiDict[str, str] = request.form if route.method == "POST" and not route.upload else MultiDict()
         with snapshot() as session:
             signed = recognize(session, request)
             g.signed = signed
+            if route.upload:
+                _admit(session, route.needed, signed, form, places)
             if route.method != "POST":
                 return _answer(session, route, view, signed, form, places)
+        if route.upload:
+            request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
+            form = request.form
         _refuse_forged(signed, form)
         try:
             with transaction() if route.writes else snapshot() as session:

@@ -121,7 +121,8 @@ def _to_sign_in() -> Response:
 
 def _refuse_http(problem: HTTPException) -> Response:
     if isinstance(problem, RequestEntityTooLarge):
-        return _page_of(413, f"That is larger than the {routing.FORM_LIMIT >> 10} KB that a form may have.")
+        most = (request.max_content_length or routing.FORM_LIMIT) >> 10
+        return _page_of(413, f"That is larger than the {most:,} KB that this form may have.")
     if problem.code == 404:
         return _page_of(404, "There is no such page.")
     return _page_of(problem.code or 400, problem.description or "The request cannot be read.")

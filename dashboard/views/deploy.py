@@ -6,15 +6,16 @@ from pathlib import Path
 
 from flask import Response, request
 
-from builder import output, queue
+from builder import output, queue, sources
 from dashboard import ansi, frame
 from dashboard.routing import Pages, Visit
 from dashboard.views.apps import addresses
+from foundation import outbound
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import builds, compare, listings, releases
-from state.db import after_commit
-from state.models import Build, Release
+from state import apps, builds, compare, listings, releases
+from state.db import after_commit, transaction
+from state.models import Build, Release, new_id
 from state.pages import Window
 
 pages = Pages("deploy")
@@ -95,6 +96,37 @@ def rebuild(visit: Visit) -> Response:
         visit.session, visit.app, visit.account, commit=last.commit, source_version=last.source_version
     )
     _enqueue(visit, made)
+    return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
+
+
+@pages.on("POST", "/apps/<app>/deploy/tarball", does="POST /apps/<app>/builds", again=show, writes=False, upload=True)
+def deploy_tarball(visit: Visit) -> Response:
+    """Build what was uploaded."""
+    file = request.files.get("tarball")
+    if file is None or not file.filename:
+        raise InvalidParams("Choose a .tar.gz file with your project in it.")
+    id = new_id()
+    visit.session.rollback()  # nothing may be held while a file is written
+    sources.receive(id, file.stream.read)
+    return _build_source(visit, f"{sources.PREFIX}{id}", file.filename[-200:])
+
+
+@pages.on("POST", "/apps/<app>/deploy/url", does="POST /apps/<app>/builds", again=show, writes=False)
+def deploy_url(visit: Visit) -> Response:
+    """Build a public git repository, or a tarball, that lies at an address; the build's sandbox fetches it."""
+    url = visit.text("url", 2000)
+    outbound.parse(url, ("https", "http"), field="address")
+    return _build_source(visit, url, url.rstrip("/").rpartition("/")[2][:200])
+
+
+def _build_source(visit: Visit, url: str, version: str) -> Response:
+    with transaction() as session:
+        assert visit.signed is not None
+        account = visit.signed.within(session).account
+        app = apps.find(session, account, visit.app.id, "deploy")
+        made = builds.create(session, app, account, source_url=url, source_version=version)
+        after_commit(session, lambda: queue.tell_of_wait(made.id))
+        after_commit(session, lambda: queue.enqueue_next(made.app_id))
     return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 
 from flask import Response, request
+from sqlalchemy.orm import Session
 
 from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
 from foundation import outbound
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import apps, audit, config, domains, guard, payloads, transfers, webhooks
+from state import apps, audit, config, domains, drains, endpoints, guard, payloads, transfers, webhooks
 from state.db import transaction
+from state.models import Account, App, LogDrain, SniEndpoint
 
 pages = Pages("settings")
 
@@ -20,8 +22,8 @@ _MANAGERS = frozenset(("name", "transfer", "destroy"))
 BLANKS = 3
 """Empty rows for new config vars."""
 SECTIONS = (
-    ("config", "Config vars"), ("domains", "Domains"), ("buildpacks", "Buildpacks"), ("people", "Collaborators"),
-    ("webhooks", "Webhooks"),
+    ("config", "Config vars"), ("domains", "Domains"), ("certificates", "Certificates"), ("buildpacks", "Buildpacks"),
+    ("people", "Collaborators"), ("drains", "Log drains"), ("webhooks", "Webhooks"),
     ("maintenance", "Maintenance"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
 )  # fmt: skip
 """Each is a template, ``settings_ID.html``."""
@@ -43,8 +45,22 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=webhooks.all_of(visit.session, visit.app),
-        includes=payloads.INCLUDES, deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
+        includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit),
+        deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
     )  # fmt: skip
+
+
+def _drains(visit: Visit) -> list[tuple[LogDrain, str]]:
+    """The app's drains, each with its address without a password; they are for those who may operate it."""
+    if "operate" not in visit.may:
+        return []
+    return [(row, drains.parse(drains.url_of(row)).shown) for row in drains.all_of(visit.session, visit.app)]
+
+
+def _certificates(visit: Visit) -> list[tuple[SniEndpoint, endpoints.Certificate]]:
+    """The app's own certificates and what they say."""
+    rows = endpoints.all_of(visit.session, visit.app)
+    return [(row, endpoints.describe(row.certificate_chain)) for row in rows]
 
 
 def _offered(visit: Visit) -> str:
@@ -162,6 +178,48 @@ def remove_person(visit: Visit, user: str) -> Response:
     return _back(visit, "people", f"{row.account.email} no longer works on the app.")
 
 
+@pages.on("POST", "/apps/<app>/settings/drains", does="POST /apps/<app>/log-drains", again=show, writes=False)
+def add_drain(visit: Visit) -> Response:
+    """Send the app's lines somewhere."""
+    url = visit.text("drain", 2000)
+    place = drains.parse(url)
+    visit.session.rollback()  # what follows takes as long as DNS does
+    outbound.check(place)
+    with transaction() as session:
+        account, app = _again(visit, session)
+        drains.add(session, account, app, url)
+    return _back(visit, "drains", f"Lines go to {place.shown}, too.")
+
+
+@pages.on("POST", "/apps/<app>/settings/drains/<drain>/remove", does="DELETE /apps/<app>/log-drains/<path:drain>", again=show)
+def remove_drain(visit: Visit, drain: str) -> Response:
+    """Send nothing there any more."""
+    drains.remove(visit.session, visit.account, visit.app, drain)
+    return _back(visit, "drains", "The drain is removed.")
+
+
+def _again(visit: Visit, session: Session) -> tuple[Account, App]:
+    """The visitor and the app in a write transaction of our own."""
+    assert visit.signed is not None
+    account = visit.signed.within(session).account
+    return account, apps.find(session, account, visit.app.id, "operate")
+
+
+@pages.on("POST", "/apps/<app>/settings/certificates", does="POST /apps/<app>/sni-endpoints", again=show)
+def add_certificate(visit: Visit) -> Response:
+    """Serve domains with a certificate of one's own."""
+    endpoints.add(visit.session, visit.account, visit.app, visit.form.get("chain", ""), visit.form.get("key", ""))
+    return _back(visit, "certificates", "The certificate is added.")
+
+
+@pages.on("POST", "/apps/<app>/settings/certificates/<id>/remove", does="DELETE /apps/<app>/sni-endpoints/<endpoint>", again=show)
+def remove_certificate(visit: Visit, id: str) -> Response:
+    """Take a certificate away."""
+    row = endpoints.find(visit.session, visit.app, id)
+    endpoints.remove(visit.session, visit.account, visit.app, row)
+    return _back(visit, "certificates", "The certificate is removed.")
+
+
 @pages.on("POST", "/apps/<app>/settings/webhooks", does="POST /apps/<app>/webhooks", again=show, writes=False)
 def add_webhook(visit: Visit) -> Response:
     """Have changes told to a URL; the secret that signs them is shown once."""
@@ -169,9 +227,7 @@ def add_webhook(visit: Visit) -> Response:
     visit.session.rollback()  # what follows takes as long as DNS does
     outbound.check(wish.place)
     with transaction() as session:
-        account = visit.signed.within(session).account if visit.signed else None
-        assert account is not None
-        app = apps.find(session, account, visit.app.id, "operate")
+        account, app = _again(visit, session)
         _, secret = webhooks.create(session, account, app, wish)
     return _page(visit, revealed=None, webhook_secret=secret)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sqlalchemy import select
 from dashboard import routing
 from dashboard.views import PARTS
 from state import accounts, apps, config, db, features, passwords, set_up, two_factor, web_sessions
-from state.models import App, AuditEvent
+from state.models import App, AuditEvent, Build
 from tests.api.conftest import give_code
 from tests.dashboard.conftest import Desk
 
@@ -254,6 +255,34 @@ def test_a_webhooks_secret_is_shown_once(desk: Desk, monkeypatch: pytest.MonkeyP
     page = owner.get("/apps/timely/settings").text
     assert "203.0.113.9" in page and "shown only now" not in page
     assert desk.person("viewer").post("/apps/timely/settings/webhooks", data).status_code == 403
+
+
+def test_a_tarball_or_an_address_is_built(desk: Desk) -> None:
+    tarball = (io.BytesIO(b"\x1f\x8b" + b"x" * (2 << 20)), "project.tar.gz")
+    for name, status in (("viewer", 403), ("deployer", 303)):
+        person = desk.person(name)
+        answer = person.post("/apps/timely/deploy/tarball", {"tarball": (io.BytesIO(tarball[0].getvalue()), tarball[1])})
+        assert answer.status_code == status
+    assert desk.person("stranger").post("/apps/timely/deploy/tarball", {}).status_code == 404
+    assert desk.person("deployer").post("/apps/timely/deploy/tarball", {}).status_code == 422
+    address = "https://203.0.113.9/project.git#next"
+    assert desk.person("deployer").post("/apps/timely/deploy/url", {"url": address}).status_code == 303
+    assert desk.person("deployer").post("/apps/timely/deploy/url", {"url": "file:///etc/passwd"}).status_code == 422
+    with db.snapshot() as session:
+        kept, named = session.scalars(select(Build.source_url).order_by(Build.created_at))
+    assert kept and kept.startswith("source:") and named == address
+    assert (desk.home / "sources" / kept.removeprefix("source:")).stat().st_size == 2 + (2 << 20)
+
+
+def test_drains_and_certificates_are_for_operators(desk: Desk) -> None:
+    owner = desk.person("owner")
+    assert owner.post("/apps/timely/settings/drains", {"drain": "https://u:secret-word@203.0.113.9/x"}).status_code == 303
+    page = owner.get("/apps/timely/settings").text
+    assert "203.0.113.9" in page and "secret-word" not in page
+    assert "203.0.113.9" not in desk.person("viewer").get("/apps/timely/settings").text
+    answer = owner.post("/apps/timely/settings/certificates", {"chain": "nonsense", "key": "private-words"})
+    assert answer.status_code == 422 and "certificate" in answer.text and "private-words" not in answer.text
+    assert desk.person("deployer").post("/apps/timely/settings/certificates", {"chain": "x", "key": "y"}).status_code == 403
 
 
 def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
