@@ -19,7 +19,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from builder import appjson, queue, source
+from builder import appjson, manifest, queue
 from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
@@ -88,7 +88,7 @@ def _fail(setup_id: str, message: str, errors: list[str] | None = None) -> None:
 
 
 def _begin(row: AppSetup) -> None:
-    content = source.app_json(row.source_url)
+    content = manifest.app_json(row.source_url)
     if content is None:
         _fail(row.id, "The source has no app.json.", ["There is no app.json at the root of the source."])
         return

@@ -9,7 +9,7 @@ from api.body import Body
 from api.resources.buildpacks import chosen
 from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
-from builder import setup, source
+from builder import manifest, setup, sources
 from foundation import outbound
 from foundation.errors import InvalidParams, Unauthorized
 from state import accounts, setups
@@ -28,14 +28,14 @@ def _render(call: Call, row: AppSetup) -> Any:
 def create(call: Call) -> Reply:
     """Make an app from source_blob.url, a tarball with an app.json; overrides.env and overrides.buildpacks go before that."""
     blob, app, overrides = (_inner(call, name) for name in ("source_blob", "app", "overrides"))
-    place = outbound.parse(blob.need("url", most=2000), source.SCHEMES, field="source_blob.url")
-    wanted = setups.Source(place.url, blob.text("checksum", most=100), blob.text("version", most=255))
+    wanted, place = _source(blob)
     check_region(app.reference("region"))
     for name in ("space", "team", "organization"):
         if app.values.get(name) is not None:
             raise InvalidParams(f"Field app.{name}: this Davit has none.")
     stack, env, buildpacks = check_stack(app.reference("stack")), overrides.texts("env"), _buildpacks(call, overrides)
-    outbound.check(place)  # takes as long as DNS does: not while others wait for the database
+    if place is not None:
+        outbound.check(place)  # takes as long as DNS does: not while others wait for the database
     with transaction() as session:
         account = session.get(Account, call.account.id)
         if account is None:
@@ -43,6 +43,20 @@ def create(call: Call) -> Reply:
         row = setups.create(session, account, wanted, name=app.text("name"), stack=stack, env=env, buildpacks=buildpacks)
         after_commit(session, lambda: setup.enqueue(row.id))
     return Reply(serialize.app_setup(row, None, None), 202)
+
+
+def _source(blob: Body) -> tuple[setups.Source, outbound.Place | None]:
+    """What was uploaded here (POST /sources), or what lies at a URL, and where that leads."""
+    url, checksum = blob.need("url", most=2000), blob.text("checksum", most=100)
+    if checksum is not None and sources.checksum(checksum) is None:
+        raise InvalidParams("Field source_blob.checksum must be SHA256: and 64 hexadecimal digits.")
+    place, uploaded = None, links.source_of(url)
+    if uploaded:
+        sources.path(uploaded)
+        url = f"{sources.PREFIX}{uploaded}"
+    else:
+        place = outbound.parse(url, manifest.SCHEMES, field="source_blob.url")
+    return setups.Source(url, checksum, blob.text("version", most=255)), place
 
 
 def _inner(call: Call, name: str) -> Body:

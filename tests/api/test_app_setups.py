@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from builder import appjson, setup, source
+from builder import appjson, manifest, setup
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state import builds, config, db, releases, setups
@@ -188,6 +189,21 @@ def test_a_setup_without_a_script_is_done_with_its_build_and_fails_with_it(api: 
     assert (_see(api, other)["status"], "No buildpack matches" in _see(api, other)["failure_message"]) == ("failed", True)
 
 
+def test_a_tarball_that_was_uploaded_is_set_up_without_being_fetched(api: Api, shelf: Shelf) -> None:
+    blob = api.post("/sources").json["source_blob"]
+    place = urlsplit(blob["put_url"]).path
+    assert api.post("/app-setups", {"source_blob": {"url": blob["get_url"]}}).status_code == 404, "nothing was put there yet"
+    shelf.put({"env": {"A": "1"}})
+    assert api.call("PUT", place, data=shelf.content, as_=None).status_code == 200
+    assert api.post("/app-setups", {"source_blob": {"url": blob["get_url"], "checksum": "SHA256:x"}}).status_code == 422
+    id = api.post("/app-setups", {"source_blob": {"url": blob["get_url"]}, "app": {"name": "made-app"}}).json["id"]
+    setup.step(id)
+    assert api.get("/apps/made-app/config-vars").json == {"A": "1"}
+    with db.snapshot() as session:
+        build = session.get(Build, _see(api, id)["build"]["id"])
+        assert build and build.source_url and build.source_url.startswith("source:")
+
+
 def test_a_lost_setup_is_taken_up_again(api: Api, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf.put({})
     id = _ask(api, shelf).json["id"]
@@ -246,7 +262,7 @@ def test_a_source_that_leads_into_the_private_is_refused_at_every_turn(api: Api,
     for moved, words in (("http://10.0.0.1/x.tgz", "10.0.0.1"), ("file:///etc/passwd", "source_blob.url"), ("/again", "redirects too often")):
         shelf.moved = moved
         with pytest.raises(DavitError, match=words.replace(".", r"\.")):
-            source.app_json(f"{shelf.url}/again")
+            manifest.app_json(f"{shelf.url}/again")
 
 
 @pytest.mark.parametrize(
@@ -255,22 +271,22 @@ def test_a_source_that_leads_into_the_private_is_refused_at_every_turn(api: Api,
      ({"top/sub/app.json": b"3"}, None), ({"README": b"", "top/app.json": b"2"}, None), ({}, None)],
 )  # fmt: skip
 def test_app_json_is_found_where_a_build_would_find_it(files: Files, found: bytes | None) -> None:
-    assert source.find(io.BytesIO(tarball(files))) == found
+    assert manifest.find(io.BytesIO(tarball(files))) == found
 
 
 def test_an_archive_that_would_fill_memory_is_refused() -> None:
     bomb = tarfile.TarInfo("x")
     bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 34
     large = tarfile.TarInfo("app.json")
-    large.size = source.FILE_LIMIT + 1
+    large.size = manifest.FILE_LIMIT + 1
     endless = tarfile.TarInfo("a")
     endless.size = 1 << 40
     link = tarfile.TarInfo("app.json")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     for member, words in ((bomb, "cannot|can be read"), (large, "larger"), (endless, "larger"), (link, "not a file")):
         archive = gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10240)
-        with pytest.raises(source.BadSource, match=words):
-            source.find(io.BytesIO(archive))
+        with pytest.raises(manifest.BadSource, match=words):
+            manifest.find(io.BytesIO(archive))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +294,7 @@ def test_an_archive_that_would_fill_memory_is_refused() -> None:
     [({}, "source_blob.url"), ({"source_blob": 5}, "source_blob"), ({"source_blob": {"url": "ftp://x/y"}}, "source_blob.url"),
      ({"source_blob": {"url": "https://example.com/x"}, "app": {"space": "x"}}, "app.space"),
      ({"source_blob": {"url": "https://example.com/x"}, "app": {"name": "No"}}, "not valid"),
-     ({"source_blob": {"url": "https://example.com/x"}, "overrides": {"env": {"A": 5}}}, "overrides.env.A"),
+     ({"source_blob": {"url": "https://example.com/x"}, "overrides": {"env": {"A": [5]}}}, "overrides.env.A"),
      ({"source_blob": {"url": "https://example.com/x"}, "overrides": {"env": {"PORT": "5"}}}, "PORT"),
      ({"source_blob": {"url": "https://example.com/x"}, "overrides": {"buildpacks": [{"url": "file:///x"}]}}, "only an admin")],
 )  # fmt: skip

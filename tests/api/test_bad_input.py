@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api import body, limits
-from builder import setup, source
+from builder import manifest, setup
 from foundation.settings import settings
 from state import accounts, db, throttle
 from state.models import Account
@@ -167,18 +167,18 @@ def test_a_setup_that_cannot_be(api: Api, monkeypatch: pytest.MonkeyPatch) -> No
     def failure(content: bytes | None, problem: str = "") -> str:
         def fetch(url: str) -> bytes | None:
             if problem:
-                raise source.BadSource(problem)
+                raise manifest.BadSource(problem)
             return content
 
-        monkeypatch.setattr(source, "app_json", fetch)
+        monkeypatch.setattr(manifest, "app_json", fetch)
         id = api.post("/app-setups", {"source_blob": {"url": "https://203.0.113.9/x.tgz"}}).json["id"]
         setup.step(id)
         row = api.get(f"/app-setups/{id}").json
         assert (row["status"], row["build"]) == ("failed", None)
         return " ".join([row["failure_message"], *row["manifest_errors"]])
 
-    for manifest in (b'{"env": {"A": {}}}', b'{"addons": ["x"]}', b'{"env": []}'):
-        assert_says("setup-manifest", failure(manifest))
+    for content in (b'{"env": {"A": {}}}', b'{"addons": ["x"]}', b'{"env": []}'):
+        assert_says("setup-manifest", failure(content))
     assert_says("setup-source", failure(None, "The source cannot be fetched: https://203.0.113.9 answered with status 404."))
 
 

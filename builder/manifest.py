@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import IO, cast
 from urllib.parse import urljoin
 
+from builder import sources
 from foundation import outbound
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -36,15 +37,22 @@ class BadSource(DavitError):
 
 
 def app_json(url: str) -> bytes | None:
-    """The app.json at the root of the tarball at ``url`` (a single directory around everything is left out, as by builds).
+    """The app.json at the root of a tarball (a single directory around everything is left out, as by builds).
+
+    Args:
+        url: where the tarball is; or ``source:ID``, which was uploaded.
 
     Returns:
         Its content; None when there is none.
 
     Raises:
+        NotFound: what was uploaded is gone.
         InvalidParams: the URL leads where Davit does not go.
         BadSource: nothing can be fetched there, or it is no tar archive.
     """
+    if url.startswith(sources.PREFIX):
+        with sources.path(url.removeprefix(sources.PREFIX)).open("rb") as file:
+            return find(file)
     with _fetched(url) as stream:
         return find(stream)
 
