@@ -27,9 +27,15 @@ class TooManyStreams(DavitError):
 
 
 class Slots:
-    """How many streams are open: half of the web process's threads at the most, so that the other half answers."""
+    """How many streams are open.
 
-    def __init__(self) -> None:
+    Args:
+        most: in all; half of the web process's threads by default, so that the other half answers.
+        each: of one account.
+    """
+
+    def __init__(self, most: Callable[[], int] = lambda: max(1, settings().web_threads // 2), each: int = EACH) -> None:
+        self._most, self._each = most, each
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
 
@@ -40,10 +46,10 @@ class Slots:
             TooManyStreams: there are too many already.
         """
         with self._lock:
-            if self._open.total() >= max(1, settings().web_threads // 2):
+            if self._open.total() >= self._most():
                 raise TooManyStreams("Too many logs and outputs are being followed at the moment; try again later.")
-            if self._open[account_id] >= EACH:
-                raise TooManyStreams(f"You follow {EACH} logs and outputs already; end one of them first.")
+            if self._open[account_id] >= self._each:
+                raise TooManyStreams(f"You follow {self._each} logs and outputs already; end one of them first.")
             self._open[account_id] += 1
         given_back = threading.Event()
 

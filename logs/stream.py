@@ -264,6 +264,27 @@ async def atail(
         after = found[-1][0] if found else after
 
 
+def since(
+    redis: Redis, app_id: str, lines: int, source: str | None = None, dyno: str | None = None, *, after_id: str | None = None
+) -> tuple[str, list[tuple[str, Line]]]:
+    """Where a tail begins: the id that it goes on after, and the lines that it shows first.
+
+    Args:
+        after_id: the last line that was seen (Last-Event-ID): only newer ones are shown, however many; else the last ``lines``.
+
+    Raises:
+        Unavailable: Redis cannot be reached.
+    """
+    after = _cursor(after_id or "")
+    if after:
+        found = _entries(_ask(redis, "XRANGE", key(app_id), f"({after}", "+"))
+        seen = found[-1][0] if found else after
+        return seen, [(id, line) for id, line in found if matches(line, source, dyno)]
+    seen = newest(redis, app_id)
+    shown = recent(redis, app_id, lines, source, dyno)
+    return max([seen, *(id for id, _ in shown)], key=order), shown
+
+
 def follow(
     redis: Redis,
     app_id: str,

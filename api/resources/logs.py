@@ -10,8 +10,9 @@ from typing import Any
 
 from flask import Response, request
 
-from api import links, serialize, streams
+from api import links, serialize, streams, tails
 from api.routing import Call, Reply, Resource
+from api.websocket import Handover
 from builder import output
 from foundation.clock import now
 from foundation.errors import DavitError, InvalidParams, NotFound
@@ -23,10 +24,6 @@ from state.models import Account, Release, new_id
 
 resource = Resource("log-sessions")
 
-QUIET_SECONDS = 10.0
-"""From one heartbeat to the next."""
-RECHECK_SECONDS = 60.0
-"""How often a tail asks whether its reader may still see the app."""
 _DYNO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
 
 
@@ -53,6 +50,9 @@ def create(call: Call) -> Reply:
     return Reply(serialize.log_session(new_id(), now(), url), 201)
 
 
+hub = tails.Hub(lambda: stream.connect(settings().effective_redis_url))
+
+
 @resource.on("GET", "/streams/logs/<secret>", needs="nothing", ours=True)
 def read(call: Call, secret: str) -> Response:
     """The lines of a log session: server-sent events when asked for, plain text otherwise."""
@@ -60,18 +60,24 @@ def read(call: Call, secret: str) -> Response:
     if not _may_read(what):
         raise NotFound("There is no such stream.")
     events = "text/event-stream" in request.headers.get("Accept", "")
-    pieces = _lines(what, request.headers.get("Last-Event-ID"), _event if events else _text)
-    kind = "text/event-stream" if events else "text/plain"
+    kind = f"{'text/event-stream' if events else 'text/plain'}; charset=utf-8"
+    after = request.headers.get("Last-Event-ID")
+    line = request.environ.get("gunicorn.socket")
+    if what["tail"] and hasattr(line, "taken"):
+        return _hand_over(line, what, events, kind, after)
     heartbeat = b": still here\n\n" if events else b""
-    return streams.respond(pieces, f"{kind}; charset=utf-8", what["account"], heartbeat=heartbeat)
+    return streams.respond(_lines(what, after, events), kind, what["account"], heartbeat=heartbeat)
 
 
-def _event(id: str, line: stream.Line) -> bytes:
-    return f"id: {id}\ndata: {stream.format_line(line)}\n\n".encode()
-
-
-def _text(id: str, line: stream.Line) -> bytes:
-    return f"{stream.format_line(line)}\n".encode()
+def _hand_over(line: Any, what: dict[str, Any], events: bool, kind: str, after: str | None) -> Response:
+    """Answer with the lines that are there, and let the hub do the rest on this connection."""
+    seen, backlog = stream.since(_redis(), what["app"], what["lines"], what["source"], what["dyno"], after_id=after)
+    give_back = tails.slots.take(what["account"])
+    tail = tails.Tail(line, what["app"], seen, what["source"], what["dyno"], events, lambda: _may_read(what), give_back)
+    lines = [f"Content-Type: {kind}", "Cache-Control: no-store", "X-Accel-Buffering: no", "Connection: close"]
+    head = "\r\n".join(["HTTP/1.1 200 OK", *lines, "", ""]).encode()
+    body = b"".join(tails.render(id, one, events) for id, one in backlog)
+    return Handover(lambda: tails.begin(tail, hub, head, body))
 
 
 def _may_read(what: dict[str, Any]) -> bool:
@@ -83,20 +89,14 @@ def _may_read(what: dict[str, Any]) -> bool:
             return False
 
 
-def _lines(what: dict[str, Any], after: str | None, render: Any) -> Iterator[bytes | None]:
+def _lines(what: dict[str, Any], after: str | None, events: bool) -> Iterator[bytes | None]:
     source, dyno = what["source"], what["dyno"]
     if not what["tail"]:
         for id, line in stream.recent(_redis(), what["app"], what["lines"], source, dyno):
-            yield render(id, line)
+            yield tails.render(id, line, events)
         return
-    checked = time.monotonic()
-    follow = stream.follow(_redis(), what["app"], what["lines"], source, dyno, after_id=after, quiet=QUIET_SECONDS)
-    for found in follow:
-        yield render(*found) if found else None
-        if time.monotonic() > checked + RECHECK_SECONDS:
-            checked = time.monotonic()
-            if not _may_read(what):
-                return
+    for found in stream.follow(_redis(), what["app"], what["lines"], source, dyno, after_id=after, quiet=tails.QUIET_SECONDS):
+        yield tails.render(*found, events) if found else None
 
 
 @resource.on("GET", "/streams/builds/<secret>", needs="nothing", ours=True)
