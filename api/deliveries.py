@@ -18,9 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from foundation import outbound
 from foundation.clock import now
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Unavailable
 from state import outbox, webhooks
-from state.db import snapshot, transaction
+from state.db import ask, snapshot, transaction
 from state.models import WebhookDelivery
 
 log = logging.getLogger("web")
@@ -59,13 +59,15 @@ class Deliverer:
         while self._going():
             try:
                 self.look()
-            except SQLAlchemyError:
+            except (SQLAlchemyError, Unavailable):
                 log.warning("webhooks wait: the database does not answer", exc_info=True)
             self._bell.wait(LOOK_SECONDS)
             self._bell.clear()
 
     def look(self) -> None:
         """Give what is due, and not under way, to the senders."""
+        if not ask("SELECT id FROM webhooks UNION SELECT id FROM webhook_events LIMIT 1"):
+            return
         if not self._swept or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
             with transaction() as session:

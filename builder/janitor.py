@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 
-from sqlalchemy import select
-
 from builder import queue
 from foundation.settings import settings
-from state.db import snapshot
-from state.models import Build
+from state.db import ask
 
 log = logging.getLogger("builder")
 
@@ -21,8 +18,7 @@ def sweep() -> list[str]:
     there = {path.name for path in root.iterdir()} if root.is_dir() else set()
     if not there:
         return []
-    with snapshot() as session:  # read after the directory: a build has its row before it has files
-        known = set(session.scalars(select(Build.id)))
+    known = {build_id for (build_id,) in ask("SELECT id FROM builds")}  # after the directory: a row comes before its files
     return [build_id for build_id in sorted(there - known) if _remove(build_id)]
 
 

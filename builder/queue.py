@@ -21,7 +21,7 @@ from rq.job import Job
 from builder import output
 from foundation.clock import now
 from state import builds, notify
-from state.db import snapshot, transaction
+from state.db import ask, snapshot, transaction
 from state.models import Build
 
 log = logging.getLogger("builder")
@@ -99,6 +99,8 @@ def held(build_id: str) -> Iterator[bool]:
 
 def recover() -> None:
     """Look after every unfinished build: send on what was lost, take up again (or fail) what its worker left."""
+    if not ask("SELECT id FROM builds WHERE status = 'pending' LIMIT 1"):
+        return
     with snapshot() as session:
         unfinished = builds.unfinished(session)
     for build in unfinished:

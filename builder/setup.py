@@ -25,7 +25,7 @@ from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state import notify, setups
-from state.db import snapshot, transaction
+from state.db import ask, snapshot, transaction
 from state.models import AppSetup
 
 log = logging.getLogger("builder")
@@ -171,6 +171,8 @@ def _read(reader: int, seconds: float) -> str:
 
 def recover() -> None:
     """Look after every unfinished setup: send on what was lost, and what a worker left behind."""
+    if not ask("SELECT id FROM app_setups WHERE status = 'pending' LIMIT 1"):
+        return
     with snapshot() as session:
         rows = setups.unfinished(session)
     for row in rows:

@@ -377,6 +377,19 @@ def ensure_host_key(path: Path) -> None:
         fresh.unlink()
 
 
+def _make_host_key_apart(path: Path) -> None:
+    """:func:`ensure_host_key` in a process of its own: this one is spared what making a key takes, for as long as it runs."""
+    if path.exists():
+        return
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ensure_host_key(path)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def _write_key(file: BinaryIO, key: asyncssh.SSHKey) -> None:
     file.write(key.export_private_key("openssh"))
     file.flush()
@@ -409,6 +422,7 @@ def main(configuration: Settings | None = None) -> None:
     journal.start("ssh")
     announce.install()
     chosen = configuration or settings()
+    _make_host_key_apart(chosen.home / "keys" / "ssh_host_ed25519")
     platform = Davit()
     repositories = Repositories(chosen.home / "repos")
     threading.Thread(target=_keep_house, args=(repositories, platform), daemon=True).start()

@@ -24,15 +24,12 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from setproctitle import setproctitle
-from sqlalchemy import select
-from sqlalchemy.orm import Session, configure_mappers
 
-from builder import buildpacks, janitor, job, queue, sandbox, setup, sources
+from builder import janitor, job, queue, rehearsal, setup, sources
 from foundation import journal
 from foundation.settings import settings
 from logs import announce
-from state import apps, builds, db, notify, releases
-from state.models import Account, App, Build, Release, Slug
+from state import notify
 
 log = logging.getLogger("worker")
 
@@ -148,42 +145,11 @@ def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
 
 
 def _prepare() -> None:
-    """Load, and run once, what every build needs, before forking."""
-    buildpacks.bundled_archive()
-    sandbox.program()
-    configure_mappers()
-    with db.snapshot() as session:
-        for table in (Build, App, Account):
-            session.get(table, "")
-    _rehearse()
+    """Have everything ready that every build needs, before forking."""
+    rehearsal.rehearse()
     log.debug("loaded", extra={"job": job.__name__})
     gc.collect()
     gc.freeze()  # the collector leaves the shared pages alone
-
-
-def _rehearse() -> None:
-    """Do in the database what a build does, and undo it: what SQLAlchemy compiles for that, every build then has at once."""
-    with Session(db.engine().execution_options(write=True), expire_on_commit=False) as session:
-        owner = session.scalar(select(Account).where(Account.is_admin).limit(1))
-        if owner is None:
-            return
-        app = apps.create(session, owner)
-        build = builds.create(session, app, owner, commit="0" * 40, ref="refs/heads/main")
-        builds.next_turn(session, app.id)
-        session.flush()
-        session.expunge(build)
-        builds.begin(session, build.id)
-        slug = Slug(app_id=app.id, digest="", size=0, stack=app.stack, commit="0" * 40, process_types={"web": ""})
-        session.add(slug)
-        session.flush()
-        release = releases.create(session, app, owner, kind="deploy", description="", slug=slug)
-        builds.releasing(session, build.id, slug, release)
-        session.flush()
-        session.expunge_all()
-        session.get(Release, release.id)
-        builds.succeed(session, build.id)
-        session.flush()
-        session.rollback()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -17,11 +17,13 @@ from router.endpoints import Endpoints
 from router.routes import AppRows, read_rows
 from router.watch import Watch
 from state import sleep
-from state.db import snapshot, transaction
+from state.db import ask, snapshot, transaction
 
 
 def read_database(app_ids: Collection[str] | None) -> Sequence[AppRows]:
     """The rows of these apps (None: of all), from the database."""
+    if app_ids is None and not ask("SELECT id FROM apps LIMIT 1"):
+        return []
     with snapshot() as session:
         return read_rows(session, app_ids)
 

@@ -7,28 +7,27 @@ import logging
 import time
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
 from foundation.errors import DavitError
 from router.service import Router
-from state.db import snapshot
-from state.models import App, Domain, Dyno, Formation, Release, SniEndpoint
+from state.db import ask
 
 log = logging.getLogger("router")
 
 INTERVAL = 2.0
 """Seconds between looks."""
 
-Fingerprint = tuple[Any, ...]
+Fingerprint = frozenset[tuple[Any, ...]]
 
 
-def fingerprint(session: Session) -> Fingerprint:
+def fingerprint() -> Fingerprint:
     """A value that is another one when a row that routes depend on was added, changed or deleted."""
-    return tuple(
-        tuple(session.execute(select(func.count(), func.max(table.updated_at)).select_from(table)).one())
-        for table in (App, Domain, Dyno, Formation, Release, SniEndpoint)
-    )
+    return frozenset(ask(_FINGERPRINT))
+
+
+_FINGERPRINT = " UNION ALL ".join(
+    f"SELECT '{table}', count(*), max(updated_at) FROM {table}"  # noqa: S608 - these names are all that it is made of
+    for table in ("apps", "domains", "dynos", "formations", "releases", "sni_endpoints")
+)
 
 
 class Watch:
@@ -58,12 +57,7 @@ class Watch:
             await asyncio.sleep(max(self.interval, 20 * (time.monotonic() - started)))
 
     async def _look(self) -> None:
-        present = await asyncio.to_thread(_read_fingerprint)
+        present = await asyncio.to_thread(fingerprint)
         if present != self._seen:
             await self.router.sync_all()
             self._seen = present
-
-
-def _read_fingerprint() -> Fingerprint:
-    with snapshot() as session:
-        return fingerprint(session)

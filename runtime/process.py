@@ -235,7 +235,7 @@ class Runtime:
         while True:
             await asyncio.sleep(min(30.0, max(0.5, patience / 4)))
             since = now() - timedelta(seconds=patience)
-            candidates = await asyncio.to_thread(records.sleep_candidates)
+            candidates = await asyncio.to_thread(records.sleep_candidates) if self.managers else []
             ready = [app_id for app_id in candidates if app_id in self.managers and self.managers[app_id].up_since(since)]
             for app_id, quiet in (await self.router.quiet(ready)).items():
                 if quiet >= patience and await asyncio.to_thread(records.put_to_sleep, app_id):

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, select, update
 
 from foundation.clock import now
 from state import apps, formation, outbox, releases, sizes, sleep
-from state.db import snapshot, transaction
+from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
 
@@ -73,22 +73,25 @@ def release_for_run(app_id: str) -> Release | None:
 
 def all_app_ids() -> list[str]:
     """Every app, those under destruction included."""
-    with snapshot() as session:
-        return list(session.scalars(select(App.id)))
+    return [app_id for (app_id,) in ask("SELECT id FROM apps")]
 
 
 def changed_since(moment: datetime) -> set[str]:
     """Apps whose wanted state may have changed since ``moment``."""
-    with snapshot() as session:
-        ids = set(session.scalars(select(App.id).where(or_(App.updated_at >= moment, App.destroying.is_(True)))))
-        ids |= set(session.scalars(select(Formation.app_id).where(Formation.updated_at >= moment)))
-        ids |= set(releases.apps_with_pending(session))
-        ids |= set(session.scalars(select(Dyno.app_id).where(Dyno.restart_requested.is_(True))))
-        return ids
+    rows = ask(
+        "SELECT id FROM apps WHERE updated_at >= :moment OR destroying"
+        " UNION SELECT app_id FROM formations WHERE updated_at >= :moment"
+        " UNION SELECT app_id FROM releases WHERE status = 'pending'"
+        " UNION SELECT app_id FROM dynos WHERE restart_requested",
+        moment=moment,
+    )
+    return {app_id for (app_id,) in rows}
 
 
 def rows_of_dynos() -> dict[str, Dyno]:
     """Every dyno's row, by id."""
+    if not ask("SELECT id FROM dynos LIMIT 1"):
+        return {}
     with snapshot() as session:
         return {row.id: row for row in session.scalars(select(Dyno))}
 

@@ -127,11 +127,6 @@ def next_pending(session: Session, app_id: str) -> Release | None:
     )
 
 
-def apps_with_pending(session: Session) -> list[str]:
-    """Ids of apps that have a pending release."""
-    return list(session.scalars(select(Release.app_id).where(Release.status == "pending").distinct()))
-
-
 def rebase(session: Session, release: Release) -> None:
     """A config release keeps the app's code: when a deploy finished between its creation and its turn, it takes that slug."""
     base = current(session, release.app_id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
+import logging
 import os
 import pwd
 import runpy
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from cli.host import memory
 from foundation.settings import settings
+
+log = logging.getLogger("supervisor")
 
 ROOT_NEEDED = frozenset({"runtime"})
 """The processes that keep root's powers where DAVIT_HOME belongs to another user; every other one runs as that user."""
@@ -85,23 +88,26 @@ def preload(plans: Sequence[Plan]) -> None:
         del sys.modules[program]  # it runs under the name __main__ later
     for name in _BY_NAME:
         importlib.import_module(name)
-    _prepare_tables()
-    gc.collect()
-    gc.freeze()  # a collection in one process would write to, and so copy, what all share
+    if "builder.worker" in map(_module, plans):
+        _prepare_tables()
+    memory.settle()
 
 
-_BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "api.server", "api.web", "builder.http", "encodings.idna")
+_BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "api.server", "app", "encodings.idna")
 """What is loaded by name only, so that importing the programs does not bring it."""
 
 
 def _prepare_tables() -> None:
-    """Have SQLAlchemy work out once what every process needs at its first query; no connection is made."""
-    from sqlalchemy.orm import configure_mappers
-
+    """Have SQLAlchemy work out once what every process needs at its first query."""
+    from builder import rehearsal
     from state import db
 
-    configure_mappers()
-    db.make_engine(settings().database_url).dispose()
+    try:
+        rehearsal.rehearse()
+    except Exception:  # a database that is away: those who need it wait for it, and say so
+        log.warning("the database could not be asked before the start", exc_info=True)
+    finally:
+        db.engine().dispose()
 
 
 def _module(plan: Plan) -> str | None:

@@ -53,11 +53,18 @@ class Supervised:
         return found[0] if found else record.Entry(name)
 
     def pid(self, name: str) -> int:
-        """The pid of a running process; waits for it."""
-        wait_until(lambda: self._living(name), f"{name} running")
+        """The pid of a running process; waits for it, and until it is past the gate, where it would end with its supervisor."""
+        wait_until(lambda: self._living(name) and self._is_program(name), f"{name} running")
         process = self.entry(name).process
         assert process is not None
         return process.pid
+
+    def _is_program(self, name: str) -> bool:
+        process = self.entry(name).process
+        try:
+            return process is not None and b"cli.host.supervisor" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
 
     def _living(self, name: str) -> bool:
         process = self.entry(name).process
