@@ -39,6 +39,8 @@ QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (6, 0)
 BOOT_SECONDS = {True: 30.0, False: 120.0}
 """From QEMU's start until the kernel starts the app: with and without acceleration."""
+MONITOR_SECONDS = 60.0
+"""Until QEMU itself answers, on a busy host."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _OVERHEAD = 320 << 20  # QEMU itself and what it translates
 _THREADS = 64
@@ -346,7 +348,7 @@ class OsvDriver:
         """
         limit = BOOT_SECONDS[self.kvm]
         path = self.directory / launch.record.id / "monitor"
-        connecting = asyncio.ensure_future(Monitor.connect(path, limit))
+        connecting = asyncio.ensure_future(Monitor.connect(path, MONITOR_SECONDS))
         ending = asyncio.ensure_future(dyno.wait())
         try:
             await asyncio.wait({connecting, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,14 +9,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from foundation.errors import DavitError, InvalidParams
+from runtime import children
 from runtime.driver import Bind, DynoSpec, Exit, Limits, Unsupported
 from runtime.host import Host
 from runtime.osv import kernel, signals
@@ -24,11 +25,13 @@ from runtime.osv.driver import OsvDriver, StartFailed, find_qemu
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
 from slugs.osvcommand import CommandRefused
+from tests.conftest import PATIENCE
 from tests.runtime import imitation_guest
 from tests.runtime.bench_of_driver import ENV, MIB, Bench
 from tests.runtime.imitation_guest import POWER_OFF, REPEAT, STAND_STILL
 
 pytestmark = [pytest.mark.root]
+_T = TypeVar("_T")
 LIMITS = Limits(memory=128 * MIB, memory_max=256 * MIB, cpu_quota=1.0, pids=64)
 STARTED = "\nSetting in environment: DAVIT_DYNO={id}\n"
 
@@ -38,12 +41,17 @@ class OsvBench(Bench):
 
     osv: OsvDriver
 
+    def run(self, work: Awaitable[_T], timeout: float = 60) -> _T:
+        """Run a coroutine to its end; ``timeout`` seconds are an idle machine's."""
+        return super().run(work, PATIENCE * timeout)
+
     def open(self, warm: int = 0) -> None:
         """Claim an instance, open host and driver."""
+        children.reap_orphans(set(), children.reap_orphans(set(), set()))  # of runtimes that other tests killed
         self.host = Host(self.settings, self._claim(), warm=warm, environ={})
         self.osv = self.driver = OsvDriver(self.host, kvm=False)  # type: ignore[assignment]
         self.run(self.host.open())
-        self.run(self.osv.open(), 60)
+        self.run(self.osv.open())
 
     def says(self, text: str, **changes: Any) -> DynoSpec:
         """A dyno whose guest starts its app and then says ``text``."""
@@ -55,7 +63,7 @@ class OsvBench(Bench):
 
     def begin(self, text: str, **changes: Any) -> Unikernel:
         """Start one."""
-        return self.run(self.osv.start(self.says(text, **changes)), 120)
+        return self.run(self.osv.start(self.says(text, **changes)))
 
     def footprint(self) -> dict[str, Any]:
         """What the driver holds while no dyno runs."""
@@ -120,7 +128,7 @@ def test_it_starts_says_its_words_and_ends(bench: OsvBench) -> None:
 
 def test_nothing_of_what_the_kernel_is_told_is_on_a_command_line_or_in_the_log(bench: OsvBench) -> None:
     spec = bench.says(f"visible\n{STAND_STILL}", env={**ENV, "SECRET": "$s3cret-on-the-line", "OTHER": "s3cret-on-the-disk"})
-    dyno = bench.run(bench.osv.start(spec), 120)
+    dyno = bench.run(bench.osv.start(spec))
     assert "s3cret" not in argv_of(dyno.pid)
     assert "qemu-system" in argv_of(dyno.pid)
     assert dyno.monitor is not None
@@ -213,19 +221,20 @@ def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path
         ({"env": {**ENV, "OSV_CLOUD_INIT": "hostname: x"}}, Unsupported, "host name"),
     ):
         with pytest.raises(error, match=why):
-            bench.run(bench.osv.start(bench.says(STAND_STILL, **changes)), 60)
+            bench.run(bench.osv.start(bench.says(STAND_STILL, **changes)))
     with pytest.raises(Unsupported, match="no other can be started"):
         bench.run(bench.begin(STAND_STILL).exec(["ls"], {}))
 
 
 def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 3.0, False: 3.0})
     silent = replace(bench.says(""), env={**ENV, "SAY": "$nothing of it"})
-    with pytest.raises(StartFailed, match="did not start it within 3 seconds"):
-        bench.run(bench.osv.start(silent), 60)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 3.0, False: 3.0})
+        with pytest.raises(StartFailed, match="did not start it within 3 seconds"):
+            bench.run(bench.osv.start(silent))
     off = replace(bench.says(""), env={**ENV, "SAY": f"$\nCould not mount rofs root filesystem.\n{POWER_OFF}"})
     with pytest.raises(StartFailed, match="Could not mount rofs root filesystem"):
-        bench.run(bench.osv.start(off), 60)
+        bench.run(bench.osv.start(off))
 
 
 def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench) -> None:
@@ -256,7 +265,7 @@ def test_it_runs_on_without_the_runtime_and_is_found_again(
     id, slot, pid = json.loads(line)
     bench.open()
     try:
-        (dyno,) = bench.run(bench.osv.adopt(), 60)
+        (dyno,) = bench.run(bench.osv.adopt())
         assert (dyno.spec_id, dyno.slot, dyno.pid, dyno.ended) == (id, slot, pid, False)
         assert dyno.monitor is not None
         bench.run(dyno.remove())
