@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json as jsonlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +81,33 @@ def action(text: str) -> Iterator[Action]:
 
 def header(text: str) -> None:
     """``=== timely Config Vars`` and an empty line."""
-    click.echo(f"=== {text}\n")
+    click.echo((f"=== {text}" if "NO_COLOR" in os.environ else click.style(f"=== {text}", bold=True)) + "\n")
+
+
+@contextmanager
+def paged() -> Iterator[None]:
+    """What is printed in the block goes through $PAGER when it is longer than the terminal (never into a pipe)."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    import shutil
+    import subprocess
+
+    screen, sys.stdout, held = sys.stdout, io.StringIO(), sys.stdout
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.color = "NO_COLOR" not in os.environ  # it is for a terminal in the end
+    try:
+        yield
+        text = sys.stdout.getvalue()
+    finally:
+        sys.stdout = held
+    pager = os.environ.get("DAVIT_PAGER", os.environ.get("PAGER", "less"))
+    if text.count("\n") < shutil.get_terminal_size().lines or not shutil.which(pager.split(" ")[0]):
+        screen.write(text)
+        return
+    environment = {"LESS": "FRX", **os.environ}
+    subprocess.run(pager, shell=True, input=text, text=True, env=environment, check=False)  # noqa: S602 - the user's own
 
 
 def pairs(values: Sequence[tuple[str, Any]]) -> None:

@@ -34,6 +34,15 @@ def apps_among(session: Session, account: Account, ids: Sequence[str]) -> list[A
     return list(session.scalars(query))
 
 
+def app_names(session: Session, account: Account, *, everything: bool = False) -> list[tuple[str, str]]:
+    """Name and owner's address of every app that :func:`apps` lists, by name: what a command line completes and prints."""
+    query = select(App.name, Account.email).join(Account, Account.id == App.owner_id).where(App.destroying.is_(False))
+    if not (everything and account.is_admin):
+        shared = select(Collaborator.app_id).where(Collaborator.account_id == account.id)
+        query = query.where(or_(App.owner_id == account.id, App.id.in_(shared)))
+    return [(name, email) for name, email in session.execute(query.order_by(App.name))]
+
+
 def releases(session: Session, app: App, window: Window) -> Page[Release]:
     """A page of the app's releases."""
     return page(session, Release, select(Release).where(Release.app_id == app.id), RELEASE_COLUMNS, window)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flask import request
+
 from api import links, ranges, serialize
 from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
@@ -39,6 +41,14 @@ def index_of_user(call: Call, user: str) -> Reply:
     if user not in ("~", call.account.email, call.account.id):
         raise NotFound("Couldn't find that user.")
     return _listing(call, everything=False)
+
+
+@resource.on("GET", "/davit/app-names", needs="account", ours=True)
+def names(call: Call) -> Any:
+    """Only names and owners, in one answer however many: [[name, owner's address]…]; ?all=true as GET /apps."""
+    everything = request.args.get("all") == "true"
+    rows = listings.app_names(call.session, call.account, everything=everything)
+    return {"account": call.account.email, "apps": [list(row) for row in rows]}
 
 
 @resource.on("POST", "/apps", needs="account")

@@ -129,12 +129,6 @@ def addon_attachments(call: Call) -> Any:
     return []
 
 
-@resource.on("GET", "/apps/<app>/sni-endpoints", needs="view")
-def sni_endpoints(call: Call) -> Any:
-    """The app's own certificates: there are none."""
-    return []
-
-
 @resource.on("GET", "/teams", needs="account")
 def teams(call: Call) -> Any:
     """The caller's teams: there are none."""

@@ -19,23 +19,22 @@ from foundation.errors import DavitError
 def apps(everything: bool, as_json: bool) -> None:
     """List your apps."""
     client = hosts.connect()
-    rows = client.all("/apps" if everything else "/users/~/apps", "name")
     if as_json:
-        return output.print_json(rows)
-    if not rows:
+        return output.print_json(client.all("/apps" if everything else "/users/~/apps", "name"))
+    listed = client.get("/davit/app-names" + ("?all=true" if everything else ""))
+    if not listed["apps"]:
         return click.echo("You have no apps.")
-    me = client.get("/account")["email"]
-    mine = [row for row in rows if row["owner"]["email"] == me]
-    others = [row for row in rows if row["owner"]["email"] != me]
-    if mine:
-        output.header(f"{me} Apps")
-        for row in mine:
-            click.echo(row["name"])
-        click.echo()
-    if others:
-        output.header("Collaborated Apps")
-        output.table([(row["name"], row["owner"]["email"]) for row in others])
-        click.echo()
+    me = listed["account"]
+    mine = [name for name, owner in listed["apps"] if owner == me]
+    others = [(name, owner) for name, owner in listed["apps"] if owner != me]
+    with output.paged():
+        if mine:
+            output.header(f"{me} Apps")
+            click.echo("\n".join(mine) + "\n")
+        if others:
+            output.header("Collaborated Apps")
+            output.table(others)
+            click.echo()
 
 
 @command("apps:create")

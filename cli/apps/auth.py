@@ -53,7 +53,14 @@ def _by_question(base: str) -> dict[str, Any]:
         return _by_token(base, click.prompt("API token", hide_input=True, err=True).strip())
     password = click.prompt("Password", hide_input=True, err=True)
     asked = {"description": f"davit login from {platform.node()}", "scope": ["global"], "expires_in": 365 * 24 * 3600}
-    made = Client(base, None).post("/oauth/authorizations", asked, basic=(email, password))
+    client = Client(base, None)
+    try:
+        made = client.post("/oauth/authorizations", asked, basic=(email, password))
+    except ApiError as error:
+        if error.id != "two_factor":
+            raise
+        code = {"Heroku-Two-Factor-Code": click.prompt("Two-factor code", err=True).strip()}
+        made = client.post("/oauth/authorizations", asked, basic=(email, password), headers=code)
     return {"token": made["access_token"]["token"], "email": made["user"]["email"], "authorization": made["id"]}
 
 

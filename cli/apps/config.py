@@ -1,4 +1,4 @@
-"""config, config:get, config:set, config:unset."""
+"""config, config:get, config:set, config:unset, config:edit."""
 
 from __future__ import annotations
 
@@ -81,3 +81,39 @@ def _change(app: Target, verb: str, values: dict[str, Any]) -> None:
         app.client.patch(f"{app.path}/config-vars", values)
         newest = app.get("/releases", headers={"Range": "version ..; max=1, order=desc"})
         step.result = f"done, v{newest[0]['version']}"
+
+
+@command("config:edit")
+@on_app
+@click.argument("name", required=False)
+def edit(app: Target, name: str | None) -> None:
+    """Change config vars in your editor ($VISUAL or $EDITOR): all, a line each, or the value of one."""
+    values = app.get("/config-vars")
+    before = values.get(name, "") if name else "".join(f"{key}={shlex.quote(values[key])}\n" for key in sorted(values))
+    after = click.edit(before, extension=".sh" if name is None else ".txt")
+    if after is None or after == before:
+        return output.warn("no changes to config")
+    changed = {name: after.removesuffix("\n")} if name else _parsed(after)
+    wanted: dict[str, str | None] = {key: value for key, value in changed.items() if values.get(key) != value}
+    if name is None:
+        wanted |= {key: None for key in values if key not in changed}
+    if not wanted:
+        return output.warn("no changes to config")
+    if app.get("/config-vars") != values:
+        raise DavitError("Config changed on server. Refusing to update.")
+    _change(app, "Changing", wanted)
+
+
+def _parsed(text: str) -> dict[str, str]:
+    found = {}
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        for word in lexer:
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise DavitError(f"Invalid line: {word}. Write NAME=VALUE, with quotes around a value that has spaces.")
+            found[key] = value
+    except ValueError as error:
+        raise DavitError(f"That cannot be read: {error}.") from None
+    return found

@@ -1,7 +1,8 @@
-"""domains, domains:add, domains:remove."""
+"""domains, domains:add, domains:remove, domains:info, domains:update, domains:wait, domains:clear."""
 
 from __future__ import annotations
 
+import time
 from urllib.parse import quote
 
 import click
@@ -9,6 +10,7 @@ import click
 from cli import output
 from cli.output import action, command, hexed, json_option
 from cli.target import Target, on_app
+from foundation.errors import DavitError
 
 
 @command("domains")
@@ -52,3 +54,54 @@ def remove(app: Target, hostname: str) -> None:
     """Stop routing a domain to an app."""
     with action(f"Removing {hostname} from {hexed(app.app)}"):
         app.client.delete(f"{app.path}/domains/{quote(hostname, safe='')}")
+
+
+@command("domains:info")
+@on_app
+@click.argument("hostname")
+@json_option
+def info(app: Target, hostname: str, as_json: bool) -> None:
+    """Show a domain."""
+    row = app.get(f"/domains/{quote(hostname, safe='')}")
+    if as_json:
+        return output.print_json(row)
+    endpoint = (row["sni_endpoint"] or {}).get("name")
+    output.pairs(
+        [(name, row[name]) for name in ("hostname", "kind", "cname", "status", "created_at", "id")] + [("certificate", endpoint)]
+    )
+
+
+@command("domains:update")
+@on_app
+@click.argument("hostname")
+@click.option("--cert", required=True, metavar="NAME", help="the certificate that serves it; `none` for Davit's own")
+def update(app: Target, hostname: str, cert: str) -> None:
+    """Serve a domain with one of the app's certificates."""
+    with action(f"Updating {hostname} to use {cert}"):
+        app.client.patch(f"{app.path}/domains/{quote(hostname, safe='')}", {"sni_endpoint": None if cert == "none" else cert})
+
+
+@command("domains:wait")
+@on_app
+@click.argument("hostname", required=False)
+def wait(app: Target, hostname: str | None) -> None:
+    """Wait until a domain, or every one, is in force."""
+    while True:
+        rows = [row for row in app.get("/domains") if hostname in (None, row["hostname"])]
+        if hostname and not rows:
+            raise DavitError(f"Couldn't find the domain {hostname}.")
+        if failed := [row["hostname"] for row in rows if row["status"] == "failed"]:
+            raise DavitError(f"{failed[0]} could not be made to work.")
+        if all(row["status"] in ("none", "succeeded") for row in rows):
+            return
+        time.sleep(2)
+
+
+@command("domains:clear")
+@on_app
+def clear(app: Target) -> None:
+    """Stop routing every domain of its own to an app."""
+    with action(f"Removing all domains from {hexed(app.app)}"):
+        for row in app.client.all(f"{app.path}/domains", "hostname"):
+            if row["kind"] == "custom":
+                app.client.delete(f"{app.path}/domains/{quote(row['hostname'], safe='')}")

@@ -1,4 +1,4 @@
-"""ps, ps:scale, ps:restart, ps:stop, ps:type, ps:isolation, ps:resize, ps:migrate, ps:sleep."""
+"""ps, ps:scale, ps:restart, ps:stop, ps:type, ps:isolation, ps:resize, ps:migrate, ps:sleep, ps:wait."""
 
 from __future__ import annotations
 
@@ -221,3 +221,18 @@ def _place(dyno: str | None) -> str:
     if dyno is None:
         return "/dynos"
     return f"/{'dynos' if '.' in dyno else 'formations'}/{quote(dyno, safe='')}"
+
+
+@command("ps:wait")
+@on_app
+@click.option("-t", "--type", "type", metavar="TYPE", help="wait for one process type")
+@click.option("-w", "--wait-interval", default=2, show_default=True, type=click.IntRange(1, 600), help="seconds between looks")
+def wait(app: Target, type: str | None, wait_interval: int) -> None:
+    """Wait until every dyno runs the newest release."""
+    newest = app.get("/releases", headers={"Range": "version ..; max=1, order=desc"})[0]["version"]
+    with action(f"Waiting for every dyno to be running v{newest}"):
+        while True:
+            dynos = [dyno for dyno in app.get("/dynos") if dyno["type"] != "run" and type in (None, dyno["type"])]
+            if all(dyno["state"] == "up" and dyno["release"]["version"] >= newest for dyno in dynos):
+                return
+            time.sleep(wait_interval)

@@ -1,4 +1,4 @@
-"""releases, releases:info, releases:output, rollback."""
+"""releases, releases:info, releases:output, releases:retry, rollback."""
 
 from __future__ import annotations
 
@@ -110,3 +110,18 @@ def rollback(app: Target, release: str | None) -> None:
         step.result = f"done, v{made['version']}"
     output.warn("Rollback affects code and config vars; it doesn't add or remove addons.")
     output.warn(f"To undo, run: davit rollback v{made['version'] - 1}")
+
+
+@command("releases:retry")
+@on_app
+def retry(app: Target) -> None:
+    """Release the newest release's code again: its release command runs once more."""
+    row = _one(app, None)
+    if not row["slug"]:
+        raise DavitError(f"v{row['version']} has no code to release again.")
+    sent = {"slug": row["slug"]["id"], "description": f"Retry of v{row['version']}: {row['description']}"[:200]}
+    with action(f"Retrying v{row['version']} on {hexed(app.app)}") as step:
+        made = app.client.post(f"{app.path}/releases", sent)
+        step.result = f"done, v{made['version']}"
+    if made["output_stream_url"]:
+        copy(app.client, made["output_stream_url"])

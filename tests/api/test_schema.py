@@ -113,4 +113,5 @@ def test_the_schema_lists_what_is_served_and_nothing_else(api: Api) -> None:
     listed = {(link["method"], link["href"]) for link in links}
     served = {(method, rule.rule) for rule in api.flask.url_map.iter_rules() for method in rule.methods - {"HEAD", "OPTIONS"}}
     assert listed == served
+    assert len(links) == len(listed), "an endpoint is served twice"
     assert all(link["description"] for link in links)

@@ -1,0 +1,110 @@
+"""webhooks: what happens to an app, told to a URL."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from cli import output
+from cli.output import action, command, hexed, json_option
+from cli.target import Target, on_app
+
+
+def _path(app: Target, webhook: str) -> str:
+    return f"{app.path}/webhooks/{quote(webhook, safe='')}"
+
+
+@command("webhooks")
+@on_app
+@json_option
+def webhooks(app: Target, as_json: bool) -> None:
+    """List an app's webhooks."""
+    rows = app.get("/webhooks")
+    if as_json:
+        return output.print_json(rows)
+    if not rows:
+        return click.echo(f"{app.app} has no webhooks\nUse davit webhooks:add to add one.")
+    output.table(
+        [(row["id"], row["url"], ",".join(row["include"]), row["level"]) for row in rows], ("ID", "URL", "Include", "Level")
+    )
+
+
+@command("webhooks:add")
+@on_app
+@click.option("-i", "--include", required=True, help="comma-separated: api:release, api:build, dyno, …")
+@click.option("-l", "--level", type=click.Choice(["notify", "sync"]), default="notify", show_default=True)
+@click.option("-u", "--url", required=True, help="what is called")
+@click.option("-s", "--secret", help="signs what is sent; one is made when none is given")
+def webhooks_add(app: Target, include: str, level: str, url: str, secret: str | None) -> None:
+    """Have what happens to an app told to a URL."""
+    sent: dict[str, Any] = {"include": [word.strip() for word in include.split(",")], "level": level, "url": url}
+    if secret:
+        sent["secret"] = secret
+    with action(f"Adding webhook to {hexed(app.app)}"):
+        app.client.post(f"{app.path}/webhooks", sent)
+
+
+@command("webhooks:info")
+@on_app
+@click.argument("webhook")
+@json_option
+def webhooks_info(app: Target, webhook: str, as_json: bool) -> None:
+    """Show a webhook."""
+    row = app.client.get(_path(app, webhook))
+    if as_json:
+        return output.print_json(row)
+    output.header(row["id"])
+    output.pairs([("URL", row["url"]), ("Include", ", ".join(row["include"])), ("Level", row["level"])])
+
+
+@command("webhooks:update")
+@on_app
+@click.argument("webhook")
+@click.option("-i", "--include", help="comma-separated")
+@click.option("-l", "--level", type=click.Choice(["notify", "sync"]))
+@click.option("-u", "--url")
+@click.option("-s", "--secret")
+def webhooks_update(
+    app: Target, webhook: str, include: str | None, level: str | None, url: str | None, secret: str | None
+) -> None:
+    """Change a webhook."""
+    words = [word.strip() for word in include.split(",")] if include else None
+    given = {"include": words, "level": level, "url": url, "secret": secret}
+    with action(f"Updating webhook {webhook} for {hexed(app.app)}"):
+        app.client.patch(_path(app, webhook), {name: value for name, value in given.items() if value is not None})
+
+
+@command("webhooks:remove")
+@on_app
+@click.argument("webhook")
+def webhooks_remove(app: Target, webhook: str) -> None:
+    """Take a webhook away."""
+    with action(f"Removing webhook {webhook} from {hexed(app.app)}"):
+        app.client.delete(_path(app, webhook))
+
+
+@command("webhooks:deliveries")
+@on_app
+@json_option
+def webhooks_deliveries(app: Target, as_json: bool) -> None:
+    """List what was, or is to be, sent."""
+    rows = app.get("/webhook-deliveries")
+    if as_json:
+        return output.print_json(rows)
+    output.table([(row["id"], row["event"]["include"], row["status"], row["num_attempts"]) for row in rows],
+                 ("Delivery ID", "Include", "Status", "Attempts"))  # fmt: skip
+
+
+@command("webhooks:events")
+@on_app
+@json_option
+def webhooks_events(app: Target, as_json: bool) -> None:
+    """List what the webhooks were told."""
+    rows = app.get("/webhook-events")
+    if as_json:
+        return output.print_json(rows)
+    output.table(
+        [(row["id"], row["include"], output.when(row["created_at"])) for row in rows], ("Event ID", "Include", "Published")
+    )

@@ -1,0 +1,132 @@
+"""Every command against an API that answers: what it prints, how it ends, and how shells complete it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from state.db import upgrade
+from tests.api.conftest import use_home
+from tests.cli.living import Davit, serving
+
+
+@pytest.fixture(scope="module")
+def davit(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[Davit]:
+    import shutil
+    import tempfile
+
+    home = Path(tempfile.mkdtemp(prefix="dvk", dir="/tmp"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            use_home(home, patch, REDIS_URL=redis_server)
+            upgrade()
+            with serving(home, tmp_path_factory.mktemp("work"), redis_server) as living:
+                living("apps:create", "timely")
+                living.has_code("timely", {"web": "python app.py", "release": "true"})
+                yield living
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_apps_are_listed_and_completed(davit: Davit) -> None:
+    assert "=== owner@localhost Apps\n\ntimely\n" in davit("apps").stdout
+    assert [row["name"] for row in json.loads(davit("apps", "--json").stdout)] == ["timely"]
+    shown = davit(_DAVIT_COMPLETE="bash_complete", COMP_WORDS="davit ps:re", COMP_CWORD="1").stdout
+    assert "plain,ps:restart" in shown.splitlines() and "plain,ps:resize" in shown.splitlines()
+    shown = davit(_DAVIT_COMPLETE="bash_complete", COMP_WORDS="davit ps -a ti", COMP_CWORD="3").stdout
+    assert shown == "plain,timely\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_are_printed_for_each_shell(davit: Davit, shell: str) -> None:
+    script = davit("completions", shell).stdout
+    assert "_DAVIT_COMPLETE" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_drains_features_and_webhooks(davit: Davit) -> None:
+    assert "no drains" in davit("drains", "-a", "timely").stdout
+    davit("drains:add", "-a", "timely", "https://93.184.215.14/logs")
+    assert "https://93.184.215.14/logs" in davit("drains", "-a", "timely").stdout
+    davit("drains:remove", "-a", "timely", "https://93.184.215.14/logs")
+    assert json.loads(davit("drains", "-a", "timely", "--json").stdout) == []
+    refused = davit("drains:add", "-a", "timely", "https://127.0.0.1/logs", check=False)
+    assert refused.returncode == 2 and "127.0.0.1" in refused.stderr
+
+    name = next(row["name"] for row in json.loads(davit("features", "-a", "timely", "--json").stdout) if not row["enabled"])
+    davit("features:enable", "-a", "timely", name)
+    assert f"[+] {name}" in davit("features", "-a", "timely").stdout
+    davit("features:disable", "-a", "timely", name)
+    assert "Enabled: " in davit("features:info", "-a", "timely", name).stdout
+    davit("labs")
+
+    davit("webhooks:add", "-a", "timely", "-i", "api:release", "-u", "https://93.184.215.14/hook")
+    (row,) = json.loads(davit("webhooks", "-a", "timely", "--json").stdout)
+    davit("webhooks:update", "-a", "timely", row["id"], "-i", "api:release,api:build")
+    assert "api:build" in davit("webhooks:info", "-a", "timely", row["id"]).stdout
+    davit("webhooks:deliveries", "-a", "timely")
+    davit("webhooks:events", "-a", "timely")
+    davit("webhooks:remove", "-a", "timely", row["id"])
+    assert "no webhooks" in davit("webhooks", "-a", "timely").stdout
+
+
+def test_certificates_and_domains(davit: Davit) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=www.example.com", "-days", "30",
+         "-addext", "subjectAltName=DNS:www.example.com", "-keyout", "key.pem", "-out", "crt.pem"],
+        cwd=davit.work, check=True, capture_output=True,
+    )  # fmt: skip
+    davit("domains:add", "-a", "timely", "www.example.com")
+    name = davit("certs:add", "-a", "timely", "crt.pem", "key.pem", "--domain", "www.example.com").stdout.strip()
+    assert "www.example.com" in davit("certs", "-a", "timely").stdout
+    assert re.search(r"Common Name\(s\): +www\.example\.com", davit("certs:info", "-a", "timely").stdout)
+    assert name in davit("domains:info", "-a", "timely", "www.example.com").stdout
+    davit("domains:wait", "-a", "timely")
+    davit("domains:update", "-a", "timely", "www.example.com", "--cert", "none")
+    davit("certs:remove", "-a", "timely", "--name", name)
+    davit("domains:clear", "-a", "timely")
+    assert len(json.loads(davit("domains", "-a", "timely", "--json").stdout)) == 1
+
+
+def test_pipelines_and_transfers(davit: Davit) -> None:
+    davit("apps:create", "timely-production")
+    davit("pipelines:create", "-a", "timely", "line", "-s", "staging")
+    davit("pipelines:add", "-a", "timely-production", "line", "-s", "production")
+    assert "line" in davit("pipelines").stdout
+    shown = davit("pipelines:info", "line").stdout
+    assert shown.index("staging") < shown.index("production")
+    davit("pipelines:rename", "line", "lane")
+    davit("pipelines:update", "-a", "timely-production", "-s", "staging")
+    refused = davit("pipelines:promote", "-a", "timely", check=False)
+    assert refused.returncode == 1 and "after staging" in refused.stderr
+    davit("pipelines:remove", "-a", "timely-production")
+    davit("pipelines:destroy", "lane")
+    davit("accounts:create", "heir@example.com")
+    davit("apps:transfer", "-a", "timely-production", "heir@example.com")
+    assert "heir@example.com" in davit("transfers").stdout
+    davit("transfers:cancel", "timely-production")
+
+
+def test_tokens_and_the_rest(davit: Davit) -> None:
+    token = davit("authorizations:create", "-d", "for CI", "-s", "read", "--short").stdout.strip()
+    assert davit("apps", DAVIT_TOKEN=token, DAVIT_URL=davit.url).returncode == 0
+    rows = json.loads(davit("authorizations", "--json").stdout)
+    (made,) = [row for row in rows if row["description"] == "for CI"]
+    rotated = davit("authorizations:rotate", made["id"]).stdout
+    assert token not in rotated and "Token:" in rotated
+    assert "read" in davit("authorizations:info", made["id"]).stdout
+    davit("authorizations:revoke", made["id"])
+    assert "No sessions" in davit("sessions").stdout
+    assert "not enabled" in davit("2fa").stdout
+    assert "This Davit" in davit("regions").stdout and "davit-13 (default)" in davit("stacks").stdout
+    editor = davit.work / "editor"
+    editor.write_text("#!/bin/sh\necho \"A='two words'\" >\"$1\"\n")
+    editor.chmod(0o755)
+    davit("config:edit", "-a", "timely", EDITOR=str(editor))
+    assert json.loads(davit("config", "-a", "timely", "--json").stdout) == {"A": "two words"}
