@@ -150,6 +150,14 @@ def test_a_crash_is_told_and_a_guest_that_stands_still_after_it_is_ended(
     assert bench.output(dyno) == "working\nAborted\n\n[backtrace]\n"
 
 
+def test_a_guest_whose_kernel_answers_nobody_is_ended(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WATCH_SECONDS", 0.1), ("SILENCE", 0.2), ("MISSES", 2)):
+        monkeypatch.setattr(f"runtime.osv.dyno.{name}", value)
+    dyno = bench.begin(f"deaf and dumb\n{STAND_STILL}")
+    assert bench.run(dyno.wait()) == Exit(137)
+    assert bench.output(dyno) == "deaf and dumb\n"
+
+
 def test_kill_ends_what_does_not_listen(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.osv.dyno.POWERDOWN_SECONDS", 0.1)
     dyno = bench.begin(f"deaf\n{STAND_STILL}")
