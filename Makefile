@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs test-compose test-hosts clean
+.PHONY: demo setup test lint bench stack docs test-vms test-compose test-hosts clean
 
 PYTHON = .venv/bin/python
 
@@ -19,7 +19,7 @@ lint: ## style and types
 	.venv/bin/mypy
 
 bench: ## measurements, side by side with what a user would pick instead
-	@MAKE_TARGET=bench scripts/setup run bench
+	@MAKE_TARGET=bench scripts/setup run bench vm
 	$(PYTHON) -m bench
 
 stack: ## build the stack that apps run on anew
@@ -30,6 +30,10 @@ docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m api.reference
 	$(PYTHON) -m cli.reference
+
+test-vms: ## the slow proof that virtual machines keep the whole contract of dynos, a guest for each test
+	@MAKE_TARGET=test-vms scripts/setup run test vm
+	DAVIT_STACKS=$${DAVIT_STACKS:-/var/cache/davit/stacks} $(PYTHON) -m pytest -m slow tests/runtime
 
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose

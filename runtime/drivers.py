@@ -24,13 +24,19 @@ def _container(host: Host) -> Driver:
     return ContainerDriver(host)
 
 
+def _microvm(host: Host) -> Driver:
+    from runtime.microvm.driver import MicroVmDriver
+
+    return MicroVmDriver(host)
+
+
 def _osv(host: Host) -> Driver:
     from runtime.osv.driver import OsvDriver
 
     return OsvDriver(host)
 
 
-MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container, isolations.OSV: _osv}
+MAKERS: Mapping[str, Maker] = {isolations.CONTAINER: _container, isolations.MICROVM: _microvm, isolations.OSV: _osv}
 """Isolation → what makes its driver. They import their module when they are called: who runs no virtual machine loads none."""
 
 

@@ -203,7 +203,8 @@ class Network:
             descriptor: int = self.call(lambda: self._tap(slot))
             return descriptor
         except (NetlinkError, OSError) as error:
-            raise NetworkFailed(f"The tap of slot {slot} could not be made: {error}.") from None
+            hint = " (is the module tun loaded? `modprobe tun`)" if isinstance(error, FileNotFoundError) else ""
+            raise NetworkFailed(f"The tap of slot {slot} could not be made: {error}{hint}.") from None
 
     def _tap(self, slot: int) -> int:
         name = self.instance.veth(slot)

@@ -91,6 +91,8 @@ class Monitor:
     async def event(self, *names: str, timeout: float = 30, **data: Any) -> tuple[str, dict[str, Any]]:
         """The next event (also of those that came before and nobody asked for) with one of these names and this data.
 
+        Its data have, besides QEMU's own, ``at``: seconds since 1970.
+
         Raises:
             MonitorFailed: it did not come within ``timeout`` seconds.
         """
@@ -149,7 +151,9 @@ class Monitor:
         if "QMP" in message and not self._greeted.done():
             self._greeted.set_result(message["QMP"])
         elif "event" in message:
-            self._events = [*self._events[-63:], (str(message["event"]), dict(message.get("data") or {}))]
+            at = message.get("timestamp", {})
+            data = {**(message.get("data") or {}), "at": at.get("seconds", 0) + at.get("microseconds", 0) / 1e6}
+            self._events = [*self._events[-63:], (str(message["event"]), data)]
             self._heard.set()
         else:
             answer = self._waiting.get(message.get("id", -1))

@@ -72,6 +72,30 @@ def _extents(path: Path) -> list[tuple[int, bytes]]:
     return extents
 
 
+def image(size: int, directory: Path) -> int:
+    """A fresh, nameless file system of ``size`` bytes as a descriptor; it goes with its last descriptor.
+
+    Args:
+        directory: on the disk that is to hold the data.
+
+    Raises:
+        ScratchFailed: the disk is full, or the file system refuses; nothing is left behind.
+    """
+    try:
+        return _image(rounded(size), directory)
+    except OSError as error:
+        raise _failed(size, directory, error) from None
+
+
+def rounded(size: int) -> int:
+    """Bytes that a writable layer has for ``size`` wanted ones."""
+    return max(size, 16 << 20) // _BLOCK * _BLOCK
+
+
+def _failed(size: int, directory: Path, error: OSError) -> ScratchFailed:
+    return ScratchFailed(f"A writable layer of {size >> 20} MiB could not be made below {directory}: {error.strerror}.")
+
+
 def _image(size: int, directory: Path) -> int:
     try:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -139,7 +163,7 @@ def create(size: int, directory: Path, target: Path) -> None:
     Raises:
         ScratchFailed: the disk is full, or the kernel refuses; nothing is left behind.
     """
-    size = max(size, 16 << 20) // _BLOCK * _BLOCK
+    size = rounded(size)
     try:
         image = _image(size, directory)
         try:
@@ -153,5 +177,4 @@ def create(size: int, directory: Path, target: Path) -> None:
         finally:
             os.close(device)
     except OSError as error:
-        what = f"A writable layer of {size >> 20} MiB could not be made below {directory}"
-        raise ScratchFailed(f"{what}: {error.strerror}.") from None
+        raise _failed(size, directory, error) from None

@@ -92,12 +92,21 @@ def doctor(as_json: bool) -> None:
 
 
 @click.command("stack:build")
-def stack_build() -> None:
+@click.option("--vm", is_flag=True, help="only what microVMs need: QEMU and their kernel")
+def stack_build(vm: bool) -> None:
     """Build the stack anew; running apps move to it at their next release."""
     from runtime import stacks
 
-    built = stacks.build(settings().stacks, mirror=settings().mirror, progress=click.echo)
-    click.echo(f"Built {built.name} {built.version}.")
+    root, mirror = settings().stacks, settings().mirror
+    if not vm:
+        built = stacks.build(root, mirror=mirror, progress=click.echo)
+        click.echo(f"Built {built.name} {built.version}.")
+    if vm or (root / "microvm-kernel" / "current").exists():
+        from runtime.microvm import kernel
+
+        kernel.install_qemu(click.echo)
+        stacks.ensure(root, mirror=mirror, progress=click.echo)
+        click.echo(f"Made the kernel {kernel.build(root, mirror, click.echo).version} for microVMs.")
 
 
 @click.command("slugs:export")

@@ -75,7 +75,7 @@ def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
         check_root, check_kernel, check_filesystems, check_namespaces, check_cgroups, check_tools, check_home, check_ports,
     ]  # fmt: skip
     if not essential:
-        checks += [check_disk, check_memory, check_stack, check_osv, check_database, check_names, check_registries]
+        checks += [check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_names, check_registries]
     points: list[Point] = []
     for check in checks:
         found = check(settings)
@@ -283,6 +283,19 @@ def check_osv(settings: Settings) -> Point:
         found = f"{settings.osv_kernel} does not boot: {trial.failure or 'it said nothing'}."
         return Point("OSv kernel", "warn", found, kernel.WHERE + ".")
     return Point("OSv kernel", "ok", f"{trial.banner} booted in {trial.seconds:.1f} s (emulated)")
+
+
+def check_microvm(settings: Settings) -> Point:
+    """QEMU and the kernel for dynos as microVMs; a host that runs none needs none."""
+    from runtime.microvm import driver, kernel
+
+    try:
+        _, found = driver.find_qemu(driver.QEMU)
+        boots = kernel.current(settings.stacks)
+    except DavitError as error:
+        absent = "not installed" in error.message or "no kernel for microVMs yet" in error.message
+        return Point("microvm", "ok" if absent else "warn", error.message)
+    return Point("microvm", "ok", f"QEMU {'.'.join(map(str, found))}, kernel {boots.version}")
 
 
 def check_database(settings: Settings) -> Point:

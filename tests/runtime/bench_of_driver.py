@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from foundation.settings import Settings, from_environment
 from runtime import cgroups, children
 from runtime.container import ContainerDriver, ContainerDyno
-from runtime.driver import DynoSpec, Limits
+from runtime.driver import DynoSpec, Exit, Limits
 from runtime.host import Host
 from runtime.instance import Instance, InstanceUnavailable
 from tests.conftest import PATIENCE
@@ -47,12 +47,16 @@ class Bench:
         self.home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
         self.settings: Settings = from_environment({"DAVIT_HOME": str(self.home), **environ})
         self.oci_runtime = oci_runtime
+        self._heard: dict[tuple[str, str], bytearray] = {}
         self.host: Host
         self.driver: ContainerDriver
 
+    patience = 1.0
+    """How much longer everything may take than in a container."""
+
     def run(self, work: Awaitable[_T], timeout: float = 150) -> _T:
         """Run a coroutine to its end."""
-        return self.loop.run_until_complete(asyncio.wait_for(work, timeout))
+        return self.loop.run_until_complete(asyncio.wait_for(work, timeout * self.patience))
 
     def open(self, warm: int = 2) -> None:
         """Claim an instance, open the host and the driver."""
@@ -95,8 +99,12 @@ class Bench:
     def output(self, dyno: ContainerDyno, stream: str = "stdout") -> str:
         """What an ended dyno wrote, read as `logs` reads it."""
         self.run(dyno.wait())
+        return self._said(dyno, stream)
+
+    def _said(self, dyno: ContainerDyno, stream: str = "stdout") -> str:
+        """All that it wrote until now."""
+        text = self._heard.setdefault((dyno.spec_id, stream), bytearray())
         fd = os.open(self.host.dynos / dyno.spec_id / stream, os.O_RDONLY | os.O_NONBLOCK)
-        text = b""
         try:
             while chunk := os.read(fd, 65536):
                 text += chunk
@@ -117,18 +125,30 @@ class Bench:
         """Let the loop run until ``condition()`` holds."""
 
         async def poll() -> None:
-            end = time.monotonic() + PATIENCE * timeout
+            end = time.monotonic() + PATIENCE * timeout * self.patience
             while not condition():
                 assert time.monotonic() < end, f"{what} did not happen within {timeout:g} seconds"
                 await asyncio.sleep(0.02)
 
         self.run(poll(), PATIENCE * timeout + 30)
 
-    def written(self, dyno: ContainerDyno, path: str, timeout: float = 15) -> str:
-        """The text of a file that the dyno writes, once it is there and not empty."""
-        file = dyno.root / path.lstrip("/")
-        self.until(lambda: file.exists() and file.read_text(), f"the dyno writing {path}", timeout)
-        return file.read_text()
+    def up(self, dyno: ContainerDyno, timeout: float = 15) -> None:
+        """Wait until the dyno has said something."""
+        self.until(lambda: self._said(dyno), f"{dyno.spec_id} saying something", timeout)
+
+    def command(self, dyno: ContainerDyno, argv: list[str], env: dict[str, str]) -> tuple[Exit, str]:
+        """How a further command in a dyno ended, and what it said."""
+        reader, writer = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            command = self.run(dyno.exec(argv, env, stdio=(null, writer, writer)))
+            os.close(writer)
+            exit = self.run(command.wait())
+            self.run(command.remove())
+            with os.fdopen(reader) as file:
+                return exit, file.read()
+        finally:
+            os.close(null)
 
     def remove_all(self) -> None:
         """Remove every dyno, and read as `logs` does what they left."""

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.root]
 
 _SERVER = "import socket\ns = socket.create_server(('0.0.0.0', 5000))\nprint('up', flush=True)\nwhile True: s.accept()[0].close()"
 _SERVE = f'exec python3 -c "{_SERVER}"'
-_EXIT_ON_TERM = "trap 'exit 3' TERM; touch /tmp/up; while true; do sleep 0.05; done"
+_EXIT_ON_TERM = "trap 'exit 3' TERM; echo up; while true; do sleep 0.05; done"
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_an_adopted_dynos_status_is_known_where_the_kernel_keeps_it(other: Bench
     start_and_kill(other, _EXIT_ON_TERM)
     other.open()
     (dyno,) = other.run(other.driver.adopt())
-    other.until(lambda: (dyno.root / "tmp/up").exists(), "the trap")
+    other.up(dyno)
     other.run(dyno.signal(signal.SIGTERM))
     expected = 3 if _kernel_keeps_exit_status() else None
     assert other.run(dyno.wait()) == Exit(expected)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime.contract import DriverContract
+from tests.runtime.contract import DriverContract, SharedKernelContract
 
 pytestmark = [pytest.mark.root]
 
 
-class TestWithCrun(DriverContract):
+class TestWithCrun(SharedKernelContract):
     """Every test of the contract."""
 
     oci_runtime = "crun"
@@ -31,7 +31,8 @@ class TestWithRunc:
     test_term = DriverContract.test_term_reaches_the_command_which_may_take_its_time
     test_memory = DriverContract.test_memory_beyond_the_limit_ends_it_and_is_told
     test_fork_bomb = DriverContract.test_a_fork_bomb_hurts_only_itself
+    test_filter = SharedKernelContract.test_system_calls_are_filtered
     test_capabilities = DriverContract.test_it_has_no_capabilities_and_gains_none
     test_sys = DriverContract.test_sys_is_hidden_and_proc_sys_is_readonly
-    test_system_calls = DriverContract.test_dangerous_system_calls_are_refused
+    test_system_calls = SharedKernelContract.test_dangerous_system_calls_are_refused
     test_terminal = DriverContract.test_a_terminal_has_a_size_that_changes

@@ -1,0 +1,528 @@
+"""The microVM driver: a dyno is a virtual machine that boots the distribution's kernel into Davit's guest agent.
+
+What keeps the dyno is QEMU alone, a process of nobody's: it holds its disks, its tap and its FIFOs as descriptors, its limits
+are its cgroup's, and a later runtime process finds it by its record, its pidfd and the sockets that it listens on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, ClassVar
+
+from foundation.errors import DavitError
+from runtime import cgroups, confine, oci, qmp, scratch
+from runtime.children import Process, start_time
+from runtime.driver import DynoSpec, Limits, Unsupported
+from runtime.dynodir import DynoDirectory, Record, boot_id
+from runtime.host import Host
+from runtime.microvm import acceleration, kernel, machine, moving, resize
+from runtime.microvm.agent import Agent, GuestFailed, Streams
+from runtime.microvm.dyno import MicroVm, StartFailed, order_of
+from runtime.microvm.machine import Machine
+from runtime.microvm.protocol import Order
+from runtime.qmp import Monitor, MonitorFailed
+
+log = logging.getLogger("runtime")
+
+OLDEST_QEMU = (6, 2)
+BOOT_SECONDS = {True: 30.0, False: 180.0}
+"""From QEMU's start to the guest agent's first word: with and without acceleration."""
+QEMU = "qemu-system-x86_64"
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_OVERHEAD = {True: 256 << 20, False: 512 << 20}
+_THREADS = 64
+
+
+@dataclass
+class Launch:
+    """A machine on its way.
+
+    Attributes:
+        stack, slug: the images.
+        generation: which QEMU of this dyno: a migration makes a further one.
+        fds: what was opened for QEMU, by the numbers of :mod:`runtime.microvm.machine`; all are closed once it has them.
+    """
+
+    record: Record
+    directory: DynoDirectory
+    limits: Limits
+    machine: Machine
+    stack: Path
+    slug: Path | None
+    generation: int = 1
+    fds: dict[int, int] = field(default_factory=dict)
+    fifos: list[int] = field(default_factory=list)
+    process: Process | None = None
+    monitor: Monitor | None = None
+    agent: Agent | None = None
+
+
+class MicroVmDriver:
+    """See :class:`runtime.driver.Driver`.
+
+    Args:
+        qemu: the program.
+        kvm: whether to use hardware acceleration; found out by a test boot when None.
+    """
+
+    isolation: ClassVar[str] = "microvm"
+
+    def __init__(self, host: Host, *, qemu: str = QEMU, kvm: bool | None = None) -> None:
+        self.host = host
+        self.running: dict[str, MicroVm] = {}
+        self.kvm = bool(kvm)
+        self._kvm, self._qemu_name = kvm, qemu
+        self.qemu = ""
+        self.qemu_version: tuple[int, ...] = ()
+        self.kernel: kernel.Kernel
+        self._open = False
+
+    @property
+    def directory(self) -> Path:
+        """Where the machines' sockets are; in memory, root's."""
+        return self.host.instance.directory / "vm"
+
+    def socket(self, record: Record, name: str) -> Path:
+        """The socket ``agent`` or ``monitor`` of a dyno's present QEMU."""
+        return self.directory / record.id / f"{name}.{record.facts.get('generation', 1)}"
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find QEMU, the kernel, and whether KVM works; idempotent. See :class:`runtime.driver.Driver`.
+
+        Raises:
+            Unsupported: QEMU is missing or too old.
+            KernelMissing: there is no kernel.
+        """
+        if self._open:
+            return
+        self.qemu, self.qemu_version = await self.host.in_thread(find_qemu, self._qemu_name)
+        self.kernel = await self.host.in_thread(kernel.current, self.host.settings.stacks)
+        version = ".".join(map(str, self.qemu_version))
+        self.kvm = self._kvm if self._kvm is not None else await acceleration.kvm_works(self.qemu, version, self.kernel)
+        await self.host.in_thread(self._prepare)
+        self._open = True
+
+    def _prepare(self) -> None:
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        alive = self.host.alive()
+        for leftover in self.directory.iterdir():
+            if leftover.name not in alive:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    async def start(self, spec: DynoSpec) -> MicroVm:
+        """Start a dyno; see :class:`runtime.driver.Driver`.
+
+        Raises:
+            StartFailed: the machine did not boot, or its command could not be started; nothing is left behind.
+        """
+        return await self._whole(spec, self._start(spec))
+
+    async def resume(self, spec: DynoSpec, snapshot: Path) -> MicroVm:
+        """Go on where a dyno was put aside; see :class:`runtime.driver.Driver`."""
+        try:
+            return await self._whole(spec, moving.resume(self, spec, snapshot))
+        finally:
+            await self.host.in_thread(shutil.rmtree, snapshot, True)
+
+    async def _whole(self, spec: DynoSpec, work: Any) -> MicroVm:
+        """A caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed."""
+        if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
+            work.close()
+            raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
+        if spec.binds:
+            work.close()
+            raise Unsupported("A microVM cannot be shown directories of the host; builds run in containers.")
+        starting: asyncio.Task[MicroVm] = self.host.keep(work)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._remove_unwanted)
+            raise
+
+    def _remove_unwanted(self, started: asyncio.Task[MicroVm]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self.host.keep(started.result().remove())
+
+    async def _start(self, spec: DynoSpec) -> MicroVm:
+        launch = self.plan(spec)
+        streams: Streams | None = None
+        master: int | None = None
+        try:
+            await self.host.in_thread(self.prepare, launch)
+            await self.launch(launch)
+            if spec.terminal is not None:
+                streams, master = Streams.pty(*spec.terminal)
+            elif spec.stdio is not None:
+                streams = Streams.copies(spec.stdio)
+            dyno = await self._begin(launch, spec, streams)
+        except BaseException as error:
+            if streams is not None:
+                streams.close()
+            if master is not None:
+                os.close(master)
+            raise await self.failed(launch, spec.name, error) from error
+        dyno.terminal_fd = master
+        return dyno
+
+    async def _begin(self, launch: Launch, spec: DynoSpec, streams: Streams | None) -> MicroVm:
+        """The guest is up: hand it its command, and look after it from now on."""
+        assert launch.agent is not None
+        order = order_of(spec, await self.host.in_thread(self.order, launch.record, spec.name, spec.limits))
+        main = await launch.agent.start(order, streams, BOOT_SECONDS[False])
+        dyno = self.dyno(launch)
+        dyno.main = main
+        dyno.watch()
+        return dyno
+
+    def plan(self, spec: DynoSpec, incoming: bool = False) -> Launch:
+        """What is to be made for ``spec``; takes a slot."""
+        slot = self.host.pool.reserve()
+        cgroup = f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}"
+        fifos = spec.terminal is None and spec.stdio is None
+        record = Record(
+            spec.id, spec.app_id, spec.name, slot, cgroup, boot_id(), network=spec.network, fifos=fifos, isolation=self.isolation
+        )
+        cores = os.cpu_count() or 1
+        memory = machine.rounded(spec.limits.memory) + machine.RESERVE
+        wanted = Machine(
+            name=f"{spec.app}/{spec.name}",
+            memory=memory,
+            pluggable=pluggable(_host_memory(), memory),
+            processors=machine.processors(spec.limits, cores),
+            most_processors=cores,
+            kvm=self.kvm,
+            mac=self.host.network.mac(slot) if spec.network else None,
+            slug=spec.slug is not None,
+            scratch=not spec.readonly,
+            fifos=fifos,
+            incoming=incoming,
+        )
+        facts = {
+            "generation": 1, "memory": memory, "plugged_memory": 0, "pluggable": wanted.pluggable, "plugged": [],
+            "processors": wanted.processors, "most_processors": cores, "kernel": self.kernel.version,
+            "qemu": list(self.qemu_version), "kvm": self.kvm, "app": spec.app, "limits": dict(vars(spec.limits)),
+            "slug": wanted.slug, "scratch": wanted.scratch,
+        }  # fmt: skip
+        record = replace(record, facts=facts)
+        return Launch(record, DynoDirectory(self.host.dynos / spec.id), spec.limits, wanted, spec.stack, spec.slug)
+
+    def prepare(self, launch: Launch) -> None:
+        """Directories, FIFOs, disks, tap, cgroup; what it opens is in ``launch.fds``."""
+        record = launch.record
+        launch.directory.create(record)
+        (self.directory / record.id).mkdir(mode=0o700)
+        uid = self.uid(record.slot)
+        if record.fifos:
+            launch.fifos = list(launch.directory.make_fifos(uid))
+            self.open_fifos(launch)
+        self.open_disk(launch, machine.STACK, machine.KEPT_STACK, os.open(launch.stack, os.O_RDONLY | os.O_CLOEXEC))
+        if launch.slug is not None:
+            self.open_disk(launch, machine.SLUG, machine.KEPT_SLUG, os.open(launch.slug, os.O_RDONLY | os.O_CLOEXEC))
+        if launch.machine.scratch and machine.SCRATCH not in launch.fds:
+            image = scratch.image(launch.limits.disk, self.host.settings.run)
+            self.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
+        if record.network:
+            launch.fds[machine.TAP] = self.host.network.tap(record.slot)
+        self.limit(cgroups.Cgroup(record.cgroup), launch.limits, launch.machine.memory)
+
+    def open_disk(self, launch: Launch, number: int, kept: int, fd: int) -> None:
+        """Hand ``fd`` to QEMU as a disk, and once more for whoever looks for it later."""
+        launch.fds[number] = fd
+        launch.fds[kept] = os.dup(fd)
+
+    def open_fifos(self, launch: Launch) -> None:
+        """QEMU writes without blocking, and holds both ends open so that nobody's death breaks the pipe."""
+        for number, kept, name in ((machine.OUT, machine.KEPT_OUT, "stdout"), (machine.ERR, machine.KEPT_ERR, "stderr")):
+            path = launch.directory.path / name
+            launch.fds[kept] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            launch.fds[number] = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def limit(self, group: cgroups.Cgroup, limits: Limits, memory: int, machines: int = 1) -> list[Path]:
+        """Put QEMU's limits in force: the guest's memory and what emulating it takes, for ``machines`` of them."""
+        joined = group.create()
+        most = machines * (memory + _OVERHEAD[self.kvm])
+        group.update(replace(limits, memory_max=most, pids=machines * (_THREADS + 2 * (os.cpu_count() or 1))))
+        return joined
+
+    def uid(self, slot: int) -> int:
+        """What QEMU runs as in ``slot``."""
+        return self.host.instance.uids(slot) + oci.USER
+
+    async def launch(self, launch: Launch) -> None:
+        """Start QEMU and connect to it; the guest has booted when this returns (unless it comes in from elsewhere).
+
+        Raises:
+            GuestFailed, MonitorFailed: it did not.
+        """
+        await self.host.in_thread(self._spawn, launch)
+        launch.process = Process(launch.record.pid or 0)
+        launch.monitor = await Monitor.connect(self.socket(launch.record, "monitor"), BOOT_SECONDS[False])
+        if not launch.machine.incoming:
+            await self.reach(launch)
+
+    async def reach(self, launch: Launch) -> None:
+        """Connect to the guest agent; ends early when QEMU does."""
+        assert launch.process is not None
+        booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), BOOT_SECONDS[self.kvm]))
+        gone = asyncio.ensure_future(launch.process.wait())
+        try:
+            await asyncio.wait({booting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not booting.done():
+                raise GuestFailed("its machine ended while it booted")
+            launch.agent = booting.result()
+        finally:
+            gone.cancel()
+            if not booting.done():
+                booting.cancel()
+                await asyncio.gather(booting, return_exceptions=True)
+
+    def _spawn(self, launch: Launch) -> None:
+        record = launch.record
+        launch.record = record = replace(record, facts={**record.facts, "generation": launch.generation})
+        directory = self.directory / record.id
+        root = directory / "root"
+        root.mkdir(exist_ok=True)
+        messages = os.open(directory / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        sockets = {
+            machine.AGENT: qmp.listen(self.socket(record, "agent")),
+            machine.MONITOR: qmp.listen(self.socket(record, "monitor")),
+        }
+        table = {0: null, 1: null, 2: messages, **{n: one.fileno() for n, one in sockets.items()}, **launch.fds}
+        group = cgroups.Cgroup(record.cgroup)
+        argv = confine.argv(
+            machine.command(self.qemu, launch.machine), root=root, uid=self.uid(record.slot), cgroups=group.create(),
+            shown=self.kernel.directory, kvm=self.kvm,
+        )  # fmt: skip
+        try:
+            pid = self.host.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT)
+        finally:
+            for one in sockets.values():
+                one.close()
+            for fd in (*launch.fds.values(), messages, null):
+                os.close(fd)
+            launch.fds.clear()
+        launch.record = replace(record, pid=pid, started=start_time(pid))
+        if launch.generation == 1:
+            launch.directory.write(launch.record)
+
+    def dyno(self, launch: Launch) -> MicroVm:
+        """A machine that is up as a dyno."""
+        launch.directory.write(launch.record)
+        dyno = MicroVm(self, launch.record, launch.process)
+        dyno.monitor, dyno.agent, dyno.fifos = launch.monitor, launch.agent, launch.fifos
+        self.running[dyno.spec_id] = dyno
+        return dyno
+
+    def order(self, record: Record, name: str, limits: Limits) -> Order:
+        """What the guest has to know of its surroundings."""
+        instance = self.host.instance
+        address = instance.address(record.slot) if record.network else None
+        return Order(
+            hosts=oci.hosts_file(_text(Path("/etc/hosts")), name, address),
+            resolv=_text(self.host.resolv_conf),
+            certificates=_text(_CERTIFICATES) or None,
+            address=f"{address}/{instance.network.prefixlen}" if address else None,
+            gateway=instance.gateway if address else None,
+            mac=self.host.network.mac(record.slot) if address else None,
+            memory=limits.memory,
+            pids=limits.pids,
+            shm=f"{max(16, min(limits.memory >> 22, 1024))}m",
+            clock=time.time_ns(),
+        )
+
+    async def failed(self, launch: Launch, name: str, error: BaseException) -> BaseException:
+        """Undo a start, and give the exception that explains it."""
+        reason = await self.last_words(launch)
+        await self.undo(launch)
+        if isinstance(error, (GuestFailed, MonitorFailed)):
+            return StartFailed(f"The dyno {name} could not be started: {error.message}{reason}.".replace("..", "."))
+        if isinstance(error, OSError):
+            return StartFailed(f"The dyno {name} could not be started: {error.strerror or error}.")
+        return error
+
+    async def last_words(self, launch: Launch) -> str:
+        """What QEMU or the guest's kernel said last, for the sentence."""
+        words = _text(self.directory / launch.record.id / "messages").strip().splitlines()
+        if not words and launch.monitor is not None:
+            with suppress(DavitError):
+                told = await launch.monitor.execute("ringbuf-read", {"device": "serial", "size": 32768}, timeout=5)
+                words = [line for line in str(told).splitlines() if line.strip()]
+        return f" ({_printable(words[-1])})" if words else ""
+
+    async def undo(self, launch: Launch) -> None:
+        """Take everything away that was made for a start that failed."""
+        if launch.agent is not None:
+            launch.agent.close()
+        if launch.monitor is not None:
+            launch.monitor.close()
+        if launch.process is not None:
+            launch.process.send(SIGKILL)
+            await launch.process.wait()
+
+        def away() -> None:
+            for fd in (*launch.fds.values(), *launch.fifos):
+                os.close(fd)
+            launch.fds.clear()
+            launch.fifos.clear()
+            group = cgroups.Cgroup(launch.record.cgroup)
+            group.kill()
+            group.remove()
+            shutil.rmtree(self.directory / launch.record.id, ignore_errors=True)
+            launch.directory.remove()
+
+        await self.host.in_thread(away)
+        if launch.record.pid is not None:
+            self.host.forget(launch.record.pid)
+        self.host.pool.free(launch.record.slot)
+
+    # -- while it runs ---------------------------------------------------------------------------------------------
+
+    async def resize(self, dyno: MicroVm, limits: Limits) -> None:
+        """See :meth:`MicroVm.update`."""
+        await resize.resize(self, dyno, limits)
+
+    async def move(self, dyno: MicroVm) -> float:
+        """See :meth:`MicroVm.migrate`."""
+        return await moving.move(self, dyno)
+
+    async def put_aside(self, dyno: MicroVm, to: Path) -> None:
+        """See :meth:`MicroVm.suspend`."""
+        await moving.put_aside(self, dyno, to)
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    async def take_away(self, dyno: MicroVm) -> None:
+        """Remove everything that was made for ``dyno``, which has ended."""
+
+        def away() -> None:
+            dyno.cgroup.kill()
+            if not dyno.cgroup.remove():
+                log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
+            shutil.rmtree(self.directory / dyno.spec_id, ignore_errors=True)
+
+        await self.host.in_thread(away)
+        if dyno.main is not None and dyno.terminal_fd is not None:
+            os.close(dyno.terminal_fd)
+            dyno.terminal_fd = None
+        self.host.forget(dyno.pid)
+        self.running.pop(dyno.spec_id, None)
+        self.host.pool.free(dyno.slot)
+        held, dyno.fifos = dyno.fifos, []
+        self.host.leave_to_logs(DynoDirectory(self.host.dynos / dyno.spec_id), dyno.record.fifos, held)
+
+    # -- finding again, closing ------------------------------------------------------------------------------------
+
+    async def adopt(self) -> Sequence[MicroVm]:
+        """The dynos that an earlier runtime process started; see :class:`runtime.driver.Driver`."""
+        found = self.host.claim(self.isolation)
+        return list(await asyncio.gather(*(self._adopt(record, alive) for record, alive in found)))
+
+    async def _adopt(self, record: Record, alive: bool) -> MicroVm:
+        record = await moving.settle(self, record) if alive else record
+        process = None
+        if alive and record.pid is not None:
+            with suppress(ProcessLookupError):
+                process = Process(record.pid)
+        dyno = MicroVm(self, record, process)
+        if record.fifos:
+            dyno.fifos = DynoDirectory(self.host.dynos / record.id).open_fifos()
+        self.running[record.id] = dyno
+        if process is not None:
+            self.host.watch(process.pid)
+            await self._find_again(dyno)
+        dyno.watch()
+        return dyno
+
+    async def _find_again(self, dyno: MicroVm) -> None:
+        """Connect to a machine that another process started; one that does not answer is ended."""
+        try:
+            dyno.monitor = await Monitor.connect(self.socket(dyno.record, "monitor"))
+            if (await dyno.monitor.execute("query-status"))["status"] in ("paused", "postmigrate"):
+                await dyno.monitor.execute("cont")  # its runtime was killed while it put the machine aside
+            dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), BOOT_SECONDS[False])
+            if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
+                raise GuestFailed("it was never told what to run")
+            dyno.bind_main()
+        except (DavitError, OSError) as error:
+            log.warning("a microVM is ended: %s", error, extra={"dyno": dyno.spec_id})
+            assert dyno.process is not None
+            dyno.process.send(SIGKILL)
+
+    async def close(self, stop_dynos: bool) -> None:
+        """Let go of everything; see :class:`runtime.driver.Driver`."""
+        if stop_dynos:
+            await self.adopt()
+            await asyncio.gather(*(dyno.remove() for dyno in list(self.running.values())), return_exceptions=True)
+        for dyno in self.running.values():
+            dyno.let_go()
+        self._open = False
+
+
+def find_qemu(name: str) -> tuple[str, tuple[int, ...]]:
+    """QEMU's path and version.
+
+    Raises:
+        Unsupported: it is missing or too old.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise Unsupported(
+            "MicroVMs need QEMU, which is not installed on this host: `davit stack:build --vm` as root installs it "
+            "(or apt-get install qemu-system-x86)."
+        )
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return path, parse_version(told)
+
+
+def parse_version(told: str) -> tuple[int, ...]:
+    """The version that ``qemu --version`` tells.
+
+    Raises:
+        Unsupported: it is too old, or this is no QEMU.
+    """
+    found = re.search(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?", told)
+    if found is None:
+        raise Unsupported("The program qemu-system-x86_64 on this host is no QEMU; apt-get install --reinstall qemu-system-x86.")
+    version = tuple(int(part or 0) for part in found.groups())
+    if version < OLDEST_QEMU:
+        raise Unsupported(
+            f"MicroVMs need QEMU {'.'.join(map(str, OLDEST_QEMU))} or newer; this host has {'.'.join(map(str, version))}."
+        )
+    return version
+
+
+def pluggable(host: int, memory: int) -> int:
+    """How much memory a machine with ``memory`` may get later: what the host has, in steps that the kernel takes."""
+    return max(0, min(machine.LARGEST, host - memory)) // (128 << 20) * (128 << 20)
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _printable(line: str) -> str:
+    return "".join(char for char in line if char.isprintable())[:200]

@@ -1,0 +1,364 @@
+"""A dyno that is a microVM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import struct
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING
+
+from foundation.errors import DavitError
+from runtime import cgroups
+from runtime.children import Process
+from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
+from runtime.dynodir import Record
+from runtime.microvm import protocol
+from runtime.microvm.agent import Agent, Channel, GuestFailed, Streams
+from runtime.microvm.protocol import Order
+from runtime.qmp import Monitor
+
+if TYPE_CHECKING:
+    from runtime.microvm.driver import MicroVmDriver
+
+log = logging.getLogger("runtime")
+
+PATIENCE = 3.0
+"""Seconds from SIGKILL inside the guest to the end of the guest."""
+ANSWER_SECONDS = 60.0
+"""A guest on a busy host without acceleration may take this long to start a further command."""
+NOTHING = Stats(0, 0, 0.0, 0, 0)
+
+
+class StartFailed(DavitError):
+    """A microVM could not be started, or a command in one."""
+
+    id, status = "vm_start_failed", 500
+
+
+class MicroVm:
+    """A running (or just ended) microVM; see :class:`runtime.driver.RunningDyno`.
+
+    Attributes:
+        monitor, agent: connections to QEMU and to the guest; None when it had ended before it was found.
+        limits: those in force, as far as this process knows.
+    """
+
+    def __init__(self, driver: MicroVmDriver, record: Record, process: Process | None) -> None:
+        self.driver, self.record, self.process = driver, record, process
+        self.spec_id, self.slot, self.pid = record.id, record.slot, record.pid or 0
+        self.address = driver.host.instance.address(record.slot) if record.network else None
+        self.terminal_fd: int | None = None
+        self.cgroup = cgroups.Cgroup(record.cgroup)
+        self.fifos: list[int] = []
+        self.monitor: Monitor | None = None
+        self.agent: Agent | None = None
+        self.main: Channel | None = None
+        self.further: set[Command] = set()
+        self.put_aside = False
+        self.moving = asyncio.Lock()
+        self._exit: asyncio.Task[Exit] | None = None
+        self._removing: asyncio.Task[None] | None = None
+        self._last = NOTHING
+        self._again: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Begin to wait for its end."""
+        if self.agent is not None:
+            self.agent.lost = self._lost
+        self._exit = asyncio.get_running_loop().create_task(self._watch(), name=f"microvm {self.spec_id}")
+
+    @property
+    def ended(self) -> bool:
+        """Whether its command has ended."""
+        return self._exit is None or self._exit.done() or (self.main is not None and self.main.ended.done())
+
+    async def _watch(self) -> Exit:
+        """Its command's end as the guest tells it, else QEMU's own end."""
+        exit = Exit(None)
+        while self.process is not None:
+            process = self.process
+            gone = asyncio.ensure_future(process.wait())
+            waiting: set[asyncio.Future[object]] = {gone, *((self.main.ended,) if self.main else ())}  # type: ignore[arg-type]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self.main is not None and self.main.ended.done():
+                gone.cancel()
+                exit = self.main.ended.result()
+                break
+            if process is self.process:
+                exit = self._explain(gone.result())
+                break
+        await self._end_machine()
+        return exit
+
+    def _explain(self, status: int | None) -> Exit:
+        """QEMU has gone without a word from the guest: killed, or the guest's kernel gave up or powered off (status 0)."""
+        if self.put_aside:
+            return Exit(0)
+        oom = self.cgroup.ooms() > 0
+        return Exit(128 + SIGKILL if oom else None if status == 0 else status, oom)
+
+    async def _end_machine(self) -> None:
+        self._last = self.stats()
+        for command in list(self.further):
+            command.channel.end(Exit(128 + SIGKILL))
+        if self.agent is not None:
+            self.agent.lost = lambda: None
+        if self.process is not None:
+            self.process.send(SIGKILL)  # all that it has is in this process's hands or gone with it
+            await self.process.wait()
+        if self.main is not None:
+            self.main.end(Exit(128 + SIGKILL))
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the connections."""
+        if self._again is not None:
+            self._again.cancel()
+        if self.agent is not None:
+            self.agent.lost = lambda: None
+            self.agent.close()
+        if self.monitor is not None:
+            self.monitor.close()
+
+    def _lost(self) -> None:
+        if self.process is not None and not self.process.ended and not self.moving.locked():
+            self._again = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """QEMU hung up on us: mostly because it ends; when it lives on after all, the guest is found again or ended."""
+        await asyncio.sleep(0.5)
+        if self.ended or self.process is None or self.process.ended:
+            return
+        try:
+            self.agent = await Agent.connect(self.driver.socket(self.record, "agent"), ANSWER_SECONDS)
+            self.bind_main()
+            self.agent.lost = self._lost
+        except (DavitError, OSError):
+            log.warning("a microVM does not answer any more and is ended", extra={"dyno": self.spec_id})
+            self.process.send(SIGKILL)
+
+    def bind_main(self) -> None:
+        """Take the channel of the dyno's command over on a fresh connection; it may be over already."""
+        assert self.agent is not None
+        before, state = self.main, self.agent.state
+        self.main = before or self.agent.main(None)
+        self.agent.adopt(self.main)
+        if not self.main.started.done():
+            self.main.started.set_result(None)
+        if state.state != "running":
+            self.main.end(Exit(state.status, state.oom))
+
+    async def wait(self) -> Exit:
+        """How it ended, when it has."""
+        return await asyncio.shield(self._exit) if self._exit is not None else Exit(None)
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        """Send a signal to its command through the guest's init, or to all its processes but the init."""
+        if self.ended or self.agent is None:
+            return
+        self.agent.send(protocol.signal(0, number, everyone))
+        if number == SIGKILL:
+            self.driver.host.keep(self._see_to_the_end())
+
+    async def _see_to_the_end(self) -> None:
+        """A guest that hangs cannot kill anything: its machine ends."""
+        assert self._exit is not None
+        await asyncio.wait({self._exit}, timeout=PATIENCE)
+        if not self._exit.done() and self.process is not None:
+            self.process.send(SIGKILL)
+
+    async def resize_terminal(self, rows: int, columns: int) -> None:
+        """Tell its terminal the new size."""
+        if self.terminal_fd is not None:
+            set_size(self.terminal_fd, rows, columns)
+            if self.agent is not None and not self.ended:
+                self.agent.send(protocol.resize(0, rows, columns))
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        terminal: tuple[int, int] | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> Command:
+        """Run a further command inside it; see :class:`runtime.driver.RunningDyno`.
+
+        Raises:
+            StartFailed: it has ended, or the command cannot be found in it.
+        """
+        if self.ended or self.agent is None:
+            raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
+        master: int | None = None
+        if terminal is not None:
+            streams, master = Streams.pty(*terminal)
+        else:
+            streams = Streams.copies(stdio) if stdio is not None else Streams.nothing()
+        try:
+            async with self.moving:
+                order = Order(command, env, terminal=terminal, streams=terminal is None)
+                channel = await self.agent.further(order, streams, ANSWER_SECONDS)
+        except GuestFailed as failed:
+            streams.close()
+            if master is not None:
+                os.close(master)
+            raise StartFailed(f"The command could not be started in {self.record.name}: {failed.message}.") from None
+        started = Command(self, channel, master)
+        self.further.add(started)
+        return started
+
+    async def update(self, limits: Limits) -> None:
+        """Other limits while it runs; see :class:`runtime.driver.RunningDyno`.
+
+        Raises:
+            Unsupported: it uses more memory than it is to have, or more than can be plugged in; nothing has changed.
+        """
+        async with self.moving:
+            await self.driver.resize(self, limits)
+
+    async def migrate(self) -> float:
+        """Move it to another QEMU; see :class:`runtime.driver.RunningDyno`."""
+        self._refuse_ended("moved")
+        async with self.moving:
+            return await self.driver.move(self)
+
+    async def suspend(self, to: Path) -> None:
+        """Write it down and end it; see :class:`runtime.driver.RunningDyno`."""
+        self._refuse_ended("put aside")
+        async with self.moving:
+            await self.driver.put_aside(self, to)
+
+    def _refuse_ended(self, what: str) -> None:
+        if self.ended or self.monitor is None or self.agent is None:
+            raise Unsupported(f"The dyno {self.record.name} has ended and cannot be {what}.")
+        if self.further or not self.record.fifos:
+            raise Unsupported(f"The dyno {self.record.name} cannot be {what} while a command is attached to it.")
+
+    def listeners(self) -> list[Listener]:
+        """Its listening TCP sockets, as the guest last told."""
+        return list(self.agent.listeners) if self.agent is not None and not self.ended else []
+
+    def stats(self) -> Stats:
+        """What it uses, as the guest told within the last seconds."""
+        told = self.agent.stats if self.agent is not None else None
+        return told or self._last
+
+    async def look(self) -> None:
+        """Let the guest tell now what it uses."""
+        if self.agent is not None and not self.ended:
+            await self.agent.ask(lambda number: protocol.frame(protocol.LOOK, number), ANSWER_SECONDS)
+
+    async def remove(self) -> None:
+        """End it if it still runs, and take everything away that was made for it; idempotent."""
+        if self._removing is None:
+            self._removing = asyncio.get_running_loop().create_task(self._remove())
+        await asyncio.shield(self._removing)
+
+    async def _remove(self) -> None:
+        if self.process is not None and not self.process.ended and not self.ended:
+            self.process.send(SIGKILL)
+        await self.wait()
+        await self.driver.take_away(self)
+
+    def let_go(self) -> None:
+        """Forget it without ending it."""
+        if self._exit is not None:
+            self._exit.cancel()
+        if self.process is not None:
+            self.process.forget()
+        self.hang_up()
+        for fd in (*self.fifos, self.terminal_fd):
+            if fd is not None:
+                os.close(fd)
+        self.fifos, self.terminal_fd = [], None
+
+
+class Command:
+    """A further command in a microVM."""
+
+    def __init__(self, dyno: MicroVm, channel: Channel, terminal_fd: int | None) -> None:
+        self._dyno, self.channel, self.terminal_fd = dyno, channel, terminal_fd
+        self.spec_id, self.slot, self.address, self.pid = dyno.spec_id, dyno.slot, dyno.address, dyno.pid
+        channel.ended.add_done_callback(lambda _: dyno.further.discard(self))
+
+    async def wait(self) -> Exit:
+        """How it ended, when it has."""
+        return await asyncio.shield(self.channel.ended)
+
+    async def signal(self, number: int, everyone: bool = False) -> None:
+        """Send it a signal (``everyone``: to its process group as well)."""
+        if not self.channel.ended.done() and self._dyno.agent is not None:
+            self._dyno.agent.send(protocol.signal(self.channel.number, number, everyone))
+
+    async def resize_terminal(self, rows: int, columns: int) -> None:
+        """Tell its terminal the new size."""
+        if self.terminal_fd is not None and self._dyno.agent is not None:
+            set_size(self.terminal_fd, rows, columns)
+            self._dyno.agent.send(protocol.resize(self.channel.number, rows, columns))
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        terminal: tuple[int, int] | None = None,
+        stdio: tuple[int, int, int] | None = None,
+    ) -> Command:
+        """Run yet another command in the dyno."""
+        return await self._dyno.exec(command, env, terminal=terminal, stdio=stdio)
+
+    async def update(self, limits: Limits) -> None:
+        """The dyno's limits."""
+        await self._dyno.update(limits)
+
+    async def migrate(self) -> float:
+        """Not while a command is attached."""
+        return await self._dyno.migrate()
+
+    async def suspend(self, to: Path) -> None:
+        """Not while a command is attached."""
+        await self._dyno.suspend(to)
+
+    def listeners(self) -> list[Listener]:
+        """The dyno's."""
+        return self._dyno.listeners()
+
+    def stats(self) -> Stats:
+        """The dyno's."""
+        return self._dyno.stats()
+
+    async def remove(self) -> None:
+        """End it; the dyno goes on."""
+        await self.signal(SIGKILL, everyone=True)
+        end = time.monotonic() + ANSWER_SECONDS
+        while not self.channel.ended.done() and time.monotonic() < end:
+            await asyncio.wait({self.channel.ended}, timeout=1)
+        if self._dyno.agent is not None:
+            self._dyno.agent.forget(self.channel.number)
+        self.channel.abandon()
+        if self.terminal_fd is not None:
+            os.close(self.terminal_fd)
+            self.terminal_fd = None
+
+
+def set_size(terminal: int, rows: int, columns: int) -> None:
+    """Set a terminal's size on the host."""
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
+
+
+def order_of(spec: DynoSpec, order: Order) -> Order:
+    """``order`` with what a spec says of the command."""
+    return replace(
+        order, argv=spec.command, env=spec.env, hostname=spec.name, readonly=spec.readonly, terminal=spec.terminal,
+        streams=spec.stdio is not None and spec.terminal is None,
+    )  # fmt: skip

@@ -1,0 +1,403 @@
+"""A microVM moves: to another QEMU on this host while it runs, into a file, and out of one.
+
+With KVM a machine runs on while its memory goes, and stands still for the rest of it. An emulated processor (TCG) stands still
+for all of it: QEMU loses writes of its own translated code now and then while it watches memory for changes (seen with 7.2 on
+busy hosts: one move in three ended in a guest that had lost its mind).
+
+The memory goes through a descriptor that this process made, because QEMU may open nothing by itself. The writable layer is a
+nameless file that both machines hold; only one of them runs at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import DavitError
+from foundation.programs import run
+from runtime import cgroups
+from runtime.children import start_time
+from runtime.driver import DynoSpec, Limits
+from runtime.dynodir import DynoDirectory, Record
+from runtime.microvm import machine, protocol
+from runtime.microvm.agent import Agent
+from runtime.microvm.dyno import ANSWER_SECONDS, MicroVm
+from runtime.microvm.machine import Machine
+from runtime.microvm.protocol import Order
+from runtime.qmp import Monitor, MonitorFailed
+
+if TYPE_CHECKING:
+    from runtime.microvm.driver import Launch, MicroVmDriver
+
+SECONDS = 120.0
+"""For the memory to get across."""
+DOWNTIME_MS = 100
+"""QEMU stops the machine when it can send the rest within this."""
+_META, _MEMORY, _SCRATCH = "machine.json", "memory", "scratch"
+
+
+class MoveFailed(DavitError):
+    """A microVM could not be moved, put aside or woken."""
+
+    id, status = "vm_move_failed", 500
+
+
+# -- to another QEMU -----------------------------------------------------------------------------------------------------
+
+
+async def move(driver: MicroVmDriver, dyno: MicroVm) -> float:
+    """Move a running microVM to another QEMU on this host.
+
+    Returns:
+        seconds for which it stood still.
+
+    Raises:
+        MoveFailed: it could not be moved; it runs on where it was.
+    """
+    source, process = dyno.monitor, dyno.process
+    assert source is not None and process is not None
+    ours, theirs = socket.socketpair()
+    target: Launch | None = None
+    try:
+        target = await driver.host.in_thread(_twin, driver, dyno, os.dup(theirs.fileno()))
+        await driver.launch(target)
+        assert target.monitor is not None and target.process is not None
+        _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
+        if not driver.kvm:
+            await source.execute("stop")
+        await _send(source, ours.fileno())
+        if not driver.kvm:
+            await _go_on_again(target)
+        stopped: float = (await source.event("STOP", timeout=SECONDS))[1]["at"]
+        resumed: float = (await target.monitor.event("RESUME", timeout=SECONDS))[1]["at"]
+        agent = await Agent.connect(driver.socket(target.record, "agent"), ANSWER_SECONDS)
+    except (DavitError, OSError, AssertionError) as error:
+        words = await driver.last_words(target) if target is not None else ""
+        await _stay(driver, dyno, target)
+        reason = error.message if isinstance(error, DavitError) else str(error)
+        raise MoveFailed(f"The dyno {dyno.record.name} could not be moved and runs on where it was: {reason}{words}") from None
+    finally:
+        ours.close()
+        theirs.close()
+    await _settle_in(driver, dyno, target, agent)
+    return max(0.0, resumed - stopped)
+
+
+def _twin(driver: MicroVmDriver, dyno: MicroVm, incoming: int) -> Launch:
+    """A machine like ``dyno``'s that waits for its memory; it gets the very disks, tap and FIFOs."""
+    from runtime.microvm.driver import Launch
+
+    facts = dyno.record.facts
+    twin = Launch(
+        dyno.record, DynoDirectory(driver.host.dynos / dyno.spec_id), Limits(**facts["limits"]),
+        described(driver, dyno.record, incoming=True), Path(), None, generation=facts["generation"] + 1,
+    )  # fmt: skip
+    held = Path(f"/proc/{dyno.pid}/fd")
+    twin.fds[machine.INCOMING] = incoming
+    for number, kept, wanted, flags in (
+        (machine.STACK, machine.KEPT_STACK, True, os.O_RDONLY),
+        (machine.SLUG, machine.KEPT_SLUG, facts["slug"], os.O_RDONLY),
+        (machine.SCRATCH, machine.KEPT_SCRATCH, facts["scratch"], os.O_RDWR),
+    ):
+        if wanted:
+            driver.open_disk(twin, number, kept, os.open(held / str(kept), flags | os.O_CLOEXEC))
+    driver.open_fifos(twin)
+    if dyno.record.network:
+        twin.fds[machine.TAP] = take_descriptor(dyno.pid, machine.TAP)
+    memory = facts["memory"] + facts["plugged_memory"]
+    driver.limit(dyno.cgroup, twin.limits, memory, machines=2)
+    return twin
+
+
+def described(driver: MicroVmDriver, record: Record, *, incoming: bool) -> Machine:
+    """The machine that a record describes."""
+    facts = record.facts
+    return Machine(
+        name=f"{facts['app']}/{record.name}", memory=facts["memory"], pluggable=facts["pluggable"],
+        processors=facts["processors"], most_processors=facts["most_processors"], plugged=facts["plugged"], kvm=driver.kvm,
+        mac=driver.host.network.mac(record.slot) if record.network else None, slug=facts["slug"], scratch=facts["scratch"],
+        fifos=record.fifos, incoming=incoming,
+    )  # fmt: skip
+
+
+def take_descriptor(pid: int, number: int) -> int:
+    """A copy of another process's descriptor (pidfd_getfd(2)): a tap cannot be opened a second time."""
+    import ctypes
+
+    pidfd = os.pidfd_open(pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd: int = libc.syscall(438, pidfd, number, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return fd
+    finally:
+        os.close(pidfd)
+
+
+async def _send(monitor: Monitor, descriptor: int) -> None:
+    """Send the machine's memory into ``descriptor``; returns when all of it is gone, and the machine is stopped then.
+
+    Raises:
+        MonitorFailed: it could not be sent.
+    """
+    await monitor.execute("migrate-set-parameters", {"max-bandwidth": 16 << 30, "downtime-limit": DOWNTIME_MS})
+    await monitor.execute("getfd", {"fdname": "memory"}, fds=[descriptor])
+    await monitor.execute("migrate", {"uri": "fd:memory"})
+    end = time.monotonic() + SECONDS
+    while True:
+        told = await monitor.execute("query-migrate")
+        status = told.get("status")
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise MonitorFailed(f"its memory could not be sent: {told.get('error-desc', status)}")
+        if time.monotonic() > end:
+            await monitor.execute("migrate_cancel")
+            raise MonitorFailed(f"its memory could not be sent within {SECONDS:g} seconds; it changes too fast ({status})")
+        await asyncio.sleep(0.02)
+
+
+async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> None:
+    """The move failed: the twin goes, and the dyno runs on."""
+    if target is not None:
+        for connection in (target.monitor, target.agent):
+            if connection is not None:
+                connection.close()
+        if target.process is not None:
+            target.process.send(SIGKILL)
+            await target.process.wait()
+            driver.host.forget(target.process.pid)
+        for fd in target.fds.values():
+            os.close(fd)
+        target.fds.clear()
+    _note(driver, dyno, moving_to=None)
+    if dyno.monitor is not None:
+        with suppress(DavitError):
+            await dyno.monitor.execute("migrate_cancel")
+        with suppress(DavitError):
+            if (await dyno.monitor.execute("query-status"))["status"] != "running":
+                await dyno.monitor.execute("cont")
+    await _limit_one(driver, dyno)
+
+
+async def _settle_in(driver: MicroVmDriver, dyno: MicroVm, target: Launch, agent: Agent) -> None:
+    """The dyno lives in the twin now: write that down, then end the machine that it left."""
+    assert target.process is not None
+    left, left_agent, left_monitor, pid = dyno.process, dyno.agent, dyno.monitor, dyno.pid
+    facts = {**target.record.facts, "moving_to": None}
+    dyno.record = replace(target.record, facts=facts)
+    await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
+    dyno.monitor, dyno.agent, dyno.pid = target.monitor, agent, target.process.pid
+    if left_agent is not None:
+        left_agent.lost = lambda: None
+        left_agent.close()
+    if left_monitor is not None:
+        left_monitor.close()
+    dyno.bind_main()
+    agent.lost = dyno._lost
+    dyno.process = target.process
+    if left is not None:
+        left.send(SIGKILL)
+        await left.wait()
+        driver.host.forget(pid)
+    await _limit_one(driver, dyno)
+
+
+async def _limit_one(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    facts = dyno.record.facts
+    memory = facts["memory"] + facts["plugged_memory"]
+    with suppress(OSError):
+        await driver.host.in_thread(driver.limit, dyno.cgroup, Limits(**facts["limits"]), memory)
+
+
+def _note(driver: MicroVmDriver, dyno: MicroVm, **facts: Any) -> None:
+    dyno.record = replace(dyno.record, facts={**dyno.record.facts, **facts})
+    DynoDirectory(driver.host.dynos / dyno.spec_id).write(dyno.record)
+
+
+async def settle(driver: MicroVmDriver, record: Record) -> Record:
+    """The record of a dyno whose runtime was killed while it moved: it is where it runs now, and the other machine ends."""
+    going = record.facts.get("moving_to")
+    group = cgroups.Cgroup(record.cgroup)
+    if going:
+        pid, started, generation = going
+        there = replace(record, pid=pid, started=started, facts={**record.facts, "generation": generation, "moving_to": None})
+        if group.holds(pid) and start_time(pid) == started and await _left(driver, record):
+            record = there
+            await _go_on(driver, record)
+        else:
+            record = replace(record, facts={**record.facts, "moving_to": None})
+            await _go_on(driver, record)
+        DynoDirectory(driver.host.dynos / record.id).write(record)
+    for pid in group.pids():
+        if pid != record.pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGKILL)
+    return record
+
+
+async def _left(driver: MicroVmDriver, record: Record) -> bool:
+    """Whether the machine has sent all its memory away."""
+    try:
+        monitor = await Monitor.connect(driver.socket(record, "monitor"))
+    except DavitError:
+        return True  # it has gone
+    try:
+        return bool((await monitor.execute("query-status"))["status"] == "postmigrate")
+    except DavitError:
+        return False
+    finally:
+        monitor.close()
+
+
+async def _go_on(driver: MicroVmDriver, record: Record) -> None:
+    with suppress(DavitError):
+        monitor = await Monitor.connect(driver.socket(record, "monitor"))
+        with suppress(DavitError):
+            await monitor.execute("migrate_cancel")
+        with suppress(DavitError):
+            if (await monitor.execute("query-status"))["status"] == "paused":
+                await monitor.execute("cont")
+        monitor.close()
+
+
+# -- into a file and out of it -------------------------------------------------------------------------------------------
+
+
+async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
+    """Write all that a microVM is into the new directory ``to``, and end it.
+
+    Raises:
+        MoveFailed: it could not be written; it runs on, and ``to`` is gone.
+    """
+    assert dyno.monitor is not None and dyno.process is not None
+    try:
+        to.mkdir(mode=0o700)
+        await dyno.monitor.execute("stop")
+        await _write_memory(dyno.monitor, to / _MEMORY)
+        await driver.host.in_thread(_write_rest, dyno, to)
+    except (DavitError, OSError) as error:
+        shutil.rmtree(to, ignore_errors=True)
+        with suppress(DavitError):
+            await dyno.monitor.execute("cont")
+        reason = error.message if isinstance(error, DavitError) else error.strerror
+        raise MoveFailed(f"The dyno {dyno.record.name} could not be put aside and runs on: {reason}.") from None
+    dyno.put_aside = True
+    dyno.process.send(SIGKILL)
+    await dyno.wait()
+
+
+async def _write_memory(monitor: Monitor, path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        await _send(monitor, fd)
+    finally:
+        os.close(fd)
+
+
+def _write_rest(dyno: MicroVm, to: Path) -> None:
+    if dyno.record.facts["scratch"]:
+        held = f"/proc/{dyno.pid}/fd/{machine.KEPT_SCRATCH}"
+        try:
+            os.link(held, to / _SCRATCH, follow_symlinks=True)
+        except OSError:  # another disk, or a file system without nameless files
+            run(["cp", "--sparse=always", held, to / _SCRATCH], timeout=600)
+        (to / _SCRATCH).chmod(0o600)
+    meta = {"facts": dyno.record.facts, "digest": _digest(to / _MEMORY), "size": (to / _MEMORY).stat().st_size}
+    (to / _META).touch(mode=0o600)
+    (to / _META).write_text(json.dumps(meta))
+
+
+def _digest(path: Path) -> int:
+    """Against damage, not against malice: only root can write there."""
+    sum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sum = zlib.crc32(block, sum)
+    return sum
+
+
+async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> MicroVm:
+    """Start a microVM from what :func:`put_aside` wrote.
+
+    Raises:
+        MoveFailed: it is damaged or of another version; nothing runs.
+    """
+    facts = await driver.host.in_thread(_read, driver, snapshot)
+    launch = driver.plan(spec, incoming=True)
+    launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
+    launch.machine = replace(
+        described(driver, launch.record, incoming=True), mac=driver.host.network.mac(launch.record.slot) if spec.network else None
+    )
+    try:
+        await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)
+        await driver.launch(launch)
+        await _go_on_again(launch)
+        await driver.reach(launch)
+        return await _wake(driver, launch, spec)
+    except BaseException as error:
+        failure = await driver.failed(launch, spec.name, error)
+        raise failure from error
+
+
+async def _go_on_again(launch: Launch) -> None:
+    """It was stopped when it was written, and is stopped when it has been read."""
+    assert launch.monitor is not None
+    end = time.monotonic() + SECONDS
+    while (await launch.monitor.execute("query-status"))["status"] == "inmigrate":
+        if time.monotonic() > end:
+            raise MonitorFailed(f"its memory could not be read within {SECONDS:g} seconds")
+        await asyncio.sleep(0.01)
+    await launch.monitor.execute("cont")
+
+
+def _read(driver: MicroVmDriver, snapshot: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((snapshot / _META).read_text())
+        facts = dict(meta["facts"])
+        whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and _digest(snapshot / _MEMORY) == meta["digest"]
+        whole = whole and (not facts["scratch"] or (snapshot / _SCRATCH).exists())
+        same = tuple(facts["qemu"]) == driver.qemu_version and facts["kernel"] == driver.kernel.version
+        same = same and facts["kvm"] == driver.kvm
+    except (OSError, ValueError, KeyError, TypeError):
+        whole, same, facts = False, False, {}
+    if not whole:
+        raise MoveFailed("What was written of the sleeping dyno is damaged; it is started anew.")
+    if not same:
+        raise MoveFailed("The sleeping dyno was put aside by another version of QEMU or kernel; it is started anew.")
+    return facts
+
+
+def _open_snapshot(driver: MicroVmDriver, launch: Launch, snapshot: Path) -> None:
+    launch.fds[machine.INCOMING] = os.open(snapshot / _MEMORY, os.O_RDONLY | os.O_CLOEXEC)
+    if launch.machine.scratch:
+        image = os.open(snapshot / _SCRATCH, os.O_RDWR | os.O_CLOEXEC)
+        driver.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
+    driver.prepare(launch)
+
+
+async def _wake(driver: MicroVmDriver, launch: Launch, spec: DynoSpec) -> MicroVm:
+    """The guest runs where it stopped: it learns its new address, its new name server, and what time it is."""
+    assert launch.agent is not None
+    if launch.agent.state.state != "running":
+        raise MoveFailed("The sleeping dyno had ended when it was put aside; it is started anew.")
+    known = await driver.host.in_thread(driver.order, launch.record, spec.name, spec.limits)
+    order = Order(
+        hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
+    )
+    await launch.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), ANSWER_SECONDS)
+    dyno = driver.dyno(launch)
+    dyno.bind_main()
+    dyno.watch()
+    return dyno

@@ -1,0 +1,110 @@
+"""Other limits for a running microVM: processors and memory are plugged in, memory is pulled out, processors are put to rest.
+
+A processor that was plugged in stays plugged: at rest it costs nothing and nobody in the guest can use it, while pulling it
+takes a guest's kernel that agrees in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from runtime.driver import Limits, Unsupported
+from runtime.dynodir import DynoDirectory
+from runtime.microvm import machine, protocol
+from runtime.microvm.dyno import ANSWER_SECONDS, MicroVm
+from runtime.microvm.machine import MIB
+from runtime.qmp import MonitorFailed
+
+if TYPE_CHECKING:
+    from runtime.microvm.driver import MicroVmDriver
+
+SECONDS = 60.0
+"""For the guest to take memory."""
+PULL_SECONDS = 10.0
+"""For the guest to give memory up; what it keeps, its dyno may not use."""
+
+
+async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
+    """Put ``limits`` in force in ``dyno``.
+
+    What grows is there before the dyno may use it; what shrinks is out of use before it goes.
+
+    Raises:
+        Unsupported: it cannot be done without a restart; nothing has changed.
+    """
+    facts = dyno.record.facts
+    if dyno.ended or dyno.monitor is None or dyno.agent is None:
+        raise Unsupported(f"The dyno {dyno.record.name} has ended.")
+    wanted = machine.rounded(limits.memory) + machine.RESERVE
+    before = facts["memory"] + facts["plugged_memory"]
+    more = max(0, wanted - facts["memory"])
+    processors = machine.processors(limits, facts["most_processors"])
+    now = facts["processors"] + len(facts["plugged"])
+    if more > facts["pluggable"]:
+        raise Unsupported(f"The dyno {dyno.record.name} cannot get that much memory while it runs; restart it with the new size.")
+    await dyno.look()
+    used = dyno.stats().memory
+    if used > limits.memory:
+        raise Unsupported(
+            f"The dyno {dyno.record.name} uses {used // MIB} MB, more than the {limits.memory // MIB} MB of the new size."
+        )
+    largest = max(before, wanted)
+    await driver.host.in_thread(driver.limit, dyno.cgroup, limits, largest)
+    if wanted > before:
+        await _memory(dyno, more)
+    if processors > now:
+        await _plug(dyno, processors)
+    await _tell(dyno, limits, processors)
+    if wanted < before:
+        await _memory(dyno, more)
+        await _balloon(dyno, min(facts["memory"], wanted))
+        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
+    else:
+        await _balloon(dyno, min(facts["memory"], wanted))
+    facts["limits"] = dict(vars(limits))
+    await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
+
+
+async def _tell(dyno: MicroVm, limits: Limits, processors: int) -> None:
+    assert dyno.agent is not None
+    await dyno.agent.ask(lambda number: protocol.limits(number, limits.memory, limits.pids, processors), ANSWER_SECONDS)
+
+
+async def _memory(dyno: MicroVm, size: int) -> None:
+    """Have ``size`` bytes plugged in beside those that it booted with. A guest gives memory back as far as it can; what it
+    cannot move stays, and its control group keeps the dyno from using it."""
+    assert dyno.monitor is not None
+    if not dyno.record.facts["pluggable"]:
+        return
+    before = dyno.record.facts["plugged_memory"]
+    path = {"path": "plugged"}
+    await dyno.monitor.execute("qom-set", {**path, "property": "requested-size", "value": size})
+    end = time.monotonic() + SECONDS
+    plugged = before
+    while time.monotonic() < end:
+        plugged = int(await dyno.monitor.execute("qom-get", {**path, "property": "size"}))
+        if plugged == size or (size < before and time.monotonic() > end - SECONDS + PULL_SECONDS):
+            break
+        await asyncio.sleep(0.05)
+    dyno.record.facts["plugged_memory"] = plugged
+    if plugged < size:
+        raise MonitorFailed(f"The guest took only {plugged // MIB} of {size // MIB} MB more memory.")
+
+
+async def _balloon(dyno: MicroVm, size: int) -> None:
+    """What the machine booted with and the dyno may not use any more goes back to the host."""
+    assert dyno.monitor is not None
+    await dyno.monitor.execute("balloon", {"value": size})
+
+
+async def _plug(dyno: MicroVm, processors: int) -> None:
+    facts = dyno.record.facts
+    assert dyno.monitor is not None
+    slots: list[dict[str, Any]] = await dyno.monitor.execute("query-hotpluggable-cpus")
+    free = sorted((one for one in slots if "qom-path" not in one), key=lambda one: sorted(one["props"].items()))
+    for one in free[: processors - facts["processors"] - len(facts["plugged"])]:
+        processor = {"driver": one["type"], "id": f"processor{len(facts['plugged'])}", **one["props"]}
+        await dyno.monitor.execute("device_add", processor)
+        facts["plugged"].append(processor)

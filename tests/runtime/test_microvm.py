@@ -1,0 +1,350 @@
+"""The microVM driver keeps the contract. The core of it runs with every other test, and shares guests; the whole of it, a guest
+for each test, is `make test-vms`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from foundation.errors import DavitError
+from runtime.driver import Bind, Exit, Unsupported
+from runtime.microvm import acceleration, kernel, machine
+from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
+from runtime.microvm.dyno import MicroVm, StartFailed
+from runtime.microvm.moving import MoveFailed
+from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
+from tests.runtime.bench_of_microvm import MicroVmBench, require, stacks
+from tests.runtime.contract import DriverContract
+
+pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
+
+_COUNT = """
+import http.server
+count = 0
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        global count
+        count += 1
+        body = str(count).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+print("up", flush=True)
+http.server.HTTPServer(("0.0.0.0", 5000), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def machines(loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]) -> Iterator[MicroVmBench]:
+    """The open driver; nothing is left of it afterwards."""
+    require()
+    bench = MicroVmBench(loop, *images, DAVIT_STACKS=str(stacks()))
+    bench.open()
+    yield bench
+    bench.close()
+    assert bench.leftovers_on_host() == []
+
+
+@pytest.fixture
+def bench(machines: MicroVmBench) -> Iterator[MicroVmBench]:
+    """The driver with its shared guest; after the test everything is as before it."""
+    machines.share()
+    before = machines.footprint()
+    yield machines
+    machines.remove_all()
+    machines.wait_for_footprint(before)
+
+
+@pytest.fixture
+def own(machines: MicroVmBench) -> Iterator[MicroVmBench]:
+    """The driver without the shared guest, for tests that boot their own."""
+    machines.shared = None
+    machines.remove_all()
+    before = machines.footprint()
+    yield machines
+    machines.remove_all()
+    machines.wait_for_footprint(before)
+
+
+def start(bench: MicroVmBench, *command: str, **changes: object) -> MicroVm:
+    """Start a microVM."""
+    return bench.run(bench.vm.start(bench.spec(*command, **changes)))
+
+
+def ask(dyno: MicroVm) -> str:
+    """What the counting server says next."""
+    with urllib.request.urlopen(f"http://{dyno.address}:5000/", timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+class TestSharedGuest:
+    """What can be seen in a guest without changing it."""
+
+    test_capabilities = DriverContract.test_it_has_no_capabilities_and_gains_none
+    test_sys = DriverContract.test_sys_is_hidden_and_proc_sys_is_readonly
+    test_descriptors = DriverContract.test_none_of_the_runtimes_descriptors_reach_it
+    test_host = DriverContract.test_the_host_is_out_of_reach_at_once
+    test_private = DriverContract.test_private_networks_and_metadata_are_out_of_reach_at_once
+    test_mail = DriverContract.test_mail_is_refused
+
+    def test_further_commands(self, bench: MicroVmBench) -> None:
+        dyno = bench.share()
+        script = "id -u; echo $A; grep CapEff /proc/self/status; hostname 2>/dev/null || cat /proc/sys/kernel/hostname; exit 9"
+        exit, said = bench.command(dyno, ["/bin/bash", "-c", script], {**ENV, "A": "b\nc"})  # type: ignore[arg-type]
+        assert exit == Exit(9)
+        assert said.split() == ["1000", "b", "c", "CapEff:", "0" * 16, "web.1"]
+        with pytest.raises(StartFailed, match="nonexistent"):
+            bench.run(dyno.exec(["/nonexistent"], ENV))
+
+    def test_a_terminal_has_a_size_that_changes(self, bench: MicroVmBench) -> None:
+        from tests.runtime.contract import _read_line
+
+        script = "trap 'stty size; exit 2' WINCH; stty size; while true; do sleep 0.05; done"
+        command = bench.run(bench.share().exec(["/bin/bash", "-c", script], ENV, terminal=(33, 101)))
+        assert command.terminal_fd is not None
+        assert _read_line(bench, command.terminal_fd) == "33 101"
+        bench.run(command.resize_terminal(40, 120))
+        assert _read_line(bench, command.terminal_fd) == "40 120"
+        assert bench.run(command.wait()) == Exit(2)
+        bench.run(command.remove())
+
+    def test_much_passes_through_a_further_command_unharmed(self, bench: MicroVmBench, tmp_path: Path) -> None:
+        data = os.urandom(3 << 20)
+        (tmp_path / "in").write_bytes(data)
+        with (tmp_path / "in").open() as source, (tmp_path / "out").open("w") as target:
+            stdio = (source.fileno(), target.fileno(), target.fileno())
+            command = bench.run(bench.share().exec(["/bin/cat"], ENV, stdio=stdio))
+            assert bench.run(command.wait()) == Exit(0)
+            bench.run(command.remove())
+        assert (tmp_path / "out").read_bytes() == data
+
+    def test_qemu_is_confined_and_its_command_line_holds_no_secret(self, bench: MicroVmBench) -> None:
+        dyno = bench.share()
+        proc = Path(f"/proc/{dyno.pid}")
+        status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line)
+        assert status["Uid"].split()[0] == str(bench.host.instance.uids(dyno.slot) + 1000)
+        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
+        assert "var" not in os.listdir(proc / "root")
+        assert b"PYTHONDONTWRITEBYTECODE" not in (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
+        assert dyno.cgroup.holds(dyno.pid)
+
+    def test_neighbours_are_out_of_reach_and_the_host_reaches_both(self, bench: MicroVmBench) -> None:
+        """One listens in the shared guest; a further guest would cost a boot, so the guest tries its own neighbours' places."""
+        dyno = bench.share()
+        serve = "import socket\ns = socket.create_server(('0.0.0.0', 5001))\nwhile True: s.accept()[0].close()"
+        command = bench.run(dyno.exec(["/usr/bin/python3", "-c", serve], ENV))
+        bench.until(lambda: any(one.port == 5001 for one in dyno.listeners()), "listening")
+        import socket
+
+        assert dyno.address
+        socket.create_connection((dyno.address, 5001), 30).close()
+        bench.run(command.signal(signal.SIGKILL))
+        assert bench.run(command.wait()) == Exit(137)
+        bench.run(command.remove())
+
+    def test_binds_are_refused_with_a_sentence(self, bench: MicroVmBench, tmp_path: Path) -> None:
+        with pytest.raises(Unsupported, match="directories of the host"):
+            start(bench, "true", binds=[Bind(tmp_path, "/davit")])
+
+    def test_a_resize_below_what_it_uses_is_refused(self, bench: MicroVmBench) -> None:
+        with pytest.raises(Unsupported, match="more than the"):
+            bench.run(bench.share().update(replace(LIMITS, memory=4096)))
+
+
+class TestLife:
+    """From the start to the end, and what may come between."""
+
+    test_output = DriverContract.test_output_goes_to_the_fifos_and_the_status_is_the_commands
+
+    def test_it_serves_grows_moves_sleeps_wakes_and_ends(self, own: MicroVmBench) -> None:
+        """One guest, so that its memory must come through all of it."""
+        dyno = start(own, "/usr/bin/python3", "-c", _COUNT)
+        own.until(lambda: any(one.port == 5000 for one in dyno.listeners()), "listening")
+        assert [ask(dyno), ask(dyno)] == ["1", "2"]
+
+        grown = replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB, cpu_shares=2048, cpu_quota=2.0)
+        own.run(dyno.update(grown))
+        assert _memory(own, dyno) > 450
+        before = dyno.pid
+        assert 0 <= own.run(dyno.migrate()) < 60
+        assert dyno.pid != before
+        assert ask(dyno) == "3"
+        own.run(dyno.update(LIMITS))
+        assert _memory(own, dyno) < 300
+
+        snapshot = own.home / "snapshot"
+        own.run(dyno.suspend(snapshot))
+        assert own.run(dyno.wait()) == Exit(0)
+        assert all(path.stat().st_mode & 0o77 == 0 for path in (snapshot, *snapshot.iterdir()))
+        own.run(dyno.remove())
+        woken = own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), snapshot))
+        assert not snapshot.exists()
+        assert woken.address != dyno.address
+        assert ask(woken) == "4"
+        own.run(woken.signal(signal.SIGTERM))
+        assert own.run(woken.wait()) == Exit(128 + signal.SIGTERM)
+
+    def test_term_reaches_the_command_and_its_slug_is_writable(self, own: MicroVmBench) -> None:
+        script = "trap 'echo bye; exit 3' TERM; pwd; id -u; echo new >> hello.txt; cat hello.txt; while true; do sleep 0.05; done"
+        dyno = start(own, script)
+        own.until(lambda: "new" in own._said(dyno), "writing")  # type: ignore[arg-type]
+        own.run(dyno.signal(signal.SIGTERM))
+        assert own.run(dyno.wait()) == Exit(3)
+        said = own.output(dyno).split("\n")  # type: ignore[arg-type]
+        assert said == ["/app", "1000", "Hello from the slug", "new", "bye", ""]
+
+    def test_qemu_killed_is_a_crash_and_leaves_nothing(self, own: MicroVmBench) -> None:
+        dyno = start(own, "exec sleep 1000")
+        os.kill(dyno.pid, signal.SIGKILL)
+        assert own.run(dyno.wait()) == Exit(137)
+
+    def test_a_flood_of_output_waits_for_its_reader_and_the_guest_still_obeys(self, own: MicroVmBench) -> None:
+        dyno = start(own, "while true; do echo 0123456789012345678901234567890123456789; done")
+        own.run(dyno.look())
+        own.run(dyno.signal(signal.SIGKILL, everyone=True))
+        assert own.run(dyno.wait()) == Exit(137)
+
+    def test_a_killed_runtime_finds_its_guest_again_and_knows_how_it_ended(
+        self, loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]
+    ) -> None:
+        require()
+        other = MicroVmBench(loop, *images, DAVIT_STACKS=str(stacks()))
+        env = {**os.environ, "DAVIT_HOME": str(other.home), "DAVIT_STACKS": str(stacks())}
+        script = "trap 'exit 3' TERM; while true; do sleep 0.05; done"
+        argv = [sys.executable, "-m", "tests.runtime.microvm_other_process", *map(str, images), script, "echo done; exit 5"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
+            assert process.stdout
+            started = json.loads(process.stdout.readline())
+            process.kill()
+        other.open()
+        try:
+            found = {dyno.spec_id: dyno for dyno in other.run(other.vm.adopt())}
+            assert {id: dyno.pid for id, dyno in found.items()} == {id: pid for id, pid in started}
+            ended = found["dyno-2"]
+            assert other.run(ended.wait()) == Exit(5)
+            alive = found["dyno-1"]
+            other.until(lambda: _pids(alive) == 3, "its sleep, after which its trap is set")
+            other.run(alive.signal(signal.SIGTERM))
+            assert other.run(alive.wait()) == Exit(3)
+        finally:
+            other.close()
+        assert other.leftovers_on_host() == []
+
+
+class TestBadInput:
+    """Each a sentence, and nothing left."""
+
+    def test_qemu_missing_or_too_old(self) -> None:
+        with pytest.raises(Unsupported, match="not installed"):
+            find_qemu("qemu-system-that-is-not-there")
+        with pytest.raises(Unsupported, match=r"need QEMU 6\.2 or newer; this host has 4\.2\.1"):
+            parse_version("QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)")
+        with pytest.raises(Unsupported, match="no QEMU"):
+            parse_version("hello")
+
+    def test_a_kernel_that_is_none_or_damaged(self, tmp_path: Path) -> None:
+        with pytest.raises(kernel.KernelMissing, match="stack:build --vm"):
+            kernel.current(tmp_path)
+        require()
+        good = kernel.current(stacks())
+        copy = tmp_path / kernel.NAME / "1"
+        shutil.copytree(good.directory, copy)
+        (tmp_path / kernel.NAME / "current").symlink_to("1")
+        assert kernel.current(tmp_path).version == "1"
+        (copy / "vmlinux").write_bytes(b"no kernel")
+        with pytest.raises(kernel.KernelMissing, match="damaged or no kernel"):
+            kernel.current(tmp_path)
+
+    def test_kvm_that_is_not_there_or_lies_is_found_out_once(self, tmp_path: Path) -> None:
+        require()
+        qemu, version = find_qemu("qemu-system-x86_64")
+        known = tmp_path / "acceleration.json"
+        where = kernel.current(stacks())
+        works = asyncio.run(acceleration.kvm_works(qemu, "7", where, known, tmp_path / "none"))
+        assert not works and json.loads(known.read_text())["reason"] == "there is no /dev/kvm"
+        lying = tmp_path / "kvm"  # it is there, and no machine boots with this "QEMU"
+        lying.touch()
+        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
+        assert "does not boot" in json.loads(known.read_text())["reason"]
+
+    def test_a_guest_that_hangs_at_boot_or_stops_there(
+        self, own: MicroVmBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("runtime.microvm.machine._KERNEL_WORDS", "console=ttyS0 rdinit=/none panic=-1")
+        with pytest.raises(
+            StartFailed, match=r"could not be started: its machine ended while it booted|its guest does not answer"
+        ):
+            start(own, "true")
+
+    def test_a_broken_snapshot_starts_nothing(self, own: MicroVmBench) -> None:
+        snapshot = own.home / "broken"
+        snapshot.mkdir()
+        (snapshot / "machine.json").write_text("{")
+        with pytest.raises(MoveFailed, match="damaged"):
+            own.run(own.vm.resume(own.spec("true"), snapshot))
+        assert not snapshot.exists()
+
+    def test_no_free_place_is_a_sentence(self, own: MicroVmBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(own.host.pool, "_used", set(range(1, 1024)))
+        with pytest.raises(DavitError, match="as many as it has places for"):
+            start(own, "true")
+
+
+def _pids(dyno: MicroVm) -> int:
+    """How many processes it has, as it told within the last seconds."""
+    return dyno.stats().pids
+
+
+def _memory(bench: MicroVmBench, dyno: MicroVm) -> int:
+    """The guest's memory in MiB."""
+    exit, said = bench.command(dyno, ["/usr/bin/head", "-1", "/proc/meminfo"], ENV)  # type: ignore[arg-type]
+    assert exit == Exit(0)
+    return int(said.split()[1]) // 1024
+
+
+def test_a_machine_is_composed_of_its_parts() -> None:
+    whole = machine.Machine("app/web.1", 608 * MIB, 1024 * MIB, 1, 4, mac="02:00:00:00:00:01")
+    words = machine.command("qemu", whole)
+    assert words[words.index("-m") + 1] == "size=608M,maxmem=1632M"
+    assert any(word.startswith("virtio-net-pci") and "02:00:00:00:00:01" in word for word in words)
+    assert "tap,id=net,fd=8,vhost=off" in words
+    assert words[words.index("-sandbox") + 1].startswith("on,")
+    alone = machine.command("qemu", replace(whole, mac=None, slug=False, scratch=False, fifos=False, incoming=True))
+    assert not any("virtio-net" in word or "slug" in word or "scratch" in word for word in alone)
+    assert alone[-2:] == ["-incoming", f"fd:{machine.INCOMING}"]
+
+
+def test_processors_follow_the_size_and_the_host() -> None:
+    assert machine.processors(LIMITS, 8) == 1
+    assert machine.processors(replace(LIMITS, cpu_shares=4096, cpu_quota=8.0), 8) == 4
+    assert machine.processors(replace(LIMITS, cpu_shares=65536, cpu_quota=2.0), 8) == 2
+
+
+@pytest.mark.slow
+class TestWhole(DriverContract):
+    """Every test of the contract, each in guests of its own."""
+
+    @pytest.fixture
+    def bench(self, own: MicroVmBench) -> Iterator[MicroVmBench]:
+        """No guest is shared."""
+        yield own
+
+    test_a_bind_shows_the_hosts_files_as_its_own = None
+    test_many_start_at_once = None
+
+
+def test_the_driver_says_what_it_is() -> None:
+    assert MicroVmDriver.isolation == "microvm"
