@@ -1,0 +1,101 @@
+"""The pure parts of the microVM driver: frames, which a hostile guest writes, and what goes into the kernel's file system."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.driver import Listener, Stats
+from runtime.microvm import kernel_builder, protocol
+from runtime.microvm.kernel import KernelMissing
+from runtime.microvm.protocol import Frame, Hunter, Order, Reader
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 65535), st.binary(max_size=300)), max_size=8), st.data())
+def test_frames_come_out_as_they_went_in_however_they_are_cut(sent: list[tuple[int, int, bytes]], data: st.DataObject) -> None:
+    stream = b"".join(protocol.frame(*one) for one in sent)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
+    reader, found = Reader(), []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += reader.feed(stream[start:end])
+    assert found == [Frame(*one) for one in sent]
+
+
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_whatever_a_guest_writes_is_skipped_or_a_frame(pieces: list[bytes]) -> None:
+    reader = Reader()
+    for piece in pieces:
+        for frame in reader.feed(piece):
+            assert len(frame.payload) <= protocol.CHUNK
+    whole = protocol.frame(protocol.DONE, 7)
+    assert Frame(protocol.DONE, 7, b"") in list(reader.feed(bytes(protocol.CHUNK + 16) + whole + whole))
+
+
+@given(st.binary(max_size=100))
+def test_payloads_of_a_guest_are_read_without_surprise(payload: bytes) -> None:
+    status, _ = protocol.exited(payload)
+    assert 0 <= status <= 255
+    for one in protocol.listeners(payload):
+        assert 0 <= one.port <= 65535
+    told = protocol.figures(payload)
+    assert (told is None) == (len(payload) != 48)
+    assert protocol.count(payload) >= 0
+
+
+@given(st.binary(max_size=300), st.binary(max_size=40))
+def test_the_answer_to_a_sync_is_found_behind_the_rest_of_an_earlier_talk(before: bytes, after: bytes) -> None:
+    nonce = b"0123456789abcdef"
+    answer = protocol.frame(protocol.SYNCED, 0, nonce + struct.pack("<IBiB", 1, 2, 7, 1) + bytes(2))
+    hunter = Hunter(nonce)
+    assert hunter.feed(before) is None
+    found = hunter.feed(answer + after)
+    assert found is not None
+    state, rest = found
+    assert (state.version, state.state, state.status, state.oom, rest) == (1, "over", 7, True, after)
+
+
+def test_listeners_and_figures() -> None:
+    told = struct.pack("<B16sH", 4, bytes([127, 0, 0, 1]) + bytes(12), 5000) + struct.pack("<B16sH", 6, bytes(16), 80)
+    assert protocol.listeners(told) == [Listener("127.0.0.1", 5000), Listener("::", 80)]
+    assert protocol.figures(struct.pack("<6Q", 1, 2, 3_000_000, 4, 5, 6)) == (Stats(1, 2, 3.0, 4, 5), 6)
+
+
+def test_a_large_order_goes_in_many_frames() -> None:
+    order = Order(argv=["a"], env={"LONG": "x" * 200_000}, memory=1 << 30, terminal=(20, 70), readonly=True)
+    frames = list(Reader().feed(protocol.order(protocol.START, 0, order)))
+    assert [frame.type for frame in frames] == [protocol.SPEC] * 4 + [protocol.START]
+    assert b"".join(frame.payload for frame in frames) == order.encode()
+
+
+def _module(*needs: str) -> bytes:
+    return b"\x7fELF\0license=GPL\0depends=" + ",".join(needs).encode() + b"\0"
+
+
+def test_modules_come_after_those_that_they_need() -> None:
+    names = [*kernel_builder.MODULES, "failover"]
+    files = {f"{name.replace('_', '-')}.ko.xz": lzma.compress(_module()) for name in names}
+    files["virtio-net.ko.xz"] = lzma.compress(_module("failover"))
+    files["modules.builtin"] = (
+        b"kernel/drivers/virtio/virtio_pci.ko\nkernel/drivers/char/virtio_console.ko\nkernel/fs/ext4/ext4.ko\n"
+    )
+    order = [name for name, _ in kernel_builder.modules_in_order(files)]
+    assert order.index("failover") < order.index("virtio_net")
+    assert "ext4" not in order
+    del files["erofs.ko.xz"]
+    with pytest.raises(KernelMissing, match="no module erofs"):
+        kernel_builder.modules_in_order(files)
+
+
+def test_the_initramfs_is_an_archive_that_cpio_knows() -> None:
+    packed = kernel_builder.archive([("one", b"module")], b"agent")
+    assert packed.startswith(b"070701") and b"TRAILER!!!" in packed
+    assert len(packed) % 4 == 0
+    assert packed.index(b"modules/00-one.ko\0") < packed.index(b"init\0")
+
+
+def test_what_is_no_kernel_image_has_no_payload() -> None:
+    assert kernel_builder.payload_of(b"no kernel" * 100) == b""
