@@ -18,7 +18,7 @@ The `heroku` command (npm `heroku` {version}) works with Davit unmodified:
 
 This page is written by the tests, which call the real command against a real Davit and look at what it prints and at what is
 true afterwards. **works**: as on Heroku. **differs**: it works, with the difference named. **not yet**: Davit refuses it with
-a sentence, or the command only ever talks to a service of Heroku's own. {works} commands work, {differs} differ, {rest} do not
+a sentence, the command only ever talks to a service of Heroku's own, or no test has called it. {works} commands work, {differs} differ, {rest} do not
 work yet.
 
 """
@@ -38,6 +38,16 @@ DIFFERENCES = {
 
 _HEROKUS = "only talks to a service of Heroku's own"
 _LATER = {
+    "access:update": "there are no teams",
+    "apps:join": "there are no teams",
+    "apps:lock": "there are no teams",
+    "apps:unlock": "there are no teams",
+    "certs:auto": "certificates are not fetched by themselves; upload yours with certs:add",
+    "ps:copy": "ps:exec comes later",
+    "ps:exec": "comes later; `heroku run` starts a dyno of its own",
+    "ps:forward": "ps:exec comes later",
+    "ps:socks": "ps:exec comes later",
+    "run:inside": "comes later; `heroku run` starts a dyno of its own",
     "accounts": "several logins side by side: the `davit` command keeps one per Davit",
     "addons": "add-ons come later",
     "apps:errors": _HEROKUS,
@@ -92,4 +102,4 @@ def _judge(id: str, ledger: Ledger) -> tuple[str, str]:
     for end in range(len(words), 0, -1):
         if reason := _LATER.get(":".join(words[:end])):
             return "not yet", reason
-    return "not yet", "not tried"
+    return "not yet", "no test has called it"

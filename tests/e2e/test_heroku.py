@@ -31,6 +31,12 @@ def ask(app: App, path: str = "") -> Any:
         return client.get(f"/apps/{app.name}{path}").raise_for_status().json()
 
 
+def checksum(app: App) -> str:
+    """Of the slug that the newest release has."""
+    found: str = ask(app, f"/slugs/{ask(app, '/releases')[-1]['slug']['id']}")["checksum"]
+    return found
+
+
 @scene
 def dynos_and_releases(app: App) -> None:
     app.deploy(WITH_WORKER)
@@ -221,6 +227,7 @@ def a_day(app: App) -> None:
         assert heroku.git("remote", "get-url", "heroku").stdout.strip() == f"https://127.0.0.1:{davit.api}/{mine.name}.git"
         pushed = heroku.git("push", "heroku", "main")
         assert f"remote:        http://{mine.name}.localhost:{davit.http}/ deployed" in pushed.stderr
+        LEDGER.note(("git:credentials",), None)  # git asked it for the password
         mine.assert_serves("first")
         assert re.search(r"web\.1: up", heroku.start("ps").stdout)
         assert "done, v3" in heroku.start("config:set", "GREETING=hi").stderr
@@ -379,6 +386,78 @@ def authorizations(app: App) -> None:
         assert "not_found" in heroku.refused("authorizations:info", made["id"])
     with Heroku(app.davit, token="not-a-token") as stranger:
         assert "token" in stranger.refused("apps")
+
+
+@scene
+def drains_webhooks_and_certificates(app: App) -> None:
+    with Heroku(app.davit, app=app) as heroku:
+        heroku("drains:add", "https://93.184.215.14/logs")
+        assert "https://93.184.215.14/logs" in heroku("drains").out
+        heroku("drains:remove", "https://93.184.215.14/logs")
+        assert ask(app, "/log-drains") == []
+        assert "127.0.0.1" in heroku.refused("drains:add", "https://127.0.0.1/logs")
+
+        heroku("webhooks:add", "--include", "api:release", "--level", "notify", "--url", "https://93.184.215.14/hook")
+        (row,) = ask(app, "/webhooks")
+        assert row["id"] in heroku("webhooks").out
+        heroku("webhooks:update", row["id"], "--include", "api:build", "--level", "notify", "--url", "https://93.184.215.14/other")
+        assert "https://93.184.215.14/other" in heroku("webhooks:info", row["id"]).out
+        heroku("webhooks:events")
+        heroku("webhooks:deliveries")
+        heroku("webhooks:remove", row["id"])
+        assert ask(app, "/webhooks") == []
+
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN=www.{app.name}.org", "-days", "30", "-addext",
+             f"subjectAltName=DNS:www.{app.name}.org", "-keyout", "key.pem", "-out", "crt.pem"],
+            cwd=app.checkout, check=True, capture_output=True,
+        )  # fmt: skip
+        heroku("certs:add", "crt.pem", "key.pem")
+        (endpoint,) = ask(app, "/sni-endpoints")
+        assert f"www.{app.name}.org" in heroku("certs").out
+        assert f"www.{app.name}.org" in heroku("certs:info", "--name", endpoint["name"]).out
+        heroku("domains:add", f"www.{app.name}.org", "--cert", endpoint["name"])
+        heroku("certs:update", "crt.pem", "key.pem", "--name", endpoint["name"], "--confirm", app.name)
+        heroku("domains:clear")
+        heroku("certs:remove", "--name", endpoint["name"], "--confirm", app.name)
+        assert ask(app, "/sni-endpoints") == []
+        assert "disabled" in heroku("certs:auto").out
+
+
+@scene
+def pipelines_and_clients(app: App) -> None:
+    app.deploy(tiny("first"))
+    davit = app.davit
+    production = davit.create()
+    try:
+        with Heroku(davit) as heroku:
+            line = f"{app.name}-line"
+            heroku("pipelines:create", line, "--app", app.name, "--stage", "staging")
+            heroku("pipelines:add", line, "--app", production.name, "--stage", "development")
+            heroku("pipelines:update", "--app", production.name, "--stage", "production")
+            assert line in heroku("pipelines").out
+            shown = heroku("pipelines:info", line).out
+            assert re.search(rf"{app.name} +staging", shown) and re.search(rf"{production.name} +production", shown)
+            promoted = heroku("pipelines:promote", "--app", app.name)
+            assert "succeeded" in promoted.out, promoted
+            assert checksum(production) == checksum(app)
+            heroku("pipelines:rename", line, f"{line}2")
+            heroku("pipelines:remove", "--app", production.name)
+            heroku("pipelines:destroy", f"{line}2")
+
+            heroku("clients:create", "an editor", "https://example.com/callback")
+            assert "an editor" in heroku("clients").out
+            with davit.client() as client:
+                (made,) = [row for row in client.get("/oauth/clients").json() if row["name"] == "an editor"]
+            assert made["id"] in heroku("clients:info", made["id"]).out
+            heroku("clients:update", made["id"], "--name", "another")
+            heroku("clients:rotate", made["id"])
+            heroku("clients:destroy", made["id"])
+            assert "not enabled" in heroku("auth:2fa").out
+            flag = heroku("labs", "--app", app.name, "--json").json
+            assert flag
+    finally:
+        production.cli("apps:destroy", "--confirm", production.name, check=False)
 
 
 @scene
