@@ -98,7 +98,7 @@ def _service(made: Installation, name: str, argv: Sequence[str]) -> str:
 
 def _context(made: Installation) -> list[str]:
     variables = [f"Environment={_quoted(f'{name}={value}')}" for name, value in sorted(made.environment.items())]
-    return [f"WorkingDirectory={made.checkout}", *variables, f"EnvironmentFile={made.environment_file}", "UMask=0077"]
+    return [f"WorkingDirectory={made.checkout}", *variables, f"EnvironmentFile={made.environment_file}"]
 
 
 def _line(argv: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli.host import doctor, environment, home, procfile, ready
 from foundation.errors import DavitError
-from foundation.programs import run
+from foundation.programs import ProgramFailed, run
 from foundation.settings import Settings, from_environment
 from hosts import units
 
@@ -65,9 +65,31 @@ def _start(settings: Settings, variables: Mapping[str, str], changed: list[str],
     restarted = [name for name in changed if name.endswith(".service")]
     if restarted:
         run(["systemctl", "try-restart", *restarted], timeout=PATIENCE)
+    _prepared()
     run(["systemctl", "start", units.TARGET], timeout=2 * PATIENCE)
-    ready.wait(list(procfile.wanted(CHECKOUT, environment.build(settings, variables))), settings, PATIENCE)
+    # the worker is asked through the supervisor's record, which there is none of here; it listens nowhere
+    names = [name for name in procfile.wanted(CHECKOUT, environment.build(settings, variables)) if name != "worker"]
+    try:
+        ready.wait(names, settings, PATIENCE)
+    except ready.NotReady:
+        late = [name for name in names if not ready.answers(name, settings)]
+        told = _journal("--lines=8", *(word for name in late for word in ("--unit", f"davit-{name}")))
+        raise CannotInstall(f"Davit does not answer ({', '.join(late) or 'it did just now'}); its last words:\n{told}") from None
     say(f"Davit runs. Apps: {settings.app_url('NAME')}  API and git: {settings.api_url}")
+
+
+def _prepared() -> None:
+    """The target would start without what could not be prepared, and nobody would hear why."""
+    try:
+        run(["systemctl", "start", units.PREPARE], timeout=3 * PATIENCE)
+    except ProgramFailed:
+        told = _journal("--lines=20", "--unit", units.PREPARE)
+        raise CannotInstall(f"Davit could not be made ready to start; its last words:\n{told}") from None
+
+
+def _journal(*words: str) -> str:
+    done = run(["journalctl", "--no-pager", "--output=cat", "--boot", *words], check=False)
+    return done.stdout.decode(errors="replace").strip()
 
 
 def prepare(settings: Settings, say: Say) -> None:
