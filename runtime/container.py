@@ -439,11 +439,11 @@ class ContainerDriver(Driver):
     def _open_stdio(self, plan: _Prepared) -> None:
         if plan.record.fifos:
             plan.fifos = list(plan.directory.make_fifos(plan.slot.uid_base + oci.USER))
-            plan.stdio = (_null(), plan.fifos[0], plan.fifos[1])
+            plan.stdio = (self.host.null(), plan.fifos[0], plan.fifos[1])
         elif plan.spec.stdio is not None:
             plan.stdio = plan.spec.stdio
         else:
-            plan.stdio = (_null(), _null(), _null())
+            plan.stdio = (self.host.null(), self.host.null(), self.host.null())
             plan.console = _console(plan.work / "console")
 
     def _write_bundle(self, plan: _Prepared, binds: Sequence[oci.Mounted]) -> None:
@@ -477,7 +477,14 @@ class ContainerDriver(Driver):
             raise StartFailed(f"The dyno {plan.spec.name} could not be started: {self.oci.reason(plan.work / 'log')}")
 
     async def _run_program(self, argv: Sequence[str], stdio: Sequence[int]) -> int | None:
-        pid = await self.host.in_thread(self.host.spawn, argv, stdio, self.oci.environment)
+        own: list[int] = []
+        try:
+            for fd in stdio:
+                own.append(self.host.null() if mounts.is_null(fd) else os.dup(fd))
+            pid = await self.host.in_thread(self.host.spawn, argv, own, self.oci.environment)
+        finally:
+            for fd in own:
+                os.close(fd)
         try:
             return await Process(pid).wait()
         finally:
@@ -549,7 +556,7 @@ class ContainerDriver(Driver):
         work = self.host.work / f"exec-{os.urandom(8).hex()}"
         work.mkdir(mode=0o700)
         console = _console(work / "console") if terminal is not None else None
-        null = _null()
+        null = self.host.null()
         try:
             (work / "process.json").write_text(json.dumps(oci.process(command, env, terminal, self.oci.features)))
             argv = self.oci.exec_argv(dyno.spec_id, work, console is not None)
@@ -623,10 +630,6 @@ class ContainerDriver(Driver):
         for dyno in self.running.values():
             dyno.let_go()
         self._open = False
-
-
-def _null() -> int:
-    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 def _console(path: Path) -> socket.socket:

@@ -119,6 +119,8 @@ class Host:
         mounts.tmpfs(self.work, "mode=0711")
         for name in ("images", "slots", "dynos"):
             (self.work / name).mkdir(mode=0o711)
+        (self.work / "devices").mkdir(mode=0o700)
+        mounts.mount("tmpfs", self.work / "devices", "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=0700")
         cgroups.prepare(self.instance.cgroup)
         self.network.open()
         self._apply_policy()
@@ -243,6 +245,11 @@ class Host:
         DynoDirectory(path).remove()
 
     # -- programs --------------------------------------------------------------------------------------------------
+
+    def null(self) -> int:
+        """A null device, but not the host's /dev/null: OCI runtimes give a container's standard streams to the container's
+        user (crun even those that are /dev/null), who could then take the device away from everybody on the host."""
+        return mounts.null_device(self.work / "devices")
 
     def spawn(self, argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
         """Start a program (see :func:`runtime.children.spawn`); no reaper comes between its start and its being watched."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,25 @@ def isolate() -> None:
 def tmpfs(target: Path, options: str = "mode=0700") -> None:
     """A file system in memory at ``target``; without set-uid programs and device nodes."""
     mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, options)
+
+
+_NULL = os.makedev(1, 3)
+
+
+def null_device(directory: Path) -> int:
+    """A null device of one's own, open for reading and writing; ``directory`` is on a file system that allows devices."""
+    path = directory / f"null-{os.urandom(8).hex()}"
+    os.mknod(path, stat.S_IFCHR | 0o666, _NULL)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        path.unlink()
+
+
+def is_null(fd: int) -> bool:
+    """Whether a descriptor is the null device."""
+    there = os.fstat(fd)
+    return stat.S_ISCHR(there.st_mode) and there.st_rdev == _NULL
 
 
 def overlay(target: Path, lower: Sequence[Path], upper: Path, work: Path) -> None:

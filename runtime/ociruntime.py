@@ -166,7 +166,7 @@ def _try(candidate: OciRuntime, work: Path, cgroup: str) -> None:
     id = f"probe-{os.getpid()}"
     try:
         argv = [*candidate._global(work / "log"), "run", "--bundle", str(work), id]
-        programs.run(argv, env=candidate.environment, timeout=20)
+        programs.run(argv, input=b"", env=candidate.environment, timeout=20)  # crun would give /dev/null away: Host.null
     finally:
         candidate.forget(id)
         cgroups.Cgroup(path).remove(0.5)

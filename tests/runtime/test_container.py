@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from runtime.driver import Exit
+from tests.runtime.bench_of_driver import ENV, Bench
 from tests.runtime.contract import DriverContract, SharedKernelContract
 
 pytestmark = [pytest.mark.root]
@@ -13,6 +17,20 @@ class TestWithCrun(SharedKernelContract):
     """Every test of the contract."""
 
     oci_runtime = "crun"
+
+    def test_no_device_of_the_hosts_becomes_a_dynos(self, bench: Bench) -> None:
+        """Who owns a device may forbid it to everybody else; OCI runtimes give away what they get as standard streams."""
+        names = ("null", "zero", "full", "random", "urandom", "tty")
+        owned_before = {name: (os.stat(f"/dev/{name}").st_uid, os.stat(f"/dev/{name}").st_mode) for name in names}
+        with open("/dev/null", "r+b", buffering=0) as null:
+            given = bench.start("chmod 0 /dev/stdin /dev/null /dev/zero; true", stdio=(null.fileno(),) * 3)
+            assert bench.run(given.wait()) == Exit(0)
+        own = bench.start("chmod 0 /dev/stdin /dev/null; touch /tmp/up; sleep 60")
+        bench.until(lambda: (own.root / "tmp/up").exists(), "the attempt")
+        further = bench.run(own.exec(["/bin/sh", "-c", "chmod 0 /dev/stdin /dev/stdout /dev/null; true"], ENV))
+        bench.run(further.wait())
+        bench.run(further.remove())
+        assert {name: (os.stat(f"/dev/{name}").st_uid, os.stat(f"/dev/{name}").st_mode) for name in names} == owned_before
 
 
 class TestWithRunc:
