@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs test-vms test-compose test-hosts clean
+.PHONY: demo setup test lint bench stack docs screenshots test-vms test-compose test-hosts clean
 
 PYTHON = .venv/bin/python
 
@@ -25,6 +25,10 @@ bench: ## measurements, side by side with what a user would pick instead
 stack: ## build the stack that apps run on anew
 	@MAKE_TARGET=stack scripts/setup run
 	bin/davit stack:build
+
+screenshots: ## photograph every page of the dashboard into docs/screenshots; look at them
+	@MAKE_TARGET=screenshots scripts/setup run test
+	$(PYTHON) -m tests.dashboard.photos
 
 docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference

@@ -321,7 +321,9 @@ class Build:
         if ref.startswith("-"):
             raise Failed("The source's ref begins with “-”; a branch, tag or commit never does.")
         self._git(["init", "--quiet"], self.build, "source")
-        self._git(["fetch", "--quiet", "--depth=1", base, ref or "HEAD"], self.build, "source")
+        # not every server can give only the newest commit: then all that leads to it is fetched
+        if self._try_git(["fetch", "--quiet", "--depth=1", base, ref or "HEAD"], self.build) != 0:
+            self._git(["fetch", "--quiet", base, ref or "HEAD"], self.build, "source")
         self._git(["checkout", "--quiet", "--detach", "FETCH_HEAD"], self.build, "source")
         self._git(["submodule", "--quiet", "update", "--init", "--recursive"], self.build, "source")
 

@@ -40,6 +40,7 @@ def seconds(value: float | None) -> str:
     """A duration: ``0.8 s``, ``42 s``, ``3 min 5 s``."""
     if value is None:
         return ""
+    value = max(0.0, value)
     if value < 10:
         return f"{value:.1f} s"
     if value < 60:

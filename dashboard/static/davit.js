@@ -121,6 +121,9 @@
   }
   if (streamed?.dataset.build) streamed.scrollTop = streamed.scrollHeight;
 
+  const tab = document.querySelector(".tabs [aria-current]");
+  if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 40;
+
   prepare(document);
   open();
 })();

@@ -399,6 +399,19 @@ def test_a_submodule_that_leads_elsewhere_is_refused(root: Path, module: list[st
     assert "submodule" in failure(built).lower()
 
 
+@pytest.mark.parametrize(("ref", "version"), [("", "main"), ("#v1", "tagged")])
+def test_a_source_that_is_a_repository_is_fetched(root: Path, web: tuple[str, dict[str, str]], ref: str, version: str) -> None:
+    url = f"{web[0]}/pack.git{ref}"
+    show = pack(compile='cat "$1/bin/compile"; ls -a "$1"')
+    built = run_inside(root, tar_of({}), source_url=url, buildpacks_set=["file://p"], streams={"p": show})
+    assert f"version {version}" in built.output and ".git\n" not in built.output
+
+
+def test_a_repository_that_is_not_there_fails_with_a_sentence(root: Path, web: tuple[str, dict[str, str]]) -> None:
+    assert "source" in failure(run_inside(root, tar_of({}), source_url=f"{web[0]}/none.git"))
+    assert "ref" in failure(run_inside(root, tar_of({}), source_url=f"{web[0]}/pack.git#--upload-pack=x"))
+
+
 def test_a_source_by_url_is_checked_and_unpacked(root: Path, web: tuple[str, dict[str, str]]) -> None:
     url = f"{web[0]}/pack.tgz"
     built = run_inside(root, tar_of({}), source_url=url, buildpacks_set=["file://p"], streams={"p": pack(compile='ls "$1"')})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
+from metrics import dynos, histogram, requests, ring
 from state import accounts, apps, config, db, domains, formation, passwords, pipelines, releases
 from state.models import Account, App, Build, Dyno, Release, Slug
 
@@ -105,6 +108,7 @@ def fill(*, more: int = 0) -> None:
         for number in range(more):
             apps.create(session, ann, f"app-{number:04d}")
     _log(serving, 300)
+    _figures(serving)
 
 
 def _serving(session: Session, ann: Account, bob: Account) -> str:
@@ -140,6 +144,25 @@ def _failed(session: Session, ann: Account) -> None:
     session.add(build)
     session.flush()
     output_of(build.id, OUTPUT + " !     No matching distribution found for flsk==9.9\n", done=True)
+
+
+def _figures(app_id: str) -> None:
+    """An hour of measurements: a wave of requests, a few errors, memory that grows."""
+    home, until = settings().home, time.time()
+    for type in ("web", "worker"):
+        (home / "metrics" / app_id).mkdir(parents=True, exist_ok=True)
+        for minute in range(60):
+            at = until - (59 - minute) * 60
+            memory, quota = (300 + 4 * minute) << 20, 2048 << 20
+            numbers = (4, 8, 4 * memory, 4 * quota, memory, 20 + 15 * math.sin(minute / 9), minute == 31)
+            ring.add(dynos.path(home, app_id, type), dynos.SHAPE, at, numbers, dynos.merge)
+            if type == "web":
+                count = int(900 + 600 * math.sin(minute / 9))
+                times = [0] * histogram.BUCKETS
+                for share, seconds in ((0.6, 0.012), (0.3, 0.05), (0.1, 0.4 + 0.01 * minute)):
+                    times[histogram.bucket(seconds)] += int(count * share)
+                answers = [count - 40, 20, 15, 5 + (80 if 30 < minute < 34 else 0)]
+                ring.add(requests.path(home, app_id), requests.SHAPE, at, [*answers, *times], requests.merge)
 
 
 def _log(app_id: str, count: int) -> None:

@@ -1,0 +1,86 @@
+"""``python -m tests.dashboard.photos``: every page into docs/screenshots, in light, in dark and as a phone shows it.
+
+For whoever changes a page to look at. WebP, because the whole set then takes little room in the repository.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page
+
+from tests.conftest import _stop, wait_until
+from tests.dashboard import scenery
+from tests.dashboard.browsing import launched, sign_in
+from tests.dashboard.rooms import PAGES, address
+
+ROOT = Path(__file__).parents[2]
+PLACE = ROOT / "docs" / "screenshots"
+QUALITY = 55
+LONGEST = 1800
+"""Pixels of a picture's height at the most."""
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 760}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 760}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+}
+
+
+def take(page: Page, path: Path) -> None:
+    """One picture of the whole page."""
+    height = min(LONGEST, int(page.evaluate("document.documentElement.scrollHeight")))
+    width = page.evaluate("document.documentElement.clientWidth")
+    debugger = page.context.new_cdp_session(page)
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    wanted = {"format": "webp", "quality": QUALITY, "captureBeyondViewport": True, "clip": clip}
+    path.write_bytes(base64.b64decode(debugger.send("Page.captureScreenshot", wanted)["data"]))
+    debugger.detach()
+
+
+def main() -> None:
+    """Serve the scenery, look at it."""
+    home = Path(tempfile.mkdtemp(prefix="dvf", dir="/tmp"))
+    (home / "run").mkdir()
+    redis_path = home / "run" / "redis.sock"
+    os.environ.update(DAVIT_HOME=str(home), REDIS_URL=f"unix://{redis_path}")
+    command = ["redis-server", "--port", "0", "--unixsocket", str(redis_path), "--save", "", "--dir", str(home)]
+    redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(redis_path.exists, "redis-server listening")
+        _serve_and_take(home, f"unix://{redis_path}")
+    finally:
+        _stop(redis, signal.SIGTERM)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _serve_and_take(home: Path, redis_url: str) -> None:
+    from state import db, vault
+    from tests.cli.living import serving
+
+    vault.ensure_keys()
+    db.upgrade()
+    scenery.fill(more=200)
+    wanted = sys.argv[1:] or list(PAGES)
+    PLACE.mkdir(exist_ok=True)
+    with serving(home, home, redis_url) as davit, launched() as browser:
+        for look, options in LOOKS.items():
+            stranger, ann = browser.person(davit.url, **options), browser.person(davit.url, **options)
+            sign_in(ann, "ann@example.com", scenery.PASSWORD)
+            for name in wanted:
+                page = stranger if name.startswith("sign") else ann
+                page.goto(f"/dashboard{address(PAGES[name])}")
+                page.wait_for_timeout(150)
+                take(page, PLACE / f"{name}-{look}.webp")
+                print(f"{name} {look}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
