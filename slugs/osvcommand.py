@@ -18,6 +18,7 @@ from slugs.view import View
 
 SHIMS = "/etc/davit/python"
 """Where the guest finds Davit's Python modules: on the disk of its configuration, never in the slug."""
+NODE_SHIM = "/etc/davit/node/davit_signals.cjs"
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -350,6 +351,10 @@ class _Translation:
                 raise CommandRefused(f"{_shown(path)} wants the loader {elf.interpreter[:80]}, which a unikernel has not.")
             if "musl" in elf.interpreter:
                 return Launch("native", (path, *arguments))
+            if runtime == "node":
+                options = self._environment.get("NODE_OPTIONS", "")
+                self._own["NODE_OPTIONS"] = f"--require={NODE_SHIM} {options}".strip()
+                self._own.setdefault("NODE_ENV", self._given.get("NODE_ENV", "production"))
             return Launch(runtime, (*_by_loader(self._libraries()), path, *arguments))
         if elf.go:
             raise CommandRefused(

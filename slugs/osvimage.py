@@ -146,11 +146,13 @@ def whole(stack: Path, runtime: str, app: Path, config: Folder) -> Folder:
 
 
 def configuration(script: bytes, files: Mapping[str, bytes] | None = None) -> Folder:
-    """What one dyno is told: the runscript, Davit's Python modules, and further files (path → content)."""
+    """What one dyno is told: the runscript, Davit's modules for Python and Node.js, and further files (path → content)."""
     folder = Folder()
     folder.add("run", rofs.data(script))
     for path in sorted(_SHIMS.glob("*.py")):
         folder.add(f"python/{path.name}", rofs.data(path.read_bytes()))
+    for path in sorted(_SHIMS.glob("*.cjs")):
+        folder.add(f"node/{path.name}", rofs.data(path.read_bytes()))
     for name, content in (files or {}).items():
         folder.add(f"files/{name.lstrip('/')}", rofs.data(content))
     return folder

@@ -9,7 +9,7 @@ follows. An app can say such a sentence, too: it can lie about itself and about 
 from __future__ import annotations
 
 import re
-from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
+from signal import SIGABRT, SIGKILL, SIGSEGV
 
 from runtime.driver import Exit
 
@@ -159,8 +159,8 @@ def outcome(console: Console, qemu: int | None, asked: int | None) -> Exit:
         return Exit(128 + console.crash, oom=console.oom)
     if console.status is not None:
         return Exit(console.status)
-    if asked == SIGTERM and qemu in (0, None):
-        return Exit(128 + SIGTERM)
+    if asked is not None and qemu in (0, None):  # it went by its power button
+        return Exit(128 + asked)
     if qemu == 0:
         return Exit(127 if console.failure or not console.booted else 0)
     return Exit(qemu)

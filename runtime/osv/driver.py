@@ -210,10 +210,10 @@ class OsvDriver:
         for number, path in ((machine.ROOT, sources.root), (machine.SLUG, sources.slug)):
             if path is not None:
                 launch.fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        python = sources.launch.runtime == "python"  # Davit's Python modules take signals themselves
-        agent = self._agent(spec) if spec.network and not python else None
-        reached = spec.network and (python or agent is not None)
-        launch.record = record = replace(record, facts={**record.facts, "agent": reached, "python": python})
+        own = sources.launch.runtime in ("python", "node")  # Davit's modules in these take signals themselves
+        agent = self._agent(spec) if spec.network and not own else None
+        reached = spec.network and (own or agent is not None)
+        launch.record = record = replace(record, facts={**record.facts, "agent": reached})
         boot = self._compose(launch, sources, agent)
         launch.line = boot.line
         launch.fds[machine.CONFIG] = self._configuration(place / "config", launch, boot, agent)
@@ -236,7 +236,7 @@ class OsvDriver:
     def _compose(self, launch: _Launch, sources: Sources, agent: Path | None) -> osvline.Boot:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
-        if launch.record.facts["python"] and launch.record.network:
+        if launch.record.facts["agent"] and agent is None:
             environment["DAVIT_SIGNALS"] = str(signals.PORT)
         before = [[f"{osvimage.CONFIG}/{signals.NAME}", str(signals.PORT)]] if agent else []
         if launch.record.facts["managed"]:

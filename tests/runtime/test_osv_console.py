@@ -116,6 +116,7 @@ def test_a_machine_that_was_ended_from_outside() -> None:
     _, console = read(PRELUDE + b"hello\r\n")
     assert outcome(console, 137, None) == Exit(137)
     assert outcome(console, 0, 15) == Exit(143)
+    assert outcome(console, 0, 9) == Exit(137)
     assert outcome(console, None, None) == Exit(None)
 
 

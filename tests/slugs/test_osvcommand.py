@@ -102,6 +102,12 @@ def test_a_python_app_finds_its_packages_and_the_shims(view: View) -> None:
     assert launch.environment["PATH"].startswith("/app/.heroku/python/bin:/app/.heroku/node/bin:")
 
 
+def test_a_node_app_gets_the_module_that_takes_signals(view: View) -> None:
+    launch = osvcommand.translate("node server.js", {**ENVIRONMENT, "NODE_OPTIONS": "--max-old-space-size=99"}, view)
+    assert launch.runtime == "node"
+    assert launch.environment["NODE_OPTIONS"] == "--require=/etc/davit/node/davit_signals.cjs --max-old-space-size=99"
+
+
 def test_people_are_told_what_is_done_otherwise(view: View) -> None:
     notes = translate(view, "gunicorn app:app").notes
     assert any("gunicorn forks workers, which OSv cannot" in note for note in notes)

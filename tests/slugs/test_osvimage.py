@@ -190,6 +190,31 @@ def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
     assert unhandled.returncode == -signal.SIGTERM
 
 
+def test_signals_come_over_tcp_to_nodes_own_handlers(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(code: str) -> tuple[str, int]:
+        env = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "NODE_OPTIONS": f"--require={SHIMS / 'davit_signals.cjs'}",
+            "DAVIT_SIGNALS": str(port),
+        }
+        node = subprocess.Popen(["node", "-e", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert node.stdout is not None
+        line = node.stdout.readline()
+        assert line == "up undefined\n", line + node.stdout.read()
+        with socket.create_connection(("127.0.0.1", port), 60) as connection:
+            connection.sendall(b"15\n")
+            assert connection.recv(9) == b"ok\n"
+        return node.communicate(timeout=120)[0], node.returncode
+
+    wait = "setTimeout(() => console.log('up', process.env.DAVIT_SIGNALS), 50); setInterval(() => {}, 1000);"
+    assert run(f"process.on('SIGTERM', () => {{ console.log('told'); process.exit(9); }}); {wait}") == ("told\n", 9)
+    assert run(wait) == ("", 143)
+
+
 def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
