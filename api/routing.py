@@ -298,11 +298,16 @@ def _warn(sent: body.Body) -> None:
 
 
 def check(flask: Flask) -> None:
-    """Refuse to start when a route has no declaration.
+    """Refuse to start when a route has no declaration, or two answer the same: only one would be asked, and only one checked.
 
     Raises:
         TypeError: there is one; its path is named.
     """
+    taken: set[tuple[str, str]] = set()
     for rule in flask.url_map.iter_rules():
+        ways = {(method, rule.rule) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+        if again := ways & taken:
+            raise TypeError(f"{' '.join(min(again))} is served twice.")
+        taken |= ways
         if not isinstance(getattr(flask.view_functions[rule.endpoint], "operation", None), Operation):
             raise TypeError(f"{rule.rule} does not say who may call it; serve it with Resource.on.")

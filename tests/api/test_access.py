@@ -121,6 +121,15 @@ def test_a_route_that_does_not_say_who_may_call_it_keeps_the_process_from_starti
         routing.check(flask)
 
 
+def test_two_routes_for_the_same_keep_the_process_from_starting() -> None:
+    flask = create_app()
+    again = routing.Resource("again")
+    again.on("GET", "/apps/<app>/domains", needs="view")(lambda call, **places: [])
+    flask.register_blueprint(again)
+    with pytest.raises(TypeError, match="served twice"):
+        routing.check(flask)
+
+
 def test_a_permission_on_an_app_needs_the_app_in_the_path() -> None:
     resource = routing.Resource("wrong")
     with pytest.raises(TypeError):
