@@ -129,7 +129,7 @@ def killed_processes_come_back(machine: Machine) -> None:
     old = machine.ssh(pid).strip()
     dynos = "pgrep -f 'python3 -u app.py' | sort"
     before = machine.ssh(dynos)
-    machine.ssh("sudo systemctl kill -s KILL davit-runtime davit-router")
+    machine.ssh("sudo systemctl kill --kill-whom=main -s KILL davit-runtime davit-router")
     deadline = time.monotonic() + 300
     while (new := machine.ssh(pid).strip()) in (old, "0"):
         assert time.monotonic() < deadline, f"the runtime is still {new}"
