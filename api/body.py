@@ -102,12 +102,12 @@ class Body:
         return value
 
     def flag(self, name: str) -> bool | None:
-        """``true`` or ``false``; the strings are taken, too."""
+        """``true`` or ``false``; the strings are taken, too, and 1 and 0, which heroku3 sends."""
         value = self.values.get(name)
         if value is None or isinstance(value, bool):
             return value
-        if value in ("true", "false"):
-            return bool(value == "true")
+        if isinstance(value, (str, int)) and value in ("true", "false", 1, 0):
+            return value in ("true", 1)
         self._refuse(name, "must be true or false")
 
     def whole(self, name: str, least: int, most: int) -> int | None:

@@ -1,0 +1,60 @@
+"""heroku3, the Python client of the Platform API, against an API that answers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import heroku3
+import pytest
+
+from state.db import upgrade
+from tests.api.conftest import use_home
+from tests.cli.living import Davit, serving
+
+
+@pytest.fixture(scope="module")
+def davit(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[Davit]:
+    home = Path(tempfile.mkdtemp(prefix="dvh", dir="/tmp"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            use_home(home, patch, REDIS_URL=redis_server)
+            upgrade()
+            with serving(home, tmp_path_factory.mktemp("work"), redis_server) as living:
+                yield living
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def client(davit: Davit, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("heroku3.api.HEROKU_URL", davit.url)
+    return heroku3.from_key((davit.home / "owner-token").read_text().strip())
+
+
+def test_an_app_lives_from_its_creation_to_its_end(davit: Davit, client: Any) -> None:
+    assert client.account().email == "owner@localhost"
+    app = client.create_app(name="pythonic", stack_id_or_name="cedar")
+    assert app.name == "pythonic" and "pythonic" in {one.name for one in client.apps()}
+    davit.has_code("pythonic", {"web": "python app.py", "worker": "python work.py"})
+    app.config()["A"] = "1"
+    app.update_config({"B": "2"})
+    assert app.config().to_dict() == {"A": "1", "B": "2"}
+    app.scale_formation_process("worker", 2)
+    assert app.process_formation()["worker"].quantity == 2
+    versions = [release.version for release in app.releases(order_by="version", limit=2, sort="desc")]
+    assert versions == sorted(versions, reverse=True)
+    app.rollback("v2")
+    assert [row.hostname for row in app.domains()] == ["pythonic.localhost"]
+    app.enable_maintenance_mode()
+    assert client.app("pythonic").maintenance
+    app.disable_maintenance_mode()
+    assert [one.user.email for one in app.collaborators()] == ["owner@localhost"]
+    assert app.dynos() is not None
+    app.restart()
+    assert "app[api]" in app.get_log(lines=50) or app.get_log(lines=50) == ""
+    app.delete()
+    assert "pythonic" not in {one.name for one in client.apps()}
