@@ -84,12 +84,15 @@ Started = tuple[dict[str, Any], int, dict[int, int]]
 """What the runtime said, where input is written, descriptor → stream number."""
 
 
-def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None) -> Attachment:
+def start(
+    account_id: str, params: dict[str, Any], size: tuple[int, int] | None, *, call: str = "oneoff.start"
+) -> Attachment:
     """Have the runtime start a one-off dyno that this process is attached to.
 
     Args:
         params: ``oneoff.start``'s.
         size: (rows, columns) of its terminal; None for three pipes.
+        call: what the runtime is asked for: ``oneoff.start``, or ``oneoff.inside`` for a command in a dyno that runs.
 
     Raises:
         DavitError: it could not be started.
@@ -98,7 +101,7 @@ def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None)
     try:
         line = wire.Connection(settings().run / "runtime.sock", timeout=90)
         try:
-            found = _start_terminal(line, params, size) if size else _start_pipes(line, params)
+            found = _start_terminal(line, call, params, size) if size else _start_pipes(line, call, params)
         except BaseException:
             line.close()
             raise
@@ -109,19 +112,19 @@ def start(account_id: str, params: dict[str, Any], size: tuple[int, int] | None)
     return Attachment(started, account_id, line, input, outputs, size is not None, give_back)
 
 
-def _start_terminal(line: wire.Connection, params: dict[str, Any], size: tuple[int, int]) -> Started:
-    reply = line.call("oneoff.start", {**params, "terminal": list(size)})
+def _start_terminal(line: wire.Connection, call: str, params: dict[str, Any], size: tuple[int, int]) -> Started:
+    reply = line.call(call, {**params, "terminal": list(size)})
     if len(reply.fds) != 1:
         raise DavitError("The runtime gave no terminal.")
     return reply.result, reply.fds[0], {reply.fds[0]: STDOUT}
 
 
-def _start_pipes(line: wire.Connection, params: dict[str, Any]) -> Started:
+def _start_pipes(line: wire.Connection, call: str, params: dict[str, Any]) -> Started:
     pipes = [os.pipe(), os.pipe(), os.pipe()]
     theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
     ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
     try:
-        reply = line.call("oneoff.start", params, theirs)
+        reply = line.call(call, params, theirs)
     except BaseException:
         for fd in ours:
             os.close(fd)

@@ -52,6 +52,8 @@ COMMANDS: dict[str, str] = {
     "logs": "cli.apps.logs:logs",
     "run": "cli.apps.run:run",
     "run:detached": "cli.apps.run:detached",
+    "run:inside": "cli.apps.run:inside",
+    "ps:exec": "cli.apps.run:exec_",
     "releases": "cli.apps.releases:releases",
     "releases:info": "cli.apps.releases:info",
     "releases:output": "cli.apps.releases:show_output",

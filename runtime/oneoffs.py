@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from runtime.formation import Stacks
 from runtime.life import describe
 from runtime.records import AppState
 from state import isolations, sizes
+from state.db import snapshot
 from state.models import Dyno, Release, new_id
 from state.releases import config_of
 
@@ -49,6 +50,8 @@ class OneOffs:
         self.driver, self.stacks, self.home, self.cores = driver, stacks, home, cores
         self.running: dict[str, RunningDyno] = {}
         self.rows: dict[str, Dyno] = {}
+        self.formation: Callable[[str, str], tuple[Dyno, RunningDyno] | None] = lambda app_id, dyno_id: None
+        """Finds a running dyno of an app's formation; set by the process that has the formations."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- calls on the runtime's socket
@@ -84,6 +87,66 @@ class OneOffs:
         # more than the name: it may have ended, and its row be gone, before anybody can look
         version = {"release_id": row.release_id, "release_version": row.release_version}
         return {"dyno_id": row.id, "name": row.name, "size": row.size, **version}
+
+    async def start_inside(self, call: Call) -> dict[str, Any]:
+        """``oneoff.inside {app_id, inside, command, env, terminal}``: a further command in a dyno that runs (its id).
+
+        Answered as ``oneoff.start``; the id in the answer is the command's, for ``oneoff.wait`` and the others.
+        """
+        params = call.params
+        row, dyno = self._host_dyno(str(params["app_id"]), str(params["inside"]))
+        terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
+        try:
+            if terminal is None and len(call.fds) != 3:
+                raise InvalidParams("A command without a terminal takes three descriptors: standard input, output and error.")
+            env = await asyncio.to_thread(self._environment_inside, row, dict(params.get("env") or {}))
+            stdio = (call.fds[0], call.fds[1], call.fds[2]) if terminal is None else None
+            words = environment.command(str(params["command"]))
+            command = await dyno.exec(words, env, terminal=terminal, stdio=stdio)
+        finally:
+            for fd in call.fds:
+                os.close(fd)
+        id = new_id()
+        self.running[id] = command
+        if terminal is not None and command.terminal_fd is not None:
+            call.reply_fds.append(os.dup(command.terminal_fd))
+        self._keep(self._until_command_over(id, command))
+        call.at_hangup(lambda: self._keep(self._hang_up(command)))
+        log.info("a command runs in a dyno", extra={"dyno": row.name, "app": row.app_id})
+        version = {"release_id": row.release_id, "release_version": row.release_version}
+        return {"dyno_id": id, "name": row.name, "size": row.size, **version}
+
+    def _host_dyno(self, app_id: str, dyno_id: str) -> tuple[Dyno, RunningDyno]:
+        found = self.formation(app_id, dyno_id)
+        if found is None and dyno_id in self.rows and self.rows[dyno_id].app_id == app_id:
+            found = self.rows[dyno_id], self.running[dyno_id]
+        if found is None:
+            raise NotFound("That dyno does not run at the moment; `ps` shows those that do.")
+        return found
+
+    def _environment_inside(self, row: Dyno, extra: Mapping[str, str]) -> dict[str, str]:
+        with snapshot() as session:
+            release = session.get(Release, row.release_id) if row.release_id else None
+        defaults = release.slug.default_config if release and release.slug else {}
+        config = config_of(release) if release else {}
+        return environment.compose(sizes.find(row.size), row.name, config, defaults, port=row.port, extra=extra)
+
+    async def _until_command_over(self, id: str, command: RunningDyno) -> None:
+        try:
+            await asyncio.wait_for(command.wait(), LONGEST_SECONDS)
+        except (asyncio.TimeoutError, TimeoutError):
+            await command.signal(signal.SIGKILL, everyone=True)
+            await command.wait()
+        await command.remove()
+        await self._forget(id)
+
+    async def _hang_up(self, command: RunningDyno) -> None:
+        finished = asyncio.ensure_future(command.wait())
+        done, _ = await asyncio.wait({finished}, timeout=1)
+        finished.cancel()
+        if not done:
+            await command.signal(signal.SIGHUP, everyone=True)
+            await self._kill_later(command, HANGUP_SECONDS)
 
     async def wait(self, call: Call) -> dict[str, Any]:
         """``oneoff.wait {dyno_id}`` → ``{status}``."""

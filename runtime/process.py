@@ -30,6 +30,7 @@ from runtime.snapshots import Snapshots
 from slugs.collect import in_use
 from state import sizes
 from state.db import snapshot
+from state.models import Dyno
 from state.notify import redis_client
 
 log = logging.getLogger("runtime")
@@ -58,6 +59,7 @@ class Runtime:
         self.oneoffs = OneOffs(driver, self.library, settings.home, self.cores)
         self.sandboxes = Sandboxes(driver, self.library, settings, user)
         self.managers: dict[str, AppManager] = {}
+        self.oneoffs.formation = self._running
         self._tasks: list[asyncio.Task[None]] = []
         self.server = Server(
             settings.run / "runtime.sock",
@@ -67,6 +69,7 @@ class Runtime:
                 "stats": self._stats,
                 "migrate": self._migrate,
                 "oneoff.start": self.oneoffs.start,
+                "oneoff.inside": self.oneoffs.start_inside,
                 "oneoff.wait": self.oneoffs.wait,
                 "oneoff.signal": self.oneoffs.signal,
                 "oneoff.resize": self.oneoffs.resize,
@@ -100,6 +103,11 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*(manager.close() for manager in self.managers.values()))
         await self.driver.close(stop_dynos)
+
+    def _running(self, app_id: str, dyno_id: str) -> tuple[Dyno, RunningDyno] | None:
+        manager = self.managers.get(app_id)
+        life = manager.lives.get(dyno_id) if manager else None
+        return (life.row, life.running) if life and life.running else None
 
     # --- taking over
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -84,6 +85,45 @@ def run(
         dyno = app.client.post(f"{app.path}/dynos", asked, headers={"Accept": f"{ACCEPT}; attach=websocket"})
         step.result = f"up, {dyno['name']}"
     sys.exit(attached.attach(app.client, dyno["attach_url"], terminal))
+
+
+def _inside(app: Target, dyno: str, line: str, env: str | None, no_tty: bool) -> None:
+    """Run a command in a dyno that runs; ends with its exit status."""
+    from cli.apps import attached
+
+    terminal = not no_tty and sys.stdin.isatty() and sys.stdout.isatty()
+    values = _environment(env)
+    if terminal:
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())
+        values = {"TERM": os.environ.get("TERM", "xterm"), "COLUMNS": str(columns), "LINES": str(lines), **values}
+    with action(f"Running {line} on {hexed(app.app)}") as step:
+        asked = {"command": line, "env": values, "force_no_tty": not terminal}
+        headers = {"Accept": f"{ACCEPT}; attach=websocket"}
+        found = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}", asked, headers=headers)
+        step.result = f"up, {found['name']}"
+    sys.exit(attached.attach(app.client, found["attach_url"], terminal))
+
+
+@command("run:inside", context_settings=_SETTINGS)
+@on_app
+@click.argument("dyno")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
+@click.option("-e", "--env", help="environment variables to set, separated by semicolons: A=1;B=2")
+@click.option("-x", "--exit-code", is_flag=True, help="as heroku's: the command's exit status is always passed on here")
+@click.option("--no-tty", is_flag=True, help="give the command no terminal")
+def inside(app: Target, dyno: str, words: tuple[str, ...], env: str | None, exit_code: bool, no_tty: bool) -> None:
+    """Run a command in a dyno that runs."""
+    _inside(app, dyno, _line(words), env, no_tty)
+
+
+@command("ps:exec", context_settings=_SETTINGS)
+@on_app
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND...]")
+@click.option("-d", "--dyno", default="web.1", show_default=True, help="the dyno to look into")
+@click.option("--no-tty", is_flag=True, help="give the command no terminal")
+def exec_(app: Target, words: tuple[str, ...], dyno: str, no_tty: bool) -> None:
+    """Open a shell, or run a command, in a dyno that runs."""
+    _inside(app, dyno, _line(words) if words not in ((), ("--",)) else "bash", None, no_tty)
 
 
 @command("run:detached", context_settings=_SETTINGS)

@@ -39,7 +39,7 @@ class Processes:
 
     def handlers(self) -> dict[str, Any]:
         return {
-            "oneoff.start": self.start, "oneoff.wait": self.wait, "oneoff.signal": self.signal,
+            "oneoff.start": self.start, "oneoff.inside": self.start_inside, "oneoff.wait": self.wait, "oneoff.signal": self.signal,
             "oneoff.resize": self.resize, "oneoff.stop": self.stop, "changed": lambda call: None,
         }  # fmt: skip
 
@@ -76,6 +76,11 @@ class Processes:
                      command=params["command"], one_off=True, state="up")
             )  # fmt: skip
         return {"dyno_id": id, "name": name, "size": params["size"] or "basic", "release_id": None, "release_version": 1}
+
+    def start_inside(self, call: wire.Call) -> dict[str, Any]:
+        """A further process; which dyno it is in only shows in its environment."""
+        call.params["env"] = {**call.params["env"], "INSIDE": call.params["inside"]}
+        return self.start(call)
 
     def _hang_up(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:

@@ -249,3 +249,15 @@ def test_the_accept_header_that_asks_for_a_websocket_gets_one(davit: Davit, app:
     asked = {"command": "true", "attach": True}
     dyno = _owner(davit).post(f"/apps/{app}/dynos", asked, headers={"Accept": f"{ACCEPT}; attach=websocket"})
     assert dyno["attach_url"].startswith("ws://") and time.time()
+
+
+def test_a_command_is_run_in_a_dyno_that_runs(davit: Davit, app: str) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    made = _owner(davit).post(f"/apps/{app}/dynos/{running['name']}", {"command": "echo in $INSIDE", "force_no_tty": True})
+    assert made["name"] == running["name"]
+    with _secure(davit) as line:
+        _meet(line, urlsplit(made["attach_url"]).path[1:])
+        assert _read(line) == f"in {running['id']}\n".encode()
+    shown = davit("ps:exec", "-a", app, "--dyno", running["name"], "--", "read word; echo got $word; exit 4", input="it\n", check=False)
+    assert (shown.stdout, shown.returncode) == ("got it\n", 4)
+    assert davit("run:inside", "-a", app, "web.9", "true", check=False).returncode == 2
