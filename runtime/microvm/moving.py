@@ -124,7 +124,7 @@ def described(driver: MicroVmDriver, record: Record, *, incoming: bool) -> Machi
     facts = record.facts
     return Machine(
         name=f"{facts['app']}/{record.name}", memory=facts["memory"], pluggable=facts["pluggable"],
-        processors=facts["processors"], most_processors=facts["most_processors"], plugged=facts["plugged"], kvm=driver.kvm,
+        processors=facts["processors"], most_processors=facts["most_processors"], kvm=driver.kvm,
         mac=driver.host.network.mac(record.slot) if record.network else None, slug=facts["slug"], scratch=facts["scratch"],
         fifos=record.fifos, incoming=incoming,
     )  # fmt: skip

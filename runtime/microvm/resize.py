@@ -1,14 +1,13 @@
-"""Other limits for a running microVM: processors and memory are plugged in, memory is pulled out, processors are put to rest.
+"""Other limits for a running microVM: memory is plugged in and pulled out, processors are woken and put to rest.
 
-A processor that was plugged in stays plugged: at rest it costs nothing and nobody in the guest can use it, while pulling it
-takes a guest's kernel that agrees in time.
+A processor at rest costs nothing, and nobody in the guest but the agent can wake it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.driver import Limits, Unsupported
 from runtime.dynodir import DynoDirectory
@@ -41,7 +40,6 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
     before = facts["memory"] + facts["plugged_memory"]
     more = max(0, wanted - facts["memory"])
     processors = machine.processors(limits, facts["most_processors"])
-    now = facts["processors"] + len(facts["plugged"])
     if more > facts["pluggable"]:
         raise Unsupported(f"The dyno {dyno.record.name} cannot get that much memory while it runs; restart it with the new size.")
     await dyno.look()
@@ -54,8 +52,6 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
     await driver.host.in_thread(driver.limit, dyno.cgroup, limits, largest)
     if wanted > before:
         await _memory(dyno, more)
-    if processors > now:
-        await _plug(dyno, processors)
     await _tell(dyno, limits, processors)
     if wanted < before:
         await _memory(dyno, more)
@@ -97,14 +93,3 @@ async def _balloon(dyno: MicroVm, size: int) -> None:
     """What the machine booted with and the dyno may not use any more goes back to the host."""
     assert dyno.monitor is not None
     await dyno.monitor.execute("balloon", {"value": size})
-
-
-async def _plug(dyno: MicroVm, processors: int) -> None:
-    facts = dyno.record.facts
-    assert dyno.monitor is not None
-    slots: list[dict[str, Any]] = await dyno.monitor.execute("query-hotpluggable-cpus")
-    free = sorted((one for one in slots if "qom-path" not in one), key=lambda one: sorted(one["props"].items()))
-    for one in free[: processors - facts["processors"] - len(facts["plugged"])]:
-        processor = {"driver": one["type"], "id": f"processor{len(facts['plugged'])}", **one["props"]}
-        await dyno.monitor.execute("device_add", processor)
-        facts["plugged"].append(processor)
