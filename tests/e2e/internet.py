@@ -29,6 +29,8 @@ def internet(files: Path) -> Iterator[str]:
         _ip("link", "add", host, "type", "veth", "peer", inside, "netns", name)
         _ip("addr", "add", f"{GATEWAY}/32", "dev", host)
         _ip("link", "set", host, "up")
+        # a new interface forwards where the whole host does; Davit lets its bridge and the default route's interface do it only
+        Path(f"/proc/sys/net/ipv4/conf/{host}/forwarding").write_text("1")
         _ip("route", "add", ADDRESS, "dev", host, "table", _TABLE)
         _ip("rule", "add", "to", ADDRESS, "lookup", _TABLE)
         for words in (

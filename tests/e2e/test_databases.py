@@ -74,7 +74,7 @@ def test_a_restart_finds_everything_again(outside: Davit, app: App) -> None:
     app.assert_serves("second")
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_builds_fetch_submodules_and_buildpacks(outside: Davit, app: App) -> None:
     files = Path(tempfile.mkdtemp(prefix="dvf", dir="/tmp"))
 
