@@ -53,6 +53,7 @@ BENCHES: Mapping[str, Bench] = {
     "logs": Bench("collecting logs", quick=("--rounds=2", "--samples=30", "--idle=4")),
     "seal": Bench("sealing a slug against tar and gzip", ("--runs=3",), quick=("--runs=1",)),
     "api": Bench("API calls and commands", quick=("--rounds=10",)),
+    "dashboard": Bench("the dashboard's first page, and 200 that are open", quick=("--rounds=10",)),
     "tails": Bench("500 log tails at 1,000 lines a second", quick=("--seconds=5",)),
 }  # fmt: skip
 PROGRAMS = (

@@ -87,6 +87,8 @@ def search(
 
 def of(session: Session, apps: Sequence[App]) -> list[Glance]:
     """Each app at a glance, in the order given."""
+    if not apps:
+        return []
     ids = [app.id for app in apps]
     facts: dict[str, _Facts] = {id: _Facts() for id in ids}
     _releases(session, ids, facts)

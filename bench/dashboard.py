@@ -1,0 +1,159 @@
+"""What the dashboard costs: ``python -m bench.dashboard``.
+
+A real web process on SQLite with 1,000 apps: bytes that the first page takes with everything it loads, the time to the list of
+apps; then 200 pages that are open and kept current: memory, CPU while nothing happens, the time until all of them have heard
+of a change, and how a request does meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.client
+import os
+import re
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bench.api import Web, milliseconds, populate
+from bench.tables import Figure, ms, report
+
+APPS, PAGES = 1_000, 200
+MOST_BYTES, MOST_SECONDS = 100 << 10, 0.2
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
+    for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
+        del os.environ[name]
+    os.environ["DAVIT_HOME"] = str(home)
+    from state import accounts, db, vault
+
+    (home / "run").mkdir()
+    db.upgrade()
+    vault.ensure_keys()
+    with db.transaction() as session:
+        accounts.ensure_owner(session)
+    populate(APPS)
+    web = Web(home)
+    try:
+        report([*_first_page(web, rounds), *_open_pages(web)])
+    finally:
+        web.process.terminate()
+        web.process.wait()
+        shutil.rmtree(home)
+
+
+def _sessions(count: int) -> list[str]:
+    """Cookies of so many accounts, each an admin's."""
+    from state import accounts, db, web_sessions
+
+    with db.transaction() as session:
+        people = [accounts.create(session, None, f"p{count}-{number}@example.com", admin=True) for number in range(count)]
+        return [web_sessions.start(session, person, "bench")[0] for person in people]
+
+
+def _get(web: Web, path: str, cookie: str) -> tuple[dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=60)
+    connection.request("GET", path, headers={"Cookie": f"davit_session={cookie}", "Accept-Encoding": "gzip"})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    assert answer.status == 200, (path, answer.status)
+    return {name.lower(): value for name, value in answer.getheaders()}, body
+
+
+def _first_page(web: Web, rounds: int) -> list[Figure]:
+    [cookie] = _sessions(1)
+    before = web.pss()
+    headers, body = _get(web, "/dashboard/", cookie)
+    html = (gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body).decode()
+    loaded = set(re.findall(r'(?:src|href)="(/dashboard/static/[^"]+)"', html))
+    transferred = len(body) + sum(len(_get(web, path, cookie)[1]) for path in loaded)
+    took = milliseconds(lambda: _get(web, "/dashboard/", cookie), rounds) / 1000
+    kilobytes, goal = f"{transferred / 1024:.0f} KB", f"≤ {MOST_BYTES >> 10} KB"
+    return [
+        Figure("dashboard", "the first page with all it loads", kilobytes, goal=goal, met=transferred <= MOST_BYTES),
+        Figure(
+            "dashboard", f"the list of {APPS:,} apps, request to answer", ms(took), goal=f"≤ {ms(MOST_SECONDS)}",
+            met=took <= MOST_SECONDS,
+        ),
+        Figure("dashboard", "memory that the first page brings in", f"{web.pss() - before:.1f} MiB"),
+    ]  # fmt: skip
+
+
+def _cpu(web: Web) -> float:
+    """Seconds of CPU that the server's processes have used."""
+    children = Path(f"/proc/{web.process.pid}/task/{web.process.pid}/children").read_text().split()
+    ticks = 0
+    for pid in children:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _open_pages(web: Web) -> list[Figure]:
+    from sqlalchemy import select
+
+    from state import config, db
+    from state.models import App
+
+    cookies = _sessions(20)
+    with db.snapshot() as session:
+        app = session.scalar(select(App).order_by(App.name).limit(1))
+    assert app
+    before = web.pss()
+    pages = [_open(web, f"/dashboard/live?app={app.id}&apps=1", cookies[number % len(cookies)]) for number in range(PAGES)]
+    for page in pages:
+        _hear(page)
+    taken = web.pss() - before
+    used, started = _cpu(web), time.monotonic()
+    waited = []
+    while time.monotonic() < started + 10:
+        waited.append(milliseconds(lambda: web.get("/", ""), 1) / 1000)
+        time.sleep(0.2)
+    share = (_cpu(web) - used) / (time.monotonic() - started)
+    with db.transaction() as session:
+        found = session.get(App, app.id)
+        assert found
+        config.change(session, found.owner, found, {"A": "1"})
+    changed = time.monotonic()
+    for page in pages:
+        _hear(page)
+    heard = time.monotonic() - changed
+    for page in pages:
+        page.close()
+    return [
+        Figure("dashboard", f"memory of {PAGES} open pages", f"{taken:.1f} MiB"),
+        Figure("dashboard", f"CPU while {PAGES} pages are open and nothing happens", f"{share:.1%} of a core"),
+        Figure("dashboard", f"until all {PAGES} have heard of a change", ms(heard)),
+        Figure("dashboard", "a request meanwhile, median", ms(statistics.median(waited))),
+    ]
+
+
+def _open(web: Web, path: str, cookie: str) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", web.port), 30)
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\nCookie: davit_session={cookie}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def _hear(connection: socket.socket) -> None:
+    """Read until an event has come."""
+    data = b""
+    while b"\ndata: " not in data:
+        more = connection.recv(65536)
+        assert more, "a stream ended"
+        data += more
+
+
+if __name__ == "__main__":
+    main()
