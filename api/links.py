@@ -44,8 +44,13 @@ def release_output(release_id: str) -> str:
 
 
 def source(source_id: str) -> str:
-    """Where an uploaded source is put, and read again."""
-    return f"{base_url()}/streams/sources/{sign('source', {'source': source_id}, SOURCE_SECONDS)}"
+    """Where an uploaded source is read; nothing can be put there."""
+    return f"{base_url()}/streams/sources/{sign('source', {'source': source_id}, SOURCE_SECONDS, steady=True)}"
+
+
+def source_upload(source_id: str) -> str:
+    """Where a source is put."""
+    return f"{base_url()}/streams/sources/{sign('source upload', {'source': source_id}, SOURCE_SECONDS)}"
 
 
 def source_of(url: str) -> str | None:

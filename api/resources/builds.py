@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from api import links, ranges, serialize
 from api.body import Body
@@ -12,7 +13,7 @@ from api.routing import Call, Reply, Resource
 from builder import queue, sources
 from foundation import outbound
 from foundation.errors import InvalidParams
-from state import builds, listings
+from state import apps, builds, listings
 from state.db import after_commit
 from state.models import Build
 
@@ -21,23 +22,30 @@ resource = Resource("builds", reads="read")
 ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime})
 
 
-def _render(build: Build) -> Any:
-    url = build.source_url or ""
-    shown = links.source(url.removeprefix(sources.PREFIX)) if url.startswith(sources.PREFIX) else url
-    return serialize.build(build, output_stream_url=links.build_output(build.id), source_url=shown)
+def _render(call: Call, build: Build) -> Any:
+    return serialize.build(build, output_stream_url=links.build_output(build.id), source_url=_shown(call, build.source_url or ""))
+
+
+def _shown(call: Call, url: str) -> str:
+    """Where the source is: in full for those who may have the code; to others neither a key to it nor a password in it."""
+    deploys = "deploy" in apps.permissions(call.session, call.account, call.app)
+    if url.startswith(sources.PREFIX):
+        return links.source(url.removeprefix(sources.PREFIX)) if deploys else ""
+    parts = urlsplit(url)
+    return url if deploys else urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @resource.on("GET", "/apps/<app>/builds", needs="view")
 def index(call: Call) -> Reply:
     """The app's builds, oldest first."""
     window = call.window(ORDER)
-    return call.listing(listings.builds(call.session, call.app, window), ORDER, window, _render)
+    return call.listing(listings.builds(call.session, call.app, window), ORDER, window, lambda build: _render(call, build))
 
 
 @resource.on("GET", "/apps/<app>/builds/<build>", needs="view")
 def show(call: Call, build: str) -> Any:
     """One build."""
-    return _render(builds.find(call.session, call.app, build))
+    return _render(call, builds.find(call.session, call.app, build))
 
 
 @resource.on("POST", "/apps/<app>/builds", needs="deploy")
@@ -52,7 +60,7 @@ def create(call: Call) -> Reply:
         raise InvalidParams("Field source_blob must be an object with a url.")
     after_commit(call.session, lambda: queue.tell_of_wait(build.id))
     after_commit(call.session, lambda: queue.enqueue_next(build.app_id))
-    return Reply(_render(build), 201)
+    return Reply(_render(call, build), 201)
 
 
 def _again(call: Call) -> Build:
@@ -93,4 +101,4 @@ def cancel(call: Call, build: str) -> Any:
     """Cancel a build that is waiting or under way."""
     row = builds.find(call.session, call.app, build)
     builds.request_cancel(call.session, call.account, call.app, row)
-    return _render(row)
+    return _render(call, row)

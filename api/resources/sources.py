@@ -22,8 +22,8 @@ resource = Resource("sources", reads="read", writes="write-protected")
 
 
 def _blob() -> Reply:
-    url = links.source(new_id())
-    return Reply({"source_blob": {"get_url": url, "put_url": url}}, 201)
+    source = new_id()
+    return Reply({"source_blob": {"get_url": links.source(source), "put_url": links.source_upload(source)}}, 201)
 
 
 @resource.on("POST", "/sources", needs="account", writes=False)
@@ -41,7 +41,7 @@ def create_for_app(call: Call) -> Reply:
 @resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True)
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
-    source = links.read("source", secret)["source"]
+    source = links.read("source upload", secret)["source"]
     limit = settings().push_limit << 20
     request.max_content_length = limit + (1 << 20)  # the limit itself is told in a sentence of its own
     if (request.content_length or 0) > limit:

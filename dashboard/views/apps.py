@@ -37,7 +37,10 @@ def index(visit: Visit) -> Response:
 
 def _pipelines(visit: Visit) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
     """Every pipeline that the visitor may see, with its apps by stage."""
-    coupled = pipelines.visible_couplings(visit.session, visit.account)
+    coupled = [
+        row for row in pipelines.visible_couplings(visit.session, visit.account)
+        if apps.permissions(visit.session, visit.account, row.app)
+    ]  # fmt: skip
     seen = {row.app.id: row for row in glance.of(visit.session, [row.app for row in coupled])}
     return [
         (pipeline, [(stage, seen[row.app_id]) for stage in pipelines.STAGES for row in coupled

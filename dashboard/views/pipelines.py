@@ -37,7 +37,7 @@ def create(visit: Visit) -> Response:
 def show(visit: Visit) -> Response:
     """The apps by stage."""
     row = _pipeline(visit)
-    coupled = pipelines.couplings(visit.session, row)
+    coupled = [one for one in pipelines.couplings(visit.session, row) if apps.permissions(visit.session, visit.account, one.app)]
     seen = {one.app.id: one for one in glance.of(visit.session, [one.app for one in coupled])}
     stages = [
         (stage, [(one, seen[one.app_id]) for one in coupled if one.stage == stage])

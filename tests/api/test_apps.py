@@ -232,9 +232,3 @@ def test_a_rebuild_takes_a_deployed_commit(api: Api) -> None:
     assert api.delete(f"/apps/timely/builds/{made.json['id']}").status_code == 200
     assert api.delete(f"/apps/timely/builds/{done.id}").status_code == 422
     assert api.get("/apps/timely/builds/nothing").status_code == 404
-
-
-def test_a_tarball_build_is_refused_with_what_to_do_instead(api: Api) -> None:
-    answer = api.post("/apps/timely/builds", {"source_blob": {"url": "https://example.com/a.tgz"}})
-    assert (answer.status_code, answer.json["id"]) == (501, "not_implemented")
-    assert "git" in answer.json["message"]

@@ -116,3 +116,16 @@ def test_gzip_files_that_follow_each_other_are_one(parts: list[bytes], size: int
     file = io.BytesIO(b"".join(map(gzip.compress, parts)))
     assert b"".join(sources._unzipped(lambda most: file.read(min(most, size)))) == b"".join(parts)
 
+
+
+def test_who_may_only_look_gets_neither_the_code_nor_a_way_to_replace_it(api: Api) -> None:
+    build = _ask(api, url=_put(api, tarball())).json
+    place = urlsplit(build["source_blob"]["url"]).path
+    assert api.get(place, as_=None).data == tarball()
+    assert api.put(place, data=tarball(), as_=None).status_code == 404, "what is read there cannot be replaced there"
+    shown = api.get(f"/apps/timely/builds/{build['id']}", as_="viewer").json
+    assert not shown["source_blob"]["url"]
+    elsewhere = _ask(api, url="https://user:secret@example.com/a.tgz?token=secret").json
+    seen = api.get(f"/apps/timely/builds/{elsewhere['id']}", as_="viewer").json
+    assert seen["source_blob"]["url"] == "https://example.com/a.tgz"
+    assert api.get(f"/apps/timely/builds/{elsewhere['id']}", as_="deployer").json["source_blob"]["url"].startswith("https://user:")

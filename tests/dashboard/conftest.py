@@ -85,8 +85,9 @@ def desk(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPa
     _forget()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium of this test session."""
+    """A headless Chromium of one module's tests: Playwright keeps an event loop running in the thread until it ends, in which
+    no other module could run one of its own."""
     with launched() as browser:
         yield browser

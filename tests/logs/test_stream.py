@@ -64,7 +64,7 @@ def test_lines_come_back_in_order_with_ids(client: Client, app_id: str) -> None:
     say(client, app_id, [line("three", "heroku", "router")])
     found = stream.recent(client, app_id, 10)
     assert [said for _, said in found] == [line("one"), line("two"), line("three", "heroku", "router")]
-    assert [id for id, _ in found] == sorted((id for id, _ in found), key=stream._order)
+    assert [id for id, _ in found] == sorted((id for id, _ in found), key=stream.order)
     assert texts(stream.recent(client, app_id, 1)) == ["three"]
     assert stream.recent(client, app_id, 0) == []
     assert stream.recent(client, "no-such-app", 10) == []
