@@ -176,7 +176,8 @@ class BuildJob:
     def _order(self) -> Order:
         """What the program in the sandbox is told, and the streams that it is told of."""
         chosen, vars = self._chosen_buildpacks()
-        local = buildpacks.local(chosen, admin=self.row.account.is_admin)
+        # BUILDPACK_URL may be set by who may not read this host's files: it names no file of it, whoever builds
+        local = buildpacks.local(chosen, admin=self.row.account.is_admin and bool(self.row.buildpacks))
         commit = self.row.commit
         uploaded = (self.row.source_url or "").startswith(sources.PREFIX)
         streams = ["bundled", *local.values(), *(["source"] if commit or uploaded else [])]

@@ -242,6 +242,9 @@ class AppManager:
             await asyncio.to_thread(records.fail, release.id, "app did not start", error.message)
         except ReleasePhaseFailed as error:
             await asyncio.to_thread(records.fail, release.id, "release phase failed", error.message)
+        except NotFound as error:  # its slug: no later try will find it
+            await self._abandon(release)
+            await asyncio.to_thread(records.fail, release.id, "app did not start", error.message)
         self._wake.set()
 
     async def _run_release_phase(self, state: AppState, release: Release) -> None:
@@ -253,7 +256,10 @@ class AppManager:
                 "Davit was restarted while the release command ran; nobody knows how it ended. Release again."
             )
         await asyncio.to_thread(records.set_phase, release.id, "release")
-        problem = await self.release_phase.run(state, release, line)
+        try:
+            problem = await self.release_phase.run(state, release, line)
+        except DavitError as error:
+            problem = f"The release command could not be started: {error.message}"
         if problem:
             raise ReleasePhaseFailed(problem)
 
