@@ -154,6 +154,10 @@ class Call:
         """
         two_factor.check(self.session, self.account, self.code)
 
+    def may(self, permission: str) -> bool:
+        """Whether the caller has a further permission on the app that the path names."""
+        return permission in apps.permissions(self.session, self.account, self.app)
+
     def window(self, order: ranges.Order) -> Window:
         """The part of a list that the caller asks for."""
         return ranges.parse(request.headers.get("Range"), order)

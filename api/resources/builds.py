@@ -13,7 +13,7 @@ from api.routing import Call, Reply, Resource
 from builder import queue, sources
 from foundation import outbound
 from foundation.errors import InvalidParams
-from state import apps, builds, listings
+from state import builds, listings
 from state.db import after_commit
 from state.models import Build
 
@@ -28,7 +28,9 @@ def _render(call: Call, build: Build) -> Any:
 
 def _shown(call: Call, url: str) -> str:
     """Where the source is: in full for those who may have the code; to others neither a key to it nor a password in it."""
-    deploys = "deploy" in apps.permissions(call.session, call.account, call.app)
+    if not url:
+        return ""
+    deploys = call.may("deploy")
     if url.startswith(sources.PREFIX):
         return links.source(url.removeprefix(sources.PREFIX)) if deploys else ""
     parts = urlsplit(url)

@@ -8,7 +8,7 @@ from typing import Any
 from api import links, ranges, serialize
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
-from state import apps, listings, releases
+from state import listings, releases
 from state.models import Release, Slug
 
 resource = Resource("releases")
@@ -81,5 +81,4 @@ def _slug(call: Call, identity: str) -> Slug:
 def show_slug(call: Call, slug: str) -> Any:
     """A slug: what a release runs."""
     row = _slug(call, slug)
-    deploys = "deploy" in apps.permissions(call.session, call.account, call.app)
-    return serialize.slug(row, blob_url=links.slug(row.id) if row.digest and deploys else "")
+    return serialize.slug(row, blob_url=links.slug(row.id) if row.digest and call.may("deploy") else "")
