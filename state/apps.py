@@ -15,6 +15,8 @@ from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound
 from foundation.settings import settings
 from state import audit, notify, vault
+from state.db import lock_app
+from state.meanwhile import ChangedMeanwhile
 from state.models import (
     Account,
     App,
@@ -196,16 +198,26 @@ def check_buildpacks(account: Account, buildpacks: Sequence[str]) -> None:
             raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
 
 
-def set_buildpacks(session: Session, account: Account, app: App, buildpacks: Sequence[str]) -> None:
+def set_buildpacks(
+    session: Session, account: Account, app: App, buildpacks: Sequence[str], *, seen: Sequence[str] | None = None
+) -> None:
     """Choose the buildpacks, in order; none means detection at the next build.
+
+    Args:
+        seen: those that there were when the person looked, if that is known.
 
     Raises:
         InvalidParams: one is empty, too long or has control characters, or the account may not choose it.
+        ChangedMeanwhile: there are others than were seen.
     """
     for buildpack in buildpacks:
         if not isinstance(buildpack, str) or not 0 < len(buildpack) <= 1000 or re.search(r"[\x00-\x20\x7f]", buildpack):
             raise InvalidParams(f"Buildpack {buildpack!r} is not valid: give a name such as heroku/python or a URL.")
     check_buildpacks(account, buildpacks)
+    lock_app(session, app.id)
+    session.refresh(app, ["buildpacks"])
+    if seen is not None and list(app.buildpacks) != list(seen):
+        raise ChangedMeanwhile(["the buildpacks"])
     app.buildpacks = list(buildpacks)
     audit.record(session, account, "buildpacks:set", app, buildpacks=len(buildpacks))
 

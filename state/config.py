@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from foundation.errors import InvalidParams
-from state import audit, notify, releases, vault
+from state import audit, notify, releases, signatures, vault
 from state.db import lock_app
+from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, Release
 
 LIMIT = 64 * 1024
@@ -23,15 +24,32 @@ def read(app: App) -> dict[str, str]:
     return dict(sorted(vault.reveal(app.config).items()))
 
 
-def change(session: Session, account: Account, app: App, updates: Mapping[str, str | None]) -> Release | None:
+def mark(app: App, name: str, value: str) -> str:
+    """What a page carries in place of a value, to say later what the value was when it was shown."""
+    return signatures.mark("config", f"{app.id}\0{name}\0{value}")
+
+
+def change(
+    session: Session, account: Account, app: App, updates: Mapping[str, str | None], *, seen: Mapping[str, str] | None = None
+) -> Release | None:
     """Set (a string) and unset (None) config vars; returns the release that this makes, None when nothing changed.
+
+    Args:
+        seen: the config vars that there were when the person looked, by name, as :func:`mark` gives them; None when it is
+            not known what they saw.
 
     Raises:
         InvalidParams: a name or value cannot be used, or all together are too large.
+        ChangedMeanwhile: one of ``updates`` is not what was seen.
     """
     lock_app(session, app.id)
     session.refresh(app, ["config"])
     before = vault.reveal(app.config)
+    if seen is not None:
+        marks = {name: mark(app, name, value) for name, value in before.items()}
+        differs = [name for name, value in updates.items() if before.get(name) != value and marks.get(name) != seen.get(name)]
+        if differs:
+            raise ChangedMeanwhile(sorted(differs))
     after = dict(before)
     for name, value in updates.items():
         if value is None:

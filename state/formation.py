@@ -13,6 +13,7 @@ from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from state import audit, isolations, notify, releases, sizes, sleep
 from state.db import lock_app
+from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, Dyno, Formation
 
 MOST = 100
@@ -47,12 +48,15 @@ def scale(session: Session, account: Account, app: App, updates: Sequence[Mappin
 
     Args:
         updates: ``{"type", "quantity"?: 2 | "2" | "+1" | "-1", "size"?: "standard-1x", "live"?: True, "isolation"?: "microvm"}``
-            each; ``live``: running dynos get the size without a restart.
+            each; ``live``: running dynos get the size without a restart; ``"seen": {"quantity": "1", …}``: what these were when
+            the person looked.
 
     Raises:
         InvalidParams, NotFound: a value or a type is wrong; nothing has changed then.
+        ChangedMeanwhile: one is not what was seen; nothing has changed then.
     """
     lock_app(session, app.id)
+    _refuse_stale(session, app, updates)
     changed = []
     for wanted in updates:
         if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
@@ -75,6 +79,20 @@ def scale(session: Session, account: Account, app: App, updates: Sequence[Mappin
     notify.runtime(session, app.id)
     notify.router(session, app.id)
     return changed
+
+
+def _refuse_stale(session: Session, app: App, updates: Sequence[Mapping[str, Any]]) -> None:
+    stale = []
+    for wanted in updates:
+        if isinstance(wanted, Mapping) and (seen := wanted.get("seen")):
+            row = find(session, app, str(wanted.get("type")))
+            session.refresh(row)
+            present = {"quantity": str(row.quantity), "size": row.size, "isolation": row.isolation}
+            for name, words in (("quantity", "number of dynos"), ("size", "size"), ("isolation", "isolation")):
+                if wanted.get(name) is not None and present[name] not in (seen.get(name), str(wanted[name])):
+                    stale.append(f"{row.type}'s {words}")
+    if stale:
+        raise ChangedMeanwhile(stale)
 
 
 def _described(row: Formation) -> str:

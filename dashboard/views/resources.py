@@ -9,6 +9,7 @@ from flask import Response
 from dashboard import frame
 from dashboard.routing import Pages, Visit
 from state import capacity, formation, isolations, releases, sizes, sleep
+from state.models import Formation
 
 pages = Pages("resources")
 
@@ -21,22 +22,41 @@ def show(visit: Visit) -> Response:
         visit, "Resources", "resources.html", rows=formation.all_of(visit.session, visit.app),
         commands=base.process_types if base else {}, dynos=formation.dynos(visit.session, visit.app), sizes=sizes.SIZES.values(),
         capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST, isolations=isolations.ISOLATIONS,
+        filled=lambda row, name: _filled(visit, row, name),
     )  # fmt: skip
+
+
+FIELDS = ("quantity", "size", "isolation")
+
+
+def _filled(visit: Visit, row: Formation, name: str) -> str:
+    """What a field of the scaler holds: what was typed into a form that was refused, unless somebody else changed it since."""
+    present = str(getattr(row, name))
+    typed, seen = visit.text(f"{name}.{row.type}", 40), visit.text(f"seen.{name}.{row.type}", 40)
+    return typed if typed and seen == present else present
 
 
 @pages.on("POST", "/apps/<app>/resources", does="PATCH /apps/<app>/formation", again=show)
 def scale(visit: Visit) -> Response:
     """Change quantities and sizes, all or none."""
-    updates = [update for row in formation.all_of(visit.session, visit.app) if (update := _update(visit, row.type))]
+    types = dict.fromkeys(type for key in visit.form if (type := _type_of(key)))
+    updates = [update for type in types if (update := _update(visit, type))]
     if updates:
         formation.scale(visit.session, visit.account, visit.app, updates)
-    return visit.done(f"/apps/{visit.app.name}/resources", "Scaled." if updates else "")
+    return visit.done(f"/apps/{visit.app.name}/resources", "Scaled." if updates else "Nothing has changed.")
+
+
+def _type_of(key: str) -> str:
+    field, _, type = key.partition(".")
+    return type if field in FIELDS else ""
 
 
 def _update(visit: Visit, type: str) -> dict[str, Any] | None:
-    update = {name: visit.text(f"{name}.{type}", 40) for name in ("quantity", "size", "isolation")}
-    wanted = {name: value for name, value in update.items() if value}
-    return {"type": type, **wanted} if wanted else None
+    """What the visitor changed, with what the page said it was; None when that is nothing."""
+    seen = {name: text for name in FIELDS if (text := visit.text(f"seen.{name}.{type}", 40))}
+    typed = {name: text for name in FIELDS if (text := visit.text(f"{name}.{type}", 40))}
+    wanted = {name: text for name, text in typed.items() if text != seen.get(name)}
+    return {"type": type, "seen": seen, **wanted} if wanted else None
 
 
 @pages.on("POST", "/apps/<app>/sleep", does="PATCH /apps/<app>", again=show)

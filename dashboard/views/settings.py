@@ -38,10 +38,11 @@ def show(visit: Visit) -> Response:
 
 
 def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Response:
-    names = list(config.read(visit.app)) if "deploy" in visit.may else []
+    values = config.read(visit.app) if "deploy" in visit.may else {}
+    marks = {name: config.mark(visit.app, name, value) for name, value in values.items()}
     sections = [(id, words) for id, words in SECTIONS if id not in _MANAGERS or "manage" in visit.may]
     return frame.page(
-        visit, "Settings", "settings.html", names=names, revealed=revealed, blanks=BLANKS, sections=sections,
+        visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, blanks=BLANKS, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=webhooks.all_of(visit.session, visit.app),
@@ -86,27 +87,58 @@ def reveal(visit: Visit) -> Response:
     return _page(visit, revealed=values)
 
 
-@pages.on("POST", "/apps/<app>/settings/config", does="PATCH /apps/<app>/config-vars", again=show)
+def show_config_again(visit: Visit) -> Response:
+    """The page after a refusal; where values were revealed they are again, as they are now, and as they were typed."""
+    if visit.form.get("shown") != "yes" or "deploy" not in visit.may:
+        return show(visit)  # type: ignore[no-any-return]
+    values = config.read(visit.app)
+    visit.session.rollback()
+    with transaction() as session:
+        account, app = _again(visit, session)
+        audit.record(session, account, "config:reveal", app, names=sorted(values))
+    seen = _seen(visit)
+    typed = {
+        name: text for name, text in _typed(visit).items()
+        if text is not None and name in values and seen.get(name) == config.mark(visit.app, name, values[name])
+    }  # fmt: skip
+    return _page(visit, revealed={**values, **typed})
+
+
+@pages.on("POST", "/apps/<app>/settings/config", does="PATCH /apps/<app>/config-vars", again=show_config_again)
 def set_config(visit: Visit) -> Response:
     """Change many config vars at once: rows, ticked removals, a pasted .env; one release for all of it."""
-    updates: dict[str, str | None] = dict(dotenv.parse(visit.form.get("dotenv", "")))
-    shown = visit.form.get("shown") == "yes"
-    present = config.read(visit.app)
-    for name in present:
-        value = visit.form.get(f"value.{name}")
-        if visit.form.get(f"remove.{name}"):
-            updates[name] = None
-        elif value is not None and (shown or value) and value.replace("\r\n", "\n") != present[name]:
-            updates[name] = value.replace("\r\n", "\n")
+    updates: dict[str, str | None] = {**dotenv.parse(visit.form.get("dotenv", "")), **_typed(visit)}
     for name, value in zip(visit.form.getlist("new-name"), visit.form.getlist("new-value"), strict=False):
         if name.strip():
             updates[name.strip()] = value.replace("\r\n", "\n")
         elif value.strip():
             raise InvalidParams("A new config var has a value and no name; give it one.")
-    release = config.change(visit.session, visit.account, visit.app, updates)
+    seen = _seen(visit) if visit.form.get("seen") else None
+    release = config.change(visit.session, visit.account, visit.app, updates, seen=seen)
     if release is None:
         return _back(visit, "config", "Nothing has changed.")
     return _back(visit, "config", f"Release v{release.version} is on its way with the new config vars.")
+
+
+def _seen(visit: Visit) -> dict[str, str]:
+    """The config vars of the page that the form was on, each with the mark of the value that it had."""
+    prefix = "seen."
+    return {key.removeprefix(prefix): mark for key, mark in visit.form.items() if key.startswith(prefix)}
+
+
+def _typed(visit: Visit) -> dict[str, str | None]:
+    """Which of the page's config vars the visitor changed, or (None) removes; what was left as it was is none of them."""
+    shown, seen = visit.form.get("shown") == "yes", _seen(visit)
+    changed: dict[str, str | None] = {}
+    for name in seen or config.read(visit.app):
+        value = visit.form.get(f"value.{name}")
+        if visit.form.get(f"remove.{name}"):
+            changed[name] = None
+        elif value is not None and (shown or value):
+            text = value.replace("\r\n", "\n")
+            if config.mark(visit.app, name, text) != seen.get(name):
+                changed[name] = text
+    return changed
 
 
 @pages.on("POST", "/apps/<app>/settings/domains", does="POST /apps/<app>/domains", again=show)
@@ -151,7 +183,8 @@ def set_buildpacks(visit: Visit) -> Response:
         name = names.pop(at)
         if verb != "remove":
             names.insert(max(0, at - 1) if verb == "up" else at + 1, name)
-    apps.set_buildpacks(visit.session, visit.account, visit.app, names)
+    seen = visit.form.getlist("was") if visit.form.get("seen") else None
+    apps.set_buildpacks(visit.session, visit.account, visit.app, names, seen=seen)
     words = "The next build uses these buildpacks." if names else "The next build looks for a buildpack that fits."
     return _back(visit, "buildpacks", words)
 

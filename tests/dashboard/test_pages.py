@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
@@ -16,7 +18,7 @@ from sqlalchemy import select
 
 from dashboard import routing
 from dashboard.views import PARTS
-from state import accounts, apps, config, db, features, passwords, set_up, two_factor, web_sessions
+from state import accounts, apps, config, db, features, formation, passwords, set_up, two_factor, web_sessions
 from state.models import App, AuditEvent, Build
 from tests.api.conftest import give_code
 from tests.dashboard.conftest import Desk
@@ -175,6 +177,87 @@ def test_many_config_vars_change_at_once_and_make_one_release(desk: Desk) -> Non
         assert app and config.read(app) == {"A": "1", "B": "two", "D": "four"}
     text = owner.get("/apps/timely/releases").text
     assert ">v3</a>" in text and ">v4</a>" not in text
+
+
+def fields_of(page: str, form: str) -> dict[str, Any]:
+    """What a browser would send of the form whose action ends so, were nothing changed in it."""
+    [part] = re.findall(rf'<form[^>]*action="[^"]*{form}"[^>]*>(.*?)</form>', page, re.S)
+    found: dict[str, Any] = {}
+    for tag in re.findall(r"<input[^>]*>", part):
+        name, value = re.search(r'name="([^"]*)"', tag), re.search(r'value="([^"]*)"', tag)
+        if name and 'type="checkbox"' not in tag:
+            found.setdefault(name[1], []).append(html.unescape(value[1]) if value else "")
+    for name, text in re.findall(r'<textarea[^>]*name="([^"]*)"[^>]*>\n(.*?)</textarea>', part, re.S):
+        found[name] = [html.unescape(text)]
+    for name, choices in re.findall(r'<select[^>]*name="([^"]*)"[^>]*>(.*?)</select>', part, re.S):
+        [chosen] = re.findall(r'<option(?: value="([^"]*)")?[^>]* selected>([^<]*)', choices)
+        found[name] = [chosen[0] or chosen[1]]
+    return found
+
+
+def test_the_scaler_changes_what_was_changed_in_it_and_undoes_nobodys_work(desk: Desk) -> None:
+    give_code(desk.app_id, {"web": "x", "worker": "y"})
+    owner, operator = desk.person("owner"), desk.person("operator")
+    first, second = (fields_of(person.get("/apps/timely/resources").text, "/resources") for person in (owner, operator))
+    assert owner.post("/apps/timely/resources", {**first, "quantity.web": "3", "size.worker": "standard-2x"}).status_code == 303
+    assert operator.post("/apps/timely/resources", {**second, "quantity.worker": "2"}).status_code == 303
+    answer = operator.post("/apps/timely/resources", {**second, "quantity.web": "2", "isolation.web": "microvm"})
+    assert answer.status_code == 409 and "somebody else changed web&#39;s number of dynos" in answer.text
+    third = fields_of(answer.text, "/resources")
+    assert (third["quantity.web"], third["isolation.web"]) == (["3"], ["microvm"]), "the present value; what was typed and is free"
+    with db.snapshot() as session:
+        rows = formation.all_of(session, session.get(App, desk.app_id))  # type: ignore[arg-type]
+        assert [(row.type, row.quantity, row.size, row.isolation) for row in rows] == [
+            ("web", 3, "basic", "container"), ("worker", 2, "standard-2x", "container"),
+        ]  # fmt: skip
+        scaled = session.scalars(select(AuditEvent.details).where(AuditEvent.action == "ps:scale")).all()
+        assert "web" not in scaled[-1]["formation"], "what was not changed is not on record as changed"
+    assert operator.post("/apps/timely/resources", {**third, "quantity.web": "2"}).status_code == 303
+
+
+def test_config_vars_that_somebody_else_changed_meanwhile_are_not_overwritten(desk: Desk) -> None:
+    owner = desk.person("owner")
+    page = "/apps/timely/settings/config"
+    owner.post(page, {"new-name": ["A", "B"], "new-value": ["first-a", "first-b"]})
+    hidden = fields_of(owner.get("/apps/timely/settings").text, "/config")
+    revealed = fields_of(owner.post("/apps/timely/settings/reveal").text, "/config")
+    owner.post(page, {**hidden, "value.A": "second-a"})
+    assert owner.post(page, {**revealed, "value.B": "second-b"}).status_code == 303, "A was shown, not changed"
+    values = {"A": "second-a", "B": "second-b"}
+    for stale in ({"value.A": "third-a"}, {"remove.A": "on"}, {"dotenv": "A=third-a"}):
+        answer = owner.post(page, {**hidden, **stale})
+        assert answer.status_code == 409 and "somebody else changed A after you had looked" in answer.text
+        assert "second-a" not in answer.text, "it was not revealed"
+    answer = owner.post(page, {**revealed, "value.A": "third-a", "value.B": "third-b"})
+    assert answer.status_code == 409 and "A and B" in answer.text and "second-a</textarea>" in answer.text
+    assert owner.post(page, {"seen": "yes", "new-name": "B", "new-value": "x"}).status_code == 409, "added by somebody else"
+    with db.snapshot() as session:
+        assert config.read(session.get(App, desk.app_id)) == values  # type: ignore[arg-type]
+        reveals = session.scalars(select(AuditEvent).where(AuditEvent.action == "config:reveal")).all()
+        assert len(reveals) == 2, "what is shown after a refusal is on record, too"
+    anew = fields_of(answer.text, "/config")
+    assert owner.post(page, {**anew, "value.A": "third-a"}).status_code == 303
+
+
+def test_a_refused_form_with_revealed_values_keeps_what_was_typed(desk: Desk) -> None:
+    owner = desk.person("owner")
+    owner.post("/apps/timely/settings/config", {"new-name": "A", "new-value": "first"})
+    revealed = fields_of(owner.post("/apps/timely/settings/reveal").text, "/config")
+    answer = owner.post("/apps/timely/settings/config", {**revealed, "value.A": "second", "dotenv": "oops"})
+    assert answer.status_code == 422 and "second</textarea>" in answer.text
+
+
+def test_an_order_of_buildpacks_that_somebody_else_changed_is_not_put_back(desk: Desk) -> None:
+    owner = desk.person("owner")
+    page = "/apps/timely/settings/buildpacks"
+    stale = fields_of(owner.get("/apps/timely/settings").text, "/buildpacks")
+    assert owner.post(page, {**stale, "new": "heroku/python"}).status_code == 303
+    answer = owner.post(page, {**stale, "new": "heroku/ruby"})
+    assert answer.status_code == 409 and "somebody else changed the buildpacks" in answer.text
+    fresh = fields_of(answer.text, "/buildpacks")
+    assert owner.post(page, {**fresh, "new": "heroku/ruby"}).status_code == 303
+    with db.snapshot() as session:
+        assert session.get(App, desk.app_id).buildpacks == ["heroku/python", "heroku/ruby"]  # type: ignore[union-attr]
 
 
 def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
