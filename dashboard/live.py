@@ -17,10 +17,12 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -46,6 +48,8 @@ BUFFER = 1 << 20
 """Bytes that a client may be behind before it is cut off (it comes back with its cursor)."""
 PIECE = 64 << 10
 """Bytes of build output in one event."""
+AGAIN_SECONDS = 1.0
+"""From a failure to the next attempt."""
 STATE_SECONDS, TEXT_SECONDS, BEAT_SECONDS, CHECK_SECONDS = 0.5, 0.1, 15.0, 20.0
 """From one look at the database to the next; at outputs and logs; from one sign of life to the next; at permissions."""
 HEAD = (
@@ -135,17 +139,32 @@ class Live:
             raise TooManyPages("Too many pages are open already; this one is not kept current.")
 
     def add(self, page: Page) -> None:
-        """Serve a page from now on."""
+        """Serve a page from now on.
+
+        Raises:
+            RuntimeError: the system gives no further thread; the page is let go.
+        """
         page.line.setblocking(False)
         with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                try:
+                    self._begin()
+                except Exception:
+                    page.line.close()
+                    raise
             self._accounts[page.watched.account_id] += 1
             self._arriving.append(page)
-            if self._thread is None:
-                asleep, self._waker = socket.socketpair()
-                self._thread = threading.Thread(target=self._run, args=(asleep,), name="live pages", daemon=True)
-                self._thread.start()
-            elif self._waker is not None:
-                self._waker.send(b".")
+            if self._waker is not None:
+                with suppress(OSError):  # a full pipe wakes the thread, too
+                    self._waker.send(b".")
+
+    def _begin(self) -> None:
+        asleep, waker = socket.socketpair()
+        asleep.setblocking(False)
+        waker.setblocking(False)
+        thread = threading.Thread(target=self._run, args=(asleep,), name="live pages", daemon=True)
+        thread.start()
+        self._thread, self._waker = thread, waker
 
     def _arrived(self) -> list[Page]:
         with self._lock:
@@ -161,24 +180,44 @@ class Live:
     def over(self) -> bool:
         """Whether the thread may end: nobody is left, nobody is arriving."""
         with self._lock:
+            if self._thread is not threading.current_thread():
+                return True
             if self._arriving or self._accounts.total():
                 return False
-            if self._waker is not None:
-                self._waker.close()
-            self._thread, self._waker = None, None
+            self._forget_thread()
             return True
 
+    def stop(self) -> None:
+        """The process ends: the thread is forgotten, whoever is there."""
+        with self._lock:
+            if self._thread is threading.current_thread():
+                self._forget_thread()
+
+    def _forget_thread(self) -> None:
+        if self._waker is not None:
+            self._waker.close()
+        self._thread, self._waker = None, None
+
     def _run(self, asleep: socket.socket) -> None:
-        round = _Round(self, asleep)
+        """Serve as long as anybody is there. Whatever fails, the thread goes on: pages whose connection it had to let go come
+        back by themselves, with their cursors."""
+        while not (self._round(asleep) or self.over()):
+            time.sleep(AGAIN_SECONDS)
+        asleep.close()
+
+    def _round(self, asleep: socket.socket) -> bool:
+        """Serve until nobody is left (True), or something fails (False)."""
+        round: _Round | None = None
         try:
+            round = _Round(self, asleep)
             round.run(self._arrived)
+            return True
         except Exception:
-            log.exception("live pages: the thread ended")
+            log.exception("live pages: begun anew")
+            return False
         finally:
-            round.close()
-            with self._lock:
-                if self._thread is threading.current_thread():
-                    self._thread, self._waker = None, None
+            if round:
+                round.close()
 
 
 class _Round:
@@ -188,10 +227,9 @@ class _Round:
         self.live, self.asleep = live, asleep
         self.pages: set[Page] = set()
         self.selector = selectors.DefaultSelector()
-        asleep.setblocking(False)
         self.selector.register(asleep, selectors.EVENT_READ)
-        self.connection = engine().connect()
-        self.change = watching.Change(self.connection)
+        self.connection: Connection | None = None
+        self.change: watching.Change | None = None
         self.due = dict.fromkeys(("state", "text", "beat", "check"), 0.0)
         self.fresh = True
         self.redis: Any = None
@@ -206,27 +244,52 @@ class _Round:
             if not self.pages and self.live.over():
                 return
             self._wait()
+        self.live.stop()
 
     def close(self) -> None:
         """Let go of everything."""
         for page in list(self.pages):
             self._drop(page)
-        self.connection.close()
+        self._disconnect()
         self.selector.close()
-        self.asleep.close()
+
+    def _database(self) -> tuple[Connection, watching.Change]:
+        """The connection on which it is asked whether anything changed, opened when it is wanted."""
+        if self.connection is None or self.change is None:
+            self.connection = engine().connect()
+            self.change = watching.Change(self.connection)
+        return self.connection, self.change
+
+    def _disconnect(self) -> None:
+        connection, self.connection, self.change = self.connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.close()
 
     def _welcome(self, page: Page) -> None:
         self.pages.add(page)
-        self.selector.register(page.line, selectors.EVENT_READ, page)
         self.fresh = True
         self.due["state"] = 0.0
+        with self._sparing(page):
+            self.selector.register(page.line, selectors.EVENT_READ, page)
 
     def _drop(self, page: Page) -> None:
         if page in self.pages:
             self.pages.discard(page)
-            self.selector.unregister(page.line)
-            page.line.close()
             self.live.left(page)
+            with suppress(KeyError, ValueError):  # it never came to be registered, or its descriptor is gone
+                self.selector.unregister(page.line)
+            with suppress(OSError):
+                page.line.close()
+
+    @contextmanager
+    def _sparing(self, page: Page) -> Iterator[None]:
+        """What goes wrong with one page ends that page's connection, not the others'."""
+        try:
+            yield
+        except Exception:
+            log.exception("live pages: a page was let go")
+            self._drop(page)
 
     def _wait(self) -> None:
         following = any(page.watched.log or (page.watched.build and not page.build_over) for page in self.pages)
@@ -263,11 +326,11 @@ class _Round:
                 self._look_at_state()
             if self._is_due("check", CHECK_SECONDS):
                 self._look_at_permissions()
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DavitError) as error:
             log.warning("live pages: the database does not answer: %s", type(error).__name__)
-            self.connection.close()
-            self.connection = engine().connect()
-            self.change = watching.Change(self.connection)
+            self._disconnect()
+            self.fresh = True
+            self.due["state"] = self.due["check"] = time.monotonic() + AGAIN_SECONDS
         if self._is_due("text", TEXT_SECONDS):
             self._look_at_builds()
             self._look_at_logs()
@@ -276,12 +339,13 @@ class _Round:
                 page.pending += b": here\n\n"
 
     def _look_at_state(self) -> None:
-        with self.connection.begin():
-            changed = self.change.happened()
+        connection, change = self._database()
+        with connection.begin():
+            changed = change.happened()
             if not (changed or self.fresh):
                 return
             self.fresh = False
-            with Session(self.connection) as session:
+            with Session(connection) as session:
                 found = watching.apps(session, (page.watched.app for page in self.pages if page.watched.app))
                 every = watching.every(session) if any(page.watched.every for page in self.pages) else ""
         for page in self.pages:
@@ -294,45 +358,50 @@ class _Round:
             page.tell(topic, now)
 
     def _look_at_permissions(self) -> None:
-        with self.connection.begin(), Session(self.connection) as session:
+        connection, _ = self._database()
+        with connection.begin(), Session(connection) as session:
             gone = [page for page in self.pages if not may_watch(session, page.watched)]
         for page in gone:
             self._drop(page)
 
     def _look_at_builds(self) -> None:
         read: dict[tuple[str, str], tuple[str, str, bool]] = {}
-        for page in self.pages:
-            id = page.watched.build
-            if not id or page.build_over or len(page.pending) > BUFFER // 2:
-                continue
-            place = page.watched.seen.get("build", "")
-            if (id, place) not in read:
-                read[id, place] = build_news(id, place)
-            html, place, over = read[id, place]
-            if html:
-                page.watched.seen["build"] = place
-                page.tell("build", html)
-            elif over:
-                page.build_over = True
-                page.tell("build-over", "")
+        for page in list(self.pages):
+            if page.watched.build and not page.build_over and len(page.pending) <= BUFFER // 2:
+                with self._sparing(page):
+                    self._tell_of_build(page, read)
+
+    def _tell_of_build(self, page: Page, read: dict[tuple[str, str], tuple[str, str, bool]]) -> None:
+        id, place = page.watched.build, page.watched.seen.get("build", "")
+        if (id, place) not in read:
+            read[id, place] = build_news(id, place)
+        html, place, over = read[id, place]
+        if html:
+            page.watched.seen["build"] = place
+            page.tell("build", html)
+        elif over:
+            page.build_over = True
+            page.tell("build-over", "")
 
     def _look_at_logs(self) -> None:
         read: dict[tuple[str, str], tuple[str, str]] = {}
-        for page in self.pages:
-            id = page.watched.log
-            if not id or len(page.pending) > BUFFER // 2:
-                continue
-            place = page.watched.seen.get("log", "0-0")
-            if (id, place) not in read:
-                try:
-                    read[id, place] = self._log_news(id, place)
-                except DavitError:
-                    self.due["text"] = time.monotonic() + 2  # Redis is away: not ten times a second
-                    return
-            html, place = read[id, place]
-            if html:
-                page.watched.seen["log"] = place
-                page.tell("log", html)
+        for page in list(self.pages):
+            if page.watched.log and len(page.pending) <= BUFFER // 2:
+                with self._sparing(page):
+                    try:
+                        self._tell_of_log(page, read)
+                    except DavitError:
+                        self.due["text"] = time.monotonic() + 2  # Redis is away: not ten times a second
+                        return
+
+    def _tell_of_log(self, page: Page, read: dict[tuple[str, str], tuple[str, str]]) -> None:
+        id, place = page.watched.log, page.watched.seen.get("log", "0-0")
+        if (id, place) not in read:
+            read[id, place] = self._log_news(id, place)
+        html, place = read[id, place]
+        if html:
+            page.watched.seen["log"] = place
+            page.tell("log", html)
 
     def _log_news(self, app_id: str, after: str) -> tuple[str, str]:
         if self.redis is None:
@@ -342,14 +411,15 @@ class _Round:
 
     def _write(self) -> None:
         for page in list(self.pages):
-            try:
-                while page.pending:
-                    del page.pending[: page.line.send(page.pending[:PIECE])]
-            except _LATER:
-                if len(page.pending) > BUFFER:
+            with self._sparing(page):
+                try:
+                    while page.pending:
+                        del page.pending[: page.line.send(page.pending[:PIECE])]
+                except _LATER:
+                    if len(page.pending) > BUFFER:
+                        self._drop(page)
+                except OSError:
                     self._drop(page)
-            except OSError:
-                self._drop(page)
 
 
 def build_news(build_id: str, place: str) -> tuple[str, str, bool]:

@@ -9,9 +9,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from api.door import Plain
 from dashboard import live, watching
 from foundation.clock import now
 from logs import stream
@@ -19,6 +22,7 @@ from state import accounts, apps, config, db, formation, vault, web_sessions
 from state.models import Account, App, Build
 from tests.api.conftest import give_code, use_home
 from tests.cli.living import Davit, owner_app, serving
+from tests.conftest import wait_until
 from tests.dashboard import scenery
 
 
@@ -250,3 +254,95 @@ def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:
         page = Listener(davit, f"app={app_id}", secret)
         page.until("app")
         page.close()
+
+
+class Audience:
+    """Pages served by this process, and what each has received."""
+
+    def __init__(self) -> None:
+        self.live = live.Live()
+        self.ours: list[socket.socket] = []
+
+    def opens(self, **watched: object) -> socket.socket:
+        """Another page."""
+        theirs, ours = socket.socketpair()
+        ours.settimeout(30)
+        self.ours.append(ours)
+        self.live.add(live.Page(Plain.adopt(theirs), live.Watched("account", "secret", **watched)))  # type: ignore[arg-type]
+        return ours
+
+    def leave(self) -> None:
+        for ours in self.ours:
+            ours.close()
+        wait_until(lambda: self.live.count == 0 and self.live._thread is None, "the thread ending")
+
+
+def until(page: socket.socket, word: bytes) -> bytes:
+    """What the page receives until ``word``, or to its end."""
+    data = b""
+    while word not in data and (more := page.recv(65536)):
+        data += more
+    return data
+
+
+@pytest.fixture
+def audience(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Audience]:
+    shutil.copy(template_database, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch)
+    monkeypatch.setattr(live, "may_watch", lambda session, watched: True)
+    monkeypatch.setattr(live, "AGAIN_SECONDS", 0.05)
+    audience = Audience()
+    yield audience
+    audience.leave()
+
+
+def failing(times: int, function: Any) -> Any:
+    """``function``, which fails with what nobody expects the first times."""
+    left = [times]
+
+    def called(*given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ZeroDivisionError("on purpose")
+        return function(*given, **named)
+
+    return called
+
+
+def test_pages_are_served_although_the_thread_could_not_begin(audience: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.selectors, "DefaultSelector", failing(3, live.selectors.DefaultSelector))
+    assert b"event: apps" in until(audience.opens(every=True), b"event: apps")
+
+
+def test_a_database_that_is_away_costs_no_page(audience: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, left = live.engine, [3]
+
+    def away() -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OperationalError("SELECT 1", {}, Exception("away"))
+        return engine()
+
+    monkeypatch.setattr(live, "engine", away)
+    assert b"event: apps" in until(audience.opens(every=True), b"event: apps")
+    assert audience.live.count == 1
+
+
+def test_the_thread_goes_on_after_a_failure_that_nobody_expected(audience: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.watching, "every", failing(1, live.watching.every))
+    assert b"event: apps" not in until(audience.opens(every=True), b"event: apps"), "this one has to come back"
+    assert b"event: apps" in until(audience.opens(every=True), b"event: apps")
+    assert audience.live.count == 1
+
+
+def test_a_page_that_cannot_be_served_takes_no_other_with_it(audience: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
+    news = live.build_news
+
+    def read(id: str, place: str) -> tuple[str, str, bool]:
+        return news(id, place) if id != "bad" else failing(1, news)()
+
+    monkeypatch.setattr(live, "build_news", read)
+    good = audience.opens(build="good")
+    assert until(audience.opens(build="bad"), b"event: build").endswith(b"retry: 1000\n\n"), "its connection ended"
+    scenery.output_of("good", "a line\n", done=True)
+    assert b"a line" in until(good, b"event: build-over")
