@@ -89,7 +89,7 @@
     const address = new URLSearchParams(topics);
     if (cursor) address.set("cursor", cursor);
     source = new EventSource(`${body.dataset.live}?${address}`);
-    source.onopen = () => { retry = 0; body.dataset.connected = "yes"; };
+    source.onopen = () => { retry = 0; body.dataset.connected = "yes"; again(); };
     source.onerror = () => {
       body.dataset.connected = "no";
       if (source && source.readyState === EventSource.CLOSED) {
@@ -101,6 +101,18 @@
     hear("build", (html) => append(streamed, html));
     hear("build-over", () => { delete streamed.dataset.follow; window.htmx?.trigger(body, "live:app"); });
     hear("log", (html) => document.dispatchEvent(new CustomEvent("log", { detail: html })));
+  }
+  // A part that could not be loaded anew, because Davit was away, is loaded when it is back.
+  let missed = false;
+  for (const name of ["htmx:sendError", "htmx:responseError"]) document.addEventListener(name, (event) => {
+    if (!event.detail.requestConfig?.triggeringEvent?.type?.startsWith("live:")) return;
+    missed = true;
+    setTimeout(again, 3000);
+  });
+  function again() {
+    if (!missed || source?.readyState !== EventSource.OPEN) return;
+    missed = false;
+    for (const name of ["app", "apps"]) window.htmx?.trigger(body, `live:${name}`);
   }
   function hear(name, act) {
     source.addEventListener(name, (event) => { cursor = event.lastEventId || cursor; act(JSON.parse(event.data)); });

@@ -134,10 +134,32 @@ class Davit:
         self.home, self.work = home, work
         self.url = f"http://127.0.0.1:{port}"
         self.processes = Processes()
+        self.server: subprocess.Popen[bytes]
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(work), "DAVIT_HOME": str(home), "DAVIT_API": f"127.0.0.1:{port}",
             "REDIS_URL": redis_url, "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "LANG": "C.UTF-8",
         }  # fmt: skip
+
+    def start(self) -> None:
+        """Start the web process; returns when it answers."""
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "16", "--bind", self.env["DAVIT_API"],
+             "--no-control-socket", "--graceful-timeout", "5", "--config", "python:api.server", "app:app"],
+            cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL, stderr=(self.work / "gunicorn.log").open("ab"), start_new_session=True,
+        )  # fmt: skip
+        wait_until(self._answers, "gunicorn answering")
+        assert self.server.poll() is None, (self.work / "gunicorn.log").read_text()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(self.url, timeout=5).status == 200)
+        except OSError:
+            return self.server.poll() is not None
+
+    def kill(self) -> None:
+        """End the web process as a power cut would: master and worker."""
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
 
     def __call__(self, *words: str, input: str = "", check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ``davit WORDS``; fails the test when it exits with another status than 0, unless ``check`` is false."""
@@ -171,25 +193,12 @@ def serving(home: Path, work: Path, redis_url: str) -> Iterator[Davit]:
         accounts.ensure_owner(session)
     davit = Davit(home, _free_port(), work, redis_url)
     runtime = Neighbour(home / "run" / "runtime.sock", davit.processes.handlers())
-    server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "16", "--bind", davit.env["DAVIT_API"],
-         "--no-control-socket", "--graceful-timeout", "5", "--config", "python:api.server", "app:app"],
-        cwd=ROOT, env=davit.env, stdout=subprocess.DEVNULL, stderr=(work / "gunicorn.log").open("wb"),
-    )  # fmt: skip
-
-    def answers() -> bool:
-        try:
-            return bool(urllib.request.urlopen(davit.url, timeout=5).status == 200)
-        except OSError:
-            return server.poll() is not None
-
     try:
-        wait_until(answers, "gunicorn answering")
-        assert server.poll() is None, (work / "gunicorn.log").read_text()
+        davit.start()
         yield davit
     finally:
-        server.terminate()
-        server.wait(15)
+        davit.server.terminate()
+        davit.server.wait(15)
         davit.processes.close()
         runtime.close()
 
