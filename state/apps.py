@@ -111,6 +111,18 @@ def permissions(session: Session, account: Account, app: App) -> frozenset[str]:
     return frozenset(row.permissions) | {"view"} if row else frozenset()
 
 
+def permissions_on(session: Session, account: Account, found: Sequence[App]) -> dict[str, frozenset[str]]:
+    """As :func:`permissions` for many apps by one query: what the account may do with each, by the app's id."""
+    shared: dict[str, frozenset[str]] = {}
+    if not account.is_admin and any(app.owner_id != account.id for app in found):
+        rows = select(Collaborator.app_id, Collaborator.permissions).where(Collaborator.account_id == account.id)
+        shared = {id: frozenset(allowed) | {"view"} for id, allowed in session.execute(rows)}
+    whole = frozenset(PERMISSIONS)
+    return {
+        app.id: whole if account.is_admin or app.owner_id == account.id else shared.get(app.id, frozenset()) for app in found
+    }  # fmt: skip
+
+
 def find(session: Session, account: Account, identity: str, permission: str = "view") -> App:
     """The app with this name or id, when the account may do ``permission`` with it.
 

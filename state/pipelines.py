@@ -7,7 +7,7 @@ apps adds apps, and who promotes needs the permission deploy on the source and o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
@@ -184,11 +184,19 @@ def find_coupling(session: Session, account: Account, identity: str, *, change: 
     row = session.get(PipelineCoupling, identity)
     if row is None or row.pipeline_id not in {one.id for one in visible(session, account, row.pipeline.name)}:
         raise NotFound("Couldn't find that pipeline coupling.")
-    if change and not account.is_admin and row.pipeline.owner_id != account.id:
-        allowed = apps.permissions(session, account, row.app)
-        if "operate" not in allowed:
-            raise Forbidden("That takes the pipeline's owner, or the permission “operate” on the app.")
+    if change and not may_change(account, row, apps.permissions(session, account, row.app)):
+        raise Forbidden("That takes the pipeline's owner, or the permission “operate” on the app.")
     return row
+
+
+def may_change(account: Account, row: PipelineCoupling, allowed: Collection[str]) -> bool:
+    """Whether the account may move the app or take it out; ``allowed`` are its permissions on the app."""
+    return account.is_admin or row.pipeline.owner_id == account.id or "operate" in allowed
+
+
+def may_add(account: Account, pipeline: Pipeline, allowed: Iterable[Collection[str]]) -> bool:
+    """Whether the account may add apps; ``allowed`` are its permissions on each of the pipeline's apps."""
+    return account.is_admin or pipeline.owner_id == account.id or any("deploy" in one for one in allowed)
 
 
 def couple(session: Session, account: Account, pipeline: Pipeline, app: App, stage: str) -> PipelineCoupling:
@@ -200,7 +208,8 @@ def couple(session: Session, account: Account, pipeline: Pipeline, app: App, sta
         Conflict: the app is in a pipeline already.
     """
     _check_stage(stage)
-    if not (account.is_admin or pipeline.owner_id == account.id or _may_deploy_one(session, account, pipeline)):
+    present_apps = [row.app for row in couplings(session, pipeline)]
+    if not may_add(account, pipeline, apps.permissions_on(session, account, present_apps).values()):
         raise Forbidden(f"Adding to the pipeline {pipeline.name} takes its owner, or the permission “deploy” on one of its apps.")
     present = session.scalar(select(PipelineCoupling).where(PipelineCoupling.app_id == app.id))
     if present is not None:
@@ -216,10 +225,6 @@ def couple(session: Session, account: Account, pipeline: Pipeline, app: App, sta
 def _check_stage(stage: str) -> None:
     if stage not in STAGES:
         raise InvalidParams(f"Field stage: there is no stage “{stage[:40]}”; there are {', '.join(STAGES)}.")
-
-
-def _may_deploy_one(session: Session, account: Account, pipeline: Pipeline) -> bool:
-    return any("deploy" in apps.permissions(session, account, row.app) for row in couplings(session, pipeline))
 
 
 def move(session: Session, account: Account, row: PipelineCoupling, stage: str) -> None:

@@ -37,10 +37,9 @@ def index(visit: Visit) -> Response:
 
 def _pipelines(visit: Visit) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
     """Every pipeline that the visitor may see, with its apps by stage."""
-    coupled = [
-        row for row in pipelines.visible_couplings(visit.session, visit.account)
-        if apps.permissions(visit.session, visit.account, row.app)
-    ]  # fmt: skip
+    rows = pipelines.visible_couplings(visit.session, visit.account)
+    allowed = apps.permissions_on(visit.session, visit.account, [row.app for row in rows])
+    coupled = [row for row in rows if allowed[row.app_id]]
     seen = {row.app.id: row for row in glance.of(visit.session, [row.app for row in coupled])}
     return [
         (pipeline, [(stage, seen[row.app_id]) for stage in pipelines.STAGES for row in coupled

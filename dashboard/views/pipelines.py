@@ -37,17 +37,30 @@ def create(visit: Visit) -> Response:
 def show(visit: Visit) -> Response:
     """The apps by stage."""
     row = _pipeline(visit)
-    coupled = [one for one in pipelines.couplings(visit.session, row) if apps.permissions(visit.session, visit.account, one.app)]
+    whole = pipelines.couplings(visit.session, row)
+    allowed = apps.permissions_on(visit.session, visit.account, [one.app for one in whole])
+    coupled = [one for one in whole if allowed[one.app_id]]
     seen = {one.app.id: one for one in glance.of(visit.session, [one.app for one in coupled])}
     stages = [
         (stage, [(one, seen[one.app_id]) for one in coupled if one.stage == stage])
         for stage in pipelines.STAGES
         if stage in USUAL or any(one.stage == stage for one in coupled)
     ]
-    present = {one.app_id for one in coupled}
-    free = [app.name for app in apps.visible(visit.session, visit.account, everything=True) if app.id not in present][:200]
     owns = row.owner_id == visit.account.id or visit.account.is_admin
-    return visit.page("pipeline.html", pipeline=row, stages=stages, names=pipelines.STAGES, free=free, owns=owns, coupled=coupled)
+    may_add = pipelines.may_add(visit.account, row, allowed.values())
+    return visit.page(
+        "pipeline.html", pipeline=row, stages=stages, names=pipelines.STAGES, owns=owns, may_add=may_add,
+        free=_free(visit) if may_add else [],
+        deployable={id for id, words in allowed.items() if "deploy" in words},
+        movable={one.id for one in coupled if pipelines.may_change(visit.account, one, allowed[one.app_id])},
+    )  # fmt: skip
+
+
+def _free(visit: Visit) -> list[str]:
+    """Names of apps that the visitor may put into a pipeline and that are in none."""
+    free, _ = glance.search(visit.session, visit.account, everything=True, alone=True, most=1000)
+    allowed = apps.permissions_on(visit.session, visit.account, free)
+    return [app.name for app in free if "operate" in allowed[app.id]][:200]
 
 
 @pages.on("POST", "/pipelines/<pipeline>/apps", needs="account", again=show)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from dashboard import routing
 from dashboard.views import PARTS
-from state import accounts, apps, config, db, features, formation, passwords, set_up, two_factor, web_sessions
-from state.models import App, AuditEvent, Build
+from state import accounts, apps, config, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
+from state.models import Account, App, AuditEvent, Build
 from tests.api.conftest import give_code
 from tests.dashboard.conftest import Desk
 
@@ -428,3 +428,62 @@ def test_the_dashboard_is_loaded_by_the_first_page_only() -> None:
 def test_a_page_that_says_nothing_about_who_may_see_it_is_refused() -> None:
     with pytest.raises(TypeError):
         routing.Pages("x").on("GET", "/x")
+
+
+@pytest.mark.parametrize("name", ["viewer", "deployer", "operator", "manager"])
+def test_only_what_the_visitor_may_do_is_offered(desk: Desk, name: str) -> None:
+    owner, person = desk.person("owner"), desk.person(name)
+    give_code(desk.app_id)
+    owner.post("/apps/timely/settings/config", {"new-name": "A", "new-value": "1"})
+    owner.post("/apps/timely/settings/domains", {"hostname": "www.example.com"})
+    owner.post("/apps/timely/settings/buildpacks", {"new": "heroku/python"})
+    with db.snapshot() as session:
+        app, account = session.get(App, desk.app_id), session.scalar(select(Account).where(Account.email == f"{name}@example.com"))
+        assert app and account
+        allowed = apps.permissions(session, account, app) | {"account", "nothing"}
+    urls = desk.flask.url_map.bind("localhost")
+    for path in (*APP_PAGES, *(["/run"] if "operate" in allowed else [])):
+        forms = re.findall(r'<form[^>]*method="post"[^>]*action="([^"#]+)[^>]*>(.*?)</form>', person.get(f"/apps/timely{path}").text, re.S)
+        for action in (action for action, inside in forms if "<button" in inside):
+            endpoint, _ = urls.match(action, method="POST")
+            route = desk.flask.view_functions[endpoint].route  # type: ignore[attr-defined]
+            own = route.path.endswith("/people/<user>/remove")  # anybody may leave
+            assert route.needed in allowed or own, f"{path} offers {name} {action}, which takes {route.needed}"
+
+
+def test_a_pipeline_offers_its_people_what_each_may_do(desk: Desk) -> None:
+    owner = desk.person("owner")
+    where = owner.post("/pipelines/new", {"name": "project"}, page="/pipelines/new").headers["Location"]
+    owner.post("/new", {"name": "timely-live"})
+    for name, stage in (("timely", "staging"), ("timely-live", "production")):
+        owner.post(f"{where}/apps", {"app": name, "stage": stage}, page=where)
+    give_code(desk.app_id)
+
+    def offered(name: str) -> set[str]:
+        return set(re.findall(rf'action="{where}/(\w+)"', desk.person(name).get(where).text))
+
+    assert offered("owner") == {"promote", "move", "apps", "destroy"}
+    assert offered("viewer") == set()
+    assert offered("operator") == {"move"}
+    assert offered("deployer") == {"apps"}, "the app of the next stage is not theirs"
+    owner.post("/apps/timely-live/settings/people", {"email": "deployer@example.com", "may.deploy": "yes"}, page=where)
+    assert offered("deployer") == {"promote", "apps"}
+
+
+def test_the_list_of_apps_takes_as_many_queries_for_many_apps_of_pipelines_as_for_one(desk: Desk) -> None:
+    counted: list[str] = []
+    event.listen(db.engine(), "before_cursor_execute", lambda c, cursor, statement, *rest: counted.append(statement))
+    person, found = desk.person("viewer"), []
+    for more in (1, 5):
+        with db.transaction() as session:
+            owner = session.scalar(select(Account).where(Account.email == "owner@example.com"))
+            assert owner
+            row = pipelines.create(session, owner, f"project-{more}")
+            for number in range(more):
+                app = apps.create(session, owner, f"app-{more}-{number}")
+                apps.add_collaborator(session, owner, app, "viewer@example.com", ["view"])
+                pipelines.couple(session, owner, row, app, "staging")
+        counted.clear()
+        assert f"app-{more}-0" in person.get("/").text
+        found.append(len(counted))
+    assert found[0] == found[1], counted
