@@ -19,7 +19,7 @@ from tests.runtime.bench_of_driver import ENV, LIMITS
 
 
 async def main(stack: str, slug: str, *commands: str) -> None:
-    """Start one dyno for each command."""
+    """Start one dyno for each command, one after the other: the last has only just started when this is said."""
     host = Host(settings(), Instance.claim(settings()), warm=0, environ={})
     driver = MicroVmDriver(host)
     await host.open()
@@ -30,7 +30,7 @@ async def main(stack: str, slug: str, *commands: str) -> None:
         )
         for number, command in enumerate(commands, 1)
     ]
-    dynos = await asyncio.gather(*(driver.start(spec) for spec in specs))
+    dynos = [await driver.start(spec) for spec in specs]
     print(json.dumps([[dyno.spec_id, dyno.pid] for dyno in dynos]), flush=True)
     await asyncio.sleep(600)
 

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -23,6 +24,7 @@ from runtime.microvm import acceleration, kernel, machine
 from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
+from tests.conftest import wait_until
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
 from tests.runtime.bench_of_microvm import MicroVmBench, require, stacks
 from tests.runtime.contract import DriverContract
@@ -225,11 +227,15 @@ class TestLife:
         other = MicroVmBench(loop, *images, DAVIT_STACKS=str(stacks()))
         env = {**os.environ, "DAVIT_HOME": str(other.home), "DAVIT_STACKS": str(stacks())}
         script = "trap 'exit 3' TERM; while true; do sleep 0.05; done"
-        argv = [sys.executable, "-m", "tests.runtime.microvm_other_process", *map(str, images), script, "echo done; exit 5"]
+        ends = "sleep 5; echo done; exit 5"  # not before its runtime is killed: that would see its end, and end its machine
+        argv = [sys.executable, "-m", "tests.runtime.microvm_other_process", *map(str, images), script, ends]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
             assert process.stdout
             started = json.loads(process.stdout.readline())
             process.kill()
+        stdout = os.open(other.home / "run/dynos/dyno-2/stdout", os.O_RDONLY | os.O_NONBLOCK)
+        wait_until(lambda: select([stdout], [], [], 0)[0], "the second says that it is done")
+        os.close(stdout)
         other.open()
         try:
             found = {dyno.spec_id: dyno for dyno in other.run(other.vm.adopt())}
