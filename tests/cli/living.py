@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from state import accounts, apps, db, vault
 from state.models import App, Dyno, new_id
 from tests.api.conftest import Neighbour, give_code
 from tests.conftest import wait_until
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -116,12 +116,6 @@ def _resize(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Davit:
     """The command line, in a directory and home of its own.
 
@@ -191,7 +185,7 @@ def serving(home: Path, work: Path, redis_url: str) -> Iterator[Davit]:
     (home / "run").mkdir(exist_ok=True)
     with db.transaction() as session:
         accounts.ensure_owner(session)
-    davit = Davit(home, _free_port(), work, redis_url)
+    davit = Davit(home, free_port(), work, redis_url)
     runtime = Neighbour(home / "run" / "runtime.sock", davit.processes.handlers())
     try:
         davit.start()

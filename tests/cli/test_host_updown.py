@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from cli.host.processes import Identity
 from tests.conftest import wait_until
 from tests.leftovers import INSTANCES
+from tests.ports import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 STACKS = Path(os.environ.get("DAVIT_STACKS") or Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "stacks")
@@ -25,9 +25,7 @@ pytestmark = pytest.mark.root
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 class Host:

@@ -14,7 +14,8 @@ import pytest
 from tests.e2e.conftest import running
 from tests.e2e.internet import ADDRESS, internet
 from tests.e2e.sampler import SAMPLER
-from tests.e2e.world import App, Davit, eventually, free_port, tiny
+from tests.e2e.world import App, Davit, eventually, tiny
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,13 @@ def world() -> Iterator[Davit]:
         yield davit
 
 
+@pytest.fixture(autouse=True)
+def again_after_a_failure(world: Davit) -> None:
+    """A test that failed between a cut and ``up`` must not make the others fail."""
+    if not world.pids():
+        world.cli("up", "--detach")
+
+
 # --- killing
 
 
@@ -68,7 +75,16 @@ def cut(davit: Davit) -> None:
             return
         kill(left)
         time.sleep(0.05)
-    raise AssertionError(f"still there: {left}")
+    raise AssertionError(f"still there: {[_told(pid) for pid in left]}")
+
+
+def _told(pid: int) -> str:
+    """What this process is, for whoever reads why the test failed."""
+    with contextlib.suppress(OSError):
+        process = Path(f"/proc/{pid}")
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return f"{pid} {state} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r} {(process / 'cgroup').read_text()!r}"
+    return str(pid)
 
 
 def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,18 +17,11 @@ from typing import Any
 import httpx
 
 from tests.conftest import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DAVIT = ROOT / "bin" / "davit"
 STACKS = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "stacks"
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.stack_builder import OWN_KEYS
-from tests.e2e.world import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "host-image"

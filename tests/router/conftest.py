@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -22,19 +21,13 @@ from router.certificates import Bound
 from router.config import Timeouts
 from router.routes import AppRows, DynoRow
 from tests.conftest import PATIENCE
+from tests.ports import free_port
 from tests.router.apps import TinyApp
 
 T = TypeVar("T")
 PROGRAM = Path(os.environ["HAPROXY"]) if "HAPROXY" in os.environ else None
 """Another haproxy than the installed one, to test its version."""
 IMPATIENT = Timeouts(connect=1, first_byte=1, idle=2.5, hold=1.5, keep_alive=20, headers=2)
-
-
-def free_port() -> int:
-    """A port that nobody used a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Davit:

@@ -17,8 +17,9 @@ from foundation.authority import Authority
 from foundation.settings import from_environment
 from router import certificates
 from router.certificates import Bound
+from tests.ports import free_port
 from tests.router.apps import Client, TinyApp
-from tests.router.conftest import Davit, free_port
+from tests.router.conftest import Davit
 
 Make = Callable[[], TinyApp]
 

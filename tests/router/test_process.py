@@ -21,8 +21,9 @@ from foundation.errors import DavitError
 from router import listeners
 from router.collector import Collector, open_fifo
 from state import models
+from tests.ports import free_port
 from tests.router.apps import Client, TinyApp
-from tests.router.conftest import Davit, free_port, until
+from tests.router.conftest import Davit, until
 
 Make = Callable[[], TinyApp]
 ROOT = Path(__file__).parents[2]
