@@ -27,9 +27,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OCI_RUNTIMES = ("crun", "runc")
 
 
-def become_subreaper() -> None:
-    """Let containers, whose parent (the OCI runtime's program) ends at once, become this process's children."""
-    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0:
+def become_subreaper(wanted: bool = True) -> None:
+    """Let containers, whose parent (the OCI runtime's program) ends at once, become this process's children; or no longer."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), "prctl")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import children
 from tests.leftovers import leftovers_of
 
 POSTGRES_PORT = 5432
@@ -49,6 +50,17 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) 
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not happen within {timeout:g} seconds")
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def orphans() -> Iterator[None]:
+    """A module whose tests ran a runtime in this process made it the parent of everybody's orphans: nothing of that stays."""
+    yield
+    children.become_subreaper(False)
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                os.waitpid(int(pid), os.WNOHANG)
 
 
 def _short_directory(prefix: str) -> Path:

@@ -82,8 +82,7 @@ def _told(pid: int) -> str:
     """What this process is, for whoever reads why the test failed."""
     with contextlib.suppress(OSError):
         process = Path(f"/proc/{pid}")
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-        return f"{pid} {state} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r} {(process / 'cgroup').read_text()!r}"
+        return f"{pid} {_state(pid)} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r} {(process / 'cgroup').read_text()!r}"
     return str(pid)
 
 
@@ -99,7 +98,15 @@ def _processes_in(group: str) -> list[int]:
     for file in [*Path("/sys/fs/cgroup").glob(f"{group}/**/cgroup.procs"), *Path("/sys/fs/cgroup").glob(f"*/{group}/**/cgroup.procs")]:
         with contextlib.suppress(OSError):
             found |= {int(line) for line in file.read_text().split()}
-    return sorted(found)
+    return sorted(pid for pid in found if _state(pid) not in ("", "Z"))  # the dead whom nobody has buried do no harm
+
+
+def _state(pid: int) -> str:
+    """The state as proc(5) names it; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _processes_of(home: Path) -> list[int]:
@@ -108,11 +115,10 @@ def _processes_of(home: Path) -> list[int]:
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             environment = (directory / "environ").read_bytes().split(b"\0")
-            state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
             ours = f"DAVIT_HOME={home}".encode() in environment and f"HOME={home}/person".encode() not in environment
             command = (directory / "cmdline").read_bytes()
             haproxy = command.startswith(b"haproxy") or b"/haproxy\0" in command[:40]
-            if state != "Z" and (ours or (haproxy and f"{home}/".encode() in command)):
+            if _state(int(directory.name)) != "Z" and (ours or (haproxy and f"{home}/".encode() in command)):
                 found.append(int(directory.name))
     return [pid for pid in found if pid != os.getpid()]
 

@@ -42,11 +42,14 @@ class MicroVmBench(Bench):
     """One open microVM driver, and a guest that checks share."""
 
     patience = 4.0
+    others: set[str]
+    """Children of this process that were there before; orphans among them may go at any time."""
     vm: MicroVmDriver
     shared: MicroVm | None = None
 
     def open(self, warm: int = 0) -> None:
         """Claim an instance, open host and driver."""
+        self.others = set(_children())
         self.host = Host(self.settings, self._claim(), warm=warm, environ={})
         self.vm = self.driver = MicroVmDriver(self.host)  # type: ignore[assignment]
         self.run(self.host.open())
@@ -103,9 +106,13 @@ class MicroVmBench(Bench):
             "descriptors": _descriptors(),
             "dynos": [path.name for path in self.host.dynos.iterdir()],
             "machines": [path.name for path in self.vm.directory.iterdir()],
-            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
+            "children": sorted(set(_children()) - self.others),
             "home": sorted(path.name for path in self.host.settings.run.iterdir()),
         }
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def _descriptors() -> list[str]:
