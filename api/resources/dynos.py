@@ -117,13 +117,19 @@ def create(call: Call) -> Reply:
 @resource.on("POST", "/apps/<app>/dynos/<dyno>", needs="operate", writes=False)
 def create_inside(call: Call, dyno: str) -> Reply:
     """Run a further command in a dyno that runs, attached to it (Heroku's run:inside)."""
+    row, attachment, command = begin_inside(call, dyno)
+    shown = {**serialize.dyno(call.app, row), "attach_url": _attach_url(call, attachment), "command": command}
+    return Reply(shown, 201)
+
+
+def begin_inside(call: Call, dyno: str) -> tuple[Dyno, attach.Attachment, str]:
+    """Start a command in a dyno that runs; it waits for its client. Returns the dyno, the attachment and the command."""
     row = _dyno(call, dyno)
     params = {**_parameters(call), "inside": row.id}
     size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
     attachment = attach.start(call.account.id, params, size, call="oneoff.inside")
     attach.waiting.add(attachment)
-    shown = {**serialize.dyno(call.app, row), "attach_url": _attach_url(call, attachment), "command": params["command"]}
-    return Reply(shown, 201)
+    return row, attachment, params["command"]
 
 
 def _parameters(call: Call) -> dict[str, Any]:

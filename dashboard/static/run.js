@@ -1,10 +1,15 @@
-// A terminal on a one-off dyno, over the API's attach protocol: a byte that names the stream, then its bytes; orders are JSON.
+// A terminal on a new dyno or inside a running one, over the API's attach protocol: a byte that names the stream, then its bytes; orders are JSON.
 (() => {
   "use strict";
   const form = document.getElementById("run"), box = document.getElementById("terminal-box"), place = document.getElementById("terminal");
   const state = document.getElementById("terminal-state"), trouble = document.getElementById("trouble");
   const coder = new TextEncoder();
   let terminal = null, fit = null, socket = null;
+
+  const inside = document.getElementById("inside"), size = document.getElementById("size");
+  function suit() { size.disabled = Boolean(inside?.value); }  // a running dyno has its size
+  inside?.addEventListener("change", suit);
+  suit();
 
   function show() {
     box.hidden = false;
@@ -53,7 +58,7 @@
       answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(fields), headers: { Accept: "application/json" } });
       if (answer.headers.get("Content-Type") !== "application/json") {
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        throw new Error(page.getElementById("refusal")?.textContent.trim() || "The dyno could not be started.");
+        throw new Error((page.getElementById("refusal") || page.querySelector("main .empty p"))?.textContent.trim() || "The dyno could not be started.");
       }
       attach(await answer.json());
     } catch (error) { fail(error.message); }

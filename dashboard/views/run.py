@@ -1,4 +1,7 @@
-"""One-off dynos: a command, in a terminal in the browser; without a script it runs detached, and its log is shown."""
+"""A command, in a terminal in the browser: in a one-off dyno, or as a further process of a dyno that runs.
+
+Without a script it runs in a one-off dyno, detached, and its log is shown.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from api.resources import dynos as api_dynos
 from api.routing import Call
 from api.websocket import Handover, WebSocket
 from dashboard import frame
-from dashboard.routing import Forged, Pages, Visit
+from dashboard.routing import Forged, Pages, Visit, needed_for
+from foundation.errors import InvalidParams
 from state import formation, sizes
 
 pages = Pages("run")
@@ -24,23 +28,41 @@ pages = Pages("run")
 @pages.on("GET", "/apps/<app>/run", does="POST /apps/<app>/dynos")
 def show(visit: Visit) -> Response:
     """Ask for a command."""
-    running = [row for row in formation.dynos(visit.session, visit.app) if row.one_off]
-    return frame.page(visit, "Run", "run.html", sizes=sizes.SIZES.values(), default=sizes.DEFAULT, running=running)
+    dynos = formation.dynos(visit.session, visit.app)
+    return frame.page(
+        visit, "Run", "run.html", sizes=sizes.SIZES.values(), default=sizes.DEFAULT,
+        running=[row for row in dynos if row.one_off],
+        places=[row for row in dynos if row.state == "up"], place=visit.text("inside", 80) or request.args.get("dyno", ""),
+    )  # fmt: skip
 
 
 @pages.on("POST", "/apps/<app>/run", does="POST /apps/<app>/dynos", again=show, writes=False)
 def start(visit: Visit) -> Response:
-    """Start a one-off dyno, exactly as the API does; with a terminal when a script asks for one."""
+    """Start a command, exactly as the API does; with a terminal when a script asks for one."""
     attached = request.headers.get("Accept") == "application/json"
     wanted: dict[str, Any] = {"command": visit.form.get("command", ""), "size": visit.text("size") or None, "attach": attached}
     if attached:
         wanted["env"] = {"TERM": "xterm-256color", "COLUMNS": visit.text("columns", 5), "LINES": visit.text("lines", 5)}
     call = Call(visit.session, Body(wanted), Identity(visit.account, None), visit.app)
+    if inside := visit.text("inside", 80):
+        if not attached:
+            raise InvalidParams(f"A command in {inside} takes a terminal, which takes JavaScript; or use davit ps:exec.")
+        return _start_inside(visit, call, inside)
     made = api_dynos.create(call).value
     if not attached:
         return visit.done(f"/apps/{visit.app.name}/logs?dyno={made['name']}", f"{made['name']} is on its way.")
-    where = f"{request.script_root}/apps/{visit.app.id}/run/{made['id']}/attach"
-    return Response(json.dumps({"name": made["name"], "attach": where}), content_type="application/json")
+    return _terminal(visit, made["name"], made["id"])
+
+
+def _start_inside(visit: Visit, call: Call, inside: str) -> Response:
+    visit.need(needed_for("POST /apps/<app>/dynos/<dyno>"))
+    dyno, attachment, command = api_dynos.begin_inside(call, inside)
+    return _terminal(visit, f"{command[:40]} in {dyno.name}", attachment.dyno_id)
+
+
+def _terminal(visit: Visit, name: str, id: str) -> Response:
+    where = f"{request.script_root}/apps/{visit.app.id}/run/{id}/attach"
+    return Response(json.dumps({"name": name, "attach": where}), content_type="application/json")
 
 
 @pages.on("GET", "/apps/<app>/run/<dyno>/attach", does="GET /apps/<app>/dynos/<dyno>/attach")

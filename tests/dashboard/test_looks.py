@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import select
 
 from state import db
+from state.models import App, Dyno
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
 from tests.dashboard import scenery
@@ -150,3 +152,23 @@ def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromiu
     expect(names).to_have_text(["heroku/python", "heroku/ruby", "heroku/nodejs"])
     page.locator("#buildpacks li").nth(2).drag_to(page.locator("#buildpacks li").nth(0))
     expect(names).to_have_text(["heroku/nodejs", "heroku/python", "heroku/ruby"])
+
+
+def test_a_terminal_opens_inside_a_running_dyno(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/apps/storefront/resources")
+    page.get_by_role("link", name="Terminal in web.2").click()
+    expect(page.get_by_label("Where")).to_have_value("web.2")
+    expect(page.get_by_label("Size")).to_be_disabled()
+    with db.snapshot() as session:
+        id = session.scalar(select(Dyno.id).join(App, App.id == Dyno.app_id).where(App.name == "storefront", Dyno.name == "web.2"))
+    page.get_by_label("Command").fill("sh")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator("#terminal-state")).to_contain_text("Connected to sh in web.2")
+    page.keyboard.type("echo inside=$INSIDE; exit 3\n")
+    expect(page.locator("#terminal-state")).to_contain_text("sh in web.2 ended with status 3")
+    expect(page.locator(".xterm-accessibility-tree")).to_contain_text(f"inside={id}")
+    with db.transaction() as session:
+        session.delete(session.get(Dyno, id))
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator("#trouble")).to_contain_text("Couldn't find that process (web.2)")
