@@ -10,7 +10,9 @@ from typing import Any
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
+from state import pages
 from state.models import AuditEvent
+from state.pages import Page, Window
 
 BATCH = 500
 
@@ -53,6 +55,14 @@ def page(session: Session, wanted: Filter, *, offset: int = 0, most: int = 100) 
     query = wanted.query().order_by(AuditEvent.created_at.desc(), AuditEvent.id)
     rows = list(session.scalars(query.offset(offset).limit(most + 1)))
     return rows[:most], len(rows) > most
+
+
+COLUMNS = {"created_at": AuditEvent.created_at, "id": AuditEvent.id}
+
+
+def part(session: Session, wanted: Filter, window: Window) -> Page[AuditEvent]:
+    """The part of the filtered log that ``window`` asks for."""
+    return pages.page(session, AuditEvent, wanted.query(), COLUMNS, window)
 
 
 def every(session: Session, wanted: Filter) -> Iterator[dict[str, Any]]:

@@ -11,11 +11,10 @@ from typing import Any
 
 from flask import Response, request
 
-from dashboard import health
 from dashboard.live import live
 from dashboard.routing import Pages, Visit
 from foundation.errors import InvalidParams, NotFound
-from state import accounts, activity, audit, audit_log, capacity, invitations, passwords, people, two_factor
+from state import accounts, activity, audit, audit_log, capacity, health, invitations, passwords, people, two_factor
 from state.db import snapshot
 from state.models import Account
 
@@ -29,16 +28,12 @@ def _page(visit: Visit, tab: str, template: str, **values: Any) -> Response:
     return visit.page(template, tab=tab, tabs=TABS, **values)
 
 
-@pages.on("GET", "/admin", needs="admin")
+@pages.on("GET", "/admin", does="GET /davit/health")
 def show(visit: Visit) -> Response:
     """Is everything well?"""
-    groups = [
-        ("Processes", health.processes()), ("Work", health.jobs(visit.session)), ("Storage", health.storage(visit.session)),
-        ("Stacks", list(health.stacks())), ("Certificates", list(health.certificates())),
-    ]  # fmt: skip
     return _page(
-        visit, "Health", "admin.html", groups=groups, host=health.host(visit.session), counts=health.counts(visit.session),
-        capacity=capacity.of(visit.session), open_pages=live.count,
+        visit, "Health", "admin.html", groups=health.groups(visit.session), host=health.host(visit.session),
+        counts=health.counts(visit.session), capacity=capacity.of(visit.session), open_pages=live.count,
     )  # fmt: skip
 
 
@@ -117,7 +112,7 @@ def _day(text: str) -> datetime | None:
         return None
 
 
-@pages.on("GET", "/admin/audit", needs="admin")
+@pages.on("GET", "/admin/audit", does="GET /davit/audit")
 def audit_page(visit: Visit) -> Response:
     """Who changed what and when."""
     number = request.args.get("page", "1")
@@ -127,7 +122,7 @@ def audit_page(visit: Visit) -> Response:
     return _page(visit, "Audit log", "admin_audit.html", rows=rows, more=more, page=max(1, page), kept=kept, told=activity.told)
 
 
-@pages.on("GET", "/admin/audit/export", needs="admin")
+@pages.on("GET", "/admin/audit/export", does="GET /davit/audit")
 def export(visit: Visit) -> Response:
     """The filtered log as CSV, or (``as=json``) one JSON object a line."""
     wanted, as_json = _filter(), request.args.get("as") == "json"

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
@@ -60,7 +60,21 @@ def processes() -> list[Point]:
     found.append(_answers("redis", lambda: notify.redis_client().ping()))
     found.append(_answers("ssh", _ssh))
     found.append(_workers())
-    return [Point("web", "ok", "answers: you are reading it"), *found]
+    return [Point("web", "ok", "answers: this is its answer"), *found]
+
+
+def groups(session: Session) -> list[tuple[str, list[Point]]]:
+    """Everything that is looked at, under titles."""
+    return [
+        ("Processes", processes()), ("Work", jobs(session)), ("Storage", storage(session)), ("Stacks", list(stacks())),
+        ("Certificates", list(certificates())),
+    ]  # fmt: skip
+
+
+def worst(found: Sequence[tuple[str, Sequence[Point]]]) -> Level:
+    """How bad the worst of it is."""
+    order: tuple[Level, ...] = ("ok", "warn", "bad")
+    return max((point.level for _, points in found for point in points), key=order.index, default="ok")
 
 
 def _answers(name: str, ask: Callable[[], object]) -> Point:

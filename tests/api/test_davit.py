@@ -1,0 +1,35 @@
+"""What an admin asks of Davit itself: health, hosts, the audit log."""
+
+from __future__ import annotations
+
+from tests.api.conftest import Api
+
+
+def test_health_says_of_everything_how_it_is(api: Api) -> None:
+    found = api.get("/davit/health", as_="admin").json
+    points = {point["name"]: point for group in found["groups"] for point in group["points"]}
+    assert points["web"]["level"] == "ok"
+    assert points["ssh"]["level"] == "bad" and found["level"] == "bad", "none listens in this test"
+    assert {"runtime", "router", "logs", "redis", "worker", "builds", "database", "disk"} <= points.keys()
+    assert found["counts"]["apps"] == 1
+
+
+def test_hosts_are_listed_with_their_load(api: Api) -> None:
+    [host] = api.get("/davit/hosts", as_="admin").json
+    assert host["cores"] >= 1 and len(host["load"]) == 3 and 0 < host["memory"]["available"] <= host["memory"]["total"]
+
+
+def test_the_audit_log_is_filtered_and_comes_in_pages(api: Api) -> None:
+    for number in range(3):
+        api.patch("/apps/timely/config-vars", {"SECRET": f"very-secret-{number}"})
+    answer = api.get("/davit/audit?action=config&app=timely&actor=owner", as_="admin", headers={"Range": "created_at ..; max=2"})
+    assert answer.status_code == 206
+    rest = api.get("/davit/audit?action=config&app=timely", as_="admin", headers={"Range": answer.headers["Next-Range"]})
+    assert rest.status_code == 200
+    rows = [*answer.json, *rest.json]
+    assert [row["action"] for row in rows] == ["config:set"] * 3 and rows == sorted(rows, key=lambda row: row["created_at"], reverse=True)
+    assert rows[0]["actor"] == "owner@example.com" and rows[0]["app"]["name"] == "timely" and rows[0]["details"]["set"] == ["SECRET"]
+    assert "very-secret" not in answer.text + rest.text
+    assert api.get("/davit/audit?until=2020-01-01", as_="admin").json == []
+    assert api.get("/davit/audit?since=2020-01-01T00:00:00Z&action=config", as_="admin").json
+    assert "Parameter since" in api.get("/davit/audit?since=yesterday", as_="admin").json["message"]
