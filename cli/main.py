@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "stack:build": "cli.host.commands:stack_build",
     "slugs:export": "cli.host.commands:slugs_export",
     "stack:export": "cli.host.commands:stack_export",
+    "config:rotate-keys": "cli.host.commands:rotate_keys",
     "install": "cli.host.commands:install",
     "host:user-data": "cli.host.machines:user_data",
     "host:seed": "cli.host.machines:seed",

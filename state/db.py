@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -81,6 +81,9 @@ def transaction() -> Iterator[Session]:
         outbox.act_as(session, None)
         try:
             with session.begin():
+                session.connection()  # begin now: what is computed in the block belongs to it, also before its first statement
+                if _is_postgresql():
+                    session.execute(_SHARED)
                 yield session
         except OperationalError as error:
             raise (DiskFull() if _for_want_of_room(error) else error) from error
@@ -89,6 +92,56 @@ def transaction() -> Iterator[Session]:
                 action()
             except Exception:
                 log.exception("an action after a commit failed")
+
+
+_WRITERS = 7031416
+_SHARED = text(f"SELECT pg_advisory_xact_lock_shared({_WRITERS})")
+_EXCLUSIVE = text(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+
+
+def _is_postgresql() -> bool:
+    return engine().dialect.name == "postgresql"
+
+
+@contextmanager
+def alone() -> Iterator[Session]:
+    """A write transaction while no other is under way; when the block is left it is on the disk, and so are all before it.
+
+    On SQLite every writer is alone; on PostgreSQL the others hold a shared advisory lock, which this one takes for itself.
+
+    Raises:
+        Unavailable: others did not come to an end within :data:`BUSY_SECONDS`.
+    """
+    with engine().execution_options(write=True).connect() as connection, _durable(connection):
+        session = Session(connection, expire_on_commit=False)
+        outbox.act_as(session, None)
+        try:
+            with session.begin():
+                session.connection()
+                if _is_postgresql():
+                    session.execute(text(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'"))
+                    session.execute(text("SET LOCAL synchronous_commit = on"))
+                    session.execute(_EXCLUSIVE)
+                yield session
+        except OperationalError as error:
+            if _for_want_of_room(error):
+                raise DiskFull() from error
+            raise Unavailable(f"The database was busy for {BUSY_SECONDS} seconds; try again.") from error
+
+
+@contextmanager
+def _durable(connection: Connection) -> Iterator[None]:
+    """SQLite, as we run it, has a commit on the disk only after a checkpoint; FULL syncs its log, earlier commits included."""
+    if _is_postgresql():
+        yield
+        return
+    raw = connection.connection.dbapi_connection  # beside SQLAlchemy, which would begin a transaction, when it is too late
+    assert raw is not None
+    raw.cursor().execute("PRAGMA synchronous=FULL")
+    try:
+        yield
+    finally:
+        raw.cursor().execute("PRAGMA synchronous=NORMAL")
 
 
 def _for_want_of_room(error: OperationalError) -> bool:

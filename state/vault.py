@@ -1,20 +1,22 @@
 """Config vars and other secrets at rest: encrypted with Fernet (AES-128-CBC + HMAC-SHA256, cryptography's fernet specification).
 
 The keys are lines of ``DAVIT_HOME/keys/config.keys`` (mode 0600), the newest first: it encrypts, all of them decrypt, so
-that keys rotate without a moment in which something cannot be read.
+that keys rotate (:mod:`state.rotation`) without a moment in which something cannot be read. Every use looks whether the file
+changed: a process that runs knows a new key at once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -22,8 +24,7 @@ from state.models import App, AppSetup, LogDrain, OAuthClient, Release, SecondFa
 
 SEALED: list[tuple[Any, str]] = [
     (App, "config"), (Release, "config"), (SecondFactor, "secret"), (OAuthClient, "secret"), (Webhook, "credentials"),
-    (LogDrain, "url"), (SniEndpoint, "private_key"),
-    (AppSetup, "overrides"),
+    (LogDrain, "url"), (SniEndpoint, "private_key"), (AppSetup, "overrides"),
 ]  # fmt: skip
 """Every column that holds what :func:`seal` made."""
 
@@ -49,31 +50,77 @@ def ensure_keys() -> None:
 
 
 def _write_keys(path: Path, keys: list[bytes]) -> None:
+    """Replace the file, for its owner, so that a power cut leaves the old keys or the new ones."""
     fresh = path.with_suffix(".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file:
+        if path.exists():
+            os.fchown(fd, path.stat().st_uid, path.stat().st_gid)
         file.write(b"\n".join(keys) + b"\n")
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(fd)
     fresh.rename(path)
-
-
-@lru_cache(maxsize=4)
-def _fernet(path: Path, stamp: int) -> MultiFernet:
-    return MultiFernet([Fernet(line) for line in path.read_bytes().split()])
-
-
-def _keys() -> MultiFernet:
-    path = key_file()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _fernet(path, path.stat().st_mtime_ns)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of one state of the file, the newest first, and those that this process knew before.
+
+    A row that was read before a rotation ended is decrypted after it: with a key that the file has no more.
+    """
+
+    path: Path
+    stamp: tuple[int, int, int]
+    lines: tuple[bytes, ...]
+    before: tuple[bytes, ...] = ()
+
+    @property
+    def newest(self) -> Fernet:
+        return Fernet(self.lines[0])
+
+    @property
+    def all(self) -> MultiFernet:
+        return MultiFernet([Fernet(line) for line in (*self.lines, *self.before)])
+
+
+_REMEMBERED = 8
+_loaded: _Keys | None = None
+
+
+def _keys() -> _Keys:
+    global _loaded
+    path, known = key_file(), _loaded
+    try:
+        figures = path.stat()
+        stamp = (figures.st_mtime_ns, figures.st_ino, figures.st_size)
+        if known is not None and known.path == path and known.stamp == stamp:
+            return known
+        lines = tuple(path.read_bytes().split())
     except FileNotFoundError:
         raise VaultError(f"The key file {path} is missing, so config vars cannot be read; restore it from a backup.") from None
+    except OSError as error:
+        raise VaultError(f"The key file {path} cannot be read ({error.strerror}); run this as its owner.") from None
+    earlier = (*known.lines, *known.before) if known is not None and known.path == path else ()
+    try:
+        fresh = _Keys(path, stamp, lines, tuple(line for line in earlier if line not in lines)[:_REMEMBERED])
+        assert fresh.newest and fresh.all
+    except (ValueError, IndexError):
+        raise VaultError(f"The key file {path} is damaged, so config vars cannot be read; restore it from a backup.") from None
+    _loaded = fresh
+    return fresh
 
 
 def seal(values: dict[str, str]) -> bytes:
-    """Encrypt a JSON object of strings."""
-    return _keys().encrypt(json.dumps(values, sort_keys=True).encode())
+    """Encrypt a JSON object of strings with the newest key.
+
+    Call it in the transaction that writes the result: a rotation waits for that before it forgets a key.
+    """
+    return _keys().newest.encrypt(json.dumps(values, sort_keys=True).encode())
 
 
 def reveal(sealed: bytes) -> dict[str, str]:
@@ -83,7 +130,7 @@ def reveal(sealed: bytes) -> dict[str, str]:
         VaultError: no key fits; the sentence names the key file.
     """
     try:
-        values: dict[str, str] = json.loads(_keys().decrypt(sealed))
+        values: dict[str, str] = json.loads(_keys().all.decrypt(sealed))
     except InvalidToken:
         raise VaultError(
             f"Config vars cannot be decrypted: none of the keys in {key_file()} made them; restore that file from a backup."
@@ -91,21 +138,57 @@ def reveal(sealed: bytes) -> dict[str, str]:
     return values
 
 
-def rotate(session: Session) -> int:
-    """Make a new key, encrypt everything with it, forget the old keys when that is committed; returns how many rows."""
+def is_newest(sealed: bytes) -> bool:
+    """Whether the newest key made ``sealed`` (by its signature alone: nothing is decrypted)."""
+    try:
+        _keys().newest.extract_timestamp(sealed)
+    except InvalidToken:
+        return False
+    return True
+
+
+def reseal(sealed: bytes) -> bytes:
+    """The same encrypted with the newest key.
+
+    Raises:
+        InvalidToken: no key fits.
+    """
+    return _keys().all.rotate(sealed)
+
+
+@contextmanager
+def changing_keys() -> Iterator[None]:
+    """While the keys are changed, nobody else changes them.
+
+    Raises:
+        VaultError: somebody else is at it; or there are no keys that this user may change.
+    """
     path = key_file()
-    old = path.read_bytes().split()
-    _write_keys(path, [Fernet.generate_key(), *old])
-    keys, count = _keys(), 0
-    for table, column in SEALED:
-        for row in session.scalars(select(table)):
-            if (sealed := getattr(row, column)) is not None:
-                setattr(row, column, keys.rotate(sealed))
-                count += 1
-    return count
+    _keys()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise VaultError("Another `davit config:rotate-keys` is at work; wait for it.", id="conflict", status=409) from None
+    except PermissionError:
+        raise VaultError(f"Only the owner of DAVIT_HOME may change the keys in {path.parent}; run this as that user.") from None
+    finally:
+        os.close(directory)
+
+
+def has_old_keys() -> bool:
+    """Whether there is a key besides the newest."""
+    return len(_keys().lines) > 1
+
+
+def add_key() -> None:
+    """Make a new newest key; in force, and on the disk, when this returns."""
+    path = key_file()
+    _write_keys(path, [Fernet.generate_key(), *_keys().lines])
 
 
 def forget_old_keys() -> None:
-    """Keep only the newest key; call after the transaction of :func:`rotate` has committed."""
+    """Keep only the newest key: for :mod:`state.rotation`, which knows when nothing needs the others any more."""
     path = key_file()
-    _write_keys(path, path.read_bytes().split()[:1])
+    _write_keys(path, list(_keys().lines[:1]))

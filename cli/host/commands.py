@@ -1,4 +1,4 @@
-"""The commands for the host: up, down, status, doctor, install, stack:build, stack:export.
+"""The commands for the host: up, down, status, doctor, config:rotate-keys, install, stack:build, stack:export.
 
 Thin: what they do is in the modules beside this one.
 """
@@ -152,6 +152,19 @@ def stack_export(file: Path) -> None:
 
     digest = stacks.export(stacks.current(settings().stacks), file)
     click.echo(f"Wrote {file}.\nSHA-256: {digest}")
+
+
+@click.command("config:rotate-keys")
+def rotate_keys() -> None:
+    """Encrypt config vars and every other secret in the database with a new key, and forget the old one.
+
+    For the owner of DAVIT_HOME, on the host; Davit may run meanwhile or not. When it is interrupted everything stays readable:
+    run it again. A backup of the database from before needs the keys from before.
+    """
+    from state import rotation
+
+    count = rotation.rotate(click.echo)
+    click.echo(f"Done: {count} {'value is' if count == 1 else 'values are'} encrypted with the new key.")
 
 
 @click.command("install")

@@ -155,22 +155,6 @@ def test_config_vars_come_back_as_they_were_set(database: str, values: dict[str,
     assert vault.reveal(vault.seal(values)) == values
 
 
-def test_a_rotated_key_reads_everything_and_the_old_key_is_gone(database: str) -> None:
-    with db.transaction() as session:
-        owner = accounts.create(session, None, "ann@example.com")
-        app = apps.create(session, owner, "bright-bay")
-        config.change(session, owner, app, {"A": "1"})
-    old = vault.key_file().read_bytes().split()
-    with db.transaction() as session:
-        assert vault.rotate(session) == 3  # the app and two releases
-    vault.forget_old_keys()
-    assert not set(old) & set(vault.key_file().read_bytes().split())
-    with db.snapshot() as session:
-        app = apps.find(session, owner, "bright-bay")
-        assert config.read(app) == {"A": "1"}
-    assert vault.key_file().stat().st_mode & 0o777 == 0o600
-
-
 def test_a_rollback_is_a_new_release_with_code_config_and_types_of_then(session: Session, owner: Account) -> None:
     app = apps.create(session, owner)
     config.change(session, owner, app, {"A": "then"})
