@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 
 from flask import Response, request
 from sqlalchemy.orm import Session
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
 from foundation import outbound
+from foundation.clock import now
 from foundation.errors import InvalidParams
 from foundation.settings import settings
 from state import apps, audit, config, domains, drains, endpoints, guard, payloads, transfers, webhooks
@@ -27,6 +29,8 @@ SECTIONS = (
     ("maintenance", "Maintenance"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
 )  # fmt: skip
 """Each is a template, ``settings_ID.html``."""
+SOON = timedelta(days=14)
+"""A certificate that ends within this time is marked."""
 USUAL = ("view", "deploy", "operate")
 """What a new collaborator may do unless something else is chosen."""
 
@@ -46,7 +50,7 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=webhooks.all_of(visit.session, visit.app),
-        includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit),
+        includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
         deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
     )  # fmt: skip
 
@@ -243,6 +247,23 @@ def add_certificate(visit: Visit) -> Response:
     """Serve domains with a certificate of one's own."""
     endpoints.add(visit.session, visit.account, visit.app, visit.form.get("chain", ""), visit.form.get("key", ""))
     return _back(visit, "certificates", "The certificate is added.")
+
+
+@pages.on("POST", "/apps/<app>/settings/certificates/<id>", does="PATCH /apps/<app>/sni-endpoints/<endpoint>", again=show)
+def renew_certificate(visit: Visit, id: str) -> Response:
+    """Put another certificate in its place; its domains stay bound to it."""
+    row = endpoints.find(visit.session, visit.app, id)
+    endpoints.update(visit.session, visit.account, visit.app, row, visit.form.get("chain", ""), visit.form.get("key", ""))
+    return _back(visit, "certificates", "The certificate is renewed.")
+
+
+@pages.on("POST", "/apps/<app>/settings/domains/<domain>/certificate", does="PATCH /apps/<app>/domains/<domain>", again=show)
+def bind_certificate(visit: Visit, domain: str) -> Response:
+    """Serve a domain with one of the app's certificates, or with Davit's own."""
+    row = domains.find(visit.session, visit.app, domain)
+    endpoints.bind(visit.session, visit.account, visit.app, row, visit.text("endpoint", 60) or None)
+    whose = "the certificate chosen" if row.sni_endpoint_id else "Davit's own certificate"
+    return _back(visit, "domains", f"{row.hostname} is served with {whose}.")
 
 
 @pages.on("POST", "/apps/<app>/settings/certificates/<id>/remove", does="DELETE /apps/<app>/sni-endpoints/<endpoint>", again=show)

@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import event, select
 
+from api.resources import catalogue
 from dashboard import routing
 from dashboard.views import PARTS
+from foundation.authority import Authority
 from state import accounts, apps, config, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
 from state.models import Account, App, AuditEvent, Build
 from tests.api.conftest import give_code
@@ -366,6 +368,44 @@ def test_drains_and_certificates_are_for_operators(desk: Desk) -> None:
     answer = owner.post("/apps/timely/settings/certificates", {"chain": "nonsense", "key": "private-words"})
     assert answer.status_code == 422 and "certificate" in answer.text and "private-words" not in answer.text
     assert desk.person("deployer").post("/apps/timely/settings/certificates", {"chain": "x", "key": "y"}).status_code == 403
+
+
+def test_a_certificate_is_bound_to_a_domain_and_renewed(desk: Desk) -> None:
+    authority = Authority(desk.home / "an-authority.pem")
+
+    def make(*names: str) -> list[str]:
+        """Certificate chain and key."""
+        text = authority.issue(names).decode()
+        at = text.index("-----BEGIN PRIVATE")
+        return [text[:at], text[at:]]
+
+    owner, place = desk.person("owner"), "/apps/timely/settings"
+    for host in ("www.example.com", "other.example.org"):
+        owner.post(f"{place}/domains", {"hostname": host})
+    chain, key = make("www.example.com")
+    owner.post(f"{place}/certificates", {"chain": chain, "key": key})
+    page = owner.get(place).text
+    assert "Serves no domain yet" in page and "Certificate of other.example.org" not in page, "it is not for that one"
+    [bind] = re.findall(r'action="([^"]+/certificate)"', page)
+    [renew] = re.findall(rf'action="({place}/certificates/[^/"]+)"', page)
+    assert desk.person("deployer").post(bind, {"endpoint": renew.rpartition("/")[2]}).status_code == 403
+    assert owner.post(bind, {"endpoint": renew.rpartition("/")[2]}).status_code == 303
+    page = owner.get(place).text
+    assert "Serves www.example.com" in page and f"{renew}/remove" not in page, "what serves a domain is not removed"
+    refused = owner.post(renew, dict(zip(("chain", "key"), make("shop.example.com"), strict=True), renewed=renew.rpartition("/")[2]))
+    assert refused.status_code == 422 and "not for www.example.com" in refused.text and "PRIVATE" not in refused.text
+    chain, key = make("www.example.com", "example.com")
+    assert desk.person("viewer").post(renew, {"chain": chain, "key": key}).status_code == 403
+    assert owner.post(renew, {"chain": chain, "key": key}).status_code == 303
+    page = owner.get(place).text
+    assert "www.example.com, example.com" in page and "Serves www.example.com" in page
+    assert owner.post(bind, {"endpoint": ""}).status_code == 303
+    assert owner.post(f"{renew}/remove").status_code == 303
+
+
+def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
+    assert catalogue.app_addons(None) == [], "once there are some, the page has to show them"  # type: ignore[arg-type]
+    assert "this version of Davit does not have add-ons" in desk.person("viewer").get("/apps/timely/resources").text
 
 
 def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
