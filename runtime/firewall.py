@@ -7,7 +7,9 @@ included), and none of the networks that this host is connected to. The router r
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -152,21 +154,66 @@ def resolv_conf(host: str, servers: Sequence[str]) -> str:
     return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])
 
 
-def proxies(environ: Mapping[str, str]) -> list[tuple[str, int]]:
-    """The IPv4 addresses and ports of the host's HTTP proxies, as its environment names them (by address)."""
-    found = []
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""The variables that name the host's proxies."""
+NAMES_LAST = 60.0
+"""Seconds after which a proxy's name is looked up again."""
+
+
+def named_proxies(environ: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Host (a name or an address) and port of each proxy that the environment names; never its credentials; pure."""
+    found: list[tuple[str, int]] = []
+    for name in PROXIES:
         value = environ.get(name)
-        if not value:
-            continue
         try:
-            parts = urlsplit(value if "://" in value else f"http://{value}")
-            address = ipaddress.IPv4Address(parts.hostname or "")
-            port = parts.port or (443 if parts.scheme == "https" else 80)
+            parts = urlsplit(value if not value or "://" in value else f"http://{value}")
+            pair = (str(parts.hostname or ""), parts.port or (443 if parts.scheme == "https" else 80))
         except ValueError:
             continue
-        if not address.is_loopback and (str(address), port) not in found:
-            found.append((str(address), port))
+        if pair[0] and pair not in found:
+            found.append(pair)
+    return found
+
+
+def addresses_of(host: str) -> list[str]:
+    """The IPv4 addresses of a name or address now; none when it cannot be resolved."""
+    try:
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return sorted({str(entry[4][0]) for entry in found})
+
+
+class Names:
+    """Names and their addresses. What cannot be resolved for a while keeps the addresses it had.
+
+    Args:
+        resolve: asks for the addresses of a name.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, resolve: Callable[[str], list[str]] = addresses_of, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._resolve, self._clock = resolve, clock
+        self._known: dict[str, tuple[float, list[str]]] = {}
+
+    def __call__(self, host: str) -> list[str]:
+        at, known = self._known.get(host, (-NAMES_LAST, []))
+        if self._clock() - at < NAMES_LAST and known:
+            return known
+        known = self._resolve(host) or known
+        self._known[host] = (self._clock(), known)
+        return known
+
+
+def proxies(environ: Mapping[str, str], resolve: Callable[[str], list[str]] = addresses_of) -> list[tuple[str, int]]:
+    """The IPv4 addresses and ports of the host's HTTP proxies; those on the loopback are of no use to dynos."""
+    found: list[tuple[str, int]] = []
+    for host, port in named_proxies(environ):
+        for address in resolve(host):
+            if not ipaddress.IPv4Address(address).is_loopback and (address, port) not in found:
+                found.append((address, port))
     return found
 
 
@@ -188,9 +235,11 @@ def router_doors(addresses: Iterable[Address | None]) -> list[tuple[str | None, 
     return doors
 
 
-def policy(settings: Settings, environ: Mapping[str, str], local: Sequence[str]) -> Policy:
+def policy(
+    settings: Settings, environ: Mapping[str, str], local: Sequence[str], resolve: Callable[[str], list[str]] = addresses_of
+) -> Policy:
     """The policy of this host now."""
-    return Policy(resolvers(), proxies(environ), local, router_doors([settings.http, settings.https]))
+    return Policy(resolvers(), proxies(environ, resolve), local, router_doors([settings.http, settings.https]))
 
 
 def apply(instance: Instance, rules: Policy) -> None:

@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from foundation.errors import DavitError
 from foundation.settings import Settings
-from runtime import cgroups, children, firewall, mounts
+from runtime import cgroups, children, firewall, mounts, passage
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.images import Images, Mounter
 from runtime.instance import Instance
@@ -32,6 +33,7 @@ _T = TypeVar("_T")
 
 WARM_DISK = 1 << 30
 _TICK = 5.0
+_PASSAGE_SECONDS = 30.0
 _LOGS_PATIENCE = 600 / _TICK  # ticks that output waits for a `logs` process that is not there
 
 
@@ -77,6 +79,8 @@ class Host:
         self._orphans: set[int] = set()
         self._emptying: dict[Path, tuple[list[int], float]] = {}
         self._policy: firewall.Policy | None = None
+        self._names = firewall.Names()
+        self._passed = 0.0
         self._surveyed: list[tuple[Record, bool]] = []
         self._open = False
 
@@ -126,8 +130,11 @@ class Host:
         self._apply_policy()
 
     def _apply_policy(self) -> None:
-        """Firewall and resolv.conf as the host's networks and resolvers are now."""
-        policy = firewall.policy(self.settings, self._environ, self.network.local_networks())
+        """Firewall and resolv.conf as the host's networks, resolvers and proxies are now."""
+        policy = firewall.policy(self.settings, self._environ, self.network.local_networks(), self._names)
+        if self._policy is None or time.monotonic() - self._passed > _PASSAGE_SECONDS:
+            passage.open(self.instance)  # again and again: a reload of the host's firewall forgets it
+            self._passed = time.monotonic()
         if policy == self._policy:
             return
         firewall.apply(self.instance, policy)
@@ -301,6 +308,7 @@ class Host:
         self.images.close()
         mounts.unmount(self.work)
         if remove:
+            passage.close(self.instance)
             firewall.remove(self.instance)
             self.network.remove()
             cgroups.remove_tree(self.instance.cgroup)

@@ -98,6 +98,17 @@ class Instance:
             os.pwrite(lock, home.encode(), 0)
         return cls.numbered(number, settings.network, lock)
 
+    @classmethod
+    def running(cls, settings: Settings, directory: Path = INSTANCES) -> Instance | None:
+        """The instance of ``settings.home``, whether its runtime process runs or not; None when it has no number."""
+        for number in NUMBERS:
+            try:
+                if (directory / str(number)).read_text() == str(settings.home):
+                    return cls.numbered(number, settings.network)
+            except OSError:
+                continue
+        return None
+
     def release(self, directory: Path = INSTANCES) -> None:
         """Give the number back; nothing that is named by it may be left on the host."""
         (directory / str(self.number)).unlink(missing_ok=True)

@@ -75,7 +75,10 @@ def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
         check_root, check_kernel, check_filesystems, check_namespaces, check_cgroups, check_tools, check_home, check_ports,
     ]  # fmt: skip
     if not essential:
-        checks += [check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_names, check_registries]
+        checks += [
+            check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_passage, check_proxies,
+            check_names, check_registries,
+        ]  # fmt: skip
     points: list[Point] = []
     for check in checks:
         found = check(settings)
@@ -312,6 +315,62 @@ def check_database(settings: Settings) -> Point:
             return Point("database", "ok", "PostgreSQL answers")
     except sqlalchemy.exc.SQLAlchemyError:
         return Point("database", "fail", "the database of DATABASE_URL does not answer.", "Start it, or correct DATABASE_URL.")
+
+
+def check_passage(settings: Settings) -> Iterator[Point]:
+    """The host's own firewall lets through what dynos send; Davit sees to that itself where the chains are nftables'."""
+    from runtime import passage
+    from runtime.instance import Instance
+
+    instance = Instance.running(settings)
+    listing = _run(["nft", "-j", "list", "chains"])
+    chains = passage.closed(listing.stdout) if listing is not None and listing.returncode == 0 else []
+    runs = any(entry.name == "runtime" for entry in record.read(settings.run).living())
+    shut = passage.missing(instance) if instance is not None and runs else []
+    for chain in shut:
+        assert instance is not None
+        commands = "; ".join(f"nft add rule {chain} {way} {instance.bridge} accept" for way in ("iifname", "oifname"))
+        found = f"the chain {chain} drops what is forwarded, so builds and dynos have no internet."
+        yield Point("forwarding", "fail", found, f"`{commands}`")
+    bridge = instance.bridge if instance is not None else "davit0"
+    legacy = _run(["iptables-legacy", "-S", "FORWARD"]) if "filter" in _read("/proc/net/ip_tables_names").split() else None
+    lacking = passes_not(legacy.stdout, bridge) if legacy is not None else []
+    if lacking:
+        found = "iptables (legacy) drops what is forwarded, so builds and dynos have no internet."
+        yield Point("forwarding", "fail", found, f"`{'; '.join(lacking)}`")
+    if not shut and not lacking:
+        names = ", ".join(map(str, chains))
+        found = f"Davit opens a way through {names}" if names else "the host drops nothing that is forwarded"
+        yield Point("forwarding", "ok", found)
+
+
+def passes_not(listing: str, bridge: str) -> list[str]:
+    """The commands that let a bridge through what ``iptables-legacy -S FORWARD`` shows; none when nothing is dropped."""
+    lines = listing.splitlines()
+    if "-P FORWARD DROP" not in lines:
+        return []
+    wanted = (f"FORWARD -i {bridge} -j ACCEPT", f"FORWARD -o {bridge} -j ACCEPT")
+    return [f"iptables-legacy -A {rule}" for rule in wanted if f"-A {rule}" not in lines]
+
+
+def check_proxies(settings: Settings) -> Iterator[Point]:
+    """Builds use the host's proxies, from a network of their own: the host's loopback is not theirs."""
+    from runtime import firewall
+
+    for host, port in firewall.named_proxies(os.environ):
+        yield proxy(host, port, firewall.addresses_of(host))
+
+
+def proxy(host: str, port: int, addresses: list[str]) -> Point:
+    """What builds can do with the proxy at ``host``, which has these IPv4 addresses."""
+    if not addresses:
+        found = f"{host}:{port} is not found, or has no IPv4 address; builds cannot use it."
+        return Point("proxy", "warn", found, "Correct http_proxy and https_proxy, or look at /etc/resolv.conf.")
+    if all(address.startswith("127.") for address in addresses):
+        found = f"{host}:{port} is this host's loopback, which builds and dynos cannot reach."
+        remedy = "Have it listen on an address of the host, and name that in http_proxy and https_proxy."
+        return Point("proxy", "warn", found, remedy)
+    return Point("proxy", "ok", f"{host}:{port} is let through to builds and dynos")
 
 
 def check_names(settings: Settings) -> Iterator[Point]:

@@ -77,11 +77,25 @@ class TestFirewall:
             "https_proxy": "http://user:pass@10.9.8.7:3128",
             "HTTP_PROXY": "http://proxy.example:80",
             "http_proxy": "127.0.0.1:1",
+            "ALL_PROXY": "http://[",
         }
-        assert firewall.proxies(environ) == [("10.9.8.7", 3128)]
+        assert firewall.proxies(environ, lambda host: {"proxy.example": ["10.1.1.1", "10.1.1.2"]}.get(host, [host])) == [
+            ("10.9.8.7", 3128), ("10.1.1.1", 80), ("10.1.1.2", 80),
+        ]  # fmt: skip
+        assert firewall.proxies({"http_proxy": "http://localhost:3128"}) == []
         rules = firewall.ruleset(Instance.numbered(3), firewall.Policy(proxies=[("10.9.8.7", 3128)]))
         assert rules.index("ip daddr 10.9.8.7 tcp dport 3128 accept") < rules.index("10.0.0.0/8")
         assert "pass" not in rules
+
+    def test_a_proxys_name_is_looked_up_again_and_an_outage_takes_no_proxy_away(self) -> None:
+        answers = iter([["10.1.1.1"], ["10.1.1.2"], []])
+        time = [0.0]
+        names = firewall.Names(lambda host: next(answers), lambda: time[0])
+        assert names("proxy") == names("proxy") == ["10.1.1.1"]
+        time[0] = 61
+        assert names("proxy") == ["10.1.1.2"]
+        time[0] = 122
+        assert names("proxy") == ["10.1.1.2"], "nobody answers"
 
     def test_the_hosts_networks_are_blocked(self) -> None:
         rules = firewall.ruleset(Instance.numbered(0), firewall.Policy(local=["8.8.8.0/24"]))
