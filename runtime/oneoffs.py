@@ -20,6 +20,7 @@ from runtime.drivers import Starter
 from runtime.formation import Stacks
 from runtime.life import describe
 from runtime.records import AppState
+from runtime.release_output import ReleaseOutput
 from state import isolations, sizes
 from state.db import snapshot
 from state.models import Dyno, Release, new_id
@@ -33,8 +34,6 @@ RELEASE_SECONDS = 3600
 """How long a release command may run (Heroku's limit)."""
 HANGUP_SECONDS = 10
 """From SIGHUP (the client has gone) to SIGKILL."""
-OUTPUT_CAP = 10 << 20
-"""Bytes of a release command's output that are kept."""
 
 
 class OneOffs:
@@ -205,27 +204,26 @@ class OneOffs:
             return f"The release command `{line}` did not end within {RELEASE_SECONDS // 60} minutes."
         finally:
             reading.cancel()
+            await asyncio.wait({reading})
             await self._clean_up(row, dyno)
         return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {describe(exit)}."
 
     async def _relay(self, release_id: str, row: Dyno, reader: int) -> None:
         """Append what the command prints to the release's output file and to the app's log."""
         path = self.home / "releases" / release_id / "output"
-        path.parent.mkdir(parents=True, exist_ok=True)
         loop = asyncio.get_running_loop()
         stream = asyncio.StreamReader()
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reader, "rb"))
-        kept, rest = 0, b""
         try:
-            with path.open("ab", buffering=0) as file:
-                while chunk := await stream.read(65536):
-                    file.write(chunk[: max(0, OUTPUT_CAP - kept)])
-                    kept += len(chunk)
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    applog.output(row.app_id, row.name, *(one.decode(errors="replace") for one in lines))
-                    rest = rest[-10_000:]
-            if rest:
-                applog.output(row.app_id, row.name, rest.decode(errors="replace"))
+            output = await asyncio.to_thread(
+                ReleaseOutput, path, lambda lines: applog.output(row.app_id, row.name, *lines),
+                lambda text: applog.say(row.app_id, "logplex", text),
+            )  # fmt: skip
+            try:
+                while chunk := await stream.read(65536):  # who prints faster than this is taken waits in its pipe
+                    await asyncio.to_thread(output.take, chunk)
+            finally:
+                await asyncio.to_thread(output.close)
         finally:
             transport.close()
 
