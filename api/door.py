@@ -282,6 +282,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return False
         return super().handle(conn)
 
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """In a thread: a request could not be read, or ended in an error; its address may be a secret, so none is logged."""
+        if req is not None:
+            req.uri = "/…"
+        super().handle_error(req, client, addr, exc)
+
     def handle_request(self, req: Any, conn: Guest) -> Any:
         """In a thread: a request has been read."""
         if conn.secure:

@@ -7,7 +7,10 @@ from urllib.parse import urlsplit
 
 from flask import request
 
-from foundation.errors import NotFound
+from foundation.errors import DavitError, NotFound
+from state import apps
+from state.db import snapshot
+from state.models import Account
 from state.signatures import read, sign
 
 __all__ = ["base_url", "build_output", "read", "release_output", "sign"]
@@ -33,14 +36,16 @@ def authority() -> str:
     return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def build_output(build_id: str) -> str:
-    """Where a build's output is read."""
-    return f"{base_url()}/streams/builds/{sign('build', {'build': build_id}, OUTPUT_SECONDS, steady=True)}"
+def build_output(build_id: str, reader: str) -> str:
+    """Where a build's output is read, for as long as the account ``reader`` may see its app."""
+    what = {"build": build_id, "reader": reader}
+    return f"{base_url()}/streams/builds/{sign('build', what, OUTPUT_SECONDS, steady=True)}"
 
 
-def release_output(release_id: str) -> str:
-    """Where the output of a release's command is read."""
-    return f"{base_url()}/streams/releases/{sign('release', {'release': release_id}, OUTPUT_SECONDS, steady=True)}"
+def release_output(release_id: str, reader: str) -> str:
+    """Where the output of a release's command is read, for as long as the account ``reader`` may see its app."""
+    what = {"release": release_id, "reader": reader}
+    return f"{base_url()}/streams/releases/{sign('release', what, OUTPUT_SECONDS, steady=True)}"
 
 
 def source(source_id: str) -> str:
@@ -62,6 +67,16 @@ def source_of(url: str) -> str | None:
         return None
 
 
-def slug(slug_id: str) -> str:
-    """Where a slug's tarball is read."""
-    return f"{base_url()}/streams/slugs/{sign('slug', {'slug': slug_id}, OUTPUT_SECONDS, steady=True)}"
+def slug(slug_id: str, reader: str) -> str:
+    """Where a slug's tarball is read, for as long as the account ``reader`` may deploy its app."""
+    return f"{base_url()}/streams/slugs/{sign('slug', {'slug': slug_id, 'reader': reader}, OUTPUT_SECONDS, steady=True)}"
+
+
+def may(reader: str, app_id: str | None, permission: str = "view") -> bool:
+    """Whether the account that a secret URL was made for still has the permission on the app."""
+    with snapshot() as session:
+        account = session.get(Account, reader)
+        try:
+            return bool(account and app_id and apps.find(session, account, app_id, permission))
+        except DavitError:
+            return False

@@ -71,7 +71,7 @@ def _refuse_http(problem: HTTPException) -> Response:
 
 
 def _apologize(problem: Exception) -> Response:
-    log.error("request crashed", exc_info=problem, extra={"request": g.get("request_id", "-"), "path": request.path})
+    log.error("request crashed", exc_info=problem, extra={"request": g.get("request_id", "-"), "rule": str(request.url_rule)})
     return error("internal_error", "Something went wrong inside Davit; its log has the details under this Request-Id.", 500)
 
 

@@ -473,15 +473,15 @@ def promotion_target(row: PromotionTarget, status: str, error: str | None) -> Js
     }
 
 
-def webhook(row: Webhook) -> Json:
-    """GET /apps/NAME/webhooks"""
+def webhook(row: Webhook, *, in_full: bool = True) -> Json:
+    """GET /apps/NAME/webhooks; without ``in_full`` the address ends with its host: what follows may be a secret."""
     return {
         "created_at": moment(row.created_at),
         "id": row.id,
         "include": row.include,
         "level": row.level,
         "updated_at": moment(row.updated_at),
-        "url": row.url,
+        "url": row.url if in_full else webhooks.origin(row),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,8 @@ from foundation.settings import settings
 
 EACH = 16
 """Streams that one account (or one secret URL's account) may have open at once."""
+RECHECK_SECONDS = 60.0
+"""How often a stream asks whether its reader may still read it."""
 
 working: Callable[[], bool] = lambda: True  # noqa: E731
 """Whether this process goes on; set by the server's configuration, so that streams end when it is told to stop."""
@@ -35,7 +38,7 @@ class Slots:
     """
 
     def __init__(self, most: Callable[[], int] = lambda: max(1, settings().web_threads // 2), each: int = EACH) -> None:
-        self._most, self._each = most, each
+        self._most, self.each = most, each
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
 
@@ -48,8 +51,8 @@ class Slots:
         with self._lock:
             if self._open.total() >= self._most():
                 raise TooManyStreams("Too many logs and outputs are being followed at the moment; try again later.")
-            if self._open[account_id] >= self._each:
-                raise TooManyStreams(f"You follow {self._each} logs and outputs already; end one of them first.")
+            if self._open[account_id] >= self.each:
+                raise TooManyStreams(f"You follow {self.each} logs and outputs already; end one of them first.")
             self._open[account_id] += 1
         given_back = threading.Event()
 
@@ -64,6 +67,8 @@ class Slots:
 
 
 slots = Slots()
+logins = Slots(lambda: max(1, settings().web_threads // 4), each=8)
+"""Command lines that wait to be logged in by a browser, by the address that they ask from: strangers hold none of the others."""
 
 
 def client_gone() -> Callable[[], bool]:
@@ -76,20 +81,30 @@ def client_gone() -> Callable[[], bool]:
     return lambda: bool(poll.poll(0))
 
 
-def respond(pieces: Iterator[bytes | None], content_type: str, account_id: str, *, heartbeat: bytes = b"") -> Response:
+def respond(
+    pieces: Iterator[bytes | None], content_type: str, account_id: str, *, heartbeat: bytes = b"", of: Slots | None = None,
+    may_go_on: Callable[[], bool] = lambda: True,
+) -> Response:
     """Stream ``pieces``.
 
     Args:
         pieces: bytes as they come; None at least every few seconds when there are none.
         heartbeat: written for a None, where the format has something that readers skip.
+        of: what it counts among; :data:`slots` when None.
+        may_go_on: whether its reader may still read it; asked every :data:`RECHECK_SECONDS`.
     """
-    give_back = slots.take(account_id)
+    give_back = (of or slots).take(account_id)
     gone = client_gone()
 
     def body() -> Iterator[bytes]:
+        checked = time.monotonic()
         for piece in pieces:
             if not working() or (piece is None and gone()):
                 return
+            if time.monotonic() > checked + RECHECK_SECONDS:
+                checked = time.monotonic()
+                if not may_go_on():
+                    return
             if piece or heartbeat:
                 yield piece or heartbeat
 

@@ -103,6 +103,7 @@ class Hub:
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
+        self._redis: Any = None
         self._lock = threading.Lock()
         self._new: deque[Tail] = deque()
         self._thread: threading.Thread | None = None
@@ -118,21 +119,23 @@ class Hub:
                 self._thread.start()
 
     def _run(self) -> None:
-        self._redis, self._epoll, self._looked = self._connect(), select.epoll(), time.monotonic()
-        while True:
-            try:
-                self._round()
-            except Exception as error:  # Redis is away, usually: lines come when it is back
-                log.warning("log tails wait", extra={"reason": f"{type(error).__name__}: {error}"})
-                time.sleep(0.5)
-            with self._lock:
-                if not self._tails and not self._new:
-                    self._thread = None
-                    self._epoll.close()
-                    return
+        with select.epoll() as self._epoll:
+            self._looked = time.monotonic()
+            while True:
+                try:
+                    self._round()
+                except Exception as error:  # Redis is away, usually: lines come when it is back
+                    log.warning("log tails wait", extra={"reason": f"{type(error).__name__}: {error}"})
+                    time.sleep(0.5)
+                with self._lock:
+                    if not self._tails and not self._new:
+                        self._thread = self._redis = None
+                        return
 
     def _round(self) -> None:
         started = time.thread_time()
+        if self._redis is None:
+            self._redis = self._connect()
         self._welcome()
         self._listen()
         self._look_around()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from foundation.errors import NO_ROOM, BadRequest, DavitError, DiskFull, NotFound
+from foundation.errors import NO_ROOM, BadRequest, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import settings
 
 KEPT_SECONDS = 24 * 3600
@@ -60,24 +61,26 @@ def checksum(text: str) -> str | None:
 
 
 def receive(id: str, read: Callable[[int], bytes]) -> int:
-    """Keep an upload; returns its size. What is half received is nowhere to be seen.
+    """Keep an upload; returns its size. What is half received is nowhere to be seen, and replaces nothing.
 
     Args:
         read: the request's body.
 
     Raises:
         SourceTooLarge: it is larger than DAVIT_PUSH_LIMIT.
-        DiskFull: there is no room. BadRequest: the client went away half-way.
+        DiskFull: there is no room. BadRequest: the client went away half-way. InvalidParams: it is empty.
     """
     directory().mkdir(mode=0o700, exist_ok=True)
-    draft, size, limit = directory() / f"{id}.{os.getpid()}.new", 0, settings().push_limit << 20
+    draft, size, limit = directory() / f"{id}.{secrets.token_hex(8)}.new", 0, settings().push_limit << 20
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
             while data := read(CHUNK):
                 size += len(data)
                 if size > limit:
                     raise SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
                 file.write(data)
+        if not size:
+            raise InvalidParams("The upload is empty; put a tarball there.")
         draft.rename(directory() / id)
     except OSError as error:
         if error.errno in NO_ROOM:

@@ -129,7 +129,7 @@ def _refuse_http(problem: HTTPException) -> Response:
 
 
 def _apologize(problem: Exception) -> Response:
-    log.error("page crashed", exc_info=problem, extra={"request": g.get("request_id", "-"), "path": request.path})
+    log.error("page crashed", exc_info=problem, extra={"request": g.get("request_id", "-"), "rule": str(request.url_rule)})
     return _page_of(500, "Something went wrong inside Davit; its log (web.log) has the details.")
 
 

@@ -87,7 +87,7 @@ def authenticate(session: Session, email: str, password: str) -> Account:
         TooManyAttempts: the password for this address was wrong too often of late.
     """
     email = email.strip().lower()
-    throttle.passwords.check(email)
+    guess = throttle.passwords.begin(email)
     account = session.scalar(select(Account).where(Account.email == email))
     known = account.password_hash if account else None
     try:
@@ -96,6 +96,6 @@ def authenticate(session: Session, email: str, password: str) -> Account:
     except (VerificationError, InvalidHashError):
         known = None
     if account is None or known is None:
-        throttle.passwords.note(email)
         raise Unauthorized(INVALID_CREDENTIALS)
+    throttle.passwords.was_right(email, guess)
     return account

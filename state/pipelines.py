@@ -28,6 +28,7 @@ from state.models import (
 
 STAGES = ("test", "review", "development", "staging", "production")
 NOT_FOUND = "Couldn't find that pipeline."
+NO_COUPLING = "Couldn't find that pipeline coupling."
 _NAME = re.compile(r"[a-z][a-z0-9-]{1,28}[a-z0-9]")  # as the public schema's pipeline.name
 MOST_TARGETS = 50
 
@@ -152,10 +153,12 @@ def couplings(session: Session, row: Pipeline) -> list[PipelineCoupling]:
     return list(session.scalars(query.order_by(PipelineCoupling.created_at, PipelineCoupling.id)))
 
 
-def visible_couplings(session: Session, account: Account) -> list[PipelineCoupling]:
-    """The couplings of every pipeline that the account may see."""
-    ids = [row.id for row in visible(session, account)]
+def visible_couplings(session: Session, account: Account, of: Pipeline | None = None) -> list[PipelineCoupling]:
+    """The couplings of a pipeline, or of every pipeline that the account may see: those with apps that it may see, too."""
+    ids = [row.id for row in ([of] if of else visible(session, account))]
     query = select(PipelineCoupling).where(PipelineCoupling.pipeline_id.in_(ids))
+    if not account.is_admin:
+        query = query.join(App, App.id == PipelineCoupling.app_id).where(_workable(account))
     return list(session.scalars(query.order_by(PipelineCoupling.created_at, PipelineCoupling.id)))
 
 
@@ -183,8 +186,11 @@ def find_coupling(session: Session, account: Account, identity: str, *, change: 
     """
     row = session.get(PipelineCoupling, identity)
     if row is None or row.pipeline_id not in {one.id for one in visible(session, account, row.pipeline.name)}:
-        raise NotFound("Couldn't find that pipeline coupling.")
-    if change and not may_change(account, row, apps.permissions(session, account, row.app)):
+        raise NotFound(NO_COUPLING)
+    allowed = apps.permissions(session, account, row.app)
+    if not allowed and row.pipeline.owner_id != account.id:
+        raise NotFound(NO_COUPLING)
+    if change and not may_change(account, row, allowed):
         raise Forbidden("That takes the pipeline's owner, or the permission “operate” on the app.")
     return row
 

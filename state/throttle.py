@@ -35,24 +35,37 @@ class WrongGuesses:
         self._lock = threading.Lock()
         self._times: OrderedDict[str, list[float]] = OrderedDict()
 
-    def check(self, name: str) -> None:
-        """Raise TooManyAttempts when there were too many of late."""
-        with self._lock:
-            times = self._times.get(name.lower(), [])
-            recent = [at for at in times if at > time.monotonic() - self._seconds]
-        if len(recent) >= self.most:
-            minutes = round(self._seconds / 60)
-            raise TooManyAttempts(f"The {self._what} was wrong too often; try again in {minutes} minutes, or use an API token.")
+    def begin(self, name: str) -> float:
+        """Count a guess as wrong before anybody looks whether it is: those that come at once are no more than those in turn.
 
-    def note(self, name: str) -> None:
-        """Count one."""
+        Returns:
+            What :meth:`was_right` takes back.
+
+        Raises:
+            TooManyAttempts: there were too many of late; this one is not looked at.
+        """
         with self._lock:
-            times = self._times.setdefault(name.lower(), [])
-            times.append(time.monotonic())
-            del times[: -self.most]
+            at = time.monotonic()
+            times = [before for before in self._times.get(name.lower(), []) if before > at - self._seconds]
+            if len(times) >= self.most:
+                minutes = round(self._seconds / 60)
+                raise TooManyAttempts(
+                    f"The {self._what} was wrong too often; try again in {minutes} minutes, or use an API token."
+                )
+            self._times[name.lower()] = [*times, at]
             self._times.move_to_end(name.lower())
             if len(self._times) > self._names:
                 self._times.popitem(last=False)
+            return at
+
+    def was_right(self, name: str, guess: float) -> None:
+        """The guess that :meth:`begin` counted was none."""
+        with self._lock:
+            times = self._times.get(name.lower(), [])
+            if guess in times:
+                times.remove(guess)
+            if not times:
+                self._times.pop(name.lower(), None)
 
     def forget(self) -> None:
         """Start anew."""

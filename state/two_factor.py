@@ -96,10 +96,10 @@ def confirm(session: Session, account: Account, code: str, at: float | None = No
         raise InvalidParams("Begin two-factor authentication first, so that there is a secret to put into the app.")
     if row.confirmed_at:
         raise Conflict("Two-factor authentication is on already.", status=422)
-    throttle.codes.check(account.id)
+    guess = throttle.codes.begin(account.id)
     if not _take_code(row, code, at):
-        throttle.codes.note(account.id)
         raise InvalidParams("That two-factor code is not right; check the clock of the device and give the code it shows now.")
+    throttle.codes.was_right(account.id, guess)
     row.confirmed_at, account.two_factor = now(), True
     audit.record(session, account, "2fa:enable")
     return _renew(row)
@@ -152,10 +152,10 @@ def check(session: Session, account: Account, code: str | None, at: float | None
         return
     if not code:
         raise TwoFactorRequired("A two-factor code is required: send it as the header Heroku-Two-Factor-Code.")
-    throttle.codes.check(account.id)
+    guess = throttle.codes.begin(account.id)
     if not (_take_code(row, code, at) or _take_recovery(session, row, account, code)):
-        throttle.codes.note(account.id)
         raise TwoFactorRequired("That two-factor code is not right, or was used before; wait for the next one.")
+    throttle.codes.was_right(account.id, guess)
     session.flush()
 
 

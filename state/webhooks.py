@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -117,6 +118,12 @@ def find(session: Session, app: App, identity: str) -> Webhook:
     if row is None or row.app_id != app.id:
         raise NotFound("Couldn't find that webhook.")
     return row
+
+
+def origin(row: Webhook) -> str:
+    """A webhook's address for who may not manage it: scheme, host and port; what follows may be a secret."""
+    parts = urlsplit(row.url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def remove(session: Session, account: Account, app: App, row: Webhook) -> None:

@@ -21,7 +21,7 @@ resource = Resource("app-setups", reads="read")
 
 def _render(call: Call, row: AppSetup) -> Any:
     build = setups.build_of(call.session, row)
-    return serialize.app_setup(row, build, links.build_output(build.id) if build else None)
+    return serialize.app_setup(row, build, links.build_output(build.id, call.account.id) if build else None)
 
 
 @resource.on("POST", "/app-setups", needs="account", writes=False, scope="write-protected")

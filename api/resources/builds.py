@@ -23,7 +23,8 @@ ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row
 
 
 def _render(call: Call, build: Build) -> Any:
-    return serialize.build(build, output_stream_url=links.build_output(build.id), source_url=_shown(call, build.source_url or ""))
+    url = links.build_output(build.id, call.account.id)
+    return serialize.build(build, output_stream_url=url, source_url=_shown(call, build.source_url or ""))
 
 
 def _shown(call: Call, url: str) -> str:

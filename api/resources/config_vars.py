@@ -25,7 +25,10 @@ def update(call: Call) -> Any:
         if value is not None and not isinstance(value, str):
             raise InvalidParams(f"The value of config var {name} must be a string, or null to unset it.")
     config.change(call.session, call.account, call.app, call.body.values)
-    return serialize.config(config.read(call.app))
+    values = config.read(call.app)
+    if not call.may("deploy"):  # who may set and not read hears of what they have just set
+        values = {name: value for name, value in values.items() if name in call.body.values}
+    return serialize.config(values)
 
 
 @resource.on("GET", "/apps/<app>/releases/<release>/config-vars", needs="deploy")

@@ -38,7 +38,8 @@ def hear(call: Call) -> Response:
     if scheme.lower() != "bearer":
         raise Unauthorized("Send the token that POST /auth gave as `Authorization: Bearer TOKEN`.")
     asked = logins.waiting(secret.strip())
-    return streams.respond(_answer(asked), "application/json", "logins by browser", heartbeat=b" ")
+    address = request.remote_addr or "an unknown address"
+    return streams.respond(_answer(asked), "application/json", address, heartbeat=b" ", of=streams.logins)
 
 
 def _answer(asked: logins.Request) -> Iterator[bytes | None]:

@@ -15,12 +15,11 @@ from api.routing import Call, Reply, Resource
 from api.websocket import Handover
 from builder import output
 from foundation.clock import now
-from foundation.errors import DavitError, InvalidParams, NotFound
+from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from logs import stream
-from state import apps
 from state.db import snapshot
-from state.models import Account, Release, new_id
+from state.models import Build, Release, new_id
 
 resource = Resource("log-sessions")
 
@@ -66,7 +65,8 @@ def read(call: Call, secret: str) -> Response:
     if what["tail"] and hasattr(line, "taken"):
         return _hand_over(line, what, events, kind, after)
     heartbeat = b": still here\n\n" if events else b""
-    return streams.respond(_lines(what, after, events), kind, what["account"], heartbeat=heartbeat)
+    lines = _lines(what, after, events)
+    return streams.respond(lines, kind, what["account"], heartbeat=heartbeat, may_go_on=lambda: _may_read(what))
 
 
 def _hand_over(line: Any, what: dict[str, Any], events: bool, kind: str, after: str | None) -> Response:
@@ -81,12 +81,7 @@ def _hand_over(line: Any, what: dict[str, Any], events: bool, kind: str, after: 
 
 
 def _may_read(what: dict[str, Any]) -> bool:
-    with snapshot() as session:
-        account = session.get(Account, what["account"])
-        try:
-            return account is not None and apps.find(session, account, what["app"]) is not None
-        except DavitError:
-            return False
+    return links.may(what["account"], what["app"])
 
 
 def _lines(what: dict[str, Any], after: str | None, events: bool) -> Iterator[bytes | None]:
@@ -102,15 +97,28 @@ def _lines(what: dict[str, Any], after: str | None, events: bool) -> Iterator[by
 @resource.on("GET", "/streams/builds/<secret>", needs="nothing", ours=True)
 def read_build(call: Call, secret: str) -> Response:
     """What a build prints, as it happens, until it has ended."""
-    build_id = links.read("build", secret)["build"]
-    return streams.respond(output.follow(build_id), "text/plain; charset=utf-8", build_id)
+    what = links.read("build", secret)
+    build_id = what["build"]
+    with snapshot() as session:
+        build = session.get(Build, build_id)
+    return _for_reader(what["reader"], build, output.follow(build_id))
+
+
+def _for_reader(reader: str, row: Build | Release | None, pieces: Iterator[bytes | None]) -> Response:
+    """Output for who may see the app that it is of, and while they may."""
+    app_id = row.app_id if row else None
+    if not links.may(reader, app_id):
+        raise NotFound("There is no such stream.")
+    return streams.respond(pieces, "text/plain; charset=utf-8", reader, may_go_on=lambda: links.may(reader, app_id))
 
 
 @resource.on("GET", "/streams/releases/<secret>", needs="nothing", ours=True)
 def read_release(call: Call, secret: str) -> Response:
     """What a release's command prints, as it happens, until the release has come up or failed."""
-    release_id = links.read("release", secret)["release"]
-    return streams.respond(_release_output(release_id), "text/plain; charset=utf-8", release_id)
+    what = links.read("release", secret)
+    with snapshot() as session:
+        release = session.get(Release, what["release"])
+    return _for_reader(what["reader"], release, _release_output(what["release"]))
 
 
 def _release_output(release_id: str) -> Iterator[bytes | None]:

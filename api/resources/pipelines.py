@@ -95,8 +95,9 @@ def _inner(call: Call, name: str) -> Body:
 
 @resource.on("GET", "/pipelines/<pipeline>/pipeline-couplings", needs="pipeline-view")
 def couplings(call: Call) -> Reply:
-    """The pipeline's apps and their stages."""
-    return call.short_listing(pipelines.couplings(call.session, call.pipeline), COUPLINGS, serialize.pipeline_coupling)
+    """The pipeline's apps, as far as the caller may see them, and their stages."""
+    rows = pipelines.visible_couplings(call.session, call.account, call.pipeline)
+    return call.short_listing(rows, COUPLINGS, serialize.pipeline_coupling)
 
 
 @resource.on("GET", "/pipeline-couplings", needs="account")

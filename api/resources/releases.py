@@ -18,12 +18,13 @@ ORDER = ranges.Order({"version": lambda row: row.version, "id": lambda row: row.
 
 def _render(call: Call, rows: Sequence[Release]) -> list[Any]:
     eligible = listings.eligible_for_rollback(call.session, call.app, rows)
+    reader = call.account.id
     return [
         serialize.release(
             call.app,
             row,
             eligible=row.id in eligible,
-            output_stream_url=links.release_output(row.id) if releases.RELEASE_TYPE in row.process_types else None,
+            output_stream_url=links.release_output(row.id, reader) if releases.RELEASE_TYPE in row.process_types else None,
         )
         for row in rows
     ]
@@ -81,4 +82,4 @@ def _slug(call: Call, identity: str) -> Slug:
 def show_slug(call: Call, slug: str) -> Any:
     """A slug: what a release runs."""
     row = _slug(call, slug)
-    return serialize.slug(row, blob_url=links.slug(row.id) if row.digest and call.may("deploy") else "")
+    return serialize.slug(row, blob_url=links.slug(row.id, call.account.id) if row.digest and call.may("deploy") else "")

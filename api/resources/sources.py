@@ -48,9 +48,7 @@ def upload(call: Call, secret: str) -> Reply:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    if not sources.receive(source, request.stream.read):
-        (sources.directory() / source).unlink(missing_ok=True)
-        raise InvalidParams("The upload is empty; put a tarball there.")
+    sources.receive(source, request.stream.read)
     return Reply({}, 200)
 
 
@@ -63,12 +61,12 @@ def download(call: Call, secret: str) -> Response:
 @resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True)
 def download_slug(call: Call, secret: str) -> Response:
     """A slug as a gzipped tarball of ./app."""
-    slug_id = links.read("slug", secret)["slug"]
+    what = links.read("slug", secret)
     with snapshot() as session:
-        row = session.get(Slug, slug_id)
-    if row is None or row.digest is None:
+        row = session.get(Slug, what["slug"])
+    if row is None or row.digest is None or not links.may(what["reader"], row.app_id, "deploy"):
         raise NotFound("That slug is no longer kept.")
-    return streams.respond(_tarball(row.digest), "application/gzip", slug_id)
+    return streams.respond(_tarball(row.digest), "application/gzip", what["reader"])
 
 
 def _tarball(digest: str) -> Iterator[bytes | None]:

@@ -23,13 +23,17 @@ ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": 
 @resource.on("GET", "/apps/<app>/webhooks", needs="view")
 def index(call: Call) -> Reply:
     """The app's webhooks."""
-    return call.short_listing(webhooks.all_of(call.session, call.app), ORDER, serialize.webhook)
+    return call.short_listing(webhooks.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
+
+
+def _render(call: Call, row: Webhook) -> Any:
+    return serialize.webhook(row, in_full=call.may("operate"))
 
 
 @resource.on("GET", "/apps/<app>/webhooks/<webhook>", needs="view")
 def show(call: Call, webhook: str) -> Any:
     """One webhook."""
-    return serialize.webhook(webhooks.find(call.session, call.app, webhook))
+    return _render(call, webhooks.find(call.session, call.app, webhook))
 
 
 @resource.on("POST", "/apps/<app>/webhooks", needs="operate", writes=False)

@@ -16,7 +16,7 @@ from foundation.errors import InvalidParams
 from foundation.settings import settings
 from state import apps, audit, config, domains, drains, endpoints, guard, payloads, transfers, webhooks
 from state.db import transaction
-from state.models import Account, App, LogDrain, SniEndpoint
+from state.models import Account, App, LogDrain, SniEndpoint, Webhook
 
 pages = Pages("settings")
 
@@ -49,10 +49,16 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
         visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, blanks=BLANKS, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
-        guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=webhooks.all_of(visit.session, visit.app),
+        guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=_webhooks(visit),
         includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
         deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
     )  # fmt: skip
+
+
+def _webhooks(visit: Visit) -> list[tuple[Webhook, str]]:
+    """The app's webhooks, each with its address: in full for those who may operate it."""
+    rows = webhooks.all_of(visit.session, visit.app)
+    return [(row, row.url if "operate" in visit.may else webhooks.origin(row)) for row in rows]
 
 
 def _drains(visit: Visit) -> list[tuple[LogDrain, str]]:

@@ -7,10 +7,11 @@ import re
 import pytest
 from flask import Flask
 
-from api import routing
+from api import links, routing
 from api.web import create_app, operations
-from state import pipelines, scopes
+from state import db, pipelines, scopes, vault
 from state.apps import NOT_FOUND, PERMISSIONS
+from state.models import Webhook
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
@@ -161,3 +162,41 @@ def test_credentials_that_are_none_are_refused(api: Api, header: str) -> None:
 @pytest.mark.parametrize("user", ["", "heroku", "timely"])
 def test_a_token_is_taken_as_the_password_of_basic_auth(api: Api, user: str) -> None:
     assert api.get("/account", as_=None, auth=(user, api.people.owner)).json["email"] == "owner@example.com"
+
+
+def test_who_may_set_config_vars_and_not_read_them_hears_only_of_what_they_set(api: Api) -> None:
+    api.patch("/apps/timely/config-vars", {"SECRET": "of the owner"})
+    assert api.get("/apps/timely/config-vars", as_="operator").status_code == 403
+    assert api.patch("/apps/timely/config-vars", {}, as_="operator").json == {}
+    assert api.patch("/apps/timely/config-vars", {"MINE": "1", "GONE": None}, as_="operator").json == {"MINE": "1"}
+    assert api.patch("/apps/timely/config-vars", {}).json == {"MINE": "1", "SECRET": "of the owner"}
+
+
+def test_a_slug_is_read_by_who_may_deploy_and_not_by_who_may_look(api: Api) -> None:
+    slug = give_code(api.app_id).slug_id
+    assert "/streams/slugs/" in api.get(f"/apps/timely/slugs/{slug}", as_="deployer").json["blob"]["url"]
+    assert not api.get(f"/apps/timely/slugs/{slug}", as_="viewer").json["blob"]["url"]
+
+
+def test_a_webhooks_address_is_for_who_may_change_it(api: Api) -> None:
+    with db.transaction() as session:
+        sealed = vault.seal({"secret": "x", "authorization": ""})
+        url = "https://hooks.example.com:8443/T0/secret?k=1"
+        session.add(Webhook(app_id=api.app_id, url=url, include=["api:app"], level="notify", credentials=sealed))
+    for path in ("/apps/timely/webhooks", f"/apps/timely/webhooks/{api.get('/apps/timely/webhooks').json[0]['id']}"):
+        assert "secret" in api.get(path, as_="operator").text
+        assert "https://hooks.example.com:8443" in api.get(path, as_="viewer").text
+        assert "secret" not in api.get(path, as_="viewer").text
+
+
+def test_a_crash_is_logged_without_the_secret_in_its_address(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def crash(*_: object) -> object:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(links, "read", crash)
+    assert api.get("/streams/logs/sesame", as_=None).status_code == 500
+    (record,) = [record for record in caplog.records if record.message == "request crashed"]
+    assert record.__dict__["rule"] == "/streams/logs/<secret>"
+    assert not any("sesame" in str(value) for key, value in record.__dict__.items() if key not in ("exc_info", "exc_text"))

@@ -116,9 +116,12 @@ def test_a_command_line_waits_for_the_answer(api: Api, monkeypatch: pytest.Monke
 def test_strangers_who_wait_for_logins_leave_threads_for_everybody_else(api: Api) -> None:
     asked = api.post("/auth", {}, as_=None).json
     headers = {"Authorization": f"Bearer {asked['token']}"}
-    open_ = [api.get("/auth/cli", as_=None, headers=headers, buffered=False) for _ in range(streams.EACH)]
+    open_ = [api.get("/auth/cli", as_=None, headers=headers, buffered=False) for _ in range(streams.logins.each)]
     refused = api.get("/auth/cli", as_=None, headers=headers)
     assert (refused.status_code, refused.json["id"]) == (503, "too_many_streams")
+    elsewhere = {"REMOTE_ADDR": "203.0.113.9"}
+    open_.append(api.get("/auth/cli", as_=None, headers=headers, buffered=False, environ_overrides=elsewhere))
+    assert open_[-1].status_code == 200, "who asks from another address is not held up"
     for one in open_:
         one.close()
 

@@ -55,7 +55,12 @@ def test_a_pipeline_name_that_cannot_be_is_refused(api: Api, name: object) -> No
 def test_who_works_on_one_app_sees_the_pipeline_and_does_not_change_it(line: Api) -> None:
     api = line
     assert [row["name"] for row in api.get("/pipelines", as_="viewer").json] == ["the-line"]
-    assert len(api.get("/pipelines/the-line/pipeline-couplings", as_="viewer").json) == 3
+    for path in ("/pipelines/the-line/pipeline-couplings", "/pipeline-couplings", "/users/~/pipeline-couplings"):
+        assert [row["app"]["id"] for row in api.get(path, as_="viewer").json] == [api.app_id], "the others are not theirs to see"
+        assert len(api.get(path).json) == 3
+    for row in api.get("/pipelines/the-line/pipeline-couplings").json:
+        seen = api.get(f"/pipeline-couplings/{row['id']}", as_="viewer").status_code
+        assert seen == (200 if row["app"]["id"] == api.app_id else 404)
     assert api.patch("/pipelines/the-line", {"name": "other-line"}, as_="viewer").status_code == 403
     assert api.get("/pipelines", as_="stranger").json == []
     assert api.get("/pipelines/the-line", as_="stranger").status_code == 404

@@ -87,6 +87,23 @@ def test_uploads_are_bounded_and_leave_nothing_half(api: Api, monkeypatch: pytes
     assert (answer.status_code, answer.json["id"]) == (413, "push_too_large")
     assert api.put(path, data=b"", as_=None).status_code == 422
     assert list(sources.directory().iterdir()) == []
+    assert api.put(path, data=tarball(), as_=None).status_code == 200
+    assert api.put(path, data=b"", as_=None).status_code == 422
+    (kept,) = sources.directory().iterdir()
+    assert kept.read_bytes() == tarball(), "an upload that failed took nothing away"
+
+
+def test_two_uploads_to_one_address_do_not_mix(api: Api) -> None:
+    id, second = "0" * 36, iter([b"b" * 10, b""])
+
+    def slow(_: int) -> bytes:
+        if data := next(first):
+            sources.receive(id, lambda _: next(second))
+        return data
+
+    first = iter([b"a" * 10, b""])
+    sources.receive(id, slow)
+    assert sources.path(id).read_bytes() == b"a" * 10
 
 
 def test_what_is_no_tarball_is_told(api: Api) -> None:

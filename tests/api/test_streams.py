@@ -14,7 +14,7 @@ from api import links, streams
 from builder.output import Outcome, Output
 from foundation.settings import settings
 from logs import stream
-from state import builds, db
+from state import builds, db, releases
 from state.models import App
 from tests.api.conftest import Api, _forget, _make, use_home
 
@@ -84,6 +84,37 @@ def test_a_reader_who_may_no_longer_see_the_app_reads_nothing(api: Api) -> None:
     assert api.get(path, as_=None).status_code == 404
 
 
+def test_output_and_slugs_are_read_only_by_who_may_still_see_the_app(api: Api) -> None:
+    from tests.api.conftest import give_code
+
+    release = give_code(api.app_id, {"web": "x", "release": "migrate"})
+    with db.transaction() as session:
+        app = session.get(App, api.app_id)
+        assert app
+        build = builds.create(session, app, app.owner, commit="ab" * 20)
+        releases.set_phase(session, release.id, "done")
+    out = Output(build.id)
+    out.finish(Outcome("failed", "build failed", "No."))
+    out.close()
+    urls = [
+        api.get(f"/apps/timely/{path}", as_="deployer").json["output_stream_url"]
+        for path in (f"builds/{build.id}", f"releases/{release.version}")
+    ]
+    slug = api.get(f"/apps/timely/slugs/{release.slug_id}", as_="deployer").json["blob"]["url"]
+    shown = [urlsplit(url).path for url in urls]
+    assert [api.get(path, as_=None).status_code for path in shown] == [200, 200]
+    api.delete("/apps/timely/collaborators/deployer@example.com")
+    assert [api.get(path, as_=None).status_code for path in (*shown, urlsplit(slug).path)] == [404, 404, 404]
+
+
+def test_a_stream_whose_reader_was_removed_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RECHECK_SECONDS", -1.0)
+    allowed = iter([True, False])
+    with api.flask.test_request_context("/"):
+        answer = streams.respond(iter([b"a", b"b", b"c"]), "text/plain", "x", may_go_on=lambda: next(allowed))
+        assert b"".join(answer.response) == b"a"
+
+
 def test_a_builds_output_url_stays_the_same_so_that_its_build_does(api: Api) -> None:
     with db.transaction() as session:
         app = session.get(App, api.app_id)
@@ -106,8 +137,6 @@ def test_a_release_commands_output_is_read(api: Api) -> None:
     directory.mkdir(parents=True)
     (directory / "output").write_text("migrating\n")
     with db.transaction() as session:
-        from state import releases
-
         releases.set_phase(session, release.id, "done")
     url = api.get(f"/apps/timely/releases/{release.version}").json["output_stream_url"]
     assert api.get(urlsplit(url).path, as_=None).text == "migrating\n"

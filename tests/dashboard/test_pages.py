@@ -325,6 +325,9 @@ def test_apps_of_a_pipeline_are_shown_together_and_promoted(desk: Desk) -> None:
     assert "v2" in owner.get("/apps/timely-live/releases").text
     assert 'aria-label="Pipeline project"' in owner.get("/").text
     assert "project" in desk.person("viewer").get("/").text and "project" not in desk.person("stranger").get("/").text
+    for page in ("/", where):
+        seen = desk.person("viewer").get(page).text
+        assert "/apps/timely" in seen and "timely-live" not in seen, "an app of the pipeline that is not theirs to see"
     assert desk.person("stranger").get(where).status_code == 404
     assert desk.person("viewer").post(f"{where}/destroy", page=where).status_code == 403
     assert owner.post(f"{where}/destroy", page=where).status_code == 303
@@ -340,6 +343,9 @@ def test_a_webhooks_secret_is_shown_once(desk: Desk, monkeypatch: pytest.MonkeyP
     page = owner.get("/apps/timely/settings").text
     assert "203.0.113.9" in page and "shown only now" not in page
     assert desk.person("viewer").post("/apps/timely/settings/webhooks", data).status_code == 403
+    address = str(data["url"])
+    assert address in owner.get("/apps/timely/settings").text
+    assert address not in desk.person("viewer").get("/apps/timely/settings").text, "what follows the host may be a secret"
 
 
 def test_a_tarball_or_an_address_is_built(desk: Desk) -> None:

@@ -56,9 +56,17 @@ def test_who_guesses_passwords_is_no_longer_listened_to(session: Session, owner:
 def test_guesses_are_forgotten_after_a_while_and_never_fill_memory() -> None:
     guesses = throttle.WrongGuesses("password", most=1, seconds=0, names=2)
     for name in "abc":
-        guesses.note(name)
-        guesses.check(name)
+        guesses.begin(name)
     assert len(guesses._times) == 2
+
+
+def test_guesses_that_come_at_once_are_counted_before_anybody_looks_at_them() -> None:
+    guesses = throttle.WrongGuesses("password", most=2)
+    first, _ = guesses.begin("ann"), guesses.begin("Ann")
+    with pytest.raises(throttle.TooManyAttempts):
+        guesses.begin("ann")
+    guesses.was_right("ann", first)
+    guesses.begin("ann")
 
 
 def test_changing_a_password_takes_the_present_one_and_logs_browsers_out(session: Session, owner: Account) -> None:
