@@ -19,8 +19,8 @@ from playwright.sync_api import Page
 
 from tests.conftest import _stop, wait_until
 from tests.dashboard import scenery
-from tests.dashboard.browsing import launched, sign_in
-from tests.dashboard.rooms import PAGES, address
+from tests.dashboard.browsing import launched
+from tests.dashboard.rooms import NAMES, Visitors
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "docs" / "screenshots"
@@ -68,18 +68,17 @@ def _serve_and_take(home: Path, redis_url: str) -> None:
     vault.ensure_keys()
     db.upgrade()
     scenery.fill(more=200)
-    wanted = sys.argv[1:] or list(PAGES)
+    wanted = sys.argv[1:] or list(NAMES)
     PLACE.mkdir(exist_ok=True)
     with serving(home, home, redis_url) as davit, launched() as browser:
         for look, options in LOOKS.items():
-            stranger, ann = browser.person(davit.url, **options), browser.person(davit.url, **options)
-            sign_in(ann, "ann@example.com", scenery.PASSWORD)
+            visitors = Visitors(browser, davit.url, **options)
             for name in wanted:
-                page = stranger if name.startswith("sign") else ann
-                page.goto(f"/dashboard{address(PAGES[name])}")
+                page = visitors.enter(name)
                 page.wait_for_timeout(150)
                 take(page, PLACE / f"{name}-{look}.webp")
                 print(f"{name} {look}", flush=True)
+            visitors.leave()
 
 
 if __name__ == "__main__":

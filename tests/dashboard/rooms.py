@@ -1,12 +1,17 @@
-"""Every page, with an address in the scenery: what is checked and photographed."""
+"""Every page, with the way to it in the scenery: what is checked and photographed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import Page
 from sqlalchemy import select
 
-from state import db
-from state.models import App, Build
-from tests.dashboard.scenery import LONG
+from state import db, invitations, logins, signatures
+from state.models import Account, App, Build
+from tests.dashboard.browsing import Browser, sign_in
+from tests.dashboard.scenery import LONG, PASSWORD
 
 PAGES = {
     "sign-in": "/sign-in",
@@ -41,6 +46,15 @@ PAGES = {
 }
 
 
+VIEWED = {
+    "viewer-overview": "/apps/storefront",
+    "viewer-deploy": "/apps/storefront/deploy",
+    "viewer-resources": "/apps/storefront/resources",
+    "viewer-settings": "/apps/storefront/settings",
+}
+"""Pages as somebody sees them who may only look."""
+
+
 def address(path: str) -> str:
     """The path with the id of the app's build in it."""
     if "BUILD" not in path:
@@ -48,3 +62,75 @@ def address(path: str) -> str:
     with db.snapshot() as session:
         id = session.scalar(select(Build.id).join(App, App.id == Build.app_id).where(App.name == path.split("/")[2]))
     return path.replace("BUILD", str(id))
+
+
+def _newcomer() -> Account:
+    with db.snapshot() as session:
+        account = session.scalar(select(Account).where(Account.email == "newcomer@example.com"))
+    assert account
+    return account
+
+
+def _set_up(page: Page) -> None:
+    page.goto(f"/dashboard/set-up/{signatures.sign('set-up', {'account': _newcomer().id}, 3600)}")
+
+
+def _invitation(page: Page) -> None:
+    page.goto(f"/dashboard/invitation/{invitations.issue(_newcomer())}")
+
+
+def _second_factor(page: Page) -> None:
+    page.goto("/dashboard/sign-in")
+    page.get_by_label("E-mail address").fill("careful@example.com")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_label("Two-factor code").wait_for()
+
+
+def _login_request(page: Page) -> None:
+    page.goto(f"/dashboard/login/{logins.ask('heroku-cli login from a-laptop', '192.0.2.7').browser}")
+
+
+def _enrolment(page: Page) -> None:
+    page.goto("/dashboard/account")
+    page.locator("#confirm-password").fill(PASSWORD)
+    page.get_by_role("button", name="Set up").click()
+    page.get_by_label("QR code").wait_for()
+
+
+def _revealed(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront/settings")
+    page.get_by_role("button", name="Reveal values").click()
+    page.get_by_label("Value of SECRET_KEY").wait_for()
+
+
+WAYS: dict[str, Callable[[Page], None]] = {
+    "set-up": _set_up, "invitation": _invitation, "sign-in-code": _second_factor, "login-request": _login_request,
+    "account-two-factor": _enrolment, "settings-revealed": _revealed,
+}  # fmt: skip
+"""Pages that no address alone leads to."""
+NAMES = (*PAGES, *WAYS, *VIEWED)
+_STRANGERS = ("sign", "set-up", "invitation")
+
+
+class Visitors:
+    """People in front of browsers that all look alike: nobody, the owner Ann, and one who may only look."""
+
+    def __init__(self, chromium: Browser, base: str, **options: Any) -> None:
+        self.stranger, self.ann, self.viewer = (chromium.person(base, **options) for _ in range(3))
+        sign_in(self.ann, "ann@example.com", PASSWORD)
+        sign_in(self.viewer, "viewer@example.com", PASSWORD)
+
+    def enter(self, name: str) -> Page:
+        """The page of this name, in the browser of who sees it."""
+        page = self.stranger if name.startswith(_STRANGERS) else self.viewer if name in VIEWED else self.ann
+        if name in WAYS:
+            WAYS[name](page)
+        else:
+            page.goto(f"/dashboard{address({**PAGES, **VIEWED}[name])}")
+        return page
+
+    def leave(self) -> None:
+        """Close the browsers."""
+        for page in (self.stranger, self.ann, self.viewer):
+            page.context.close()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
 from metrics import dynos, histogram, requests, ring
-from state import accounts, apps, config, db, domains, formation, passwords, pipelines, releases
-from state.models import Account, App, Build, Dyno, Release, Slug
+from state import accounts, apps, config, db, domains, formation, passwords, pipelines, releases, two_factor, vault
+from state.models import Account, App, Build, Dyno, Release, SecondFactor, Slug
 
 PASSWORD = "correct horse battery"
 LONG = "a-very-long-name-of-an-app-30x"
@@ -32,6 +36,24 @@ def account(session: Session, email: str, *, admin: bool = False) -> Account:
     row = accounts.create(session, None, email, admin=admin)
     passwords.assign(session, row, row, PASSWORD)
     return row
+
+
+def _with_second_factor(session: Session, row: Account) -> None:
+    enrolment = two_factor.begin(session, row)
+    at = time.time() - two_factor.STEP_SECONDS  # a code is taken once: the present one is for signing in
+    two_factor.confirm(session, row, _code(enrolment.secret, at), at)
+
+
+def _code(secret: str, at: float) -> str:
+    totp = TOTP(base64.b32decode(secret), 6, SHA1(), two_factor.STEP_SECONDS, enforce_key_length=False)
+    return totp.generate(int(at)).decode()
+
+
+def code_of(session: Session, email: str) -> str:
+    """What the authenticator app of somebody shows now."""
+    row = session.scalar(select(SecondFactor).join(Account, Account.id == SecondFactor.account_id).where(Account.email == email))
+    assert row
+    return _code(vault.reveal(row.secret)["totp"], time.time())
 
 
 def deployed(session: Session, app: App, by: Account, *, commit: str, types: dict[str, str] | None = None, **more: Any) -> Release:
@@ -82,6 +104,10 @@ def fill(*, more: int = 0) -> None:
         ann, bob = account(session, "ann@example.com", admin=True), account(session, "bob@example.com")
         account(session, "a.person.with.a.very.long.address@subdomain.of.a.very.long.example.com")
         serving = _serving(session, ann, bob)
+        viewer = account(session, "viewer@example.com")
+        apps.add_collaborator(session, ann, session.get(App, serving), viewer.email, ["view"])  # type: ignore[arg-type]
+        accounts.create(session, None, "newcomer@example.com")
+        _with_second_factor(session, account(session, "careful@example.com"))
         crashed = apps.create(session, bob, "crashing")
         release = deployed(session, crashed, bob, commit="c")
         dyno(session, crashed, "web.1", "crashed", release, exit_status=1, crashes=4)

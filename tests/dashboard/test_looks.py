@@ -15,7 +15,7 @@ from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
 from tests.dashboard import scenery
 from tests.dashboard.browsing import PATIENCE, Browser, sign_in, violations
-from tests.dashboard.rooms import PAGES, address
+from tests.dashboard.rooms import NAMES, Visitors
 
 expect.set_options(timeout=PATIENCE)
 PHONE = {"width": 390, "height": 844}
@@ -44,19 +44,17 @@ def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_
     wrong = []
     for scheme, size in (("light", None), ("dark", PHONE)):
         options = {"color_scheme": scheme, **({"viewport": size} if size else {})}
-        stranger = chromium.person(davit.url, **options)
-        ann = _ann(chromium, davit, **options)
+        visitors = Visitors(chromium, davit.url, **options)
         said: list[str] = []
-        ann.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
-        for name, path in PAGES.items():
-            page = stranger if name.startswith("sign") else ann
-            page.goto(f"/dashboard{address(path)}")
+        for page in (visitors.ann, visitors.viewer):
+            page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
+        for name in NAMES:
+            page = visitors.enter(name)
             wrong += [f"{scheme} {name}: {sentence}" for sentence in violations(page)]
             if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
                 wrong.append(f"{name} is wider than a phone")
         wrong += [f"{scheme} console: {text}" for text in said if "404" not in text]
-        ann.context.close()
-        stranger.context.close()
+        visitors.leave()
     assert not wrong, "\n".join(wrong)
 
 
@@ -94,6 +92,37 @@ def test_a_keyboard_is_enough(davit: Davit, chromium: Browser) -> None:
     page.get_by_role("button", name="Sign out").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_label("E-mail address")).to_be_focused()
+
+
+def test_a_keyboard_is_enough_to_get_in(davit: Davit, chromium: Browser) -> None:
+    visitors = Visitors(chromium, davit.url)
+    page = visitors.enter("set-up")
+    _types(page, "first@example.com", scenery.PASSWORD, scenery.PASSWORD)
+    expect(page.get_by_role("heading", name="Apps", exact=True)).to_be_visible()
+    page.context.clear_cookies()
+    page = visitors.enter("sign-in-code")
+    with db.snapshot() as session:
+        code = scenery.code_of(session, "careful@example.com")
+    _types(page, code)
+    expect(page.get_by_role("link", name="storefront").first).to_have_count(0)
+    expect(page.get_by_role("heading", name="No apps yet")).to_be_visible()
+    page = visitors.enter("login-request")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Log it in":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").first).to_contain_text("The command line is logged in")
+    visitors.leave()
+
+
+def _types(page: Page, *words: str) -> None:
+    """Fill one field after the other, from the one that has the focus, and send the form."""
+    for number, word in enumerate(words):
+        if number:
+            page.keyboard.press("Tab")
+        page.keyboard.type(word)
+    page.keyboard.press("Enter")
 
 
 def test_a_script_is_not_needed(davit: Davit, chromium: Browser) -> None:
