@@ -6,12 +6,15 @@ runtime was killed and the dyno has gone, the kernel gives the space back.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
+import tempfile
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +25,10 @@ _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_MAJOR = 7
 _BLOCK = 4096
+MARGIN = 1 << 20
+"""Bytes that are free on the disk when a layer is made: a dyno's start writes into it, too."""
 _lock = threading.Lock()
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ScratchFailed(mounts.MountFailed):
@@ -32,7 +38,7 @@ class ScratchFailed(mounts.MountFailed):
 
 
 @lru_cache(maxsize=16)
-def _template(size: int, directory: Path) -> tuple[tuple[int, bytes], ...]:
+def _template(size: int, directory: Path, folders: tuple[str, ...] = ()) -> tuple[tuple[int, bytes], ...]:
     """The non-zero parts of a fresh ext4 file system of ``size`` bytes: formatting once costs what copying never does."""
     path = directory / f".template-{size}-{os.getpid()}-{threading.get_ident()}"
     try:
@@ -40,7 +46,11 @@ def _template(size: int, directory: Path) -> tuple[tuple[int, bytes], ...]:
         os.truncate(path, size)
         features = "^has_journal,^resize_inode,sparse_super2" if size >= 64 << 20 else "^has_journal,^resize_inode"
         argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", features, "-m", "0", "-b", str(_BLOCK)]
-        programs.run([*argv, "-E", "lazy_itable_init=1,nodiscard", path])
+        with tempfile.TemporaryDirectory(prefix="davit-layer-") as tree:
+            Path(tree).chmod(0o755)  # the root directory becomes as this one is
+            for name in folders:
+                (Path(tree) / name).mkdir(mode=0o755)
+            programs.run([*argv, "-E", "lazy_itable_init=1,nodiscard", *(["-d", tree] if folders else []), path])
         return tuple(_extents(path))
     finally:
         path.unlink(missing_ok=True)
@@ -96,7 +106,7 @@ def _failed(size: int, directory: Path, error: OSError) -> ScratchFailed:
     return ScratchFailed(f"A writable layer of {size >> 20} MiB could not be made below {directory}: {error.strerror}.")
 
 
-def _image(size: int, directory: Path) -> int:
+def _image(size: int, directory: Path, folders: tuple[str, ...] = ()) -> int:
     try:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -107,8 +117,12 @@ def _image(size: int, directory: Path) -> int:
         path.unlink()
     try:
         os.ftruncate(fd, size)
-        for at, data in _template(size, directory):
-            os.pwrite(fd, data, at)
+        for at, data in _template(size, directory, folders):
+            if os.pwrite(fd, data, at) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        figures = os.fstatvfs(fd)
+        if figures.f_bavail * figures.f_frsize < MARGIN:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except BaseException:
         os.close(fd)
         raise
@@ -154,18 +168,19 @@ def _attach(image: int) -> int:
     raise ScratchFailed("No loop device is free on this host; `losetup -a` shows who uses them.")
 
 
-def create(size: int, directory: Path, target: Path) -> None:
+def create(size: int, directory: Path, target: Path, folders: Mapping[str, int]) -> None:
     """Make a fresh file system of ``size`` bytes and mount it at ``target`` (in the current mount namespace).
 
     Args:
         directory: on the disk that is to hold the data.
+        folders: directories in it, each with the uid and gid that owns it.
 
     Raises:
         ScratchFailed: the disk is full, or the kernel refuses; nothing is left behind.
     """
     size = rounded(size)
     try:
-        image = _image(size, directory)
+        image = _image(size, directory, tuple(folders))
         try:
             with _lock:  # GET_FREE and CONFIGURE are two steps: without the lock our own threads race for one device
                 device = _attach(image)
@@ -176,5 +191,28 @@ def create(size: int, directory: Path, target: Path) -> None:
             mounts.mount(str(Path(f"/proc/self/fd/{device}").readlink()), target, "ext4", flags, "noinit_itable,barrier=0")
         finally:
             os.close(device)
+        try:
+            _furnish(target, folders)
+        except BaseException:
+            mounts.unmount(target)
+            raise
     except OSError as error:
         raise _failed(size, directory, error) from None
+
+
+def _furnish(target: Path, folders: Mapping[str, int]) -> None:
+    """The folders' owners, and all of it handed on to the disk: what finds no room there would come to light at a dyno's start.
+
+    The folders are there already, so that nothing here takes a further block: a loop device that has room for a part of what it
+    is to write tells nobody (Linux, drivers/block/loop.c: a short write is a success), and the layer fails when it is used.
+    Nothing waits for the disk itself: without barriers all this ends in the host's page cache.
+    """
+    for name, owner in folders.items():
+        os.chown(target / name, owner, owner)
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            error = errno.ENOSPC if ctypes.get_errno() == errno.EIO else ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+    finally:
+        os.close(fd)

@@ -220,10 +220,7 @@ class Pool:
 
     def _make_scratch(self, slot: Slot) -> None:
         slot.scratch.mkdir()
-        scratch.create(slot.disk, self.directory, slot.scratch)
-        for name in ("upper", "work"):
-            (slot.scratch / name).mkdir(mode=0o755)
-            os.chown(slot.scratch / name, slot.uid_base, slot.uid_base)
+        scratch.create(slot.disk, self.directory, slot.scratch, {"upper": slot.uid_base, "work": slot.uid_base})
 
     def _resize(self, slot: Slot, disk: int) -> None:
         mounts.unmount(slot.scratch)
