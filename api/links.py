@@ -72,6 +72,12 @@ def slug(slug_id: str, reader: str) -> str:
     return f"{base_url()}/streams/slugs/{sign('slug', {'slug': slug_id, 'reader': reader}, OUTPUT_SECONDS, steady=True)}"
 
 
+def slug_upload(slug_id: str, uploader: str, checksum: str | None) -> str:
+    """Where a slug's own tarball is put, for as long as the account ``uploader`` may deploy its app."""
+    what = {"slug": slug_id, "uploader": uploader, "checksum": checksum}
+    return f"{base_url()}/streams/slugs/{sign('slug upload', what, SOURCE_SECONDS)}"
+
+
 def may(reader: str, app_id: str | None, permission: str = "view") -> bool:
     """Whether the account that a secret URL was made for still has the permission on the app."""
     with snapshot() as session:

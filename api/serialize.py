@@ -377,16 +377,16 @@ def release(app: App, row: Release, *, eligible: bool, output_stream_url: str | 
     }
 
 
-def slug(row: Slug, *, blob_url: str = "") -> Json:
-    """GET /apps/NAME/slugs/ID"""
+def slug(row: Slug, *, blob_url: str = "", put: bool = False) -> Json:
+    """GET /apps/NAME/slugs/ID; ``put``: its tarball is to be put at the URL rather than read there."""
     return {
-        "blob": {"method": "get", "url": blob_url},
+        "blob": {"method": "put" if put else "get", "url": blob_url},
         "buildpack_provided_description": row.buildpack_provided_description,
         "checksum": row.digest.replace("sha256:", "SHA256:") if row.digest else None,
         "commit": row.commit,
         "commit_description": row.commit_description,
         "created_at": moment(row.created_at),
-        "deleted_at": None if row.digest else moment(row.updated_at),
+        "deleted_at": moment(row.updated_at) if row.size and not row.digest else None,
         "id": row.id,
         "process_types": dict(row.process_types),
         "size": row.size,

@@ -23,6 +23,7 @@ from runtime.driver import DynoSpec, Exit, Limits, RunningDyno
 from runtime.drivers import Starter
 from slugs import image, kernel
 from slugs.store import Store
+from slugs.upload import seal_tarball
 from state.sizes import MIB
 
 log = logging.getLogger("runtime")
@@ -71,6 +72,7 @@ class Sandboxes:
         self.store = Store(settings.home / "slugs")
         self.sandboxes: dict[str, Sandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._uploads = asyncio.Semaphore(1)
 
     async def open(self, call: Call) -> None:
         """``sandbox.open {build_id, app_id, app, env, command}`` and three descriptors (source in, report out, output out)."""
@@ -148,6 +150,19 @@ class Sandboxes:
             os.close(tree)
             target.unlink(missing_ok=True)
         return {"digest": stored.digest, "size": stored.size, "stack_version": sandbox.stack_version}
+
+    async def seal_upload(self, call: Call) -> dict[str, Any]:
+        """``slug.seal`` with a descriptor of a tarball → ``{digest, size}``: somebody's own slug; one after the other."""
+        (tarball,) = call.fds[:1] or (None,)
+        if tarball is None:
+            raise InvalidParams("There came no tarball along.")
+        try:
+            async with self._uploads:
+                stored = await asyncio.to_thread(seal_tarball, tarball, self.store, self.settings.build_disk * MIB)
+        finally:
+            for descriptor in call.fds:
+                os.close(descriptor)
+        return {"digest": stored.digest, "size": stored.size}
 
     def _check_written(self, sandbox: Sandbox) -> None:
         """Where room is scarce: did all that the build wrote arrive? Its file system is sparse, so a full disk loses writes

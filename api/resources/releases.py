@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from api import links, ranges, serialize
+from api.resources.catalogue import check_stack
 from api.routing import Call, Reply, Resource
+from builder import sources
 from foundation.errors import InvalidParams, NotFound
-from state import listings, releases
+from state import listings, releases, slugs
 from state.models import Release, Slug
 
 resource = Resource("releases")
@@ -65,6 +67,8 @@ def _release_slug(call: Call, identity: str | None) -> Release:
     if identity is None:
         raise InvalidParams("Field release (what to roll back to) or field slug (what to release) is required.")
     slug = _slug(call, identity)
+    if slug.size is None:
+        raise InvalidParams("Nothing was uploaded to that slug; put its tarball at the blob.url that POST …/slugs gave.")
     if slug.digest is None:
         raise InvalidParams("That slug is no longer kept; push its code again.")
     description = call.body.text("description", most=200) or f"Deploy {(slug.commit or slug.id)[:8]}"
@@ -76,6 +80,20 @@ def _slug(call: Call, identity: str) -> Slug:
     if slug is None or slug.app_id != call.app.id:
         raise NotFound("Couldn't find that slug.")
     return slug
+
+
+@resource.on("POST", "/apps/<app>/slugs", needs="deploy")
+def create_slug(call: Call) -> Reply:
+    """Make a slug of a tarball of ./app: process_types; put the tarball at blob.url, then release it within two hours."""
+    checksum = call.body.text("checksum", most=100)
+    if checksum is not None and sources.checksum(checksum) is None:
+        raise InvalidParams("Field checksum must be SHA256: and 64 hexadecimal digits.")
+    row = slugs.create(
+        call.session, call.account, call.app, call.body.texts("process_types"), stack=check_stack(call.body.reference("stack")),
+        commit=call.body.text("commit", most=64), commit_description=call.body.text("commit_description", most=1000),
+        buildpack_provided_description=call.body.text("buildpack_provided_description", most=200),
+    )  # fmt: skip
+    return Reply(serialize.slug(row, blob_url=links.slug_upload(row.id, call.account.id, checksum), put=True), 201)
 
 
 @resource.on("GET", "/apps/<app>/slugs/<slug>", needs="view")

@@ -12,13 +12,19 @@ from flask import Response, request, send_file
 from api import links, streams
 from api.routing import Call, Reply, Resource
 from builder import sources
+from foundation import wire
 from foundation.errors import DavitError, InvalidParams, NotFound
 from foundation.settings import settings
 from slugs.store import Store
-from state.db import snapshot
+from state import slugs
+from state.db import snapshot, transaction
 from state.models import Slug, new_id
 
 resource = Resource("sources", reads="read", writes="write-protected")
+
+
+SEAL_SECONDS = 1200
+"""How long unpacking and sealing an uploaded slug may take, others' before it included."""
 
 
 def _blob() -> Reply:
@@ -41,21 +47,43 @@ def create_for_app(call: Call) -> Reply:
 @resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True)
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
-    source = links.read("source upload", secret)["source"]
+    _receive(links.read("source upload", secret)["source"])
+    return Reply({}, 200)
+
+
+def _receive(id: str) -> None:
     limit = settings().push_limit << 20
     request.max_content_length = limit + (1 << 20)  # the limit itself is told in a sentence of its own
     if (request.content_length or 0) > limit:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    sources.receive(source, request.stream.read)
-    return Reply({}, 200)
+    sources.receive(id, request.stream.read)
 
 
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True)
 def download(call: Call, secret: str) -> Response:
     """What was put there."""
     return send_file(sources.path(links.read("source", secret)["source"]), mimetype="application/gzip")
+
+
+@resource.on("PUT", "/streams/slugs/<secret>", needs="nothing", writes=False, ours=True, raw=True)
+def upload_slug(call: Call, secret: str) -> Reply:
+    """Put a slug's tarball there, once: gzipped or plain, with ./app in it; answers when it is sealed."""
+    what = links.read("slug upload", secret)
+    with snapshot() as session:
+        row = session.get(Slug, what["slug"])
+        slugs.must_be_empty(row if row and links.may(what["uploader"], row.app_id, "deploy") else None)
+    _receive(upload := new_id())
+    try:
+        sources.verify(upload, what["checksum"])
+        with sources.path(upload).open("rb", buffering=0) as file:
+            sealed = wire.call(settings().run / "runtime.sock", "slug.seal", fds=[file.fileno()], timeout=SEAL_SECONDS).result
+    finally:
+        (sources.directory() / upload).unlink(missing_ok=True)
+    with transaction() as session:
+        slugs.fill(session, what["slug"], sealed["digest"], sealed["size"])
+    return Reply({}, 200)
 
 
 @resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True)

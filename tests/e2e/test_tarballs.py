@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import time
 
 import httpx
 
@@ -44,3 +45,21 @@ def test_a_tarball_is_a_deploy(davit: Davit) -> None:
         tar = httpx.get(slug["blob"]["url"], timeout=120, trust_env=False).content
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         assert "./app/Procfile" in opened.getnames()
+
+
+def test_a_slug_of_ones_own_is_released_without_a_build(davit: Davit) -> None:
+    app = davit.create()
+    files = tiny("own")
+    command = files.pop("Procfile").partition("web:")[2].strip()
+    with davit.client() as client:
+        slug = client.post(f"/apps/{app.name}/slugs", json={"process_types": {"web": command}}).json()
+        put = httpx.put(slug["blob"]["url"], content=_tarball(files, "./app/"), timeout=240, trust_env=False)
+        assert put.status_code == 200, put.text
+        made = client.post(f"/apps/{app.name}/releases", json={"slug": slug["id"]})
+        assert made.status_code == 201, made.text
+        deadline = time.monotonic() + 120
+        while (release := client.get(f"/apps/{app.name}/releases/{made.json()['id']}").json())["status"] == "pending":
+            assert time.monotonic() < deadline, release
+            time.sleep(0.2)
+    assert release["status"] == "succeeded", release
+    app.assert_serves("own")

@@ -1,0 +1,93 @@
+"""Slugs of one's own: made, filled by a tarball, released."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from builder import sources
+from foundation import wire
+from slugs.store import Store
+from slugs.upload import seal_tarball
+from state import db
+from state.models import Slug
+from tests.api.conftest import Api, Handler, Neighbour
+from tests.e2e.errors_page import assert_says
+from tests.slugs.test_upload import DIRECTORY, FILE, HOSTILE, packed
+
+TYPES = {"process_types": {"web": "./serve", "worker": "./work"}}
+
+
+@pytest.fixture
+def sealing(api: Api, neighbour: Callable[[Path, dict[str, Handler]], Neighbour]) -> Api:
+    """The API beside a runtime process that seals as the real one does, and does nothing else."""
+
+    async def seal(call: wire.Call) -> dict[str, Any]:
+        stored = await asyncio.to_thread(seal_tarball, call.fds[0], Store(api.home / "slugs"), 8 << 20)
+        os.close(call.fds[0])
+        return {"digest": stored.digest, "size": stored.size}
+
+    neighbour(api.home / "run" / "runtime.sock", {"slug.seal": seal, "changed": lambda call: None})
+    return api
+
+
+def _put(api: Api, slug: Any, data: bytes) -> Any:
+    return api.put(urlsplit(slug["blob"]["url"]).path, data=data, as_=None)
+
+
+@pytest.mark.row("slug-twice", "slug-empty")
+def test_a_slug_is_made_filled_once_and_released(sealing: Api) -> None:
+    api, data = sealing, packed(DIRECTORY, FILE)
+    checksum = f"SHA256:{hashlib.sha256(data).hexdigest()}"
+    made = api.post("/apps/timely/slugs", {**TYPES, "commit": "ab" * 20, "checksum": checksum}, as_="deployer")
+    slug = made.json
+    assert made.status_code == 201 and slug["blob"]["method"] == "put" and slug["size"] is None and slug["deleted_at"] is None
+    early = api.post("/apps/timely/releases", {"slug": slug["id"]})
+    assert early.status_code == 422
+    assert_says("slug-empty", early.json["message"])
+    assert _put(api, slug, packed(DIRECTORY)).json["id"] == "source_unusable", "another tarball than was announced"
+    assert _put(api, slug, data).status_code == 200
+    again = _put(api, slug, data)
+    assert again.status_code == 409
+    assert_says("slug-twice", again.json["message"])
+    assert list(sources.directory().iterdir()) == []
+    shown = api.get(f"/apps/timely/slugs/{slug['id']}").json
+    assert shown["size"] and shown["blob"]["method"] == "get" and shown["process_types"] == TYPES["process_types"]
+    release = api.post("/apps/timely/releases", {"slug": slug["id"]})
+    assert release.status_code == 201 and release.json["slug"]["id"] == slug["id"] and release.json["description"] == "Deploy abababab"
+
+
+@pytest.mark.row("slug-tarball")
+@pytest.mark.parametrize("what", ["a path that leads out", "a device", "something beside app", "no tarball"])
+def test_a_hostile_tarball_is_told_and_fills_nothing(sealing: Api, what: str) -> None:
+    slug = sealing.post("/apps/timely/slugs", TYPES).json
+    answer = _put(sealing, slug, HOSTILE[what][0])
+    assert answer.status_code == 422
+    assert_says("slug-tarball", answer.json["message"])
+    with db.snapshot() as session:
+        row = session.get(Slug, slug["id"])
+        assert row and row.digest is None and row.size is None
+
+
+@pytest.mark.row("slug-types")
+@pytest.mark.parametrize("types", [{}, {"web site": "x"}, {"web": ""}, {"web": "a\nb"}, {"web": 3.5}, {"w" * 64: "x"}, [], None])
+def test_process_types_that_cannot_be(api: Api, types: object) -> None:
+    answer = api.post("/apps/timely/slugs", {"process_types": types})
+    assert answer.status_code == 422
+    assert_says("slug-types", answer.json["message"])
+
+
+def test_a_slug_is_for_who_may_deploy_for_as_long_as_they_may(sealing: Api) -> None:
+    api = sealing
+    assert api.post("/apps/timely/slugs", TYPES, as_="viewer").status_code == 403
+    slug = api.post("/apps/timely/slugs", TYPES, as_="deployer").json
+    api.delete("/apps/timely/collaborators/deployer@example.com")
+    assert _put(api, slug, packed(DIRECTORY, FILE)).status_code == 404
+    assert api.post("/apps/timely/slugs", {**TYPES, "checksum": "md5:1"}).status_code == 422
