@@ -32,7 +32,11 @@ class Access:
 
 
 class _Fields(NamedTuple):
-    """The fields of router.config.LOG_FORMAT, in its order (configuration.txt, 8.2.4); times in milliseconds, -1 for none."""
+    """The fields of router.config.LOG_FORMAT, in its order (configuration.txt, 8.2.4); times in milliseconds, -1 for none.
+
+    ``began`` and ``lasted`` count from when the connection was free for the request, ``total`` from the request's first byte.
+    ``said`` is the request's id and, after a slash, the forwarded chain that the client sent; ``-`` for most requests.
+    """
 
     route: str
     server: str
@@ -41,16 +45,16 @@ class _Fields(NamedTuple):
     size: str
     queued: str
     connect: str
-    first_byte: str
     total: str
     method: str
-    ms: str
+    began: str
+    lasted: str
     request_id: str
     client: str
     code: str
     tls: str
     path: str
-    chain: str
+    said: str
 
 
 def read(line: str) -> Access | None:
@@ -60,18 +64,20 @@ def read(line: str) -> Access | None:
         return None
     one = _Fields(*fields)
     parts = one.route.split("/")
-    if len(parts) != 4 or not parts[1] or not one.ms.isdigit():
+    if len(parts) != 4 or not parts[1] or not one.began.isdigit():
         return None
     head, status = _verdict(one.ending, one.status, one.code)
     dyno = "" if one.server.startswith("<") or one.server == "-" else dyno_name(one.server)
     tls = "" if one.tls == "-" else f" tls_version={one.tls.lower().replace('tlsv', 'tls')}"
     connect = f"{one.connect}ms" if one.connect.isdigit() else ""
+    own_id, _, chain = one.said.partition("/") if one.said != "-" else ("", "", "")
+    request_id = _word(own_id, 200) or one.request_id
     text = (
-        f'{head} method={_word(one.method, 20)} path="{_path(one.path)}" host={parts[3]} request_id={one.request_id} '
-        f'fwd="{_chain(one.chain, one.client)}" dyno={dyno} connect={connect} service={_service(one) if dyno else ""} '
+        f'{head} method={_word(one.method, 20)} path="{_path(one.path)}" host={parts[3]} request_id={request_id} '
+        f'fwd="{_chain(chain, one.client)}" dyno={dyno} connect={connect} service={_service(one) if dyno else ""} '
         f"status={status} bytes={one.size} protocol={'https' if tls else 'http'}{tls}"
     )
-    at = datetime.fromtimestamp(int(one.ms) / 1000, timezone.utc)
+    at = datetime.fromtimestamp((int(one.began) + _number(one.lasted)) / 1000, timezone.utc)
     return Access(parts[1], at, text, _number(status), _taken(one) / 1000)
 
 

@@ -62,8 +62,8 @@ class Frame:
 
 
 LOG_FORMAT = (
-    "%[var(txn.route)]\\t%s\\t%tsc\\t%ST\\t%B\\t%Tw\\t%Tc\\t%Tr\\t%Ta\\t%HM\\t%[date(0,ms)]\\t%[var(txn.id)]\\t%ci\\t%[var(txn.code)]"
-    "\\t%sslv\\t%HU\\t%[capture.req.hdr(0)]"
+    "%[var(txn.route)]\\t%s\\t%tsc\\t%ST\\t%B\\t%Tw\\t%Tc\\t%Ta\\t%HM\\t%Ts%ms\\t%Tt\\t%ID\\t%[var(sess.ip)]\\t%[var(txn.code)]"
+    "\\t%sslv\\t%HU\\t%[var(txn.said)]"
 )
 """Fields of an access line, parted by tabs; :mod:`router.accesslog` reads them. Last what a client chooses freely."""
 
@@ -121,6 +121,7 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
         "hosts.map": hosts_map(routes.items()),
         "states.map": states_map(routes.items()),
         "pages.map": pages.page_map(),
+        "accept.map": f"{_ASKS_JSON} json\n",
         "hold.lua": Path(__file__).with_name("hold.lua").read_text(),
         **{f"{status}.http": pages.raw(code) for status, code in pages.RAW.items()},
     }
@@ -170,15 +171,24 @@ def _global(frame: Frame) -> str:
     return _section("global", lines)
 
 
+_ASKS_JSON = "application/json"
+
+_ID = "unique-id,concat(/,txn.id),word(-1,/)"
+"""The request's id: the client's own, which is in txn.id, or the one made here."""
+
+
 def _page(directory: Path, code: str) -> str:
     """A log-format string that yields the page of the code that the expression ``code`` evaluates to.
 
-    The expression's value stays in txn.code, from which the rest of the page and the access line take it.
+    Nothing of this is worked out before there is an error: what the client accepts is looked up first (and leaves no text;
+    there is no second field). The code stays in txn.code and the id in txn.id, from which the rest of the page, its headers
+    and the access line take them.
     """
     pages_map = f"map_str({directory}/pages.map)"
     return (
-        f'"%[{code},set-var(txn.code),concat(,txn.json),{pages_map}]%[var(txn.route),field(3,/)]'
-        f'%[var(txn.code),concat(>,txn.json),{pages_map}]%[var(txn.id)]%[var(txn.code),concat(>>,txn.json),{pages_map}]"'
+        f'"%[capture.req.hdr(0),map_sub({directory}/accept.map),set-var(txn.json),field(2,/)]'
+        f"%[{code},set-var(txn.code),concat(,txn.json),{pages_map}]%[var(txn.route),field(3,/)]"
+        f'%[var(txn.code),concat(>,txn.json),{pages_map}]%[{_ID},set-var(txn.id)]%[var(txn.code),concat(>>,txn.json),{pages_map}]"'
     )
 
 
@@ -215,41 +225,59 @@ def _defaults(frame: Frame) -> str:
     )
 
 
-_OWN_ID = "{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9-]{20,200}$ }"
-_UPLOAD = "!METH_GET { req.hdr(content-length) -m int gt 16384 } || !METH_GET { req.hdr_cnt(transfer-encoding) gt 0 }"
-"""An upload may take longer than the first byte's time; it has the rolling time only."""
+_OWN_ID = "{ req.fhdr(x-request-id,-2) -m reg ^[A-Za-z0-9-]{20,200}$ }"
+_CLAIMS = "x-forwarded-|x-request-|expect|proxy"
+"""In the names of headers by which a client says something that is to be taken out, checked or continued."""
 
 
 def _frontend(frame: Frame, listener: Listener) -> str:
-    """A door. Every rule here is paid by every request: bench/router.py says what they cost together."""
+    """A door. Every rule down to ``allow`` is paid by every request: bench/router.py says what they cost together.
+
+    An ordinary request (GET or HEAD, none of the headers of :data:`_CLAIMS`, to an app that answers) gets its headers and goes.
+    Any other goes through the rules below, too, which put right what was added to it on the assumption that it is ordinary.
+    """
     tls = listener.tls
     certificates = " ".join(f"crt {path}" for path in frame.certificates)
     if frame.certificate_list:
         certificates += f" crt-list {frame.certificate_list}"
-    chain = '"%[req.fhdr(x-forwarded-for)], %[src]" if { req.fhdr(x-forwarded-for) -m found }'
+    origin = {"X-Forwarded-Proto": "https" if tls else "http", "X-Forwarded-Port": str(listener.port)}
+    origin["X-Request-Start"] = "%[var(txn.t)]"
     return _section(
         f"frontend {'https' if tls else 'http'} from http",
         [
             f"bind fd@{listener.fd}" + (f" ssl {certificates} alpn h2,http/1.1" if tls else ""),
             f'log-format "{LOG_FORMAT}"',
-            "http-request set-var(txn.id) uuid()",
-            f"http-request set-var(txn.id) req.fhdr(x-request-id) if {_OWN_ID}",
+            *_session(),
+            # a UUID is a costly thing to make: a connection has one, whose last group counts its requests
+            "tcp-request session set-var(sess.id) uuid(),bytes(0,24)",
+            "tcp-request session set-var(sess.count) int(0)",
+            "unique-id-format %[var(sess.id)]%[var(sess.count),hex,bytes(4,12),lower]",
+            "http-request set-var(sess.count) var(sess.count),add(1)",
+            f"http-request set-var(txn.claims) bool(true) if {{ req.hdr_names -m reg {_CLAIMS} }}",
             *_find(frame),
+            "http-request add-header X-Forwarded-For %[var(sess.ip)]",
+            *(f"http-request add-header {name} {value}" for name, value in origin.items()),
+            "http-request add-header X-Request-ID %[unique-id]",
+            'http-request add-header Via "%[req.ver] davit"',
+            f"http-request allow if METH_GET !{{ var(txn.claims) -m found }} !{{ {_state(frame)} -m found }} !{{ stopping }}",
+            # what the client says about its origin is kept as a chain and never believed; ours is the last line of each name
+            "http-request set-var(txn.chain) req.fhdr(x-forwarded-for,-2)",
+            'http-request set-header X-Forwarded-For "%[var(txn.chain)], %[var(sess.ip)]" if { var(txn.chain) -m found }',
+            *(f"http-request set-header {name} {value}" for name, value in origin.items()),
+            f"http-request set-var(txn.id) req.fhdr(x-request-id,-2) if {_OWN_ID}",
+            f"http-request set-var(txn.id) {_ID}",
+            "http-request set-header X-Request-ID %[var(txn.id)]",
+            "http-request set-var(txn.said) var(txn.id),concat(/,txn.chain)",
+            "http-request del-header X-Forwarded-Host",
+            "http-request del-header Proxy",
+            *_upload(),
+            f"http-request set-var(txn.state) {_state(frame)}",
             "http-request set-var(txn.state) str(405) if METH_CONNECT",
             "http-request set-var(txn.state) str(417) "
             "if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
-            # what the client says about its origin is kept as a chain and never believed
-            f"http-request set-header X-Forwarded-For {chain}",
-            "option forwardfor if-none",
-            f"http-request set-header X-Forwarded-Proto {'https' if tls else 'http'}",
-            f"http-request set-header X-Forwarded-Port {listener.port}",
-            "http-request set-header X-Request-ID %[var(txn.id)]",
-            "http-request set-header X-Request-Start %[var(txn.t)]",
-            'http-request add-header Via "%[req.ver] davit"',
-            "http-request del-header X-Forwarded-Host",
-            "http-request del-header Proxy",
             "http-request set-var(txn.state) str(elsewhere) if { stopping }",
-            *_go(),
+            *_divert(),
+            _GO,
             'http-after-response add-header Via "1.1 davit"',
             *_own_answers(),
         ],
@@ -263,11 +291,15 @@ def _inner(frame: Frame) -> str:
         "frontend inner from http",
         [
             f"bind {frame.jail}/{INNER} mode 600{user} accept-proxy",
-            f'log-format "{LOG_FORMAT.replace("%sslv", "%[var(txn.tls)]").replace("%[capture.req.hdr(0)]", "-")}"',
-            "http-request set-var(txn.id) req.fhdr(x-request-id)",
+            f'log-format "{LOG_FORMAT.replace("%sslv", "%[var(txn.tls)]")}"',
+            *_session(),
+            "unique-id-format %[req.fhdr(x-request-id)]",
             "http-request set-var(txn.tls) str(TLS) if { req.hdr(x-forwarded-proto) https }",
             *_find(frame),
-            *_go(),
+            *_upload(),
+            f"http-request set-var(txn.state) {_state(frame)}",
+            *_divert(),
+            _GO,
             *_own_answers(),
         ],
     )
@@ -291,28 +323,50 @@ def _elsewhere(frame: Frame) -> str:
     )
 
 
-def _find(frame: Frame) -> list[str]:
-    """Look the app up."""
-    directory = frame.directory
+def _session() -> list[str]:
+    """What is settled once for a connection, and what is kept of a request's headers."""
     return [
         "log global",
-        "capture request header X-Forwarded-For len 300",
-        "http-request set-var(txn.t) date(0,ms)",
-        f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({directory}/hosts.map,{NOWHERE})",
-        f"http-request set-var(txn.state) var(txn.route),field(1,/),map_str({directory}/states.map)",
-        "http-request set-var(txn.json) str(json) if { req.hdr(accept) -m sub application/json }",
-        f"http-request set-var(txn.upload) bool(true) if {_UPLOAD}",
+        "capture request header Accept len 500",
+        # the address as text: it is needed twice for every request
+        "tcp-request session set-var(sess.ip) src,concat()",
     ]
 
 
-def _go() -> list[str]:
-    """Send the request where its app's state says."""
+def _find(frame: Frame) -> list[str]:
+    """Look the app up."""
+    hosts = f"{frame.directory}/hosts.map"
+    return [
+        "http-request set-var(txn.t) date(0,ms)",
+        f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({hosts},{NOWHERE})",
+    ]
+
+
+def _state(frame: Frame) -> str:
+    """The expression that tells why the app cannot answer; there is no value when it can."""
+    return f"var(txn.route),field(1,/),map_str({frame.directory}/states.map)"
+
+
+def _upload() -> list[str]:
+    """An upload may take longer than the first byte's time; it has the rolling time only."""
+    return [
+        "acl upload req.hdr(content-length) -m int gt 16384",
+        "acl upload req.hdr_cnt(transfer-encoding) gt 0",
+        "http-request set-var(txn.upload) bool(true) if !METH_GET upload",
+    ]
+
+
+def _divert() -> list[str]:
+    """Lead a request elsewhere than to its app, where the app's state or the request's asks for it."""
     return [
         "http-request lua.hold if { var(txn.state) -m beg starting asleep }",
-        "use_backend elsewhere if { var(txn.state) -m str elsewhere }",
-        "use_backend refuse if { var(txn.state) -m found }",
-        "use_backend %[var(txn.route),field(1,/)]",
+        "http-request set-var(txn.route) var(txn.route),regsub(^[^/]+,elsewhere) if { var(txn.state) -m str elsewhere }",
+        "http-request set-var(txn.route) var(txn.route),regsub(^[^/]+,refuse) "
+        "if { var(txn.state) -m found } !{ var(txn.state) -m str elsewhere }",
     ]
+
+
+_GO = "use_backend %[var(txn.route),field(1,/)]"
 
 
 def _own_answers() -> list[str]:

@@ -258,7 +258,7 @@ def test_what_is_lost_is_counted_in_the_log(home: Path) -> None:
 
     fifo = open_fifo(home / "fifo")
     collector = Collector(home / "fifo", deliver, backlog=10)  # type: ignore[arg-type]
-    fields = ["b0/app-id/shop/shop.localhost", *"web.1.a ---- 200 1 0 0 0 0 GET 1763917200123 rid 1.1.1.1 - - /x -".split()]
+    fields = ["b0/app-id/shop/shop.localhost", *"web.1.a ---- 200 1 0 0 0 GET 1763917200123 0 rid 1.1.1.1 - - /x -".split()]
     os.write(fifo, ("\t".join(fields) + "\n").encode() * 25)
     collector.take()
     asyncio.run(collector.flush())

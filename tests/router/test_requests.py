@@ -106,6 +106,51 @@ def test_a_valid_request_id_is_kept(served: tuple[Davit, TinyApp, str], sent: st
     assert (request_id == sent) is kept
 
 
+def test_every_request_of_a_connection_has_an_id_of_its_own(served: tuple[Davit, TinyApp, str]) -> None:
+    davit, app, name = served
+    one, two = client(davit, name), client(davit, name)
+    for _ in range(20):
+        one.get(), two.get()
+    (own,) = {id for id in _ids([one.get("/", "X-Request-ID: " + "own-" * 6) and app.seen[-1]])}
+    ids = _ids(app.seen)
+    assert own == "own-" * 6 and len(set(ids)) == len(ids) == 41
+    assert all(str(uuid.UUID(id)) == id for id in ids if id != own)
+
+
+def _ids(heads: list[str]) -> list[str]:
+    return [id for head in heads for id in re.findall(r"x-request-id: (.*)\r\n", head, re.IGNORECASE)]
+
+
+def test_what_a_client_claims_about_itself_is_nowhere_believed(served: tuple[Davit, TinyApp, str]) -> None:
+    """Whichever of the headers comes alone, and whoever sends it twice, the app sees one of each name, and it is ours."""
+    davit, app, name = served
+    claims = ["X-Forwarded-Proto: https", "X-Forwarded-Port: 1", "X-Request-Start: 1", "X-Forwarded-Host: evil", "Proxy: evil"]
+    claims += ["x-REQUEST-id: evil", "X-Forwarded-For: evil"]
+    for lines in [*([claim] for claim in claims), *([claim, claim] for claim in claims), claims]:
+        for method in ("GET", "POST"):
+            client(davit, name).get("/", *lines, method=method)
+            head = app.seen[-1].lower()
+            assert re.findall(r"x-forwarded-proto: (.*)\r\n", head) == ["http"]
+            assert re.findall(r"x-forwarded-port: (.*)\r\n", head) == [str(davit.port)]
+            (start,) = re.findall(r"x-request-start: (.*)\r\n", head)
+            (request_id,) = _ids([head])
+            (chain,) = re.findall(r"x-forwarded-for: (.*)\r\n", head)
+            assert len(start) == 13 and uuid.UUID(request_id) and chain.endswith("127.0.0.1")
+            assert "evil" not in head.replace("x-forwarded-for: evil, 127.0.0.1", "") and "x-forwarded-host" not in head
+
+
+@pytest.mark.parametrize("path", ["/", "/close"])
+def test_log_page_and_app_agree_on_the_clients_own_id(served: tuple[Davit, TinyApp, str], path: str) -> None:
+    davit, app, name = served
+    own = f"own-{uuid.uuid4()}"
+    answer = client(davit, name).get(f"{path}?own", f"X-Request-ID: {own}", "X-Forwarded-For: 203.0.113.9")
+    assert _ids(app.seen) == [own]
+    line = davit.log(name, "?own")
+    assert f"request_id={own} " in line and 'fwd="203.0.113.9, 127.0.0.1"' in line
+    if path == "/close":
+        assert answer.headers["x-request-id"] == own and own.encode() in answer.body
+
+
 def test_answers_come_with_via(served: tuple[Davit, TinyApp, str]) -> None:
     davit, _, name = served
     assert client(davit, name).get().headers["via"] == "1.1 davit"
