@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import time
 
@@ -84,7 +85,10 @@ def test_a_command_line_logs_in_by_the_browser(api: Api) -> None:
     page = api.get(asked["browser_url"], as_=None)
     assert page.content_type.startswith("text/html")
     assert "heroku &lt;b&gt;here" in page.text
-    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+    policy = page.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    style = page.text.partition("<style>")[2].partition("</style>")[0]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
     form = {"email": WHO[0], "password": "wrong", "answer": "allow"}
     assert api.call("POST", asked["browser_url"], data=form, as_=None).status_code == 401
     form["password"] = PASSWORD
