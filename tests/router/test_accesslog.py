@@ -61,7 +61,9 @@ def test_tls_is_named() -> None:
     assert access and access.text.endswith("protocol=https tls_version=tls1.3")
 
 
-@pytest.mark.parametrize("text", ["", "\t" * 16, "no tabs", line(route="refuse///"), line(route="-"), line(began="x"), line()[:30]])
+@pytest.mark.parametrize(
+    "text", ["", "\t" * 16, "no tabs", line(route="refuse///"), line(route="-"), line(began="x"), line()[:30]]
+)
 def test_lines_that_belong_to_no_app_are_left_out(text: str) -> None:
     assert read(text) is None
 

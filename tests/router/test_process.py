@@ -30,9 +30,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Visitors:
-    """Keep asking, on kept connections and on new ones, and note what fails."""
+    """Keep asking, on kept connections and on new ones, with a pause (seconds) between, and note what fails."""
 
-    def __init__(self, port: int, host: str) -> None:
+    def __init__(self, port: int, host: str, pause: float = 0.003) -> None:
+        self._pause = pause
         self.failures: list[str] = []
         self.answers = 0
         self._port, self._host, self._over = port, host, threading.Event()
@@ -66,7 +67,7 @@ class Visitors:
             except OSError as error:
                 self.failures.append(repr(error))
                 client = None
-            time.sleep(0.003)
+            time.sleep(self._pause)
 
 
 def haproxy(davit: Davit) -> int:
@@ -348,7 +349,8 @@ def test_the_process_serves_is_killed_and_nothing_fails(process: tuple[dict[str,
     port = int(environ["DAVIT_HTTP"].rpartition(":")[2])
     first = run_router(environ)
     pid = wire.call(home / "run/router.sock", "ping").result["haproxy"]
-    with Visitors(port, "shop.localhost") as visitors:
+    # slow ones: the window of recent lines must still hold the one that is looked for
+    with Visitors(port, "shop.localhost", pause=0.05) as visitors:
         first.kill()
         first.wait()
         Client(port, "shop.localhost").get("/while-it-is-dead")
