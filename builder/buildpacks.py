@@ -7,16 +7,23 @@ directories (``file://``, an administrator's choice) come from here.
 from __future__ import annotations
 
 import io
+import os
+import stat
 import subprocess
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from dulwich.errors import ChecksumMismatch, FileFormatException, NotGitRepository, WrongObjectException
+
 from builder import inside
+from builder.sandbox import parts
 from foundation.errors import DavitError, InvalidParams
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "buildpacks"
@@ -91,7 +98,8 @@ def local(texts: Sequence[str], *, admin: bool) -> dict[str, str]:
             continue
         if not admin:
             raise BuildpackError(
-                f"The buildpack {text} is a directory of the host; only builds that an administrator asks for may use it."
+                f"The buildpack {text} is a directory of the host: only an administrator may choose it, as the app's buildpack, "
+                "and only builds that an administrator asks for may use it."
             )
         _local_path(text)
         found[text] = f"file_{len(found)}"
@@ -109,29 +117,80 @@ def _local_path(text: str) -> tuple[Path, str]:
 
 
 @contextmanager
-def local_archive(text: str) -> Iterator[IO[bytes]]:
-    """A ``file://`` buildpack as a tar stream: a directory, or a git repository (at ``#ref``).
+def local_archive(text: str) -> Iterator[Iterator[bytes]]:
+    """A ``file://`` buildpack as a tar, in parts: a directory, or a git repository (at ``#ref``).
 
     Raises:
         BuildpackError: it cannot be read as either.
     """
     path, ref = _local_path(text)
     if ref or (path / "HEAD").is_file():
-        argv = ["git", "-c", "safe.directory=*", f"--git-dir={path if (path / 'HEAD').is_file() else path / '.git'}"]
-        argv += ["archive", "--format=tar", ref or "HEAD"]
-    else:
-        argv = ["tar", "--create", "--file=-", "--exclude=./.git", f"--directory={path}", "."]
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
+        yield _commit_archive(text, path, ref or "HEAD")
+        return
+    argv = ["tar", "--create", "--file=-", "--exclude=./.git", f"--directory={path}", "."]
+    with tempfile.TemporaryFile() as complaints:  # a pipe that nobody reads would stop it
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
+        assert process.stdout is not None
+        try:
+            yield parts(process.stdout)
+            if process.wait() != 0:
+                complaints.seek(0)
+                said = complaints.read(10_000).decode(errors="replace").split("\n")
+                why = next(filter(None, said), "no reason given")
+                raise BuildpackError(f"The buildpack {text} could not be read: {why}.")
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+
+
+_UNREADABLE = (NotGitRepository, FileFormatException, ChecksumMismatch, WrongObjectException)
+
+
+class _Pieces(io.RawIOBase):
+    """What a tar writes, until it is sent."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, piece: Any) -> int:
+        self.pieces.append(bytes(piece))
+        return len(piece)
+
+    def taken(self) -> bytes:
+        whole = b"".join(self.pieces)
+        self.pieces.clear()
+        return whole
+
+
+def _commit_archive(text: str, path: Path, ref: str) -> Iterator[bytes]:
+    """A commit's files as a tar.
+
+    Its objects are read and nothing of the repository's is run: git itself obeys the configuration of the repository it works
+    in (filters, fsmonitor, hooks), which is its owner's and not this host's.
+    """
+    from dulwich.objectspec import parse_commit
+    from dulwich.repo import Repo
+
+    sink = _Pieces()
     try:
-        yield process.stdout
-        complaint = process.stderr.read().decode(errors="replace").strip()
-        if process.wait() != 0:
-            raise BuildpackError(
-                f"The buildpack {text} could not be read: {complaint.splitlines()[-1] if complaint else 'no reason given'}."
-            )
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.stderr.close()
-        process.wait()
+        with Repo(str(path)) as repository, tarfile.open(fileobj=sink, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+            tree = parse_commit(repository, ref.encode()).tree
+            for entry in repository.object_store.iter_tree_contents(tree):
+                if stat.S_ISREG(entry.mode) or stat.S_ISLNK(entry.mode):  # the others are submodules
+                    _add(tar, os.fsdecode(entry.path), entry.mode, repository.object_store[entry.sha].as_raw_string())
+                yield sink.taken()
+        yield sink.taken()
+    except (*_UNREADABLE, KeyError, ValueError, OSError, zlib.error) as error:
+        why = f"{path} is no git repository" if isinstance(error, NotGitRepository) else f"it has no “{ref}”, or is damaged"
+        raise BuildpackError(f"The buildpack {text} could not be read: {why}.") from None
+
+
+def _add(tar: tarfile.TarFile, name: str, mode: int, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    if stat.S_ISLNK(mode):
+        member.type, member.linkname = tarfile.SYMTYPE, os.fsdecode(content)
+        tar.addfile(member)
+        return
+    member.mode, member.size = 0o755 if mode & 0o100 else 0o644, len(content)
+    tar.addfile(member, io.BytesIO(content))

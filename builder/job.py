@@ -203,8 +203,8 @@ class BuildJob:
     def _streams(self, local: list[str]) -> Iterator[Iterator[bytes]]:
         yield iter([buildpacks.bundled_archive()])
         for text in local:
-            with buildpacks.local_archive(text) as file:
-                yield parts(file)
+            with buildpacks.local_archive(text) as archive:
+                yield archive
         if (self.row.source_url or "").startswith(sources.PREFIX):
             id = (self.row.source_url or "").removeprefix(sources.PREFIX)
             sources.verify(id, self.row.source_checksum)

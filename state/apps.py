@@ -199,15 +199,15 @@ def set_maintenance(session: Session, account: Account, app: App, on: bool) -> N
     notify.router(session, app.id)
 
 
-def check_buildpacks(account: Account, buildpacks: Sequence[str]) -> None:
-    """Whether the account may choose these.
+def check_buildpacks(account: Account | None, buildpacks: Sequence[str]) -> None:
+    """Whether the account may choose these; None for the author of a source, who is anybody.
 
     Raises:
         InvalidParams: one is on this host and the account is no admin's.
     """
     for name in buildpacks:
-        if name.lower().startswith(("file:", "/", ".")) and not account.is_admin:
-            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one.")
+        if name.lower().startswith(("file:", "/", ".")) and (account is None or not account.is_admin):
+            raise InvalidParams(f"Buildpack {name} is on this host; only an admin may choose such a one, and no app.json.")
 
 
 def set_buildpacks(

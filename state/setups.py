@@ -100,6 +100,8 @@ def begin_build(session: Session, row: AppSetup, plan: Plan) -> Build:
     app, account = row.app, row.account
     if plan.env:
         config.change(session, account, app, dict(plan.env))
+    if row.buildpacks is None:
+        apps.check_buildpacks(None, plan.buildpacks)  # who wrote app.json chose them, not who sets the app up
     apps.set_buildpacks(session, account, app, row.buildpacks if row.buildpacks is not None else plan.buildpacks)
     for type, (quantity, size) in plan.formation.items():
         if not 0 <= quantity <= formation.MOST:

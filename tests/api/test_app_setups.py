@@ -16,12 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import update
 
 from builder import appjson, manifest, setup
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state import builds, config, db, releases, setups
-from state.models import App, AppSetup, Build, Formation
+from state.models import Account, App, AppSetup, Build, Formation
 from tests.api.conftest import Api, Neighbour, _forget, _make, use_home
 
 Files = dict[str, bytes]
@@ -222,6 +223,18 @@ def test_a_lost_setup_is_taken_up_again(api: Api, shelf: Shelf, monkeypatch: pyt
         builds.succeed(session, row.build_id)
     setup.recover()
     assert _see(api, id)["status"] == "succeeded"
+
+
+def test_an_app_json_names_no_directory_of_the_host_whoever_sets_it_up(api: Api, shelf: Shelf) -> None:
+    """Its author is anybody; an admin who wants one names it in the request."""
+    with db.transaction() as session:
+        session.execute(update(Account).values(is_admin=True))
+    shelf.put({"buildpacks": [{"url": "file:///srv/pack"}]})
+    id = _ask(api, shelf).json["id"]
+    setup.step(id)
+    row = _see(api, id)
+    assert row["status"] == "failed" and "no app.json" in row["failure_message"] + "".join(row["manifest_errors"])
+    assert api.get("/apps/made-app/builds").json == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import redis
 from builder import job, output, queue, repositories
 from builder.sandbox import Ended, Inlet
 from foundation.settings import settings
-from state import accounts, apps, builds, db, notify, releases, vault
+from state import accounts, apps, builds, config, db, notify, releases, vault
 from state.models import Account, App, Build, Release, Slug
 from tests.builder.building import LocalSandbox, build_root
 from tests.conftest import wait_until
@@ -156,6 +156,20 @@ def runtime(pushed: Pushed) -> Iterator[Callable[..., None]]:
 
 def ref(pushed: Pushed, name: str = "refs/heads/main") -> str:
     return repositories.repositories().current(pushed.app.id, name.encode()).decode()
+
+
+def test_buildpack_url_names_no_directory_of_the_host_not_even_for_an_administrator(
+    pushed: Pushed, runtime: Callable[..., None]
+) -> None:
+    """Who may set config vars is not asked whether they may read this host's files."""
+    with db.transaction() as session:
+        app, account = session.get(App, pushed.app.id), session.get(Account, pushed.account.id)
+        assert app and account and account.is_admin
+        config.change(session, account, app, {"BUILDPACK_URL": f"file://{pushed.pack}"})
+    build_id = pushed.build(pushed.commit(Procfile="web: mine\n"), buildpacks=[])
+    printed = pushed.run(build_id)
+    assert "is a directory of the host: only an administrator may choose it, as the app's buildpack" in printed
+    assert pushed.row(build_id).status == "failed" and "compiled" not in printed
 
 
 def test_a_build_becomes_a_release_and_then_the_ref_moves(pushed: Pushed, runtime: Callable[..., None]) -> None:
