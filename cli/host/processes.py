@@ -77,10 +77,10 @@ def session_members(leader: int) -> set[int]:
     return members
 
 
-def pid_namespace(pid: int | str) -> str | None:
-    """The name of the pid namespace that a process lives in; None when it is gone."""
+def namespaces(pid: int | str) -> tuple[str, str] | None:
+    """The names of the pid and the network namespace that a process lives in; None when it is gone."""
     try:
-        return str((PROC / str(pid) / "ns/pid").readlink())
+        return str((PROC / str(pid) / "ns/pid").readlink()), str((PROC / str(pid) / "ns/net").readlink())
     except OSError:
         return None
 

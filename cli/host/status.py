@@ -58,9 +58,10 @@ def survey(home: Path) -> list[Row]:
 
 
 def _own(pid: int) -> set[int]:
-    """A process's descendants that are Davit's: a dyno or build, in a pid namespace of its own, is not."""
-    here = processes.pid_namespace("self")
-    return {child for child in processes.descendants([pid]) if processes.pid_namespace(child) == here}
+    """A process's descendants that are Davit's: a dyno or build is not, which has a pid namespace of its own, or (as a virtual
+    machine has) a network namespace."""
+    here = processes.namespaces("self")
+    return {child for child in processes.descendants([pid]) if processes.namespaces(child) == here}
 
 
 def _row(name: str, state: str, pids: list[int], since: float | None, restarts: int) -> Row:
