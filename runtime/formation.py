@@ -35,6 +35,8 @@ WAVE = 4
 """Dynos of an app that start at the same time; more would fight for the same cores and all be slow."""
 DRAIN_SECONDS = 30
 """How long a dyno that left the routes may still answer what it was asked before."""
+ASIDE_SECONDS = 60
+"""How long somebody who wakes a dyno waits until it has been put aside; then it starts anew."""
 POLL_SECONDS = 2.0
 
 
@@ -103,6 +105,7 @@ class AppManager:
         self.domain, self.cores, self.snapshots, self._gone = domain, cores, snapshots, gone
         self.lives: dict[str, DynoLife] = {}
         self._adopted: list[tuple[DynoLife, RunningDyno]] = []
+        self._asides: dict[str, asyncio.Future[None]] = {}
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
         self.ended: Counter[str] = Counter()
@@ -586,7 +589,17 @@ class AppManager:
     async def _put_aside(self, life: DynoLife) -> bool:
         """Keep what a dyno that goes to sleep has in memory, where its isolation can; False when it is to be stopped."""
         fresh = self.snapshots.fresh(self.app_id, life.id)
-        if life.name not in self.idle_rows or not await life.put_aside(fresh):
+        if life.name not in self.idle_rows:
+            return False
+        self._asides[life.name] = over = asyncio.get_running_loop().create_future()
+        try:
+            return await self._put_aside_in(fresh, life)
+        finally:
+            del self._asides[life.name]
+            over.set_result(None)
+
+    async def _put_aside_in(self, fresh: Path, life: DynoLife) -> bool:
+        if not await life.put_aside(fresh):
             return False
         if life.name in self.idle_rows:
             await asyncio.to_thread(self.snapshots.keep, fresh, life.name)
@@ -600,6 +613,8 @@ class AppManager:
         if slept is None:
             return None
         applog.say(self.app_id, row.name, "Unidling", "State changed from down to starting")
+        if row.name in self._asides:  # its memory is just being written: from there it goes on sooner than anew
+            await asyncio.wait({self._asides[row.name]}, timeout=ASIDE_SECONDS)
         snapshot = await asyncio.to_thread(self.snapshots.take, self.app_id, row.name, row.id)
         await self._clear_idle([row.name])
         same = all(getattr(slept, name) == getattr(row, name) for name in ("release_id", "size", "isolation", "command"))

@@ -32,6 +32,7 @@ class FakeDyno:
         self.events, self.behaviour = events, behaviour
         self.over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.memory = 1
+        self.written: asyncio.Event | None = None
         if behaviour == "crashes at start":
             self.over.set_result(Exit(7))
 
@@ -78,6 +79,9 @@ class FakeDyno:
         if self.spec.isolation != "microvm":
             raise Unsupported("Not this one.")
         to.mkdir()
+        self.events.append(f"suspending {self.spec.name}")
+        if self.written is not None:
+            await self.written.wait()
         (to / "memory").write_text(self.spec.name)
         self.events.append(f"suspend {self.spec.name}")
         self.end(0)
@@ -739,6 +743,26 @@ def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old
         await asleep()
         await world.settled(world.deploy())
         await awake()
+        assert world.events.count("resume web.1") == 1
+
+    play(world, story)
+
+
+def test_who_is_woken_while_it_is_put_aside_goes_on_from_there(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.shape("web", isolation="microvm")
+        await until(lambda: [row.isolation for row in world.dynos("up")] == ["microvm"] and len(world.rows()) == 1, "microVM")
+        written = world.driver.dynos[-1].written = asyncio.Event()
+        world.fall_asleep()
+        await until(lambda: "suspending web.1" in world.events, "it is being put aside")
+        started = world.events.count("start web.1")
+        world.wake_up()
+        await asyncio.sleep(0.1)
+        assert world.events.count("start web.1") == started
+        written.set()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up")
         assert world.events.count("resume web.1") == 1
 
     play(world, story)
