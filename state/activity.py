@@ -1,4 +1,5 @@
-"""What happened to an app of late, newest first: what people did (audit events), how builds and releases ended."""
+"""What happened to an app of late, newest first: what people did (audit events), how builds and releases ended, and which
+dynos are down after a crash: once one is up again, its crash is history that only the log tells."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from state.models import App, AuditEvent, Build, Release
+from state.models import App, AuditEvent, Build, Dyno, Release
 
-Kind = Literal["build", "release", "config", "scale", "people", "domain", "other"]
+Kind = Literal["build", "release", "config", "scale", "people", "domain", "crash", "other"]
 Outcome = Literal["pending", "succeeded", "failed"]
 
 _QUIET = frozenset(("builds:create", "releases:create", "releases:rollback"))
@@ -33,7 +34,7 @@ class Item:
         who: an e-mail address, or ``davit``.
         outcome: how it ended, for builds and releases.
         why: why it failed.
-        build, version: what it leads to, if anything.
+        build, version, dyno: what it leads to, if anything.
     """
 
     at: datetime
@@ -44,11 +45,12 @@ class Item:
     why: str | None = None
     build: str | None = None
     version: int | None = None
+    dyno: str | None = None
 
 
 def of(session: Session, app: App, most: int = 20) -> list[Item]:
     """The newest items."""
-    items = [*_releases(session, app, most), *_builds(session, app, most), *_events(session, app, most)]
+    items = [*_releases(session, app, most), *_builds(session, app, most), *_events(session, app, most), *_crashes(session, app)]
     return sorted(items, key=lambda item: item.at, reverse=True)[:most]
 
 
@@ -73,6 +75,16 @@ def _builds(session: Session, app: App, most: int) -> list[Item]:
         )
         for row in session.scalars(query.order_by(Build.created_at.desc()).limit(most))
     ]  # fmt: skip
+
+
+def _crashes(session: Session, app: App) -> list[Item]:
+    down = select(Dyno).where(Dyno.app_id == app.id, Dyno.state == "crashed", Dyno.leaving.is_(False), Dyno.one_off.is_(False))
+    return [Item(row.updated_at, "crash", _crashed(row), "davit", dyno=row.name) for row in session.scalars(down)]
+
+
+def _crashed(row: Dyno) -> str:
+    status = "" if row.exit_status is None else f" with status {row.exit_status}"
+    return f"{row.name} crashed{status}" + (f", {row.crashes} times in a row" if row.crashes > 1 else "")
 
 
 def _events(session: Session, app: App, most: int) -> list[Item]:

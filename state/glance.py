@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -97,8 +97,8 @@ def of(session: Session, apps: Sequence[App]) -> list[Glance]:
     return [_glance(app, facts[app.id]) for app in apps]
 
 
-def _version(row: Release, email: str) -> Version:
-    return Version(row.version, row.kind, row.description, email, row.created_at)
+def _version(row: Any) -> Version:
+    return Version(row.version, row.kind, row.description, row.email, row.created_at)
 
 
 def _releases(session: Session, ids: Sequence[str], facts: dict[str, _Facts]) -> None:
@@ -109,13 +109,14 @@ def _releases(session: Session, ids: Sequence[str], facts: dict[str, _Facts]) ->
         .subquery()
     )
     of_newest = and_(Release.app_id == newest.c.app_id, Release.version == newest.c.version)
-    deploys = select(Release, Account.email).join(newest, of_newest).join(Account, Account.id == Release.account_id)
-    current = select(Release, Account.email).join(Account, Account.id == Release.account_id)
-    for row, email in session.execute(deploys):
-        facts[row.app_id].deployed = _version(row, email)
-    for row, email in session.execute(current.where(Release.app_id.in_(ids), Release.current.is_(True))):
+    told = (Release.app_id, Release.version, Release.kind, Release.description, Account.email, Release.created_at)
+    deploys = select(*told).join(newest, of_newest).join(Account, Account.id == Release.account_id)
+    current = select(*told, Release.slug_id, Release.process_types).join(Account, Account.id == Release.account_id)
+    for row in session.execute(deploys):
+        facts[row.app_id].deployed = _version(row)
+    for row in session.execute(current.where(Release.app_id.in_(ids), Release.current.is_(True))):
         found = facts[row.app_id]
-        found.release, found.has_code, found.types = _version(row, email), row.slug_id is not None, frozenset(row.process_types)
+        found.release, found.has_code, found.types = _version(row), row.slug_id is not None, frozenset(row.process_types)
 
 
 def _under_way(session: Session, ids: Sequence[str], facts: dict[str, _Facts]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from flask import Response, request
 
 from api import links
@@ -10,7 +12,7 @@ from dashboard.routing import Pages, Visit
 from foundation.settings import settings
 from state import apps, glance, pipelines, transfers
 from state.glance import Glance
-from state.models import AppTransfer, Pipeline
+from state.models import AppTransfer, Pipeline, PipelineCoupling
 
 pages = Pages("apps")
 
@@ -27,20 +29,26 @@ def index(visit: Visit) -> Response:
     found, count = glance.search(
         visit.session, visit.account, text, everything=True, alone=not text, offset=(page - 1) * PAGE, most=PAGE
     )
-    groups = _pipelines(visit) if page == 1 and not text else []
+    coupled = _coupled(visit) if page == 1 and not text else []
+    seen = {row.app.id: row for row in glance.of(visit.session, [*found, *(row.app for row in coupled)])}
     return visit.page(
-        "apps.html", glances=glance.of(visit.session, found), count=count, q=text, page=page, offset=(page - 1) * PAGE,
-        offers=_offers(visit), groups=groups, sparks=metrics.sparks([app.id for app in found]),
-        seen=watching.every(visit.session),
+        "apps.html", glances=[seen[app.id] for app in found], count=count, q=text, page=page, offset=(page - 1) * PAGE,
+        offers=_offers(visit), groups=_groups(visit, coupled, seen) if page == 1 and not text else [],
+        sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
     )  # fmt: skip
 
 
-def _pipelines(visit: Visit) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
-    """Every pipeline that the visitor may see, with its apps by stage."""
+def _coupled(visit: Visit) -> list[PipelineCoupling]:
+    """The apps in pipelines that the visitor may see."""
     rows = pipelines.visible_couplings(visit.session, visit.account)
     allowed = apps.permissions_on(visit.session, visit.account, [row.app for row in rows])
-    coupled = [row for row in rows if allowed[row.app_id]]
-    seen = {row.app.id: row for row in glance.of(visit.session, [row.app for row in coupled])}
+    return [row for row in rows if allowed[row.app_id]]
+
+
+def _groups(
+    visit: Visit, coupled: Sequence[PipelineCoupling], seen: Mapping[str, Glance]
+) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
+    """Every pipeline that the visitor may see, with its apps by stage."""
     return [
         (pipeline, [(stage, seen[row.app_id]) for stage in pipelines.STAGES for row in coupled
                     if row.pipeline_id == pipeline.id and row.stage == stage])

@@ -14,11 +14,12 @@ from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from foundation.authority import Authority
 from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
 from metrics import dynos, histogram, requests, ring
-from state import accounts, apps, config, db, domains, formation, passwords, pipelines, releases, two_factor, vault
+from state import accounts, apps, config, db, domains, endpoints, formation, passwords, pipelines, releases, two_factor, vault
 from state.models import Account, App, Build, Dyno, Release, SecondFactor, Slug
 
 PASSWORD = "correct horse battery"
@@ -149,7 +150,10 @@ def _serving(session: Session, ann: Account, bob: Account) -> str:
     for name in ("web.1", "web.2", "worker.1"):
         dyno(session, app, name, "up", release)
     apps.add_collaborator(session, ann, app, bob.email, ["view", "deploy"])
-    domains.add(session, ann, app, "www.example.com")
+    domain = domains.add(session, ann, app, "www.example.com")
+    text = Authority(settings().home / "an-authority.pem").issue(("www.example.com", "*.a-name-that-is-rather-long.example.com")).decode()
+    at = text.index("-----BEGIN PRIVATE")
+    endpoints.bind(session, ann, app, domain, endpoints.add(session, ann, app, text[:at], text[at:]).name)
     return app.id
 
 

@@ -21,8 +21,9 @@ from dashboard import routing
 from dashboard.views import PARTS
 from foundation.authority import Authority
 from state import accounts, apps, config, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
-from state.models import Account, App, AuditEvent, Build
+from state.models import Account, App, AuditEvent, Build, Dyno
 from tests.api.conftest import give_code
+from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
 
 APP_PAGES = ("", "/deploy", "/resources", "/metrics", "/logs", "/settings", "/activity", "/builds", "/releases", "/releases/v1")
@@ -412,6 +413,19 @@ def test_a_certificate_is_bound_to_a_domain_and_renewed(desk: Desk) -> None:
 def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
     assert catalogue.app_addons(None) == [], "once there are some, the page has to show them"  # type: ignore[arg-type]
     assert "this version of Davit does not have add-ons" in desk.person("viewer").get("/apps/timely/resources").text
+
+
+def test_a_crash_is_among_the_activity_for_as_long_as_the_dyno_is_down(desk: Desk) -> None:
+    give_code(desk.app_id)
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        row = scenery.dyno(session, app, "web.1", "crashed", exit_status=7, crashes=3)
+    page = desk.person("viewer").get("/apps/timely/activity").text
+    assert "web.1 crashed with status 7, 3 times in a row" in page and "/logs?dyno=web.1" in page
+    with db.transaction() as session:
+        session.get(Dyno, row.id).state = "up"  # type: ignore[union-attr]
+    assert "crashed" not in desk.person("viewer").get("/apps/timely/activity").text
 
 
 def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
