@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -256,3 +257,20 @@ def test_a_misspelled_command_gets_a_suggestion() -> None:
     result = CliRunner().invoke(cli, ["stauts"])
     assert result.exit_code == 2
     assert "Did you mean “status”?" in result.output
+
+
+def test_set_up_says_first_what_the_doctor_says_of_an_old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scripts").mkdir()
+    setup = tmp_path / "scripts" / "setup"
+    setup.write_text((Path(__file__).parents[2] / "scripts" / "setup").read_text())
+    for release, refused in (("5.15.0-91-generic", True), ("5.19.0-1", False), ("6.1.0", False), ("4.19.0", True), ("10.0", False)):
+        for program, says in (("uname", release), ("id", "0")):
+            (tmp_path / program).write_text(f"#!/bin/sh\necho {says}\n")
+            (tmp_path / program).chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DAVIT_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(["sh", setup], env=environment, capture_output=True, text=True, check=False)
+        monkeypatch.setattr(os, "uname", lambda release=release: os.uname_result(("Linux", "h", release, "v", "x86_64")))
+        point = doctor.check_kernel(from_environment({}))
+        assert (point.level == "fail") is refused
+        assert (f"setup: {point.message} {point.remedy}" in done.stderr) is refused, done.stderr
+        assert refused or (tmp_path / "cache").exists()
