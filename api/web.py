@@ -8,6 +8,7 @@ from flask import Flask, Request
 from werkzeug.routing import MapAdapter
 
 from api import body, manners, routing
+from api import schema as description
 from api.resources import (
     account,
     app_setups,
@@ -101,15 +102,8 @@ def home(call: Call) -> Any:
 
 @about.on("GET", "/schema", needs="nothing")
 def schema(call: Call) -> Any:
-    """The endpoints that are served."""
-    return {
-        "title": "Davit's part of the Heroku Platform API v3",
-        "version": VERSION,
-        "links": [
-            {"method": o.method, "href": o.path, "description": o.summary, "needs": o.needs, "davit": o.ours}
-            for o in operations()
-        ],
-    }
+    """What is served, as a JSON hyper-schema (draft 04)."""
+    return description.document(operations(), VERSION)
 
 
 class _Flask(Flask):

@@ -7,12 +7,15 @@ the Platform API (its two patterns for Heroku's own host names left out, and the
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema
 import pytest
 
+from api import schema
 from api.web import operations
 from tests.api.conftest import Api, give_code
 
@@ -108,10 +111,38 @@ def test_what_is_created_has_the_public_shape(lived_in: Api) -> None:
     assert_shaped(api.get(f"/apps/timely/slugs/{slug}").json, "slug")
 
 
+def _links(schema: Any) -> list[Any]:
+    return [link for one in schema["definitions"].values() for link in one["links"]]
+
+
 def test_the_schema_lists_what_is_served_and_nothing_else(api: Api) -> None:
-    links = api.get("/schema", as_=None).json["links"]
+    links = _links(api.get("/schema", as_=None).json)
     listed = {(link["method"], link["href"]) for link in links}
-    served = {(method, rule.rule) for rule in api.flask.url_map.iter_rules() for method in rule.methods - {"HEAD", "OPTIONS"}}
+    served = {
+        (method, schema.href(rule.rule)) for rule in api.flask.url_map.iter_rules() for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
     assert listed == served
     assert len(links) == len(listed), "an endpoint is served twice"
-    assert all(link["description"] for link in links)
+    assert all(link["description"] and link["title"] and link["rel"] for link in links)
+
+
+def test_the_schema_is_a_hyper_schema_whose_places_lead_somewhere(api: Api) -> None:
+    shown = api.get("/schema", as_=None).json
+    jsonschema.Draft4Validator.check_schema(shown)
+    for link in _links(shown):
+        for place in re.findall(r"\{\((.+?)\)\}", link["href"]):
+            assert unquote(place).startswith("#/"), place
+            value = shown
+            for word in unquote(place).removeprefix("#/").split("/"):
+                value = value[word]
+            assert value["type"] == ["string"]
+        assert "<" not in link["href"]
+    for name in shown["properties"]:
+        assert shown["definitions"][name]["links"], name
+
+
+def test_the_schema_names_its_resources_as_the_public_one_does(api: Api) -> None:
+    named = {name for name, one in api.get("/schema", as_=None).json["definitions"].items() if one["links"]}
+    assert set(SCHEMA) <= named, set(SCHEMA) - named
+    links = {link["title"] for link in api.get("/schema", as_=None).json["definitions"]["app"]["links"]}
+    assert {"Create", "Delete", "Info", "List", "Update"} <= links
