@@ -338,7 +338,7 @@ def _find(frame: Frame) -> list[str]:
     hosts = f"{frame.directory}/hosts.map"
     return [
         "http-request set-var(txn.t) date(0,ms)",
-        f"http-request set-var(txn.route) req.hdr(host),lower,field(1,:),rtrim(.),map_str({hosts},{NOWHERE})",
+        f"http-request set-var(txn.route) req.fhdr(host),lower,field(1,:),rtrim(.),map_str({hosts},{NOWHERE})",
     ]
 
 
@@ -429,7 +429,7 @@ def _backend(slot: int, targets: Iterable[Target], frame: Frame) -> str:
     )
 
 
-_FIRST_BYTE = "tcp-response content close if !{ var(txn.upload) -m found } !{ status gt 0 }"
+_FIRST_BYTE = "tcp-response content close if !{ status gt 0 } !{ var(txn.upload) -m found }"
 
 
 def _app_defaults(frame: Frame) -> str:
