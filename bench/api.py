@@ -1,14 +1,16 @@
 """What an API call and a command cost: ``python -m bench.api``.
 
 A real gunicorn on SQLite with 10, 1,000 and 10,000 apps: the median of GET /apps (first page), GET /users/~/apps as somebody
-with three of the apps, GET /apps/NAME, and the wall time of ``davit apps``, beside ``python -c pass`` and ``git --version``
-in the same run. Memory (PSS) of the web process after all that.
+with three of the apps, GET /apps/NAME; p50, p99 and requests a second of GET /apps, GET /apps/NAME/dynos and PATCH
+/apps/NAME/config-vars (which makes a release each time); and the wall time of ``davit apps``, beside ``python -c pass`` and
+``git --version`` in the same run. Memory (PSS) of the web process after all that.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import os
 import shutil
 import socket
@@ -32,6 +34,16 @@ def milliseconds(action: Callable[[], object], rounds: int) -> float:
         action()
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1000
+
+
+def spread(action: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median and 99th percentile in milliseconds, and calls a second, one after the other."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000, statistics.quantiles(times, n=100)[98] * 1000, rounds / sum(times)
 
 
 def populate(count: int) -> str:
@@ -80,11 +92,22 @@ class Web:
 
     def get(self, path: str, token: str) -> bytes:
         """A GET on a connection of its own."""
+        return self.call("GET", path, token)
+
+    def call(self, method: str, path: str, token: str, body: bytes | None = None) -> bytes:
+        """A call on a connection of its own.
+
+        Raises:
+            RuntimeError: it was refused.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-        answer = connection.getresponse().read()
+        connection.request(method, path, body, headers={"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse()
+        data = answer.read()
         connection.close()
-        return answer
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path} answered {answer.status}: {data[:200]!r}")
+        return data
 
     def pss(self) -> float:
         """MiB of the server and its worker."""
@@ -121,6 +144,7 @@ def main() -> None:
             "| apps | GET /apps | GET /users/~/apps (3 of them) | GET /apps/NAME | davit apps | python -c pass | git --version |"
         )
         print("|---|---|---|---|---|---|---|")
+        calls: list[tuple[int, list[tuple[float, float, float]]]] = []
         for count in (10, 1_000, 10_000):
             friend = populate(count)
             times = [
@@ -131,12 +155,27 @@ def main() -> None:
                 milliseconds(lambda: run([sys.executable, "-c", "pass"], web.env), max(5, rounds // 5)),
                 milliseconds(lambda: run(["git", "--version"], web.env), max(5, rounds // 5)),
             ]
-            print(f"| {count:,} | " + " | ".join(f"{one:.1f} ms" for one in times) + " |")
+            print(f"| {count:,} | " + " | ".join(f"{one:.1f} ms" for one in times) + " |", flush=True)
+            calls.append((count, [spread(action, 4 * rounds) for action in _calls(web, owner)]))
+        print("\np50 / p99 / requests a second, one client:\n")
+        print("| apps | GET /apps | GET /apps/NAME/dynos | PATCH /apps/NAME/config-vars |\n|---|---|---|---|")
+        for count, row in calls:
+            print(f"| {count:,} | " + " | ".join(f"{p50:.1f} ms / {p99:.1f} ms / {rate:.0f}" for p50, p99, rate in row) + " |")
         print(f"\nweb process after that: {web.pss():.1f} MiB PSS")
     finally:
         web.process.terminate()
         web.process.wait()
         shutil.rmtree(home)
+
+
+def _calls(web: Web, owner: str) -> list[Callable[[], object]]:
+    """The calls whose spread is measured; every PATCH changes a value, and so makes a release."""
+    numbers = itertools.count(time.time_ns())
+
+    def patch() -> bytes:
+        return web.call("PATCH", "/apps/app-00005/config-vars", owner, f'{{"A": "{next(numbers)}"}}'.encode())
+
+    return [lambda: web.get("/apps", owner), lambda: web.get("/apps/app-00005/dynos", owner), patch]
 
 
 def run(argv: list[str | Path], env: dict[str, str]) -> None:

@@ -223,12 +223,16 @@ def test_a_secret_is_good_for_once(davit: Davit, app: str) -> None:
         assert _read(first) == b"still mine\n"
 
 
+@pytest.mark.row("client-gone")
 def test_a_client_that_vanishes_ends_its_command(davit: Davit, app: str) -> None:
     secret, dyno = _start(davit, app, "sleep 600")
     with _secure(davit) as line:
         _meet(line, secret)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # a reset, and not a word
     wait_until(lambda: davit.processes.running[dyno["id"]].poll() is not None, "the command's end")
+    with _secure(davit) as again:
+        again.sendall(secret.encode() + b"\r\n")
+        assert_says("client-gone", _read(again).decode())
     dyno = _owner(davit).post(f"/apps/{app}/dynos", {"command": "true", "attach": False})
     assert dyno["attach_url"] is None
 

@@ -16,6 +16,7 @@ from logs import stream
 from logs.stream import Line
 from tests.cli.living import Davit, owner_app
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 pytestmark = pytest.mark.usefixtures("_own_directory")
 
@@ -124,6 +125,7 @@ def test_filters_hold_for_new_lines_too(davit: Davit, app: tuple[str, str], foll
     assert b"at=info" not in tail.data and b"other" not in tail.data
 
 
+@pytest.mark.row("tail-unread")
 def test_who_does_not_read_holds_up_nobody_and_is_told_what_was_lost(davit: Davit, app: tuple[str, str], follow: Follow) -> None:
     name, app_id = app
     url = _url(davit, name)
@@ -140,6 +142,7 @@ def test_who_does_not_read_holds_up_nobody_and_is_told_what_was_lost(davit: Davi
             slow.data += slow.socket.recv(1 << 20) or b"L11"
             _say(davit, app_id, "more")
     assert re.search(rb"heroku\[logplex\]: Error L11 \(tail buffer overflow\): \d+ messages dropped since ", slow.data)
+    assert_says("tail-unread", slow.data[-100_000:].decode(errors="replace"))
 
 
 def test_a_client_that_hangs_up_gives_its_place_back(davit: Davit, app: tuple[str, str], follow: Follow) -> None:

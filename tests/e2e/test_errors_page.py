@@ -17,7 +17,8 @@ def test_every_row_is_proven_by_a_test_and_every_test_names_a_row() -> None:
 def _marked() -> Iterator[str]:
     """The ids in ``@pytest.mark.row(…)`` of this directory's tests and of those that need no whole Davit; ``row(*TABLE)`` stands for a table's keys."""
     here = Path(__file__).parent
-    for path in [*here.glob("test_*.py"), here.parent / "cli" / "test_door.py", *(here.parent / "api").glob("test_*.py")]:
+    cli = here.parent / "cli"
+    for path in [*here.glob("test_*.py"), cli / "test_door.py", cli / "test_tails.py", *(here.parent / "api").glob("test_*.py")]:
         tree = ast.parse(path.read_text())
         tables = {
             node.targets[0].id: node.value
