@@ -408,6 +408,9 @@ def test_a_certificate_is_bound_to_a_domain_and_renewed(desk: Desk) -> None:
     assert "www.example.com, example.com" in page and "Serves www.example.com" in page
     assert owner.post(bind, {"endpoint": ""}).status_code == 303
     assert owner.post(f"{renew}/remove").status_code == 303
+    told = owner.get("/apps/timely/activity").text
+    for words in ("Added the certificate", "Chose the certificate of www.example.com", "Renewed the certificate", "Removed the certificate"):
+        assert words in told
 
 
 def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
