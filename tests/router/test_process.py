@@ -20,6 +20,7 @@ from foundation import wire
 from foundation.errors import DavitError
 from router import listeners
 from router.collector import Collector, open_fifo
+from router.config import Timeouts
 from state import models
 from tests.ports import free_port
 from tests.router.apps import Client, TinyApp
@@ -77,6 +78,8 @@ def haproxy(davit: Davit) -> int:
 
 def test_reloads_lose_no_request_and_break_no_connection(own_davit: Davit, tiny: Make) -> None:
     davit, app = own_davit, tiny()
+    davit.router.timeouts = Timeouts()  # the request that waits at the gate outlasts four reloads, however slow the machine
+    davit.reload()
     davit.app("app", app.dyno())
     busy = Client(davit.port, "app.localhost")
     busy.send("/gate")
