@@ -288,10 +288,13 @@ def test_large_files_within_the_limit_arrive_whole(door: Door) -> None:
     (app.work / "large").write_bytes(data)
     app.commit()
     assert app.push()
-    (app.work / "large").write_bytes(data + b"a little more")  # sent as a delta in a thin pack
+    (app.work / "large").write_bytes(data + b"a little more")  # a thin pack would have a delta: both versions in memory
     app.commit()
     assert app.push()
     assert app.refs["refs/heads/main"] == app.head()
+    blob = app.git("rev-parse", "HEAD:large").text.strip()
+    words = ["git", "--git-dir", app.repositories.path(app.name), "cat-file", "--batch-check=%(deltabase)"]
+    assert subprocess.run(words, input=blob, capture_output=True, text=True, check=True).stdout.strip() == "0" * 40
 
 
 def test_unknown_foreign_and_forbidden_apps(door: Door) -> None:
