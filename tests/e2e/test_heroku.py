@@ -417,6 +417,9 @@ def drains_webhooks_and_certificates(app: App) -> None:
         assert f"www.{app.name}.org" in heroku("certs").out
         assert f"www.{app.name}.org" in heroku("certs:info", "--name", endpoint["name"]).out
         heroku("domains:add", f"www.{app.name}.org", "--cert", endpoint["name"])
+        heroku("domains:update", f"www.{app.name}.org", "--cert", endpoint["name"])
+        bound = {row["hostname"]: (row["sni_endpoint"] or {}).get("name") for row in ask(app, "/domains")}
+        assert bound[f"www.{app.name}.org"] == endpoint["name"]
         heroku("certs:update", "crt.pem", "key.pem", "--name", endpoint["name"], "--confirm", app.name)
         heroku("domains:clear")
         heroku("certs:remove", "--name", endpoint["name"], "--confirm", app.name)
