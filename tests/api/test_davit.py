@@ -22,7 +22,7 @@ def test_hosts_are_listed_with_their_load(api: Api) -> None:
 def test_the_audit_log_is_filtered_and_comes_in_pages(api: Api) -> None:
     for number in range(3):
         api.patch("/apps/timely/config-vars", {"SECRET": f"very-secret-{number}"})
-    answer = api.get("/davit/audit?action=config&app=timely&actor=owner", as_="admin", headers={"Range": "created_at ..; max=2"})
+    answer = api.get("/davit/audit?action=config&app=timely&actor=owner", as_="admin", headers={"Range": "created_at ..; max=2, order=desc"})
     assert answer.status_code == 206
     rest = api.get("/davit/audit?action=config&app=timely", as_="admin", headers={"Range": answer.headers["Next-Range"]})
     assert rest.status_code == 200
