@@ -8,11 +8,12 @@ import os
 import random
 import signal
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from foundation.clock import now
-from foundation.errors import Conflict, InvalidParams, NotFound
+from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
 from foundation.wire import Call
 from runtime import applog, environment, records
 from runtime.driver import DynoSpec, RunningDyno
@@ -24,7 +25,7 @@ from runtime.release_output import ReleaseOutput
 from state import isolations, sizes
 from state.db import snapshot
 from state.models import Dyno, Release, new_id
-from state.releases import config_of
+from state.releases import RELEASE_TYPE, config_of
 
 log = logging.getLogger("runtime")
 
@@ -34,6 +35,8 @@ RELEASE_SECONDS = 3600
 """How long a release command may run (Heroku's limit)."""
 HANGUP_SECONDS = 10
 """From SIGHUP (the client has gone) to SIGKILL."""
+GRACE_SECONDS = 30
+"""From SIGTERM to SIGKILL."""
 
 
 class OneOffs:
@@ -80,8 +83,11 @@ class OneOffs:
         row = self.rows[dyno.spec_id]
         if terminal is not None and dyno.terminal_fd is not None:
             call.reply_fds.append(os.dup(dyno.terminal_fd))
-        self._keep(self._until_over(row, dyno, int(params.get("time_to_live") or LONGEST_SECONDS)))
-        if attached:
+        seconds = int(params.get("time_to_live") or LONGEST_SECONDS)
+        self._keep(self._until_over(row, dyno, seconds))
+        if not attached:
+            await self._let_go_on(row, now() + timedelta(seconds=seconds))
+        else:
             call.at_hangup(lambda: self._keep(self._client_gone(row)))
         # more than the name: it may have ended, and its row be gone, before anybody can look
         version = {"release_id": row.release_id, "release_version": row.release_version}
@@ -164,7 +170,7 @@ class OneOffs:
         """``oneoff.stop {dyno_id}``: SIGTERM, and SIGKILL after the grace period."""
         dyno = self._find(call)
         await dyno.signal(signal.SIGTERM)
-        self._keep(self._kill_later(dyno, 30))
+        self._keep(self._kill_later(dyno, GRACE_SECONDS))
 
     async def end_all(self, app_id: str) -> None:
         """End the app's one-off dynos; returns when they are gone."""
@@ -177,6 +183,43 @@ class OneOffs:
         if dyno is None:
             raise NotFound("Couldn't find that process.")
         return dyno
+
+    # --- taking over
+
+    async def adopt(self, row: Dyno, dyno: RunningDyno) -> None:
+        """Take over a one-off that an earlier runtime process started.
+
+        A detached one goes on until its command or its time is over. Of the others the terminal or the pipes went with the
+        process that held them: they are asked to end, and ended after the grace period. A release command is ended at once:
+        its release fails, and the next one's must not meet it.
+        """
+        self.running[row.id], self.rows[row.id] = dyno, row
+        if row.ends_at is not None:
+            since = row.started_at or row.created_at
+            seconds, left = (row.ends_at - since).total_seconds(), (row.ends_at - now()).total_seconds()
+            self._keep(self._until_over(row, dyno, round(seconds), left=max(1.0, left)))
+        elif row.type == RELEASE_TYPE:
+            applog.say(row.app_id, row.name, "Stopping process with SIGKILL: Davit was restarted while it ran")
+            await self._clean_up(row, dyno)
+        else:
+            self._keep(self._end_abandoned(row, dyno))
+
+    async def _let_go_on(self, row: Dyno, ends_at: datetime) -> None:
+        """Note that a one-off needs nobody, so that a restart of this process does not end it."""
+        try:
+            await asyncio.to_thread(records.change, [row.id], ends_at=ends_at)
+        except DavitError as error:  # it runs all the same
+            log.warning("a detached one-off would not survive a restart: %s", error.message, extra={"dyno": row.name})
+
+    async def _end_abandoned(self, row: Dyno, dyno: RunningDyno) -> None:
+        over = asyncio.ensure_future(self._until_over(row, dyno, LONGEST_SECONDS))
+        done, _ = await asyncio.wait({over}, timeout=1)  # it may have ended with its terminal, or long before
+        if not done:
+            why = "Davit was restarted, and nobody is connected to it any more"
+            applog.say(row.app_id, row.name, f"Stopping process with SIGTERM: {why}")
+            await dyno.signal(signal.SIGTERM)
+            await self._kill_later(dyno, GRACE_SECONDS)
+        await over
 
     # --- the release phase
 
@@ -270,9 +313,10 @@ class OneOffs:
         )  # fmt: skip
         return row, spec
 
-    async def _until_over(self, row: Dyno, dyno: RunningDyno, seconds: int) -> None:
+    async def _until_over(self, row: Dyno, dyno: RunningDyno, seconds: int, *, left: float | None = None) -> None:
+        """``seconds`` in all; ``left`` of them when it was taken over."""
         try:
-            exit = await asyncio.wait_for(dyno.wait(), seconds)
+            exit = await asyncio.wait_for(dyno.wait(), seconds if left is None else left)
         except (asyncio.TimeoutError, TimeoutError):
             applog.say(row.app_id, row.name, f"Stopping process with SIGKILL: it ran for {seconds} seconds")
             await dyno.signal(signal.SIGKILL, everyone=True)

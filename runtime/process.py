@@ -118,10 +118,10 @@ class Runtime:
         drop: list[RunningDyno] = []
         for running in adopted:
             row = rows.pop(running.spec_id, None)
-            if row is None or row.one_off:
+            if row is None:
                 drop.append(running)
-                if row is not None:
-                    await asyncio.to_thread(records.remove, [row.id])
+            elif row.one_off:
+                await self.oneoffs.adopt(row, running)
             else:
                 self._manager(row.app_id).adopt(row, running)
         for row in rows.values():

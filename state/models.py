@@ -410,6 +410,7 @@ class Dyno(Identified, Base):
     ``name`` is web.1, run.4821. During a replacement two rows share a name; ``leaving`` marks the old one.
     ``state`` is the API's: starting, up, crashed, down, idle. ``slot`` is the host's resource number while it runs: it
     decides address and uid range. ``routed`` says that the router may send requests to ``address``:``port``.
+    ``ends_at`` is of detached one-offs only: they go on when the runtime process is restarted, until then at the latest.
     """
 
     __tablename__ = "dynos"
@@ -433,6 +434,7 @@ class Dyno(Identified, Base):
     exit_status: Mapped[int | None]
     started_at: Mapped[datetime | None]
     one_off: Mapped[bool] = mapped_column(default=False)
+    ends_at: Mapped[datetime | None]
     restart_requested: Mapped[bool] = mapped_column(default=False)
 
 
