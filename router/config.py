@@ -72,6 +72,8 @@ LOG_LINE = 4000
 
 RETRIES = 3
 
+_SCRIPTS = ("hold.lua", "chain.lua")
+
 INNER = "inner.sock"
 """The name of the socket on which a generation takes requests from older ones; always the newest's."""
 
@@ -122,7 +124,7 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
         "states.map": states_map(routes.items()),
         "pages.map": pages.page_map(),
         "accept.map": f"{_ASKS_JSON} json\n",
-        "hold.lua": Path(__file__).with_name("hold.lua").read_text(),
+        **{name: Path(__file__).with_name(name).read_text() for name in _SCRIPTS},
         **{f"{status}.http": pages.raw(code) for status, code in pages.RAW.items()},
     }
     sections = [
@@ -162,7 +164,7 @@ def _global(frame: Frame) -> str:
         "ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets",
         f"setenv DAVIT_STATES {directory}/states.map",
         f"setenv DAVIT_HOLD_MS {_ms(frame.timeouts.hold)}",
-        f"lua-load {directory}/hold.lua",
+        *(f"lua-load {directory}/{name}" for name in _SCRIPTS),
     ]
     if frame.user:
         lines += [f"user {frame.user}", f"group {frame.user}"]
@@ -226,8 +228,18 @@ def _defaults(frame: Frame) -> str:
 
 
 _OWN_ID = "{ req.fhdr(x-request-id,-2) -m reg ^[A-Za-z0-9-]{20,200}$ }"
-_CLAIMS = "x-forwarded-|x-request-|expect|proxy"
+_CLAIMS = "x.forwarded.|x.request.|expect|proxy"
 """In the names of headers by which a client says something that is to be taken out, checked or continued."""
+
+_DASH, _OTHER = "[^a-z0-9]", "[^a-z0-9-]"
+_ALIKE = (
+    f"^x({_OTHER}forwarded{_DASH}|{_DASH}forwarded{_OTHER})(for|proto|port|host)$"
+    f"|^x({_OTHER}request{_DASH}|{_DASH}request{_OTHER})(id|start)$"
+)
+"""Names that are not those of our headers, but become the same where names become variables, as CGI's do.
+
+HTTP_X_FORWARDED_FOR is also what X_Forwarded_For (WEBrick, WSGI servers) or X.Forwarded.For (PHP) ends as.
+"""
 
 
 def _frontend(frame: Frame, listener: Listener) -> str:
@@ -261,8 +273,8 @@ def _frontend(frame: Frame, listener: Listener) -> str:
             'http-request add-header Via "%[req.ver] davit"',
             f"http-request allow if METH_GET !{{ var(txn.claims) -m found }} !{{ {_state(frame)} -m found }} !{{ stopping }}",
             # what the client says about its origin is kept as a chain and never believed; ours is the last line of each name
-            "http-request set-var(txn.chain) req.fhdr(x-forwarded-for,-2)",
-            'http-request set-header X-Forwarded-For "%[var(txn.chain)], %[var(sess.ip)]" if { var(txn.chain) -m found }',
+            "http-request lua.chain if { req.fhdr_cnt(x-forwarded-for) gt 1 }",
+            f"http-request del-header {_ALIKE} -m reg if {{ var(txn.claims) -m found }}",
             *(f"http-request set-header {name} {value}" for name, value in origin.items()),
             f"http-request set-var(txn.id) req.fhdr(x-request-id,-2) if {_OWN_ID}",
             f"http-request set-var(txn.id) {_ID}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import select
+import socket
 import subprocess
 import time
 import uuid
@@ -88,6 +89,47 @@ def test_a_forwarded_chain_is_continued(served: tuple[Davit, TinyApp, str]) -> N
     assert 'fwd="203.0.113.9, 10.0.0.1, 127.0.0.1"' in davit.log(name, "203.0.113.9")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("lines", "chain"),
+    [
+        (["X-Forwarded-For: 203.0.113.1", "X-Forwarded-For: 10.0.0.2"], "203.0.113.1, 10.0.0.2, 127.0.0.1"),
+        (["X-Forwarded-For: 203.0.113.1,10.0.0.2", "x-forwarded-for:10.0.0.3"], "203.0.113.1,10.0.0.2, 10.0.0.3, 127.0.0.1"),
+        (["X-Forwarded-For: 203.0.113.1", "X-Forwarded-For: ", "X-Forwarded-For: 10.0.0.2"], "203.0.113.1, 10.0.0.2, 127.0.0.1"),
+        (["X-Forwarded-For:"], "127.0.0.1"),
+        (["X-Forwarded-For: ", "X-Forwarded-For: , "], "127.0.0.1"),
+        ([f"X-Forwarded-For: 10.0.1.{n}" for n in range(60)], ", ".join([*(f"10.0.1.{n}" for n in range(60)), "127.0.0.1"])),
+    ],
+)
+def test_a_chain_of_several_lines_is_continued_as_one(
+    served: tuple[Davit, TinyApp, str], method: str, lines: list[str], chain: str
+) -> None:
+    davit, app, name = served
+    client(davit, name).get("/", *lines, method=method)
+    assert re.findall(r"x-forwarded-for: (.*)\r\n", app.seen[-1].lower()) == [chain]
+    if len(chain) < 300:  # the log shows the beginning of a longer one
+        assert f'fwd="{chain}"' in davit.log(name, "fwd=")
+
+
+@pytest.mark.parametrize("mark", ["_", ".", "~"])
+def test_no_header_passes_for_ours_where_names_become_variables(served: tuple[Davit, TinyApp, str], mark: str) -> None:
+    """As CGI's do: HTTP_X_FORWARDED_FOR is all that is left of X-Forwarded-For and of X_Forwarded-For."""
+    davit, app, name = served
+    ours = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Host", "X-Request-ID", "X-Request-Start"]
+    for alike in (
+        alike for one in ours for alike in {one.replace("-", mark), one.replace("-", mark, 1), mark.join(one.rsplit("-", 1))}
+    ):
+        for lines in ([f"{alike}: evil"], [f"{alike.upper()}: evil", "X-Forwarded-For: 203.0.113.1", f"{alike}: evil"]):
+            for method in ("GET", "POST"):
+                client(davit, name).get("/", *lines, method=method)
+                head = app.seen[-1].lower()
+                assert "evil" not in head
+                assert re.findall(r"x-forwarded-for: (.*)\r\n", head)[0].endswith("127.0.0.1")
+                assert re.findall(r"x-forwarded-proto: (.*)\r\n", head) == ["http"] and len(_ids([head])) == 1
+    client(davit, name).get("/", f"X{mark}Forwarded-Else: kept", f"X{mark}Requested-With: kept")
+    assert app.seen[-1].count(": kept") == 2
+
+
 @pytest.mark.parametrize(
     ("sent", "kept"),
     [
@@ -136,7 +178,24 @@ def test_what_a_client_claims_about_itself_is_nowhere_believed(served: tuple[Dav
             (request_id,) = _ids([head])
             (chain,) = re.findall(r"x-forwarded-for: (.*)\r\n", head)
             assert len(start) == 13 and uuid.UUID(request_id) and chain.endswith("127.0.0.1")
-            assert "evil" not in head.replace("x-forwarded-for: evil, 127.0.0.1", "") and "x-forwarded-host" not in head
+            assert chain.removesuffix("127.0.0.1") in ("", "evil, ", "evil, evil, ")
+            assert "evil" not in head.replace(f"x-forwarded-for: {chain}", "") and "x-forwarded-host" not in head
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_folded_line_is_no_header_of_its_own(served: tuple[Davit, TinyApp, str], method: str) -> None:
+    """RFC 9112, 5.2: what follows on a line that begins with a blank belongs to the value before it; many servers differ."""
+    davit, app, name = served
+    for blank in (" ", "\t"):
+        for line in ("X-Forwarded-Proto: https", "X-Request-ID: " + "e" * 20, f"Content-Length: {10**6}"):
+            assert client(davit, name).get("/", "X-Note: one", f"{blank}{line}", method=method).status == 200
+            head = app.seen[-1].lower()
+            assert re.search(r"\r\nx-note: one\s+" + line.lower() + r"\r\n", head) and not re.search(r"\n[ \t]", head)
+            assert re.findall(r"\nx-forwarded-proto: (.*)\r\n", head) == ["http"] and "\ncontent-length: 1000000" not in head
+            assert len(re.findall(r"\nx-request-id: ", head)) == 1
+    client(davit, name).get("/", "X-Forwarded-For: 203.0.113.1,", "  10.0.0.2", method=method)
+    (chain,) = re.findall(r"\nx-forwarded-for: (.*)\r\n", app.seen[-1].lower())
+    assert [one.strip() for one in chain.split(",")] == ["203.0.113.1", "10.0.0.2", "127.0.0.1"]
 
 
 @pytest.mark.parametrize("path", ["/", "/close"])
@@ -287,6 +346,46 @@ def test_expect_100_continue_is_answered(served: tuple[Davit, TinyApp, str]) -> 
 def test_another_expectation_is_refused(served: tuple[Davit, TinyApp, str]) -> None:
     davit, _, name = served
     assert client(davit, name).get("/", "Expect: miracles").status == 417
+
+
+def _over_http2(port: int, *headers: tuple[str, str]) -> int:
+    """Send one GET by HTTP/2 with exactly these headers; the answer's status, or 0 when the stream or connection is reset."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:  # RFC 9113, 4.1
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    def literal(text: str) -> bytes:
+        return bytes([len(text)]) + text.encode()
+
+    # never indexed literals with new names: RFC 7541, 6.2.3
+    block = b"".join(b"\x10" + literal(name) + literal(value) for name, value in headers)
+    with socket.create_connection(("127.0.0.1", port), 10) as connection, connection.makefile("rb") as answer:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, block))
+        while head := answer.read(9):
+            size, kind = int.from_bytes(head[:3], "big"), head[3]
+            payload = answer.read(size)
+            if kind == 1:
+                return {0x88: 200, 0x8C: 400, 0x8D: 404}[payload[0]]  # RFC 7541, appendix A
+            if kind in (3, 7):
+                return 0
+    return 0
+
+
+def test_http2_leads_where_the_app_believes_to_be_asked(davit: Davit, tiny: Make) -> None:
+    """The app that gets a request with two names for its host is the one that the Host that it sees names."""
+    one, two = tiny(), tiny()
+    davit.app("host-a", one.dyno())
+    davit.app("host-b", two.dyno())
+    asked = [(":method", "GET"), (":scheme", "http"), (":path", "/two")]
+    a, b = "host-a.localhost", "host-b.localhost"
+    assert _over_http2(davit.port, *asked, (":authority", a)) == 200
+    assert _over_http2(davit.port, *asked, ("host", a)) == 200
+    assert _over_http2(davit.port, *asked, (":authority", a), ("host", a)) == 200
+    assert len(one.seen) == 3 and not two.seen
+    for names in (((":authority", a), ("host", b)), ((":authority", a), ("host", b), ("host", a))):
+        assert _over_http2(davit.port, *asked, *names) in (200, 400, 0)  # HAProxy goes by :authority; it may as well refuse
+    assert all(re.findall(r"\nhost: (.*)\r\n", head.lower()) == [a] and head.startswith("GET /two ") for head in one.seen)
+    assert not two.seen
 
 
 def test_http2_without_tls_and_protocol_upgrade(served: tuple[Davit, TinyApp, str]) -> None:
