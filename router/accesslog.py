@@ -7,7 +7,6 @@ quotes of the path as ``#XX`` (configuration.txt, 8.6); what is left is made har
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
@@ -20,8 +19,7 @@ _UNSAFE_CHAIN = re.compile(r"[^0-9A-Za-z.:,\[\] _-]")
 _UNSAFE_WORD = re.compile(r"[^!#-~]")
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(NamedTuple):
     """One request as the app's log shows it; ``status`` and ``seconds`` (what the dyno took for it) are for figures."""
 
     app_id: str
@@ -57,12 +55,15 @@ class _Fields(NamedTuple):
     said: str
 
 
+_TABS = len(_Fields._fields) - 1
+
+
 def read(line: str) -> Access | None:
     """Read a line of :data:`router.config.LOG_FORMAT`; None when it belongs to no app (or is no such line)."""
-    fields = line.split("\t", len(_Fields._fields) - 1)
-    if len(fields) != len(_Fields._fields):
+    fields = line.split("\t", _TABS)
+    if len(fields) <= _TABS:
         return None
-    one = _Fields(*fields)
+    one = _Fields._make(fields)
     parts = one.route.split("/")
     if len(parts) != 4 or not parts[1] or not one.began.isdigit():
         return None
@@ -70,19 +71,23 @@ def read(line: str) -> Access | None:
     dyno = "" if one.server.startswith("<") or one.server == "-" else dyno_name(one.server)
     tls = "" if one.tls == "-" else f" tls_version={one.tls.lower().replace('tlsv', 'tls')}"
     connect = f"{one.connect}ms" if one.connect.isdigit() else ""
-    own_id, _, chain = one.said.partition("/") if one.said != "-" else ("", "", "")
-    request_id = _word(own_id, 200) or one.request_id
+    taken = _taken(one)
+    service = f"{taken}ms" if dyno else ""
+    request_id, chain = (one.request_id, one.client) if one.said == "-" else _said(one)
     text = (
         f'{head} method={_word(one.method, 20)} path="{_path(one.path)}" host={parts[3]} request_id={request_id} '
-        f'fwd="{_chain(chain, one.client)}" dyno={dyno} connect={connect} service={_service(one) if dyno else ""} '
+        f'fwd="{chain}" dyno={dyno} connect={connect} service={service} '
         f"status={status} bytes={one.size} protocol={'https' if tls else 'http'}{tls}"
     )
     at = datetime.fromtimestamp((int(one.began) + _number(one.lasted)) / 1000, timezone.utc)
-    return Access(parts[1], at, text, _number(status), _taken(one) / 1000)
+    return Access(parts[1], at, text, _number(status), taken / 1000)
 
 
-def _service(one: _Fields) -> str:
-    return f"{_taken(one)}ms"
+def _said(one: _Fields) -> tuple[str, str]:
+    """The request's id and the forwarded chain, where the client had something to say about one of them."""
+    own_id, _, chain = one.said.partition("/")
+    earlier = "" if chain in ("", "-") else _UNSAFE_CHAIN.sub("?", chain)[:300] + ", "
+    return _word(own_id, 200) or one.request_id, earlier + one.client
 
 
 def _taken(one: _Fields) -> int:
@@ -97,6 +102,8 @@ def _verdict(ending: str, status: str, code: str) -> tuple[str, str]:
         ending: how the session ended (configuration.txt, 8.5): the first letter says who, the second when.
         code: the code whose page the client got, or ``-``.
     """
+    if code == "-" and ending[:2] == "--":
+        return "at=info", status  # as nearly every request ends
     sock = ""
     if code == "-":
         code = _broken_off(ending, status)
@@ -134,13 +141,8 @@ def _number(text: str) -> int:
 
 
 def _path(text: str) -> str:
-    plain = _ENCODED.sub(r"%\1", text)
+    plain = _ENCODED.sub(r"%\1", text) if "#" in text else text
     return _UNSAFE_PATH.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode(errors="replace")), plain)
-
-
-def _chain(chain: str, client: str) -> str:
-    earlier = "" if chain in ("", "-") else _UNSAFE_CHAIN.sub("?", chain)[:300] + ", "
-    return earlier + client
 
 
 def _word(text: str, limit: int) -> str:
