@@ -5,6 +5,7 @@ Servers listen on unix sockets in temporary directories, so that test runs never
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -58,9 +59,10 @@ def orphans() -> Iterator[None]:
     yield
     children.become_subreaper(False)
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                os.waitpid(int(pid), os.WNOHANG)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile has no children
+            for pid in (task / "children").read_text().split():
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                    os.waitpid(int(pid), os.WNOHANG)
 
 
 def _short_directory(prefix: str) -> Path:
