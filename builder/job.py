@@ -23,6 +23,7 @@ from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
 from foundation.errors import Conflict, DavitError, NotFound
 from foundation.settings import settings
 from slugs import osvcommand
+from slugs.store import WARN_FROM, size_warning
 from state import builds, config, isolations, releases
 from state.db import snapshot, transaction
 from state.models import Account, App, Build, Formation, Release, Slug
@@ -30,8 +31,6 @@ from state.models import Account, App, Build, Formation, Release, Slug
 log = logging.getLogger("builder")
 
 STACK_TITLES = {"davit-13": "Davit-13"}
-SLUG_LIMIT = 1 << 30
-SLUG_WARNING = 300 << 20
 LOOK_SECONDS = 1.0
 """How often a running build is asked whether it is to be given up."""
 DRAIN_SECONDS = 2.0
@@ -105,15 +104,21 @@ class BuildJob:
         row: the build.
         app: its app.
         open: how a sandbox is opened.
+        warn_from: bytes from which the pusher is told that the slug is large.
     """
 
     def __init__(
-        self, row: Build, app: App, *, open: Callable[[str, str, str], AbstractContextManager[Sandbox]] = open_sandbox
+        self,
+        row: Build,
+        app: App,
+        *,
+        open: Callable[[str, str, str], AbstractContextManager[Sandbox]] = open_sandbox,
+        warn_from: int = WARN_FROM,
     ) -> None:
         self.id = row.id
         self.row = row
         self.app = app
-        self._open = open
+        self._open, self._warn_from = open, warn_from
         self._output = Output(row.id)
         self._steps = Steps()
 
@@ -271,14 +276,9 @@ class BuildJob:
         self._steps.done("report")
         sealed = sandbox.seal()
         self._steps.done("seal")
-        if sealed.size > SLUG_LIMIT:
-            raise BuildFailed(
-                f"The slug is {size(sealed.size)}, and {size(SLUG_LIMIT)} is the most it may be. "
-                "Name what the app does not need to run in .slugignore, or keep it elsewhere."
-            )
         self._output.indented(f"Done: {size(sealed.size)}")
-        if sealed.size > SLUG_WARNING:
-            self._output.warning(f"The slug is larger than {size(SLUG_WARNING)}; such apps start and deploy slowly.")
+        if warning := size_warning(sealed.size, self._warn_from):
+            self._output.warning(warning)
         return sealed
 
     def _release(self, result: Result, sealed: Sealed) -> str:

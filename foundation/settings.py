@@ -83,6 +83,7 @@ class Settings:
     build_timeout: int = _setting("DAVIT_BUILD_TIMEOUT", "1500", "seconds that a build may take")
     build_memory: int = _setting("DAVIT_BUILD_MEMORY", "2048", "MiB of memory that a build may use")
     build_disk: int = _setting("DAVIT_BUILD_DISK", "8192", "MiB of disk that a build may use")
+    slug_limit: int = _setting("DAVIT_SLUG_LIMIT", "1024", "MiB that a slug may have, compressed")
     boot_timeout: int = _setting(
         "DAVIT_BOOT_TIMEOUT", "60", "seconds that a web dyno has to listen on $PORT; longer for apps that are slow to start"
     )
@@ -131,8 +132,8 @@ class Settings:
 
 
 _NUMBERS = (
-    "build_timeout", "build_memory", "build_disk", "boot_timeout", "push_limit", "releases_kept", "web_threads", "rate_limit",
-    "sleep_after",
+    "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "releases_kept", "web_threads",
+    "rate_limit", "sleep_after",
 )  # fmt: skip
 
 

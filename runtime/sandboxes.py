@@ -69,7 +69,7 @@ class Sandboxes:
     def __init__(self, driver: Starter, images: BuildImages, settings: Settings, user: Callable[[int], int]) -> None:
         self.user = user
         self.driver, self.images, self.settings = driver, images, settings
-        self.store = Store(settings.home / "slugs")
+        self.store = Store(settings.home / "slugs", settings.slug_limit * MIB)
         self.sandboxes: dict[str, Sandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads = asyncio.Semaphore(1)
@@ -142,7 +142,7 @@ class Sandboxes:
         try:
             self._check_written(sandbox)
             target.parent.mkdir(parents=True, exist_ok=True)
-            image.seal(Path(f"/proc/self/fd/{tree}"), target, user=self.user(sandbox.dyno.slot))
+            image.seal(Path(f"/proc/self/fd/{tree}"), target, user=self.user(sandbox.dyno.slot), limit=self.store.largest)
             stored = self.store.put(target)
         except OSError as error:
             raise (DiskFull("the slug could not be stored") if error.errno in NO_ROOM else error) from error

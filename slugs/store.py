@@ -57,13 +57,13 @@ class StoredSlug:
     size: int
 
 
-def size_warning(size: int) -> str | None:
-    """What to tell the pusher about a slug of ``size`` bytes; None when it is of usual size."""
-    if size < WARN_FROM:
+def size_warning(size: int, warn_from: int = WARN_FROM) -> str | None:
+    """What to tell the pusher about a slug of ``size`` bytes; None when it is of usual size, less than ``warn_from``."""
+    if size < warn_from:
         return None
     return (
-        f"Warning: the slug is {size / (1 << 20):.0f} MB, which makes deploys slow. It may be {LARGEST >> 20} MB at the most; "
-        ".slugignore leaves out files that the app does not need when it runs."
+        f"The slug is {size / (1 << 20):.0f} MB, which makes deploys and starts slow;"
+        " .slugignore leaves out files that the app does not need when it runs."
     )
 
 
@@ -72,10 +72,11 @@ class Store:
 
     Args:
         root: the directory; made when it is not there.
+        largest: bytes that a slug put here may have.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, largest: int = LARGEST) -> None:
+        self.root, self.largest = root, largest
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def put(self, image: Path) -> StoredSlug:
@@ -89,8 +90,8 @@ class Store:
             SealFailed: it is no slug image.
         """
         size = image.stat().st_size
-        if size > LARGEST:
-            raise SlugTooLarge(too_large(LARGEST))
+        if size > self.largest:
+            raise SlugTooLarge(too_large(self.largest))
         form = format_of(image)
         if form is None:
             raise SealFailed("What is to be stored is not a sealed image.")

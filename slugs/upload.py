@@ -44,7 +44,7 @@ def seal_tarball(tarball: int, store: Store, limit: int) -> StoredSlug:
         if user is not None:
             os.chown(tree, user, user)
         _unpack(tarball, tree, user, limit)
-        image.seal(tree, sealed, user=user)
+        image.seal(tree, sealed, user=user, limit=store.largest)
         return store.put(sealed)
     finally:
         shutil.rmtree(work, ignore_errors=True)

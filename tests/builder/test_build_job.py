@@ -24,6 +24,7 @@ from state import accounts, apps, builds, config, db, notify, releases, vault
 from state.models import Account, App, Build, Release, Slug
 from tests.builder.building import LocalSandbox, build_root
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 PACK = {"detect": "echo Test", "compile": "echo compiled", "release": "echo 'default_process_types: {web: serve, worker: work}'"}
 
@@ -90,7 +91,7 @@ class Pushed:
         assert row
         return row
 
-    def run(self, build_id: str, *, program: tuple[str, ...] | None = None, sandbox: type[LocalSandbox] = LocalSandbox) -> str:
+    def run(self, build_id: str, *, program: tuple[str, ...] | None = None, sandbox: type[LocalSandbox] = LocalSandbox, **more: int) -> str:
         """Work the build as the worker does; returns what it printed."""
 
         @contextmanager
@@ -107,7 +108,7 @@ class Pushed:
         assert row and app
         with queue.held(build_id) as free:
             assert free
-            job.BuildJob(row, app, open=opened).run()
+            job.BuildJob(row, app, open=opened, **more).run()
         return self.output(build_id)
 
     def output(self, build_id: str) -> str:
@@ -170,6 +171,13 @@ def test_buildpack_url_names_no_directory_of_the_host_not_even_for_an_administra
     printed = pushed.run(build_id)
     assert "is a directory of the host: only an administrator may choose it, as the app's buildpack" in printed
     assert pushed.row(build_id).status == "failed" and "compiled" not in printed
+
+
+@pytest.mark.row("slug-large")
+def test_a_large_slug_draws_a_warning_and_is_released(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    printed = pushed.run(pushed.build(pushed.commit(Procfile="web: mine\n")), warn_from=1 << 20)
+    assert_says("slug-large", printed)
+    assert "!     The slug is 1 MB" in printed and "deployed to Davit" in printed
 
 
 def test_a_build_becomes_a_release_and_then_the_ref_moves(pushed: Pushed, runtime: Callable[..., None]) -> None:

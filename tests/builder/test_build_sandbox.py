@@ -14,6 +14,7 @@ from builder import job
 from foundation.settings import settings
 from tests.builder.test_build_job import PACK, Pushed, davit
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 STACKS = Path(os.environ.get("DAVIT_STACKS") or "/var/cache/davit/stacks")
@@ -106,3 +107,15 @@ def test_the_cache_of_a_failed_build_is_not_kept(sandboxed: Pushed, monkeypatch:
     _, printed = build(sandboxed, compile='ls -A "$2"; echo "end of cache"; exit 1')
     assert "Test app detected\nend of cache" in printed
     assert not list((settings().home / "caches").glob("*"))
+
+
+@pytest.mark.row("slug-too-large")
+def test_a_slug_beyond_the_limit_is_refused_and_nothing_of_it_stays(
+    davit: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("DAVIT_SLUG_LIMIT", "1")
+    sandboxed = request.getfixturevalue("sandboxed")
+    failure, printed = build(sandboxed, compile='head -c 3000000 /dev/urandom > "$1/big"')
+    assert_says("slug-too-large", failure)
+    assert "larger than 1 MB" in printed and "nothing was changed" in printed
+    assert not [path for path in (davit / "slugs").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20], "nothing is left"

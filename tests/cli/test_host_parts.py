@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.host import doctor, environment, home, logfiles, procfile, record, registries, status
+from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status
 from cli.host.processes import Identity
 from cli.main import COMMANDS, cli
 from foundation.settings import Address, from_environment
+from tests.e2e.errors_page import assert_says
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -82,9 +84,35 @@ def test_the_home_and_all_in_it_is_private(davit_home: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
 
 
+@pytest.mark.row("home-too-long")
 def test_a_home_whose_sockets_would_have_too_long_names_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(home.HomeError, match="too long"):
+    with pytest.raises(home.HomeError) as refused:
         home.make_directories(tmp_path / ("x" * 60) / ("y" * 40))
+    assert_says("home-too-long", refused.value.message)
+
+
+@pytest.mark.row("not-answering")
+def test_a_process_that_does_not_come_up_is_named_with_its_last_words(davit_home: Path) -> None:
+    home.make_directories(davit_home / "davit")
+    (davit_home / "davit" / "log" / "router.log").write_text("haproxy: cannot bind\n")
+    with pytest.raises(ready.NotReady) as waited:
+        ready.wait(["router"], settings_of(davit_home / "davit"), patience=0)
+    assert_says("not-answering", waited.value.message)
+    assert "router process" in waited.value.message and "cannot bind" in waited.value.message
+
+
+# ---- the checkout
+
+
+@pytest.mark.row("not-set-up")
+def test_a_checkout_without_its_python_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    shutil.copy(CHECKOUT / "bin" / "davit", tmp_path / "bin" / "davit")
+    (tmp_path / "linked").symlink_to(tmp_path / "bin" / "davit")
+    refused = subprocess.run([tmp_path / "linked", "up"], capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert_says("not-set-up", refused.stderr)
+    assert f"in {tmp_path}" in refused.stderr
 
 
 def test_a_home_that_is_a_file_is_refused_with_a_sentence(davit_home: Path) -> None:

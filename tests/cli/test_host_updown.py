@@ -14,6 +14,7 @@ import pytest
 
 from cli.host.processes import Identity
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 from tests.leftovers import INSTANCES
 from tests.ports import free_port
 
@@ -65,6 +66,7 @@ def host(davit_home: Path) -> Iterator[Host]:
         assert stopped.returncode == 0, stopped.stderr
 
 
+@pytest.mark.row("running-already")
 def test_up_starts_everything_and_down_leaves_nothing(host: Host, leftovers: Callable[..., list[str]]) -> None:
     assert host.whole()
     pids = [int(line) for line in host.davit("status", "--pids").stdout.split()]
@@ -72,7 +74,7 @@ def test_up_starts_everything_and_down_leaves_nothing(host: Host, leftovers: Cal
     claims = [path for path in INSTANCES.iterdir() if path.name.isdigit()]
     numbers = [path for path in claims if path.read_text() == str(host.home)]
     assert len(numbers) == 1
-    assert host.davit("up", "--detach").stdout.startswith("Davit is already running")
+    assert_says("running-already", host.davit("up", "--detach").stdout)
 
     assert host.davit("down").returncode == 0
     assert leftovers(host.home, f"davit{numbers[0].name}", patience=5) == []
@@ -124,17 +126,21 @@ def test_down_keeps_apps_when_asked(host: Host) -> None:
     assert host.identity("haproxy") == proxy
 
 
+@pytest.mark.row("address-taken")
 def test_up_says_which_address_is_taken(host: Host, tmp_path: Path) -> None:
     other = {**host.environment, "DAVIT_HOME": f"{host.home}/o"}
     refused = subprocess.run([CHECKOUT / "bin/davit", "up", "--detach"], env=other, capture_output=True, text=True)
     assert refused.returncode == 1
     assert f"{host.environment['DAVIT_API']} cannot be used: address already in use." in refused.stderr
+    assert_says("address-taken", refused.stderr)
     assert "DAVIT_API=HOST:PORT" in refused.stderr
     assert not Path(f"{host.home}/o").exists()
 
 
+@pytest.mark.row("not-root")
 def test_only_root_may_start_it() -> None:
     # In a user namespace without a mapping nobody is root, and the checkout can still be read.
     refused = subprocess.run(["unshare", "--user", CHECKOUT / "bin/davit", "up"], capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr.startswith("Error: `davit up` must run as root") and refused.stderr.count("\n") == 1
+    assert_says("not-root", refused.stderr)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from logs.frames import frame
 from logs.resp import Client
 from logs.stream import Line
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 AT = datetime(2012, 11, 30, 6, 45, 29, tzinfo=timezone.utc)
 
@@ -132,6 +136,7 @@ def test_an_https_drain_gets_every_line_once_and_in_order(run: Run, client: Clie
     assert len({one["Logplex-Frame-Id"] for one, _ in receiver.requests}) == len(receiver.requests)
 
 
+@pytest.mark.row("drain-unreachable")
 def test_a_frame_that_was_not_taken_comes_again_with_the_same_id(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     receiver.statuses = [500, 429, 503]
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
@@ -142,8 +147,31 @@ def test_a_frame_that_was_not_taken_comes_again_with_the_same_id(run: Run, clien
     assert len({headers["Logplex-Frame-Id"] for headers in attempts}) == 1 and receiver.taken().count("precious") == 1
     complaint = [line.text for _, line in stream.recent(client, app_id, 10)][1]
     assert complaint.startswith("Error L13 (local delivery error): d.1: http://127.0.0.1") and "status 500" in complaint
+    assert_says("drain-unreachable", complaint)
 
 
+@pytest.mark.row("drain-certificate")
+def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing_and_the_apps_log_says_so(
+    run: Run, client: Client, app_id: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    files = ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "chain.pem"]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *files]
+    subprocess.run(words, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "chain.pem", tmp_path / "key.pem")
+    receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
+    run(Drain(f"drain-{app_id}", app_id, "d.1", f"https://127.0.0.1:{receiver.port}/"))
+    say(client, app_id, "precious")
+
+    def complaints() -> list[str]:
+        return [line.text for _, line in stream.recent(client, app_id, 10) if "L14" in line.text]
+
+    wait_until(complaints, "the complaint")
+    assert_says("drain-certificate", complaints()[0])
+    assert not receiver.requests
+
+
+@pytest.mark.row("drain-overflow")
 def test_what_is_refused_for_good_is_given_up_and_counted(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     receiver.statuses = [400]
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
@@ -152,6 +180,7 @@ def test_what_is_refused_for_good_is_given_up_and_counted(run: Run, client: Clie
     say(client, app_id, "next")
     wait_until(lambda: "next" in receiver.taken(), "the next line's arrival")
     assert any(re.match(r"Error L10 \(output buffer overflow\): \d+ messages dropped since ", text) for text in receiver.taken())
+    assert_says("drain-overflow", "\n".join(receiver.taken()))
 
 
 def test_lines_that_find_no_room_are_counted(client: Client, app_id: str, receiver: Receiver) -> None:

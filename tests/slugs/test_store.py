@@ -94,6 +94,14 @@ def test_only_images_are_stored(store: Store, tmp_path: Path) -> None:
     assert store.stored() == []
 
 
+def test_a_store_takes_what_its_own_limit_allows(tmp_path: Path) -> None:
+    image = an_image(tmp_path)
+    size = image.stat().st_size
+    with pytest.raises(SlugTooLarge, match=r"\.slugignore"):
+        Store(tmp_path / "slugs", size - 1).put(image)
+    assert Store(tmp_path / "slugs", size).put(image).size == size
+
+
 @pytest.mark.parametrize("digest", ["", "sha256:" + "0" * 64, "../../etc/passwd", "sha256:../x", "sha256:" + "A" * 64, "0" * 64])
 def test_an_unknown_slug_is_missing_whatever_its_name(store: Store, digest: str) -> None:
     with pytest.raises(SlugMissing):
@@ -195,6 +203,7 @@ def test_a_kill_in_the_middle_leaves_only_whole_slugs(store: Store, tmp_path: Pa
 def test_a_large_slug_draws_a_warning() -> None:
     assert size_warning((300 << 20) - 1) is None
     assert "301 MB" in (size_warning(301 << 20) or "")
+    assert size_warning(1 << 20, warn_from=2 << 20) is None and "2 MB" in (size_warning(2 << 20, warn_from=2 << 20) or "")
 
 
 class StoreAsASet(RuleBasedStateMachine):
