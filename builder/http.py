@@ -23,7 +23,7 @@ from dulwich.protocol import pkt_line
 from builder import git
 from builder.platform import Davit, Platform, Pusher, Target
 from builder.receive import PusherGone, ReceivePack
-from builder.repositories import Repositories
+from builder.repositories import Bounds, Repositories
 from foundation.errors import BadRequest, DavitError, NotFound, Unauthorized
 from foundation.settings import Settings, settings
 
@@ -316,4 +316,4 @@ class Body:
 def application(otherwise: Application | None = None, configuration: Settings | None = None) -> HttpDoor:
     """The door for this process's Davit, in front of another WSGI application."""
     chosen = configuration or settings()
-    return HttpDoor(Repositories(chosen.home / "repos"), Davit(), chosen.push_limit << 20, otherwise)
+    return HttpDoor(Repositories(chosen.home / "repos", Bounds.of(chosen)), Davit(), chosen.push_limit << 20, otherwise)

@@ -56,6 +56,14 @@ class PackTooLarge(PackRefused):
     id, status = "push_too_large", 413
 
 
+class RepositoryFull(PackRefused):
+    id, status = "repository_full", 413
+
+
+class TooManyRefs(PackRefused):
+    id = "too_many_refs"
+
+
 @dataclass(frozen=True)
 class Move:
     """A ref's way from one object id to another (40 zeros: none); all bytes, as git names them."""
@@ -317,6 +325,25 @@ def too_large(limit: int) -> PackTooLarge:
         f"Your push is larger than the {size} that this Davit takes at once. Leave large files out of git, "
         "or ask its owner to raise DAVIT_PUSH_LIMIT.",
         "larger than the limit",
+    )
+
+
+def repository_full(limit: int) -> RepositoryFull:
+    """The refusal of a push for which an app's repository of at most ``limit`` bytes has no room."""
+    return RepositoryFull(
+        f"With your push the app's repository would be larger than the {limit >> 20} MiB that this Davit keeps for an app. "
+        "Delete branches and tags that you do not need (git push davit --delete NAME), or ask its owner to raise "
+        "DAVIT_REPOSITORY_LIMIT.",
+        "the repository is full",
+    )
+
+
+def too_many_refs(count: int, limit: int) -> TooManyRefs:
+    """The refusal of a push after which an app would have ``count`` refs of at most ``limit``."""
+    return TooManyRefs(
+        f"With your push the app would have {count} branches and tags; this Davit keeps {limit} for an app. Push fewer, delete "
+        "some (git push davit --delete NAME), or ask its owner to raise DAVIT_REPOSITORY_REFS.",
+        "too many refs",
     )
 
 

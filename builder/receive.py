@@ -23,7 +23,17 @@ from dulwich.repo import Repo
 from dulwich.server import Backend, BackendRepo, ReceivePackHandler
 
 from builder.platform import Outcome, Platform, Pusher, Target
-from builder.quarantine import ZERO, Move, PackRefused, Quarantine, no_room, shallow_roots, too_large
+from builder.quarantine import (
+    ZERO,
+    Move,
+    PackRefused,
+    PackTooLarge,
+    Quarantine,
+    no_room,
+    repository_full,
+    shallow_roots,
+    too_large,
+)
 from builder.repositories import DEPLOYED, HIDDEN, FetchFirst, Repositories
 from foundation.errors import NO_ROOM, DavitError
 
@@ -264,9 +274,11 @@ class ReceivePack(ReceivePackHandler):
         wanted = [] if atomic and results else [*([made.deploy] if made.deploy else []), *made.others]
         unpacked = b"ok"
         try:
+            self.repositories.check_refs(self.target.app_id, wanted)
+            room = self.repositories.room(self.target.app_id) if wanted and sends_pack else 0
             with _room_or_refusal(), self.repositories.receiving(self.target.app_id) as quarantine:
                 if wanted and sends_pack:
-                    self._take_pack(quarantine, roots)
+                    self._take_pack(quarantine, roots, room)
                     sends_pack = False
                 results.update(self._decide(quarantine, made, wanted, atomic=atomic))
         except PackRefused as error:
@@ -278,12 +290,17 @@ class ReceivePack(ReceivePackHandler):
             self.incoming.drain()
         self.repositories.tidy(self.target.app_id)
 
-    def _take_pack(self, quarantine: Quarantine, roots: list[bytes]) -> None:
+    def _take_pack(self, quarantine: Quarantine, roots: list[bytes], room: int) -> None:
         declared = self.incoming.declared
         if declared is not None and declared > self.limit + (1 << 20):
             raise too_large(self.limit)
         quarantine.note_shallow(roots)
-        quarantine.index(self.incoming.pack(), self.limit, self._keep_alive)
+        try:
+            quarantine.index(self.incoming.pack(), min(self.limit, room), self._keep_alive)
+        except PackTooLarge:
+            if room < self.limit:
+                raise repository_full(self.repositories.bounds.size) from None
+            raise
 
     def _decide(self, quarantine: Quarantine, made: Plan, wanted: list[Move], *, atomic: bool) -> dict[bytes, bytes]:
         """Each wanted ref's line in the report."""

@@ -22,10 +22,10 @@ from pathlib import Path
 from dulwich.repo import Repo
 
 from builder import git
-from builder.quarantine import ZERO, Move, Quarantine
+from builder.quarantine import ZERO, Move, Quarantine, repository_full, too_many_refs
 from foundation import clock
 from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
-from foundation.settings import settings
+from foundation.settings import Settings, settings
 
 log = logging.getLogger("builder.repositories")
 
@@ -37,6 +37,10 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """The tree without a file; git knows it without having it."""
 PACKS = 20
 """Packs that a repository may have before they are put together."""
+LOOSE_REFS = 50
+"""Refs in files of their own that a repository may have before they are put into one."""
+STALE_LOCK_SECONDS = 60
+"""Age at which the lock of the file of refs is a killed process's: writing it takes milliseconds."""
 SUBMODULES = 200
 """Submodules that an app may have."""
 
@@ -55,6 +59,24 @@ class FetchFirst(Conflict):
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What the repository of one app may have.
+
+    Attributes:
+        size: bytes on disk, with what waits for a build.
+        refs: branches, tags and others.
+    """
+
+    size: int = 4 << 30
+    refs: int = 2000
+
+    @classmethod
+    def of(cls, settings: Settings) -> Bounds:
+        """Those of a Davit."""
+        return cls(settings.repository_limit << 20, settings.repository_refs)
+
+
+@dataclass(frozen=True)
 class Submodule:
     """A submodule as a commit names it: hostile in every part but its shape."""
 
@@ -68,10 +90,11 @@ class Repositories:
 
     Args:
         root: ``DAVIT_HOME/repos``; made when it is missing.
+        bounds: of each.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, bounds: Bounds = Bounds()) -> None:
+        self.root, self.bounds = root, bounds
         self.incoming = root / "incoming"
         self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -110,22 +133,44 @@ class Repositories:
 
     def size(self, app_id: str) -> int:
         """Bytes that the app's repository takes on disk."""
-        total = 0
-        for file in self.path(app_id).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a push or a repack goes on meanwhile
-                total += file.lstat().st_blocks * 512
-        return total
+        return _size([self.path(app_id)])
+
+    def room(self, app_id: str) -> int:
+        """Bytes that the app's repository may still grow by; what waits for a build counts.
+
+        Raises:
+            RepositoryFull: none.
+        """
+        for again in (True, False):
+            room = self.bounds.size - _size([self.path(app_id), *(quarantine.path for quarantine in self._quarantines(app_id))])
+            if room > 0:
+                return room
+            if again:
+                self.tidy(app_id)
+        raise repository_full(self.bounds.size)
+
+    def check_refs(self, app_id: str, moves: Sequence[Move]) -> None:
+        """Whether the app may have the refs that ``moves`` make; who makes none may always push.
+
+        Raises:
+            TooManyRefs: it would have too many.
+        """
+        there = self.refs(app_id).keys()
+        made = {move.ref for move in moves if move.new != ZERO} - there
+        after = len(made | there) - len({move.ref for move in moves if move.new == ZERO} & there)
+        if made and after > self.bounds.refs:
+            raise too_many_refs(after, self.bounds.refs)
 
     def refs(self, app_id: str) -> dict[bytes, bytes]:
         """Every ref that a client may see, and its object id."""
-        with contextlib.closing(Repo(str(self.ensure(app_id)))) as repo:
+        with self._reading_refs(app_id) as repo:
             found = repo.refs.as_dict(b"refs")  # type: ignore[arg-type]
         named = {b"refs/" + bytes(name): bytes(sha) for name, sha in found.items()}
         return {name: sha for name, sha in named.items() if not name.startswith(HIDDEN)}
 
     def current(self, app_id: str, ref: bytes) -> bytes:
         """What ``ref`` points at; 40 zeros when it does not exist."""
-        with contextlib.closing(Repo(str(self.ensure(app_id)))) as repo:
+        with self._reading_refs(app_id) as repo:
             try:
                 return bytes(repo.refs[ref])  # type: ignore[index]
             except KeyError:
@@ -353,10 +398,12 @@ class Repositories:
                 log.warning("a released branch could not be moved", extra={"app": app_id, "why": error.message})
 
     def tidy(self, app_id: str) -> None:
-        """Put packs together when there are many, and drop what no ref reaches any more; cheap when there is nothing to do."""
+        """Put packs (and refs) together when there are many, and drop what no ref reaches any more; cheap when there is
+        nothing to do."""
         repository = self.path(app_id)
         env = git.environment(repository)
         try:
+            self._pack_refs(app_id, repository, env)
             garbage = repository / "davit-garbage"
             if garbage.exists():
                 with self._locked(app_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -372,6 +419,23 @@ class Repositories:
         except DavitError as error:
             log.warning("a repository could not be tidied", extra={"app": app_id, "why": error.message})
 
+    def _pack_refs(self, app_id: str, repository: Path, env: dict[str, str]) -> None:
+        lock = repository / "packed-refs.lock"
+        with contextlib.suppress(FileNotFoundError):
+            if lock.stat().st_mtime < clock.now().timestamp() - STALE_LOCK_SECONDS:
+                lock.unlink()
+        if sum(len(files) for _, _, files in os.walk(repository / "refs")) > LOOSE_REFS:
+            with self._locked(app_id, fcntl.LOCK_EX, name="davit-refs.lock"):
+                git.run(env, "pack-refs", "--all")
+
+    @contextlib.contextmanager
+    def _reading_refs(self, app_id: str) -> Iterator[Repo]:
+        """The repository while no ref moves from its own file into the common one: dulwich, which reads both in turn, could
+        find it in neither."""
+        path = self.ensure(app_id)
+        with self._locked(app_id, fcntl.LOCK_SH, name="davit-refs.lock"), contextlib.closing(Repo(str(path))) as repo:
+            yield repo
+
     def _mark_garbage(self, app_id: str) -> None:
         (self.path(app_id) / "davit-garbage").touch()
 
@@ -382,14 +446,25 @@ class Repositories:
         return found
 
     @contextlib.contextmanager
-    def _locked(self, app_id: str, how: int) -> Iterator[None]:
+    def _locked(self, app_id: str, how: int, *, name: str = "davit.lock") -> Iterator[None]:
         """Hold the repository: shared to bring something in, exclusively to throw something away."""
-        fd = os.open(self.path(app_id) / "davit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path(app_id) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, how)
             yield
         finally:
             os.close(fd)
+
+
+def _size(directories: Sequence[Path]) -> int:
+    """Bytes that the files below take on disk, each counted once however many names it has."""
+    sizes = {}
+    for directory in directories:
+        for file in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a push or a repack goes on meanwhile
+                found = file.lstat()
+                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())
 
 
 def _transaction_line(move: Move) -> bytes:
@@ -420,7 +495,7 @@ def _check_submodule(path: str, url: str) -> None:
 
 def repositories() -> Repositories:
     """The repositories of this process's Davit."""
-    return Repositories(settings().home / "repos")
+    return Repositories(settings().home / "repos", Bounds.of(settings()))
 
 
 def archive(app_id: str, commit: str, build_id: str | None = None) -> subprocess.Popen[bytes]:

@@ -30,7 +30,7 @@ from dulwich.protocol import pkt_line
 from builder import git
 from builder.platform import Davit, Platform, Pusher, Target
 from builder.receive import PusherGone, ReceivePack
-from builder.repositories import Repositories
+from builder.repositories import Bounds, Repositories
 from foundation import journal
 from foundation.errors import BadRequest, DavitError
 from foundation.settings import Address, Settings, settings
@@ -424,7 +424,7 @@ def main(configuration: Settings | None = None) -> None:
     chosen = configuration or settings()
     _make_host_key_apart(chosen.home / "keys" / "ssh_host_ed25519")
     platform = Davit()
-    repositories = Repositories(chosen.home / "repos")
+    repositories = Repositories(chosen.home / "repos", Bounds.of(chosen))
     threading.Thread(target=_keep_house, args=(repositories, platform), daemon=True).start()
     door = SshDoor(repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads)
     asyncio.run(serve(door, chosen.ssh))

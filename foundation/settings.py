@@ -88,6 +88,8 @@ class Settings:
         "DAVIT_BOOT_TIMEOUT", "60", "seconds that a web dyno has to listen on $PORT; longer for apps that are slow to start"
     )
     push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
+    repository_limit: int = _setting("DAVIT_REPOSITORY_LIMIT", "4096", "MiB that the git repository of one app may take")
+    repository_refs: int = _setting("DAVIT_REPOSITORY_REFS", "2000", "branches and tags that one app's git repository may have")
     releases_kept: int = _setting(
         "DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected"
     )
@@ -132,8 +134,8 @@ class Settings:
 
 
 _NUMBERS = (
-    "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "releases_kept", "web_threads",
-    "rate_limit", "sleep_after",
+    "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "repository_limit",
+    "repository_refs", "releases_kept", "web_threads", "rate_limit", "sleep_after",
 )  # fmt: skip
 
 

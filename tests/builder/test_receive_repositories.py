@@ -262,3 +262,23 @@ def test_plan_sorts_a_push() -> None:
     assert [move.ref for move in made.others] == [b"refs/heads/master", b"refs/heads/x"]
     assert set(made.refused) == {b"refs/davit/x", b"HEAD", b"refs/heads/live"}
     assert len(made.sentences) == 3
+
+
+def test_many_refs_are_put_into_one_file(copy: Copy) -> None:
+    commit = copy.commit(a="a")
+    copy.bring(commit, "b1")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), commit, "b1")
+    names = {b"refs/tags/%d" % number for number in range(repositories.LOOSE_REFS + 1)}
+    with copy.repositories.receiving(APP) as quarantine:
+        moved = copy.repositories.store(APP, quarantine, [Move(name, ZERO, commit.encode()) for name in names], atomic=False)
+    assert all(moved.values())
+    stale = copy.repositories.path(APP) / "packed-refs.lock"
+    stale.touch()
+    os.utime(stale, (0, 0))  # left by a process that was killed
+    copy.repositories.tidy(APP)
+    assert [file for file in (copy.repositories.path(APP) / "refs").rglob("*") if file.is_file()] == []
+    assert copy.repositories.refs(APP).keys() == {*names, b"refs/heads/main"}
+    assert copy.current() == commit
+    with copy.repositories.receiving(APP) as quarantine:
+        assert all(copy.repositories.store(APP, quarantine, [Move(b"refs/tags/0", commit.encode(), ZERO)], atomic=False).values())
+    assert b"refs/tags/0" not in copy.repositories.refs(APP)

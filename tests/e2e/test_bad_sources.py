@@ -144,6 +144,31 @@ def test_a_push_that_is_too_large_is_refused_before_it_is_built(serving: App) ->
     serving.assert_serves("first")
 
 
+@pytest.mark.row("too-many-refs")
+def test_a_push_of_more_branches_than_an_app_may_have_is_refused(fresh: App) -> None:
+    fresh.commit(TINY)
+    many = [f"HEAD:refs/heads/topic-{number}" for number in range(41)]
+    push = fresh.push(*many)
+    assert push.status == 1 and "too many refs" in push.output
+    assert_says("too-many-refs", push.output)
+    assert fresh.push(*many[:40]).accepted
+    assert not fresh.push("HEAD:refs/heads/one-more").accepted
+    assert fresh.push(":refs/heads/topic-0", "HEAD:refs/heads/one-more").accepted
+
+
+@pytest.mark.row("repository-full")
+def test_a_push_beyond_what_an_apps_repository_may_take_is_refused_until_there_is_room(fresh: App) -> None:
+    fresh.commit({**TINY, "big": os.urandom(16 << 20)})
+    assert fresh.push("HEAD:refs/heads/first").accepted
+    fresh.git("checkout", "-q", "--orphan", "other")
+    fresh.commit({**TINY, "big": os.urandom(16 << 20)})
+    push = fresh.push("HEAD:refs/heads/second")
+    assert push.status == 1 and "repository is full" in push.output
+    assert_says("repository-full", push.output)
+    assert fresh.push(":refs/heads/first").accepted
+    assert fresh.push("HEAD:refs/heads/second").accepted
+
+
 def test_nothing_of_all_this_is_left(strict: Davit, serving: App) -> None:
     serving.cli("apps:destroy", "--confirm", serving.name)
     assert_nothing_left(strict)
