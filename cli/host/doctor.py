@@ -11,13 +11,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cli.host import processes, record, registries
+from cli.host import processes, record, registries, wayout
 from foundation.errors import DavitError
 from foundation.settings import Address, Settings
 
@@ -323,34 +323,57 @@ def check_passage(settings: Settings) -> Iterator[Point]:
     from runtime.instance import Instance
 
     instance = Instance.running(settings)
-    listing = _run(["nft", "-j", "list", "chains"])
-    chains = passage.closed(listing.stdout) if listing is not None and listing.returncode == 0 else []
-    runs = any(entry.name == "runtime" for entry in record.read(settings.run).living())
-    shut = passage.missing(instance) if instance is not None and runs else []
-    for chain in shut:
-        assert instance is not None
-        commands = "; ".join(f"nft add rule {chain} {way} {instance.bridge} accept" for way in ("iifname", "oifname"))
-        found = f"the chain {chain} drops what is forwarded, so builds and dynos have no internet."
-        yield Point("forwarding", "fail", found, f"`{commands}`")
     bridge = instance.bridge if instance is not None else "davit0"
+    closed = list(passage.look(bridge)) if shutil.which("nft") else []
+    pids = [entry.process.pid for entry in record.read(settings.run).living() if entry.name == "runtime" and entry.process]
+    shut = [found for found in closed if not found.open] if instance is not None and pids else []
+    for found in shut:
+        commands = "; ".join(f"nft {command}" for command in found.commands(bridge))
+        message = f"the chain {found.chain} refuses what is forwarded, so builds and dynos have no internet."
+        yield Point("forwarding", "fail", message, f"`{commands}`")
     legacy = _run(["iptables-legacy", "-S", "FORWARD"]) if "filter" in _read("/proc/net/ip_tables_names").split() else None
     lacking = passes_not(legacy.stdout, bridge) if legacy is not None else []
     if lacking:
-        found = "iptables (legacy) drops what is forwarded, so builds and dynos have no internet."
-        yield Point("forwarding", "fail", found, f"`{'; '.join(lacking)}`")
+        message = "iptables (legacy) drops what is forwarded, so builds and dynos have no internet."
+        yield Point("forwarding", "fail", message, f"`{'; '.join(lacking)}`")
     if not shut and not lacking:
-        names = ", ".join(map(str, chains))
-        found = f"Davit opens a way through {names}" if names else "the host drops nothing that is forwarded"
-        yield Point("forwarding", "ok", found)
+        yield way_out(pids if instance is not None else [], bridge, [str(found.chain) for found in closed])
+
+
+def way_out(pids: Sequence[int], bridge: str, opened: Sequence[str]) -> Point:
+    """One connection from a dyno's network, where it can be tried; else what was looked at.
+
+    Args:
+        pids: of the runtime process.
+        opened: chains that would refuse what is forwarded, and in which Davit's own rules let the bridge through.
+    """
+    looked = f"Davit opens a way through {', '.join(opened)}" if opened else "no chain ends in refusing all that is forwarded"
+    if not pids:
+        return Point("forwarding", "ok", f"{looked}; whether packets pass can be tried while Davit runs")
+    namespaces = [namespace for pid in pids for namespace in wayout.networks(pid)]
+    called = wayout.target(url for _, url in registries.urls(os.environ)) if namespaces else None
+    if called is None:
+        return Point("forwarding", "ok", f"{looked}; not tried, as nothing public answers this host directly")
+    if wayout.passes(called, namespaces):
+        return Point("forwarding", "ok", f"{looked}; a connection from a dyno's network to {called.host} came about")
+    return Point(
+        "forwarding", "warn",
+        f"this host reaches {called.host} ({called.address}), a dyno's network does not, though {looked}.",
+        f"`nft list ruleset` and `iptables-save` show what refuses it: let pass what comes from and goes to {bridge}.",
+    )  # fmt: skip
 
 
 def passes_not(listing: str, bridge: str) -> list[str]:
-    """The commands that let a bridge through what ``iptables-legacy -S FORWARD`` shows; none when nothing is dropped."""
-    lines = listing.splitlines()
-    if "-P FORWARD DROP" not in lines:
+    """The commands that let a bridge through what ``iptables-legacy -S FORWARD`` shows; none when nothing is refused."""
+    rules = [line.removeprefix("-A ") for line in listing.splitlines() if line.startswith("-A FORWARD ")]
+    last = next((number for number, rule in enumerate(rules) if re.match(r"FORWARD -j (DROP|REJECT)\b", rule)), None)
+    if last is None and "-P FORWARD DROP" not in listing.splitlines():
         return []
     wanted = (f"FORWARD -i {bridge} -j ACCEPT", f"FORWARD -o {bridge} -j ACCEPT")
-    return [f"iptables-legacy -A {rule}" for rule in wanted if f"-A {rule}" not in lines]
+    lacking = [rule for rule in wanted if rule not in rules[:last]]
+    if last is None:
+        return [f"iptables-legacy -A {rule}" for rule in lacking]
+    return [f"iptables-legacy -I {rule.replace('FORWARD', f'FORWARD {last + 1}', 1)}" for rule in lacking]
 
 
 def check_proxies(settings: Settings) -> Iterator[Point]:
