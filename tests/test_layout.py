@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import DavitError
+from router.codes import CODES
 from scripts import reference
 
 CHECKOUT = Path(__file__).parents[1]
@@ -62,6 +63,13 @@ def test_imports_only_go_down(room: str) -> None:
 def test_the_settings_page_lists_what_the_code_reads() -> None:
     page = (CHECKOUT / "docs" / "settings.md").read_text()
     assert page == reference.with_generated(page, reference.settings_table()), "run `make docs`"
+
+
+def test_the_errors_page_explains_every_code_that_an_apps_log_can_have() -> None:
+    assert reference.written_codes().keys() == reference.REMEDIES.keys()
+    assert all(code.developer for code in CODES.values())
+    page = (CHECKOUT / "docs" / "errors.md").read_text()
+    assert page == reference.with_generated(page, reference.codes_tables()), "run `make docs`"
 
 
 def _error_classes(base: type[DavitError]) -> Iterator[type[DavitError]]:

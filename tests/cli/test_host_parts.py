@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -113,6 +115,18 @@ def test_a_checkout_without_its_python_says_what_to_do(tmp_path: Path) -> None:
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert_says("not-set-up", refused.stderr)
     assert f"in {tmp_path}" in refused.stderr
+
+
+def test_the_commands_for_apps_need_only_what_getting_started_installs_on_another_machine() -> None:
+    program = (
+        "import importlib, sys; sys.path.insert(0, sys.argv[1]); from cli.main import COMMANDS\n"
+        "for place in COMMANDS.values(): place.startswith('cli.apps') and importlib.import_module(place.partition(':')[0])\n"
+        "import cli.apps.attached, cli.forwarder\n"
+        "print(*{name.partition('.')[0] for name, module in sys.modules.items() if 'site-packages' in (getattr(module, '__file__', '') or '')})"
+    )
+    found = subprocess.run([sys.executable, "-I", "-c", program, CHECKOUT], capture_output=True, text=True, check=True)
+    installed = re.search(r"pip install -c requirements\.lock (.+)", (CHECKOUT / "docs" / "getting-started.md").read_text())
+    assert installed and {word for word in found.stdout.split() if not word.startswith("_")} - {"h11", "cffi"} <= set(installed[1].split())
 
 
 def test_a_home_that_is_a_file_is_refused_with_a_sentence(davit_home: Path) -> None:
