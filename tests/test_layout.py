@@ -8,11 +8,14 @@ import pkgutil
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from foundation.errors import DavitError
+from foundation.settings import Settings
 from router.codes import CODES
 from scripts import reference
 
@@ -63,6 +66,14 @@ def test_imports_only_go_down(room: str) -> None:
 def test_the_settings_page_lists_what_the_code_reads() -> None:
     page = (CHECKOUT / "docs" / "settings.md").read_text()
     assert page == reference.with_generated(page, reference.settings_table()), "run `make docs`"
+
+
+def test_docker_compose_passes_every_setting_on() -> None:
+    settings = {setting.metadata["variable"] for setting in fields(Settings)}
+    for name, service in yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"].items():
+        given = service["environment"].keys()
+        assert settings <= given, f"docker-compose.yml: {name} lacks {sorted(settings - given)}, which would be ignored silently"
+        assert {word for word in given if word.startswith("DAVIT_")} <= settings
 
 
 def test_the_errors_page_explains_every_code_that_an_apps_log_can_have() -> None:
