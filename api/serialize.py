@@ -212,7 +212,8 @@ def domain(app: App, row: Domain, own: str) -> Json:
         "id": row.id,
         "kind": row.kind,
         "sni_endpoint": {"id": row.sni_endpoint.id, "name": row.sni_endpoint.name} if row.sni_endpoint else None,
-        "status": "none",
+        # the schema: “status of this record's cname”: of the target, which is there as soon as the app is, not of the user's zone
+        "status": "succeeded" if row.kind == "custom" else "none",
         "updated_at": moment(row.updated_at),
     }
 

@@ -169,7 +169,7 @@ def test_a_rollback_to_nothing_is_refused(api: Api) -> None:
 def test_domains_are_added_listed_and_removed(either_api: Api) -> None:
     api = either_api
     added = api.post("/apps/timely/domains", {"hostname": "www.example.com", "sni_endpoint": None})
-    assert (added.status_code, added.json["cname"]) == (201, "timely.localhost")
+    assert (added.status_code, added.json["cname"], added.json["status"]) == (201, "timely.localhost", "succeeded")
     assert {row["hostname"]: row["kind"] for row in api.get("/apps/timely/domains").json} == {
         "timely.localhost": "heroku", "www.example.com": "custom",
     }  # fmt: skip
