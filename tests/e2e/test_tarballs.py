@@ -9,7 +9,7 @@ import time
 
 import httpx
 
-from tests.e2e.world import Davit, tiny
+from tests.e2e.world import App, Davit, eventually, tiny
 
 
 def _tarball(files: dict[str, str], top: str = "project/") -> bytes:
@@ -63,3 +63,34 @@ def test_a_slug_of_ones_own_is_released_without_a_build(davit: Davit) -> None:
             time.sleep(0.2)
     assert release["status"] == "succeeded", release
     app.assert_serves("own")
+
+
+APP_JSON = """
+{
+  "env": {"GREETING": {"value": "well met"}, "SECRET": {"generator": "secret"}, "WANTED": {"required": true}},
+  "formation": {"web": {"quantity": 2}},
+  "scripts": {"postdeploy": "echo $WANTED ${#SECRET} after $DYNO"}
+}
+"""
+
+
+def test_an_app_json_sets_an_app_up(davit: Davit) -> None:
+    with davit.client() as client:
+        blob = client.post("/sources", json={}).json()["source_blob"]
+        data = _tarball({**tiny("set-up"), "app.json": APP_JSON})
+        assert httpx.put(blob["put_url"], content=data, timeout=60, trust_env=False).status_code == 200
+        asked = {"source_blob": {"url": blob["get_url"]}, "overrides": {"env": {"WANTED": "this"}}}
+        made = client.post("/app-setups", json=asked)
+        assert made.status_code == 202, made.text
+        deadline = time.monotonic() + 240
+        while (setup := client.get(f"/app-setups/{made.json()['id']}").json())["status"] == "pending":
+            assert time.monotonic() < deadline, setup
+            time.sleep(0.2)
+        assert setup["status"] == "succeeded", setup
+        config = client.get(f"/apps/{setup['app']['name']}/config-vars").json()
+    assert config["WANTED"] == "this" and config["GREETING"] == "well met" and len(config["SECRET"]) == 64
+    assert setup["postdeploy"] == {"exit_code": 0, "output": setup["postdeploy"]["output"]}
+    assert setup["postdeploy"]["output"].startswith("this 64 after ")
+    app = App(davit, setup["app"]["name"], davit.home)
+    eventually(lambda: sorted(dyno["state"] for dyno in app.dynos() if dyno["type"] == "web") == ["up", "up"], "two dynos")
+    app.assert_serves("set-up well met")
