@@ -198,6 +198,9 @@ def people(app: App) -> None:
         assert "manage" in refused and "forbidden" in refused
         heroku("access:remove", friend)
         assert "find that app" in theirs.refused("apps:info")
+        heroku("access:add", friend)
+        theirs("apps:leave")
+        assert "find that app" in theirs.refused("apps:info")
         assert "no account for nobody@example.com" in heroku.refused("access:add", "nobody@example.com")
         key = app.checkout / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"me@{app.name}", "-f", key], check=True)
@@ -255,6 +258,8 @@ def one_off_dynos(app: App) -> None:
         assert (done.returncode, done.stdout) == (7, "from the slug\n"), done
         assert heroku.start("run", "-x", "--no-tty", "true").stdout == ""
         assert "typed in\n" in heroku.start("run", "--no-tty", "cat", input="typed in\n").stdout
+        inside = heroku.start("run:inside", "web.1", "-x", "--", "sh -c 'echo inside $DYNO; exit 5'", check=False)
+        assert inside.returncode == 5 and "inside web.1" in inside.stdout, inside
         shell = heroku.terminal("run", "bash", rows=33, columns=77)
         shell.expect("$ ", 90)
         shell.type("stty size; echo $DYNO $GREETING; echo 'the' 'end'\n")
@@ -352,7 +357,13 @@ def features_and_transfers(app: App) -> None:
         assert ask(app, f"/features/{name}")["enabled"]
         heroku("features:disable", name)
         assert not ask(app, f"/features/{name}")["enabled"]
-        heroku("labs")
+        flag = heroku("labs", "--app", app.name, "--json").json
+        flags = [row for rows in flag.values() for row in rows] if isinstance(flag, dict) else flag
+        if flags:
+            name = flags[0]["name"]
+            assert name in heroku("labs:info", name).out
+            heroku("labs:enable", name)
+            heroku("labs:disable", name, "--confirm", app.name)
         assert f"Initiating transfer of {app.name} to {friend}" in heroku("apps:transfer", friend).err
         with app.davit.client(made["access_token"]["token"]) as client:
             (offer,) = client.get("/account/app-transfers").json()
@@ -383,6 +394,7 @@ def authorizations(app: App) -> None:
         with app.davit.client(token[1]) as client:
             assert client.get("/account").status_code == 401
         heroku("sessions")
+        assert "not_found" in heroku.refused("sessions:destroy", made["id"])
         assert "not_found" in heroku.refused("authorizations:info", made["id"])
     with Heroku(app.davit, token="not-a-token") as stranger:
         assert "token" in stranger.refused("apps")
@@ -404,6 +416,17 @@ def drains_webhooks_and_certificates(app: App) -> None:
         assert "https://93.184.215.14/other" in heroku("webhooks:info", row["id"]).out
         heroku("webhooks:events")
         heroku("webhooks:deliveries")
+        with app.davit.client() as client:
+            client.patch(f"/apps/{app.name}/config-vars", json={"A": "1"}).raise_for_status()
+            client.post(f"/apps/{app.name}/webhooks", json={"include": ["api:app"], "level": "notify", "url": "https://93.184.215.14/a"})
+            client.patch(f"/apps/{app.name}", json={"maintenance": True}).raise_for_status()
+        eventually(lambda: ask(app, "/webhook-deliveries"), "a delivery")
+        (delivery, *_) = ask(app, "/webhook-deliveries")
+        assert delivery["event"]["id"] in heroku("webhooks:deliveries:info", delivery["id"]).out
+        assert app.name in heroku("webhooks:events:info", delivery["event"]["id"]).out
+        for one in ask(app, "/webhooks"):
+            if one["id"] != row["id"]:
+                heroku("webhooks:remove", one["id"])
         heroku("webhooks:remove", row["id"])
         assert ask(app, "/webhooks") == []
 
@@ -412,6 +435,8 @@ def drains_webhooks_and_certificates(app: App) -> None:
              f"subjectAltName=DNS:www.{app.name}.org", "-keyout", "key.pem", "-out", "crt.pem"],
             cwd=app.checkout, check=True, capture_output=True,
         )  # fmt: skip
+        heroku("certs:generate", f"shop.{app.name}.org", "--now", "--selfsigned")
+        assert "CERTIFICATE" in (app.checkout / f"shop.{app.name}.org.crt").read_text()
         heroku("certs:add", "crt.pem", "key.pem")
         (endpoint,) = ask(app, "/sni-endpoints")
         assert f"www.{app.name}.org" in heroku("certs").out
@@ -446,6 +471,8 @@ def pipelines_and_clients(app: App) -> None:
             assert checksum(production) == checksum(app)
             heroku("pipelines:rename", line, f"{line}2")
             heroku("pipelines:remove", "--app", production.name)
+            transferred = heroku("pipelines:transfer", "owner@localhost", "-p", f"{line}2", "--confirm", f"{line}2")
+            assert "Transferring" in transferred.err
             heroku("pipelines:destroy", f"{line}2")
 
             heroku("clients:create", "an editor", "https://example.com/callback")
