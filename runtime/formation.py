@@ -595,8 +595,9 @@ class AppManager:
         try:
             return await self._put_aside_in(fresh, life)
         finally:
-            del self._asides[life.name]
             over.set_result(None)
+            if self._asides.get(life.name) is over:  # not another's, of the same name, that fell asleep after it
+                del self._asides[life.name]
 
     async def _put_aside_in(self, fresh: Path, life: DynoLife) -> bool:
         if not await life.put_aside(fresh):

@@ -101,13 +101,13 @@ class DynoLife:
         try:
             self._take(await self._wake(plan, snapshot) or await self.driver.start(plan.spec))
         except DavitError as error:
-            await asyncio.to_thread(records.remove, [row.id])
+            await records.strike_off([row.id])
             applog.say(row.app_id, row.name, f"Error R99 (Platform error) -> {error.message}")
             raise DidNotStart(f"{row.name} could not be started: {error.message}") from error
         except BaseException:
-            await asyncio.to_thread(records.remove, [row.id])
+            await records.strike_off([row.id])
             raise
-        await self._become_up(plan)
+        await self._come_up(plan)
 
     async def _wake(self, plan: Plan, snapshot: Path | None) -> RunningDyno | None:
         if snapshot is None:
@@ -156,7 +156,7 @@ class DynoLife:
             self.stopping = False
             return False
         await running.remove()
-        await asyncio.to_thread(records.remove, [self.row.id])
+        await records.strike_off([self.row.id])
         return True
 
     async def resume(self, running: RunningDyno, plan: Plan | None) -> None:
@@ -169,12 +169,21 @@ class DynoLife:
         self.started_at = self.row.started_at or now()
         self.up = plan is None
         if plan is not None:
-            await self._become_up(plan)
+            await self._come_up(plan)
 
     def _take(self, running: RunningDyno) -> None:
         self.running = running
         self.row.slot, self.row.address = running.slot, running.address
         self._watcher = asyncio.create_task(self._watch(running), name=f"watch {self.row.name}")
+
+    async def _come_up(self, plan: Plan) -> None:
+        try:
+            await self._become_up(plan)
+        except DidNotStart:
+            raise
+        except Exception:  # the database, for example: what nobody would look after must not run on
+            await self.stop(grace=0)
+            raise
 
     async def _become_up(self, plan: Plan) -> None:
         running, row = self.running, self.row
@@ -251,7 +260,7 @@ class DynoLife:
             await self._end(running, grace)
             await running.remove()
         if forget:
-            await asyncio.to_thread(records.remove, [self.row.id])
+            await records.strike_off([self.row.id])
 
     async def _end(self, running: RunningDyno, grace: float) -> None:
         assert self._watcher is not None

@@ -176,7 +176,7 @@ class OneOffs:
         """End the app's one-off dynos; returns when they are gone."""
         mine = [(row, self.running[row.id]) for row in list(self.rows.values()) if row.app_id == app_id]
         await asyncio.gather(*(dyno.remove() for _, dyno in mine), return_exceptions=True)
-        await asyncio.to_thread(records.remove, [row.id for row, _ in mine])
+        await records.strike_off([row.id for row, _ in mine])
 
     def _find(self, call: Call) -> RunningDyno:
         dyno = self.running.get(str(call.params["dyno_id"]))
@@ -282,11 +282,15 @@ class OneOffs:
         try:
             dyno = await self.driver.start(spec)
         except BaseException:
-            await asyncio.to_thread(records.remove, [row.id])
+            await records.strike_off([row.id])
             raise
-        await asyncio.to_thread(records.change, [row.id], state="up", slot=dyno.slot, address=dyno.address, started_at=now())
-        applog.say(row.app_id, row.name, "State changed from starting to up")
         self.running[row.id], self.rows[row.id] = dyno, row
+        try:
+            await asyncio.to_thread(records.change, [row.id], state="up", slot=dyno.slot, address=dyno.address, started_at=now())
+        except Exception:  # what the caller is told has not started must not run on
+            await self._clean_up(row, dyno)
+            raise
+        applog.say(row.app_id, row.name, "State changed from starting to up")
         return dyno
 
     def _plan(
@@ -327,8 +331,8 @@ class OneOffs:
 
     async def _clean_up(self, row: Dyno, dyno: RunningDyno) -> None:
         await dyno.remove()
-        await asyncio.to_thread(records.remove, [row.id])
         self._keep(self._forget(row.id))
+        await records.strike_off([row.id])
 
     async def _forget(self, dyno_id: str) -> None:
         """Those who ask for the exit status right after the end still get it."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from foundation.clock import now
+from foundation.errors import DavitError
 from state import apps, formation, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
+
+log = logging.getLogger("runtime")
+
+_AGAIN = (1.0, 5.0, 15.0, 30.0)
+"""Seconds between attempts to strike a dyno off that has ended."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,21 @@ def remove(dyno_ids: Sequence[str]) -> None:
         with transaction() as session:
             outbox.note_removal(session, session.scalars(select(Dyno).where(Dyno.id.in_(dyno_ids))).all())
             session.execute(delete(Dyno).where(Dyno.id.in_(dyno_ids)))
+
+
+async def strike_off(dyno_ids: Sequence[str]) -> None:
+    """Dynos are gone, whatever the database says to that at first: it is tried again, and nothing is raised.
+
+    What still cannot be written then is cleared up by the next runtime process.
+    """
+    for pause in (*_AGAIN, None):
+        try:
+            return await asyncio.to_thread(remove, dyno_ids)
+        except (DavitError, SQLAlchemyError) as error:
+            if pause is None:
+                log.error("dynos that have ended stay listed: %s", error, extra={"dynos": ",".join(dyno_ids)})
+                return
+        await asyncio.sleep(pause)
 
 
 def begin_release(release_id: str, stack_version: str) -> Release | None:

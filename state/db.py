@@ -74,6 +74,7 @@ def transaction() -> Iterator[Session]:
 
     Raises:
         DiskFull: the database has no room to write; nothing was changed.
+        Unavailable: others kept it busy for :data:`BUSY_SECONDS`; nothing was changed.
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
@@ -86,7 +87,11 @@ def transaction() -> Iterator[Session]:
                     session.execute(_SHARED)
                 yield session
         except OperationalError as error:
-            raise (DiskFull() if _for_want_of_room(error) else error) from error
+            if _for_want_of_room(error):
+                raise DiskFull() from error
+            if _for_want_of_a_turn(error):
+                raise _busy() from error
+            raise
         for action in session.info.pop("after", []):
             try:
                 action()
@@ -126,7 +131,7 @@ def alone() -> Iterator[Session]:
         except OperationalError as error:
             if _for_want_of_room(error):
                 raise DiskFull() from error
-            raise Unavailable(f"The database was busy for {BUSY_SECONDS} seconds; try again.") from error
+            raise _busy() from error
 
 
 @contextmanager
@@ -147,6 +152,15 @@ def _durable(connection: Connection) -> Iterator[None]:
 def _for_want_of_room(error: OperationalError) -> bool:
     """SQLite's SQLITE_FULL; PostgreSQL's disk_full (SQLSTATE 53100)."""
     return "disk is full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100"
+
+
+def _for_want_of_a_turn(error: OperationalError) -> bool:
+    """SQLite's SQLITE_BUSY; PostgreSQL's lock_not_available (SQLSTATE 55P03)."""
+    return "database is locked" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "55P03"
+
+
+def _busy() -> Unavailable:
+    return Unavailable(f"The database was busy for {BUSY_SECONDS} seconds; try again.")
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from foundation.errors import DavitError
+from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
 from runtime import records
 from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
+from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
 from state import accounts, apps, config, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, Dyno, Formation, Release, Slug
@@ -764,5 +765,76 @@ def test_who_is_woken_while_it_is_put_aside_goes_on_from_there(world: World) -> 
         written.set()
         await until(lambda: world.rows() == [("web.1", "up", True)], "up")
         assert world.events.count("resume web.1") == 1
+
+    play(world, story)
+
+
+# -- a database that refuses
+
+
+class Refusing:
+    """In front of ``records.change``: the call of this number fails, as on a full disk or a database that is busy too long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self._left, self._change = number, records.change
+        self.refused = 0
+        monkeypatch.setattr(records, "change", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.refused += 1
+            raise DiskFull()
+        self._change(*args, **kwargs)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_dyno_whose_start_cannot_be_written_down_does_not_run_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        refusing = Refusing(monkeypatch, number)
+        world.scale(worker=1)
+        await until(lambda: refusing.refused, "the database refused")
+        await until(lambda: world.rows() == [("web.1", "up", True), ("worker.1", "up", False)], "both are up")
+        assert world.driver.alive() == ["web.1", "worker.1"]
+        assert world.events.count("removed worker.1") == 1
+
+    play(world, story)
+
+
+def test_a_one_off_whose_start_cannot_be_written_down_does_not_run_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        release_id = world.deploy()
+        await world.settled(release_id)
+        one_offs = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
+        state = records.read_app(world.app.id)
+        assert state is not None and state.current is not None
+        Refusing(monkeypatch, 1)
+        with pytest.raises(DiskFull):
+            await one_offs.run(state, state.current, "migrate")
+        assert world.driver.alive() == ["web.1"] and [row[0] for row in world.rows()] == ["web.1"]
+
+    play(world, story)
+
+
+def test_an_ended_dyno_is_struck_off_when_the_database_writes_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await until(lambda: len(world.dynos("up")) == 2, "both are up")
+        remove, left = records.remove, [2]
+
+        def refuse(dyno_ids: Any) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise Unavailable("The database was busy.")
+            remove(dyno_ids)
+
+        monkeypatch.setattr(records, "remove", refuse)
+        monkeypatch.setattr(records, "_AGAIN", (0.01, 0.01, 0.01))
+        world.scale(worker=0)
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the worker is struck off")
 
     play(world, story)
