@@ -1,5 +1,7 @@
 """How many calls an account may make: a bucket of tokens each, as on Heroku refilled evenly over the hour.
 
+Who has no account yet has the bucket of his address, for what he may ask to have written.
+
 The buckets live in the web process: a new process begins with full ones.
 """
 
@@ -15,7 +17,7 @@ from foundation.settings import settings
 
 
 class RateLimited(DavitError):
-    """The account has made too many calls."""
+    """The account, or a stranger's address, has made too many calls."""
 
     id, status = "rate_limit", 429
 
@@ -26,10 +28,13 @@ class Buckets:
     Args:
         clock: seconds, for tests.
         most: buckets that are remembered; an account that is not seen for longest has a full one again.
+        whose: the subject of the sentence that refuses.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = 10_000) -> None:
-        self._clock, self._most = clock, most
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, most: int = 10_000, whose: str = "Your account"
+    ) -> None:
+        self._clock, self._most, self._whose = clock, most, whose
         self._lock = threading.Lock()
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
@@ -42,7 +47,7 @@ class Buckets:
         with self._lock:
             level = self._level(account_id)
             if level < 1:
-                raise RateLimited("Your account has made too many API calls; wait a minute. It has 1 more every second or so.")
+                raise RateLimited(f"{self._whose} has made too many API calls; wait a minute. It has 1 more every second or so.")
             self._levels[account_id] = (level - 1, self._clock())
             self._levels.move_to_end(account_id)
             if len(self._levels) > self._most:
@@ -61,3 +66,4 @@ class Buckets:
 
 
 buckets = Buckets()
+strangers = Buckets(whose="Your address")

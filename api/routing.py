@@ -237,6 +237,8 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
             identity = _admit(session, operation)
             if not operation.writes:
                 return _answer(session, operation, view, sent, identity, places)
+        if identity is None:
+            limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
         with transaction() as session:
             return _answer(session, operation, view, sent, identity, places)
 

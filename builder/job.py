@@ -355,8 +355,9 @@ class BuildJob:
         url = settings().app_url(self.app.name)
         self._output.indented(f"Released v{release.version}")
         self._output.indented(f"{url} deployed to Davit")
+        size = repositories.size(self.app.id) if self.row.commit else None  # looks at every file: not while others wait
         with transaction() as session:
-            builds.succeed(session, self.id, repo_size=repositories.size(self.app.id) if self.row.commit else None)
+            builds.succeed(session, self.id, repo_size=size)
         self._steps.done("finish")
         self._note_steps()
         self._output.finish(Outcome("succeeded", None, None, release.version, url))

@@ -21,6 +21,7 @@ from flask import Blueprint, Flask, Response, g, redirect, render_template, requ
 from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
 
+from api import limits
 from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
@@ -207,6 +208,8 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
             request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
             form = request.form
         _refuse_forged(signed, form)
+        if signed is None and route.writes:
+            limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
         try:
             with transaction() if route.writes else snapshot() as session:
                 return _answer(session, route, view, signed.within(session) if signed else None, form, places)

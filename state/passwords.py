@@ -16,7 +16,8 @@ from state.accounts import INVALID_CREDENTIALS
 from state.models import Account, WebSession
 
 SHORTEST = 12
-_hashing = threading.BoundedSemaphore(2)  # one check takes 19 MiB: strangers must not take them all at once
+_strangers = threading.BoundedSemaphore(2)  # one check takes 19 MiB: strangers must not take them all at once
+_known = threading.BoundedSemaphore(2)  # nor keep those waiting who are logged in, and may hold the database
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +63,7 @@ def confirm(session: Session, account: Account, current: str | None) -> None:
     if not current:
         raise InvalidParams("Field password (the present password) is required.")
     try:
-        authenticate(session, account.email, current)
+        authenticate(session, account.email, current, turns=_known)
     except Unauthorized:
         raise InvalidParams("Field password is not the present password.") from None
 
@@ -79,8 +80,13 @@ def change(session: Session, account: Account, current: str | None, new: object,
     assign(session, account, account, new, keep=keep)
 
 
-def authenticate(session: Session, email: str, password: str) -> Account:
+def authenticate(
+    session: Session, email: str, password: str, *, turns: threading.BoundedSemaphore = _strangers
+) -> Account:
     """The account that this address and password open (the second factor is not asked for here: see :mod:`state.logins`).
+
+    Args:
+        turns: who checks at the same time at the most.
 
     Raises:
         Unauthorized: none; the same sentence, and the same time, for an unknown address and a wrong password.
@@ -91,7 +97,7 @@ def authenticate(session: Session, email: str, password: str) -> Account:
     account = session.scalar(select(Account).where(Account.email == email))
     known = account.password_hash if account else None
     try:
-        with _hashing:
+        with turns:
             _hasher().verify(known or _nobody(), password)
     except (VerificationError, InvalidHashError):
         known = None

@@ -15,7 +15,8 @@ from foundation import wire
 from foundation.clock import now
 from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
-from state import formation, isolations, sizes
+from state import apps, formation, isolations, sizes
+from state.db import transaction
 from state.models import Dyno
 
 resource = Resource("dynos")
@@ -70,18 +71,21 @@ def stop_type(call: Call, type: str) -> Reply:
     return restart_type(call, type)  # type: ignore[no-any-return]
 
 
-@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write")
+@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write", writes=False)
 def restart(call: Call, dyno: str) -> Reply:
     """Restart one dyno; a one-off dyno ends."""
     row = _dyno(call, dyno)
     if row.one_off:
-        _end(row)
-    else:
-        formation.restart(call.session, call.account, call.app, row.name)
+        _end(row)  # the runtime may take its time, and nobody may wait for the database meanwhile
+        return _UNDER_WAY
+    with transaction() as session:
+        assert call.identity is not None
+        account = call.identity.within(session).account
+        formation.restart(session, account, apps.find(session, account, call.app.id, "operate"), row.name)
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write")
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write", writes=False)
 def stop(call: Call, dyno: str) -> Reply:
     """Stop one dyno; the formation starts a new one in its place, a one-off dyno ends."""
     return restart(call, dyno)  # type: ignore[no-any-return]

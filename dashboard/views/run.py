@@ -81,7 +81,7 @@ def attach_to(visit: Visit, dyno: str) -> Response:
     return Handover(run)
 
 
-@pages.on("POST", "/apps/<app>/run/<dyno>/stop", does="POST /apps/<app>/dynos/<dyno>/actions/stop", again=show)
+@pages.on("POST", "/apps/<app>/run/<dyno>/stop", does="POST /apps/<app>/dynos/<dyno>/actions/stop", again=show, writes=False)
 def stop(visit: Visit, dyno: str) -> Response:
     """End a one-off dyno."""
     api_dynos.restart(Call(visit.session, Body({}), Identity(visit.account, None), visit.app), dyno)

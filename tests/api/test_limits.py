@@ -49,6 +49,18 @@ def test_who_has_none_left_waits_and_nobody_else(api: Api, clock: Clock, monkeyp
     assert api.get("/account").status_code == 200
 
 
+def test_strangers_may_not_keep_writers_waiting_without_end(api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_RATE_LIMIT", "2")
+    settings.cache_clear()
+    monkeypatch.setattr(limits, "strangers", limits.Buckets(clock, whose="Your address"))
+    secret = dict.fromkeys(("password", "password_confirmation"), "long enough for one")
+    for expected in (404, 404, 429):
+        answer = api.post("/password-resets/nonsense/actions/finalize", secret, as_=None)
+        assert answer.status_code == expected, answer.json
+    assert answer.json["message"].startswith("Your address has made too many API calls")
+    assert api.get("/account").status_code == 200
+
+
 def test_buckets_do_not_fill_memory() -> None:
     buckets = limits.Buckets(Clock(), most=3)
     for number in range(10):

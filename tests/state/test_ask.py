@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from router.watch import fingerprint
 from runtime import records
 from state import accounts, apps, db, releases
 from state.models import Account, App, Dyno, Slug
+from tests.state.conftest import forget_caches
 
 
 def test_times_are_compared_as_they_are_stored(database: str) -> None:
@@ -67,3 +69,16 @@ def test_a_database_that_is_away_is_told_as_every_other_absence(monkeypatch: pyt
     with pytest.raises(Unavailable, match="The database does not answer"):
         db.ask("SELECT id FROM apps")
     settings.cache_clear()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # on PostgreSQL writers do not wait for each other as a whole
+def test_a_database_that_others_keep_busy_is_told_as_such(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "BUSY_SECONDS", 0)
+    forget_caches()
+    with sqlite3.connect(settings().home / "davit.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="The database was busy for 0 seconds; try again"), db.transaction():
+            raise AssertionError("the block began")
+        other.execute("ROLLBACK")
+    with db.transaction() as session:
+        accounts.create(session, None, "ann@example.com")
