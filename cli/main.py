@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import click
 
@@ -200,8 +201,26 @@ def main() -> None:
     except DavitError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as missing:
+        click.echo(f"Error: {_not_installed(missing)}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(141)  # as a shell reports SIGPIPE: the reader had enough
+
+
+def _not_installed(missing: ModuleNotFoundError) -> str:
+    """What to do about a package that is not there: after an upgrade, or where only the commands for apps were installed.
+
+    Raises:
+        ModuleNotFoundError: it is one of Davit's own modules, which is Davit's fault.
+    """
+    checkout, name = Path(__file__).resolve().parents[1], (missing.name or "").partition(".")[0]
+    if not name or (checkout / name).is_dir():
+        raise missing
+    return (
+        f"this command needs the Python package “{name}”, which is not in {checkout}/.venv;"
+        " `make setup` there installs what a host needs."
+    )
 
 
 if __name__ == "__main__":

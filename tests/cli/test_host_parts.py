@@ -117,6 +117,17 @@ def test_a_checkout_without_its_python_says_what_to_do(tmp_path: Path) -> None:
     assert f"in {tmp_path}" in refused.stderr
 
 
+@pytest.mark.row("package-not-installed")
+def test_a_package_that_is_not_installed_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text("#cloud-config\n")
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['yaml'] = None; from cli.main import main; main()"
+    words = [sys.executable, "-I", "-c", program, CHECKOUT, "host:check", tmp_path / "user-data"]
+    refused = subprocess.run(words, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert_says("package-not-installed", refused.stderr)
+    assert "“yaml”" in refused.stderr and "make setup" in refused.stderr
+
+
 def test_the_commands_for_apps_need_only_what_getting_started_installs_on_another_machine() -> None:
     program = (
         "import importlib, sys; sys.path.insert(0, sys.argv[1]); from cli.main import COMMANDS\n"
