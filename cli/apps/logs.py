@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def logs(app: Target, num: int, tail: bool, source: str | None, dyno: str | None
 
 def follow(app: Target, asked: dict[str, Any], session: dict[str, Any]) -> None:
     """Show lines for ever; a broken connection is made again where it broke off, an expired session replaced."""
+    # Python's own handler waits for a read that may last for ever when the signal comes just before it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     last: str | None = None
     failures = 0
     while True:

@@ -472,8 +472,12 @@ def test_a_build_ends_with_its_worker_and_is_taken_up_by_the_next(pushed: Pushed
             worker.wait()
     wait_until(lambda: not [pid for pid in children if _alive(pid)], "the builds' processes ending with their parent")
     listener.close()
-    queue.recover()
-    assert "interrupted twice" in (pushed.row(build_id).failure or "")
+
+    def given_up() -> bool:
+        queue.recover()
+        return "interrupted twice" in (pushed.row(build_id).failure or "")
+
+    wait_until(given_up, "the build is given up")
 
 
 def _children(pid: int) -> list[int]:

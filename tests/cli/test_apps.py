@@ -19,7 +19,7 @@ from logs import stream
 from state import builds, db
 from state.models import App
 from tests.cli.living import ROOT, Davit
-from tests.conftest import wait_until
+from tests.conftest import PATIENCE, wait_until
 
 pytestmark = pytest.mark.usefixtures("_own_directory")
 
@@ -231,7 +231,7 @@ def test_a_tail_shows_new_lines_as_they_come(davit: Davit) -> None:
             assert select.select([tail.stdout], [], [], 20)[0]
             assert tail.stdout.readline().decode().endswith(f"app[web.1]: {text}\n")
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(10) == 130
+        assert tail.wait(10 * PATIENCE) == -signal.SIGINT
 
 
 def test_a_builds_output_is_followed_to_its_end(davit: Davit) -> None:

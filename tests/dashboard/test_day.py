@@ -77,7 +77,7 @@ def _create(davit: Davit, page: Page) -> App:
 
 
 def _push_while_the_page_looks_on(page: Page, app: App) -> None:
-    page.get_by_role("link", name="Deploy", exact=True).click()
+    _tab(page, "Deploy")
     pushed: list[Push] = []
     app.commit(_files("first"))
     pusher = threading.Thread(target=lambda: pushed.append(app.push()))
@@ -96,7 +96,7 @@ def _push_while_the_page_looks_on(page: Page, app: App) -> None:
 
 
 def _scale(page: Page, app: App) -> None:
-    page.get_by_role("link", name="Resources").click()
+    _tab(page, "Resources")
     page.locator("#q-web").fill("2")
     expect(page.locator("#ram-words")).to_contain_text("would be promised 1.0 GiB")
     page.locator("#q-worker").fill("1")
@@ -107,8 +107,12 @@ def _scale(page: Page, app: App) -> None:
     assert len(app.dynos()) == 3
 
 
+def _tab(page: Page, name: str) -> None:
+    page.get_by_role("navigation", name="App").get_by_role("link", name=name, exact=True).click()
+
+
 def _set_a_config_var_and_roll_back(page: Page, app: App) -> None:
-    page.get_by_role("link", name="Settings", exact=True).click()
+    _tab(page, "Settings")
     page.get_by_label("Name of a new config var").first.fill("GREETING")
     page.get_by_label("Its value").first.fill("hello-from-config")
     page.get_by_role("button", name="Save config vars").click()
@@ -116,7 +120,7 @@ def _set_a_config_var_and_roll_back(page: Page, app: App) -> None:
     assert "hello-from-config" not in page.content()
     page.get_by_role("button", name="Reveal values").click()
     expect(page.get_by_label("Value of GREETING")).to_have_value("hello-from-config")
-    page.get_by_role("link", name="Deploy", exact=True).click()
+    _tab(page, "Deploy")
     releases = page.get_by_role("table", name="Releases")
     expect(releases.get_by_role("row", name=re.compile("^v3 Current"))).to_be_visible()
     app.assert_serves("first hello-from-config")
@@ -129,7 +133,7 @@ def _set_a_config_var_and_roll_back(page: Page, app: App) -> None:
 
 
 def _read_the_log(page: Page, app: App) -> None:
-    page.get_by_role("link", name="Logs", exact=True).click()
+    _tab(page, "Logs")
     expect(page.locator("body")).to_have_attribute("data-connected", "yes")
     app.get("/a-path-to-look-for")
     expect(page.locator("#lines")).to_contain_text("/a-path-to-look-for")
@@ -141,7 +145,7 @@ def _read_the_log(page: Page, app: App) -> None:
 
 
 def _run_a_command(page: Page) -> None:
-    page.get_by_role("link", name="Run", exact=True).click()
+    _tab(page, "Run")
     page.get_by_label("Command").fill("bash")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator("#terminal-state")).to_contain_text("Connected to run.")
@@ -177,9 +181,9 @@ def _share(page: Page, guest: Page, base: str) -> None:
     guest.get_by_role("link", name="daily").click()
     expect(guest.get_by_role("link", name="Logs", exact=True)).to_be_visible()
     expect(guest.get_by_role("link", name="Run", exact=True)).to_have_count(0)
-    guest.get_by_role("link", name="Resources").click()
+    _tab(guest, "Resources")
     expect(guest.get_by_role("button", name="Scale")).to_have_count(0)
-    guest.get_by_role("link", name="Settings", exact=True).click()
+    _tab(guest, "Settings")
     expect(guest.get_by_role("button", name="Reveal values")).to_have_count(0)
     expect(guest.get_by_role("heading", name="Destroy the app")).to_have_count(0)
     refused = guest.goto("/dashboard/apps/daily/run")
@@ -192,18 +196,18 @@ def _break(page: Page, app: App) -> None:
     page.get_by_text("Paste a .env file").click()
     page.get_by_label("Lines of NAME=VALUE").fill("# breaks it\nBROKEN=yes\n")
     page.get_by_role("button", name="Save config vars").click()
-    page.get_by_role("link", name="Overview").click()
+    _tab(page, "Overview")
     failed = page.get_by_role("listitem").filter(has_text="v5: Set BROKEN config vars")
     expect(failed).to_contain_text("Failed")
     failed.get_by_role("link").click()
     expect(page.get_by_role("alert")).to_be_visible()
-    page.get_by_role("link", name="Logs", exact=True).click()
+    _tab(page, "Logs")
     expect(page.locator("#lines")).to_contain_text("I was told to break")
     app.assert_serves("first")
 
 
 def _destroy(page: Page, app: App) -> None:
-    page.get_by_role("link", name="Settings", exact=True).click()
+    _tab(page, "Settings")
     button = page.get_by_role("button", name="Destroy daily")
     page.get_by_label("Type daily to confirm").fill("dail")
     button.click()

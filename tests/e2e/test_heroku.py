@@ -359,11 +359,10 @@ def features_and_transfers(app: App) -> None:
         assert not ask(app, f"/features/{name}")["enabled"]
         flag = heroku("labs", "--app", app.name, "--json").json
         flags = [row for rows in flag.values() for row in rows] if isinstance(flag, dict) else flag
-        if flags:
-            name = flags[0]["name"]
-            assert name in heroku("labs:info", name).out
-            heroku("labs:enable", name)
-            heroku("labs:disable", name, "--confirm", app.name)
+        name = flags[0]["name"]
+        assert name in heroku("labs:info", name).out
+        heroku("labs:enable", name)
+        assert "cannot be switched off" in heroku.refused("labs:disable", name, "--confirm", app.name)
         assert f"Initiating transfer of {app.name} to {friend}" in heroku("apps:transfer", friend).err
         with app.davit.client(made["access_token"]["token"]) as client:
             (offer,) = client.get("/account/app-transfers").json()
@@ -471,7 +470,7 @@ def pipelines_and_clients(app: App) -> None:
             assert checksum(production) == checksum(app)
             heroku("pipelines:rename", line, f"{line}2")
             heroku("pipelines:remove", "--app", production.name)
-            transferred = heroku("pipelines:transfer", "owner@localhost", "-p", f"{line}2", "--confirm", f"{line}2")
+            transferred = heroku("pipelines:transfer", "owner@localhost", "--pipeline", f"{line}2", "--confirm", f"{line}2")
             assert "Transferring" in transferred.err
             heroku("pipelines:destroy", f"{line}2")
 
