@@ -23,7 +23,7 @@ from runtime.driver import DynoSpec, Exit, Limits
 from runtime.host import Host
 from runtime.instance import Instance, InstanceUnavailable
 from tests.conftest import PATIENCE
-from tests.leftovers import leftovers_of
+from tests.leftovers import is_anothers, leftovers_of
 
 _T = TypeVar("_T")
 MIB = 1 << 20
@@ -197,7 +197,7 @@ class Bench:
     def leftovers_on_host(self) -> list[str]:
         """What a closed driver left on the host."""
         found = leftovers_of(self.home, self.host.instance.bridge, patience=5)
-        if self.host.instance.directory.exists():
+        if self.host.instance.directory.exists() and not is_anothers(self.host.instance.bridge, self.home):
             found.append(str(self.host.instance.directory))
         if any(str(self.home) in line or "/run/davit/" in line for line in Path("/proc/1/mountinfo").read_text().splitlines()):
             found.append("mounts that the host sees")
