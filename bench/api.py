@@ -120,11 +120,8 @@ class Web:
         return total / 1024
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
-    rounds = parser.parse_args().rounds
+def own_home() -> Path:
+    """A DAVIT_HOME with an owner and nothing else, in force for this process."""
     home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
     for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
         del os.environ[name]
@@ -136,6 +133,15 @@ def main() -> None:
     vault.ensure_keys()
     with db.transaction() as session:
         accounts.ensure_owner(session)
+    return home
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    rounds = parser.parse_args().rounds
+    home = own_home()
     owner = (home / "owner-token").read_text().strip()
     web = Web(home)
     try:

@@ -15,11 +15,10 @@ import re
 import shutil
 import socket
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
-from bench.api import Web, milliseconds, populate
+from bench.api import Web, milliseconds, own_home, populate
 from bench.tables import Figure, ms, report
 
 APPS, PAGES = 1_000, 200
@@ -31,17 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
-    home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
-    for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
-        del os.environ[name]
-    os.environ["DAVIT_HOME"] = str(home)
-    from state import accounts, db, vault
-
-    (home / "run").mkdir()
-    db.upgrade()
-    vault.ensure_keys()
-    with db.transaction() as session:
-        accounts.ensure_owner(session)
+    home = own_home()
     populate(APPS)
     web = Web(home)
     try:

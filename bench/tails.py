@@ -16,12 +16,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.api import ROOT, Web, populate
+from bench.api import ROOT, Web, own_home, populate
 
 _SENT = re.compile(rb"sent=(\d+\.\d+)\n\n")
 
@@ -115,17 +114,7 @@ def main() -> None:
     if options.follow:
         follow(options.follow, options.tails, options.seconds)
         return
-    home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
-    for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
-        del os.environ[name]
-    os.environ["DAVIT_HOME"] = str(home)
-    from state import accounts, db, vault
-
-    (home / "run").mkdir()
-    db.upgrade()
-    vault.ensure_keys()
-    with db.transaction() as session:
-        accounts.ensure_owner(session)
+    home = own_home()
     populate(10)
     redis = subprocess.Popen(
         ["redis-server", "--port", "0", "--unixsocket", home / "run" / "redis.sock", "--save", "", "--dir", home],

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from runtime.microvm import kernel
 from tests.e2e.conftest import running
+from tests.e2e.visitor import Visitor
 from tests.e2e.world import STACKS, TINY, App, Davit, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(1800)]
@@ -65,30 +65,6 @@ def count(app: App) -> int:
     return int(answer.text.split()[0])
 
 
-class Visitor:
-    """Somebody who asks five times a second; every answer must be good."""
-
-    def __init__(self, app: App) -> None:
-        self.app, self.bad, self.asked = app, [], 0  # type: tuple[App, list[str], int]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Visitor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        while not self._over.wait(0.2):
-            self.asked += 1
-            answer = self.app.get()
-            if answer.status_code != 200:
-                self.bad.append(f"{answer.status_code} {answer.text[-200:]}")
-
-
 def test_the_same_slug_serves_and_its_lines_arrive(app: App) -> None:
     app.assert_serves("first")
     assert "listening" in app.log()
@@ -97,7 +73,7 @@ def test_the_same_slug_serves_and_its_lines_arrive(app: App) -> None:
 
 
 def test_a_push_loses_no_request(app: App) -> None:
-    with Visitor(app) as visitor:
+    with Visitor(app, pause=0.2) as visitor:
         app.deploy(counting("second"))
     assert visitor.bad == [] and visitor.asked > 3
     app.assert_serves("second")
@@ -107,7 +83,7 @@ def test_a_push_loses_no_request(app: App) -> None:
 def test_it_grows_and_moves_while_somebody_asks_and_keeps_what_is_in_its_memory(app: App) -> None:
     (before,) = app.dynos()
     asked = count(app)
-    with Visitor(app) as visitor:
+    with Visitor(app, pause=0.2) as visitor:
         app.cli("ps:resize", "web=standard-2x", "--live")
         said = app.cli("ps:migrate", "web.1").stderr
     assert visitor.bad == [] and visitor.asked > 1

@@ -15,7 +15,6 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from tests.conftest import PATIENCE
 from tests.e2e.conftest import running
 from tests.e2e.errors_page import assert_says, says
 from tests.e2e.residue import assert_nothing_left, instance, residue, rows_unfinished
+from tests.e2e.visitor import Visitor
 from tests.e2e.world import TINY, App, Davit, eventually, tiny
 
 pytestmark = pytest.mark.timeout(900)
@@ -382,33 +382,6 @@ def _routed_by_pending_release(app: App) -> bool:
 
 
 # --- one process alone
-
-
-class Visitor:
-    """Somebody who asks for a page twenty times a second; every answer must be good."""
-
-    def __init__(self, app: App) -> None:
-        self.app, self.bad, self.asked = app, [], 0  # type: tuple[App, list[str], int]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Visitor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        while not self._over.wait(0.05):
-            self.asked += 1
-            try:
-                answer = self.app.get()
-                if answer.status_code != 200:
-                    self.bad.append(f"{answer.status_code} {answer.text[-200:]}")
-            except Exception as error:
-                self.bad.append(repr(error))
 
 
 GOES_ON = "the push goes on"
