@@ -1,7 +1,8 @@
-"""docs/cli.md, written from the commands themselves: ``python -m cli.reference``."""
+"""docs/cli.md, written from the commands themselves: ``python -m cli.reference`` (``-`` only prints it)."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ was wrong; `davit run` passes the exit status of its command on.
 
 def render() -> str:
     """The page."""
-    context = click.Context(cli, info_name="davit")
+    context = click.Context(cli, info_name="davit", **cli.context_settings)
     parts = []
     for name in sorted(COMMANDS):
         command = cli.get_command(context, name)
@@ -46,4 +47,7 @@ def _alias(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    PATH.write_text(render())
+    if sys.argv[1:] == ["-"]:
+        print(render(), end="")
+    else:
+        PATH.write_text(render())

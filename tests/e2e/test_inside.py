@@ -8,8 +8,8 @@ from tests.e2e.world import DAVIT, Davit, tiny
 
 def test_a_command_and_a_shell_in_a_dyno_that_runs(davit: Davit) -> None:
     app = davit.create()
-    assert app.deploy(tiny("first")).accepted
     app.cli("config:set", "GREETING=hello")
+    assert app.deploy(tiny("first")).accepted
     said = app.cli("ps:exec", "--", "echo $DYNO $GREETING $HOME; read word; echo got $word", input="it\n")
     assert said.stdout == "web.1 hello /app\ngot it\n"
     assert app.cli("ps:exec", "--", "exit 5", check=False).returncode == 5
