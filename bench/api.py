@@ -23,6 +23,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from bench.tables import FIGURES, Figure, hand_over, ms
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -124,7 +126,8 @@ def own_home() -> Path:
     """A DAVIT_HOME with an owner and nothing else, in force for this process."""
     home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
     for name in [name for name in os.environ if name.startswith("DAVIT_") or name in ("DATABASE_URL", "REDIS_URL")]:
-        del os.environ[name]
+        if name != FIGURES:
+            del os.environ[name]
     os.environ["DAVIT_HOME"] = str(home)
     from state import accounts, db, vault
 
@@ -151,6 +154,7 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|")
         calls: list[tuple[int, list[tuple[float, float, float]]]] = []
+        commands: list[tuple[int, float]] = []
         for count in (10, 1_000, 10_000):
             friend = populate(count)
             times = [
@@ -163,15 +167,36 @@ def main() -> None:
             ]
             print(f"| {count:,} | " + " | ".join(f"{one:.1f} ms" for one in times) + " |", flush=True)
             calls.append((count, [spread(action, 4 * rounds) for action in _calls(web, owner)]))
+            commands.append((count, times[3]))
         print("\np50 / p99 / requests a second, one client:\n")
         print("| apps | GET /apps | GET /apps/NAME/dynos | PATCH /apps/NAME/config-vars |\n|---|---|---|---|")
         for count, row in calls:
             print(f"| {count:,} | " + " | ".join(f"{p50:.1f} ms / {p99:.1f} ms / {rate:.0f}" for p50, p99, rate in row) + " |")
         print(f"\nweb process after that: {web.pss():.1f} MiB PSS")
+        hand_over(figures(calls, commands))
     finally:
         web.process.terminate()
         web.process.wait()
         shutil.rmtree(home)
+
+
+def figures(calls: list[tuple[int, list[tuple[float, float, float]]]], commands: list[tuple[int, float]]) -> list[Figure]:
+    """The first page of the list beside that at the fewest apps, the other two at the most apps, and the command at each size."""
+    base = calls[0][1][0][0]
+    beside = f"at {calls[0][0]}: {ms(base / 1000)}"
+    rows = [
+        Figure("api", f"GET /apps at {count:,} apps, p50", ms(page / 1000), beside, page / base, "does not grow")
+        for count, ((page, *_), *_) in calls[1:]
+    ]
+    count, (_, (dynos, *_), (patch, *_)) = calls[-1]
+    rows += [
+        Figure("api", f"GET /apps/NAME/dynos at {count:,} apps, p50", ms(dynos / 1000)),
+        Figure("api", f"PATCH config-vars at {count:,} apps, p50", ms(patch / 1000)),
+    ]
+    return rows + [
+        Figure("api", f"davit apps at {count:,} apps", ms(wall / 1000), goal="≤ 300 ms", met=wall <= 300)
+        for count, wall in commands
+    ]
 
 
 def _calls(web: Web, owner: str) -> list[Callable[[], object]]:

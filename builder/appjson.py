@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import msgspec
+from msgspec import Meta, Struct
 
 from foundation.errors import DavitError
 from state.setups import Plan
@@ -19,7 +22,7 @@ class AppJsonError(DavitError):
     id, status = "invalid_app_json", 422
 
 
-class HealthCheck(BaseModel):
+class HealthCheck(Struct, frozen=True):
     """One check of a process type, with the names that other platforms use for the same in app.json.
 
     Attributes:
@@ -32,119 +35,73 @@ class HealthCheck(BaseModel):
         content: text that the answer has to hold.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
     type: Literal["startup", "readiness", "liveness"] = "startup"
-    name: str = Field(default="", max_length=100)
-    path: str = Field(default="/", max_length=2000)
-    attempts: int = Field(default=3, ge=1, le=100)
-    timeout: float = Field(default=5, gt=0, le=300)
-    wait: float = Field(default=5, ge=0, le=300)
-    initialDelay: float = Field(default=0, ge=0, le=300)
-    content: str | None = Field(default=None, max_length=10_000)
+    name: Annotated[str, Meta(max_length=100)] = ""
+    path: Annotated[str, Meta(max_length=2000)] = "/"
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    timeout: Annotated[float, Meta(gt=0, le=300)] = 5
+    wait: Annotated[float, Meta(ge=0, le=300)] = 5
+    initialDelay: Annotated[float, Meta(ge=0, le=300)] = 0
+    content: Annotated[str, Meta(max_length=10_000)] | None = None
 
-    @field_validator("path")
-    @classmethod
-    def _is_path(cls, path: str) -> str:
-        if not path.startswith("/") or any(char <= " " or char > "~" for char in path):
-            raise ValueError("it must begin with / and hold no blanks")
-        return path
+    def __post_init__(self) -> None:
+        if not self.path.startswith("/") or any(char <= " " or char > "~" for char in self.path):
+            raise ValueError("the path must begin with / and hold no blanks")
 
 
-class AppJson(BaseModel):
-    """The keys that a build reads; all others are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    healthchecks: dict[str, list[HealthCheck]] = Field(default_factory=dict, max_length=100)
-
-    @field_validator("healthchecks", mode="before")
-    @classmethod
-    def _with_types(cls, value: Any) -> Any:
-        """A list, or one check, without a process type is the web process's; one check need not be in a list."""
-        if isinstance(value, list):
-            return {"web": value}
-        if isinstance(value, dict) and any(key in HealthCheck.model_fields for key in value):
-            return {"web": [value]}
-        if isinstance(value, dict):
-            return {name: [checks] if isinstance(checks, dict) else checks for name, checks in value.items()}
-        return value
-
-
-class EnvVar(BaseModel):
+class EnvVar(Struct, frozen=True):
     """A config var that a setup gives the app: a value, one that is made up (``generator``), or one that somebody must give."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    description: str = Field(default="", max_length=10_000)
-    value: str | None = Field(default=None, max_length=65_536)
+    description: Annotated[str, Meta(max_length=10_000)] = ""
+    value: Annotated[str, Meta(max_length=65_536)] | None = None
     required: bool = True
     generator: Literal["secret"] | None = None
 
 
-class Quantity(BaseModel):
+class Quantity(Struct, frozen=True):
     """How many dynos of a process type, at which size."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    quantity: int = Field(default=1, ge=0, le=100)
-    size: str | None = Field(default=None, max_length=60)
+    quantity: Annotated[int, Meta(ge=0, le=100)] = 1
+    size: Annotated[str, Meta(max_length=60)] | None = None
 
 
-class Buildpack(BaseModel):
+class Buildpack(Struct, frozen=True):
     """A buildpack by its URL or name."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    url: str = Field(min_length=1, max_length=1000)
+    url: Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
-class Command(BaseModel):
+class Command(Struct, frozen=True):
     """A command of ``scripts``."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    command: str = Field(min_length=1, max_length=10_000)
+    command: Annotated[str, Meta(min_length=1, max_length=10_000)]
 
 
-class Scripts(BaseModel):
-    """Commands that run at certain times: postdeploy once, after the first release."""
+class Scripts(Struct, frozen=True):
+    """Commands that run at certain times: postdeploy once, after the first release; a text is short for its object."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    postdeploy: Command | None = None
-
-    @field_validator("postdeploy", mode="before")
-    @classmethod
-    def _command(cls, value: Any) -> Any:
-        return {"command": value} if isinstance(value, str) else value
+    postdeploy: Command | Annotated[str, Meta(min_length=1, max_length=10_000)] | None = None
 
 
-class Manifest(BaseModel):
-    """What an app is set up by; keys that are not here are ignored."""
+class _Rest(Struct, frozen=True):
+    """What needs no look at its parts one by one."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    scripts: Scripts = Scripts()
+    addons: Annotated[list[Any], Meta(max_length=100)] = []
+    stack: Annotated[str, Meta(max_length=60)] | None = None
+    success_url: Annotated[str, Meta(max_length=2000)] | None = None
 
-    env: dict[str, EnvVar] = Field(default_factory=dict, max_length=500)
-    formation: dict[str, Quantity] = Field(default_factory=dict, max_length=100)
-    buildpacks: list[Buildpack] = Field(default_factory=list, max_length=50)
-    scripts: Scripts = Field(default_factory=Scripts)
-    addons: list[Any] = Field(default_factory=list, max_length=100)
-    stack: str | None = Field(default=None, max_length=60)
-    success_url: str | None = Field(default=None, max_length=2000)
 
-    @field_validator("env", mode="before")
-    @classmethod
-    def _vars(cls, value: Any) -> Any:
-        """A config var is an object, or its value."""
-        if not isinstance(value, dict):
-            return value
-        return {name: {"value": one} if isinstance(one, str) else one for name, one in value.items()}
+@dataclass(frozen=True)
+class Manifest:
+    """What an app is set up by; keys of app.json that are not here are ignored."""
 
-    @field_validator("buildpacks", mode="before")
-    @classmethod
-    def _buildpacks(cls, value: Any) -> Any:
-        return [{"url": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+    env: Mapping[str, EnvVar]
+    formation: Mapping[str, Quantity]
+    buildpacks: Sequence[Buildpack]
+    postdeploy: str | None
+    addons: Sequence[Any]
+    success_url: str | None
 
 
 def plan(manifest: Manifest, overrides: Mapping[str, str]) -> Plan:
@@ -176,7 +133,7 @@ def plan(manifest: Manifest, overrides: Mapping[str, str]) -> Plan:
         env={**env, **overrides},
         formation={name: (one.quantity, one.size) for name, one in manifest.formation.items()},
         buildpacks=[one.url for one in manifest.buildpacks],
-        postdeploy=manifest.scripts.postdeploy.command if manifest.scripts.postdeploy else None,
+        postdeploy=manifest.postdeploy,
         success_url=manifest.success_url,
     )
 
@@ -187,33 +144,95 @@ def parse_manifest(content: bytes) -> Manifest:
     Raises:
         AppJsonError: it is no JSON object, or a value is of the wrong kind.
     """
-    return _read(content, Manifest)
+    document = _document(content)
+    rest = _as(_Rest, document)
+    env = _mapping(document.get("env", {}), "env", 500)
+    buildpacks = _list(document.get("buildpacks", []), "buildpacks", 50)
+    postdeploy = rest.scripts.postdeploy
+    return Manifest(
+        env={name: _as(EnvVar, {"value": one} if isinstance(one, str) else one, "env", name) for name, one in env.items()},
+        formation={
+            name: _as(Quantity, one, "formation", name)
+            for name, one in _mapping(document.get("formation", {}), "formation", 100).items()
+        },
+        buildpacks=[
+            _as(Buildpack, {"url": one} if isinstance(one, str) else one, "buildpacks", n) for n, one in enumerate(buildpacks)
+        ],
+        postdeploy=postdeploy.command if isinstance(postdeploy, Command) else postdeploy,
+        addons=rest.addons,
+        success_url=rest.success_url,
+    )
 
 
-def parse(content: bytes) -> AppJson:
-    """Read app.json as far as a build needs it.
+def healthchecks(content: bytes) -> dict[str, list[HealthCheck]]:
+    """Read app.json as far as a build needs it: the checks of each process type.
+
+    A list, or one check, without a process type is the web process's; one check need not be in a list.
 
     Raises:
         AppJsonError: it is no JSON object, or a value that we read is of the wrong kind.
     """
-    return _read(content, AppJson)
+    where = "healthchecks"
+    value = _document(content).get(where, {})
+    if isinstance(value, list) or (isinstance(value, dict) and not value.keys().isdisjoint(HealthCheck.__struct_fields__)):
+        value = {"web": value}
+    return {
+        type: [
+            _as(HealthCheck, check, where, type, n)
+            for n, check in enumerate(_list([one] if isinstance(one, dict) else one, f"{where}.{type}", 100))
+        ]
+        for type, one in _mapping(value, where, 100).items()
+    }
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def _read(content: bytes, model: type[Model]) -> Model:
+def _document(content: bytes) -> dict[str, Any]:
+    """The JSON object."""
     try:
-        document = json.loads(content.decode("utf-8-sig"))
+        document = json.loads(content.decode("utf-8-sig"), parse_constant=_no_number)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno}: {error.msg})" if isinstance(error, json.JSONDecodeError) else ""
         raise AppJsonError(f"app.json is not valid JSON{where}.") from None
     if not isinstance(document, dict):
         raise AppJsonError("app.json must hold a JSON object: { … }.")
+    return document
+
+
+def _no_number(word: str) -> None:
+    """Refuse NaN and Infinity, which are Python's and not JSON's."""
+    raise ValueError(word)
+
+
+def _mapping(value: Any, where: str, most: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(where, "expected an object")
+    if len(value) > most:
+        raise _wrong(where, f"expected at most {most} entries")
+    return value
+
+
+def _list(value: Any, where: str, most: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise _wrong(where, "expected an array")
+    if len(value) > most:
+        raise _wrong(where, f"expected at most {most} entries")
+    return value
+
+
+Kind = TypeVar("Kind", bound=Struct)
+
+
+def _as(kind: type[Kind], value: Any, *where: str | int) -> Kind:
+    """The value as what it has to be; ``where`` it stands in app.json."""
     try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise AppJsonError(f"app.json has a wrong value at {where}: {what[:1].lower()}{what[1:]}.") from None
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        # msgspec says, for example: Expected `int` >= 1 - at `$.scripts[0].command`
+        what, _, path = str(error).rpartition(" - at `$") if " - at `$" in str(error) else (str(error), "", "`")
+        inner = re.findall(r"[^.\[\]]+", path.removesuffix("`"))
+        raise _wrong(".".join(map(str, [*where, *inner])), what.replace("`", "")) from None
+
+
+def _wrong(where: str, what: str) -> AppJsonError:
+    """Both may quote app.json, which is a stranger's."""
+    where, what = ("".join(char if char.isprintable() else "?" for char in text)[:200] for text in (where, what))
+    return AppJsonError(f"app.json has a wrong value at {where}: {what[:1].lower()}{what[1:]}.")

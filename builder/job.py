@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
 from sqlalchemy import select
 
 from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, sources
@@ -235,7 +236,7 @@ class BuildJob:
         release = report.parse_release(report.content(done.release) or b"", last)
         file, app_json = report.content(done.procfile), report.content(done.app_json)
         declared = procfile.parse(file) if file is not None else procfile.Procfile()
-        checks = appjson.parse(app_json).healthchecks if app_json is not None else {}
+        checks = appjson.healthchecks(app_json) if app_json is not None else {}
         # the release's types go through the same rules as the Procfile's
         defaults = {name: command for name, command in release.types.items() if name not in declared.types}
         lines = "".join(f"{name}: {' '.join(command.splitlines())}\n" for name, command in defaults.items())
@@ -244,7 +245,7 @@ class BuildJob:
             types=declared.types,
             defaults=defaults,
             config=release.config,
-            healthchecks={type: [check.model_dump() for check in found] for type, found in checks.items()},
+            healthchecks={type: [structs.asdict(check) for check in found] for type, found in checks.items()},
             description=", ".join(dict.fromkeys(name for name in done.names))[:200],
             warnings=declared.warnings,
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from msgspec import Meta, Struct
 
 from foundation.errors import DavitError
 
@@ -29,16 +30,14 @@ class ReleaseError(DavitError):
     id, status = "build_failed", 422
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+_Name = Annotated[str, Meta(max_length=2000)]
 
 
-class Step(_Event):
+class Step(Struct, frozen=True, forbid_unknown_fields=True, tag_field="event", tag="step"):
     """The build reached a step; what to name when it hangs there."""
 
-    event: Literal["step"]
     step: Literal["checkout", "submodules", "fetch", "detect", "compile", "release", "pack"]
-    buildpack: str = Field(max_length=2000)
+    buildpack: _Name
 
     def __str__(self) -> str:
         script = f"bin/{self.step} of {self.buildpack}"
@@ -50,34 +49,31 @@ class Step(_Event):
         }.get(self.step, script)
 
 
-class Detected(_Event):
+class Detected(Struct, frozen=True, forbid_unknown_fields=True, tag_field="event", tag="detected"):
     """A buildpack said yes."""
 
-    event: Literal["detected"]
-    buildpack: str = Field(max_length=2000)
-    name: str = Field(max_length=2000)
+    buildpack: _Name
+    name: _Name
 
 
-class Failed(_Event):
+class Failed(Struct, frozen=True, forbid_unknown_fields=True, tag_field="event", tag="failed"):
     """The build failed, with the sentence for the person."""
 
-    event: Literal["failed"]
-    message: str = Field(max_length=20_000)
+    message: Annotated[str, Meta(max_length=20_000)]
 
 
-class Done(_Event):
+class Done(Struct, frozen=True, forbid_unknown_fields=True, tag_field="event", tag="done"):
     """The build is in place; what the host has to read is base64."""
 
-    event: Literal["done"]
-    release: str = Field(max_length=100_000)
-    procfile: str | None = Field(max_length=100_000)
-    app_json: str | None = Field(max_length=400_000)
-    buildpacks: list[str] = Field(max_length=20)
-    names: list[str] = Field(max_length=20)
+    release: Annotated[str, Meta(max_length=100_000)]
+    procfile: Annotated[str, Meta(max_length=100_000)] | None
+    app_json: Annotated[str, Meta(max_length=400_000)] | None
+    buildpacks: Annotated[list[str], Meta(max_length=20)]
+    names: Annotated[list[str], Meta(max_length=20)]
 
 
 Event = Step | Detected | Failed | Done
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+_EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 @dataclass
@@ -102,8 +98,8 @@ class Reader:
 
     def _event(self, line: bytes) -> Event:
         try:
-            event = _EVENT.validate_json(line)
-        except (ValidationError, RecursionError):
+            event = _EVENTS.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ReportError("The build wrote something into Davit's report of it; the build was ended.") from None
         if self.ended:
             raise ReportError("The build reported more than one end; it was ended.")

@@ -103,13 +103,13 @@ def test_app_json_gives_health_checks_and_ignores_the_rest() -> None:
     content = json.dumps(
         {"name": "x", "addons": [1], "healthchecks": {"web": [{"path": "/up", "attempts": 5, "uptime": 3}]}}
     ).encode()
-    check = appjson.parse(content).healthchecks["web"][0]
+    check = appjson.healthchecks(content)["web"][0]
     assert (check.path, check.attempts, check.timeout, check.type) == ("/up", 5, 5, "startup")
 
 
 @pytest.mark.parametrize("value", [[{"path": "/up"}], {"path": "/up"}, {"web": {"path": "/up"}}, {"web": [{"path": "/up"}]}])
 def test_one_check_may_be_written_without_list_or_type(value: object) -> None:
-    assert appjson.parse(json.dumps({"healthchecks": value}).encode()).healthchecks["web"][0].path == "/up"
+    assert appjson.healthchecks(json.dumps({"healthchecks": value}).encode())["web"][0].path == "/up"
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,16 @@ def test_one_check_may_be_written_without_list_or_type(value: object) -> None:
         (b"{", "not valid JSON .line 1"),
         (b"\xff", "not valid JSON"),
         (b"[]", "must hold a JSON object"),
-        (b'{"healthchecks": {"web": [{"path": "up"}]}}', r"healthchecks\.web\.0\.path: it must begin with /"),
+        (b'{"healthchecks": {"web": [{"path": "up"}]}}', r"healthchecks\.web\.0: the path must begin with /"),
         (b'{"healthchecks": {"web": [{"attempts": 0}]}}', r"healthchecks\.web\.0\.attempts"),
         (b'{"healthchecks": {"web": [{"timeout": "5"}]}}', r"healthchecks\.web\.0\.timeout"),
+        (b'{"healthchecks": {"web": [{"wait": NaN}]}}', "not valid JSON"),
         (b'{"healthchecks": 5}', "healthchecks"),
     ],
 )
 def test_a_wrong_app_json_is_an_error_that_names_the_place(content: bytes, sentence: str) -> None:
     with pytest.raises(appjson.AppJsonError, match=sentence):
-        appjson.parse(content)
+        appjson.healthchecks(content)
 
 
 @given(
@@ -138,6 +139,13 @@ def test_a_wrong_app_json_is_an_error_that_names_the_place(content: bytes, sente
 )
 def test_no_app_json_fails_otherwise(value: object) -> None:
     try:
-        appjson.parse(json.dumps({"healthchecks": value}).encode())
+        appjson.healthchecks(json.dumps({"healthchecks": value}).encode())
     except appjson.AppJsonError as error:
         assert error.message.endswith(".")
+
+
+def test_what_the_error_quotes_of_app_json_is_short_and_printable() -> None:
+    for value in ({"\x1b[31m" * 100: [{"attempts": 0}]}, {"web": [{"type": "\x1b]0;" + "x" * 10_000}]}):
+        with pytest.raises(appjson.AppJsonError) as caught:
+            appjson.healthchecks(json.dumps({"healthchecks": value}).encode())
+        assert len(caught.value.message) < 500 and caught.value.message.isprintable()
