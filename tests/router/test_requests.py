@@ -315,16 +315,18 @@ def test_a_slow_upload_is_no_timeout(served: tuple[Davit, TinyApp, str]) -> None
     assert slow.answer().json["received"] == 20000
 
 
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
 def test_web_sockets_pass(served: tuple[Davit, TinyApp, str]) -> None:
     davit, _, name = served
     talk = client(davit, name)
-    talk.send(
-        "/socket",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    )
+    talk.send("/socket", *HANDSHAKE)
     assert talk.answer().status == 101
     for word in (b"hello", b"again"):
         talk.socket.sendall(word)
@@ -648,6 +650,36 @@ def test_quiet_tells_since_when_nobody_asked(davit: Davit, tiny: Make) -> None:
     davit.log("quiet", "status=200")
     assert davit.do(davit.router.quiet(["id-quiet", "id-nobody"])).keys() == {"id-quiet"}
     until(lambda: "id-quiet" in davit.router.collector.seen)
+
+
+def test_a_web_socket_wakes_a_sleeping_app_and_keeps_it_awake(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("dreams", asleep=True)
+    talk = client(davit, "dreams")
+    talk.send("/socket", *HANDSHAKE)
+    until(lambda: davit.woken.count("id-dreams"))
+    rows.asleep, rows.dynos = False, [app.dyno()]
+    davit.sync("dreams")
+    assert talk.answer().status == 101
+    talk.socket.sendall(b"awake")
+    assert talk.more() == b"AWAKE"
+    assert davit.do(davit.router.quiet(["id-dreams"])) == {"id-dreams": 0.0}
+    talk.close()
+    until(lambda: davit.do(davit.router.quiet(["id-dreams"]))["id-dreams"] > 0)
+
+
+def test_who_wakes_an_app_that_does_not_come_up_is_told_so(davit: Davit, tiny: Make) -> None:
+    app = tiny()
+    rows = davit.app("broken", app.dyno(state="crashed", routed=False), asleep=True)
+    waiting = client(davit, "broken")
+    waiting.send()
+    until(lambda: davit.woken.count("id-broken"))
+    rows.asleep, rows.dynos = False, [app.dyno(state="starting", routed=False)]
+    davit.sync("broken")
+    rows.dynos = [app.dyno(state="crashed", routed=False)]
+    davit.sync("broken")
+    assert b"H10" in waiting.answer().body
+    assert b"H10" in client(davit, "broken").get().body
 
 
 def test_held_requests_learn_that_the_app_crashed(davit: Davit, tiny: Make) -> None:
