@@ -236,10 +236,9 @@ class DynoLife:
         exit = await running.wait()
         self.exit = exit
         if exit.oom:
-            applog.say(
-                self.row.app_id, self.name,
-                "Error R15 (Memory quota vastly exceeded) -> the process was killed: it used more than twice its dyno's memory",
-            )  # fmt: skip
+            most = "twice its dyno's memory" if self.row.isolation == "container" else "the memory of its machine"
+            why = f"the process was killed: it used more than {most}"
+            applog.say(self.row.app_id, self.name, f"Error R15 (Memory quota vastly exceeded) -> {why}")
         applog.say(self.row.app_id, self.name, f"Process exited with status {'unknown' if exit.status is None else exit.status}")
         if not self.stopping and self.up:
             self._ended(self)

@@ -19,7 +19,7 @@ from runtime import cgroups
 from runtime.children import Process
 from runtime.driver import Exit, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
-from runtime.osv import management, signals
+from runtime.osv import machine, management, memory, signals
 from runtime.osv.console import Console, outcome
 from runtime.qmp import Monitor
 
@@ -67,6 +67,7 @@ class Unikernel:
         if self.console.booted:
             self.booted.set()
         self.figures: management.Figures | None = None
+        self.touched: int | None = None
         self._console_fd, self._target = console_fd, target
         self._waiting = bytearray()
         self._asked: int | None = None
@@ -86,6 +87,8 @@ class Unikernel:
         if self._console_fd >= 0:
             loop.add_reader(self._console_fd, self._readable)
         self._exit = loop.create_task(self._watch(), name=f"osv {self.spec_id}")
+        if self.process is not None:
+            self._help(self._measure())
         if self.process is not None and self.address is not None:
             self._help(self._keep_an_eye())
             if self.port is not None:
@@ -207,8 +210,17 @@ class Unikernel:
             misses = 0 if await signals.answers(self.address, SILENCE) else misses + 1
             if misses >= MISSES:
                 return self._kill("its kernel does not answer any more")
-            if self.record.facts.get("managed"):
+
+    async def _measure(self) -> None:
+        """Its memory: what its kernel tells, where the user's modules let it tell; otherwise what the host sees of it."""
+        await self.booted.wait()
+        while True:
+            if self.record.facts.get("managed") and self.address is not None:
                 self.figures = await management.figures(self.address) or self.figures
+            if self.figures is None:
+                size = machine.granted(self.memory)
+                self.touched = await self._driver.host.in_thread(memory.touched, self.pid, size)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _stopped(self) -> bool:
         if self.monitor is None:
@@ -316,11 +328,14 @@ class Unikernel:
         return [Listener(self.address, self.port)] if self._listening and self.address and self.port else []
 
     def stats(self) -> Stats:
-        """What it uses now: memory as its kernel tells (its machine's otherwise, which is never more than it has)."""
+        """What it uses now: memory as its kernel told within the last seconds; otherwise what it has touched of its machine's."""
         if self.ended:
             return self._last_stats
         figures = self.figures
-        used = figures.memory_total - figures.memory_free if figures else min(self.cgroup.memory(), self.memory)
+        if figures is not None:
+            used = figures.memory_total - figures.memory_free
+        else:
+            used = self.touched if self.touched is not None else min(self.cgroup.memory(), self.memory)
         self._last_stats = Stats(used, 0, self.cgroup.cpu(), figures.threads if figures else 1, self.cgroup.ooms())
         return self._last_stats
 

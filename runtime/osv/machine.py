@@ -57,7 +57,7 @@ def command(qemu: str, machine: Machine) -> list[str]:
     accel, processor = ("kvm", "host,+x2apic") if machine.kvm else ("tcg,thread=multi,tb-size=64", "max")
     return [
         qemu, "-name", machine.name.replace(",", ",,"), "-M", "pc,usb=off,vmport=off", "-accel", accel, "-cpu", processor,
-        "-m", f"{max(machine.memory, LEAST_MEMORY) // MIB}", "-smp", str(machine.processors),
+        "-m", f"{granted(machine.memory) // MIB}", "-smp", str(machine.processors),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "--preconfig",
         "-add-fd", f"fd={CONSOLE},set={CONSOLE}",
         "-chardev", f"file,id=console,path=/dev/fdset/{CONSOLE},append=on", "-serial", "chardev:console",
@@ -69,6 +69,11 @@ def command(qemu: str, machine: Machine) -> list[str]:
         *_network(machine.mac),
         "-device", "virtio-rng-pci",
     ]  # fmt: skip
+
+
+def granted(memory: int) -> int:
+    """Bytes that a machine really gets that is to have ``memory``."""
+    return max(memory, LEAST_MEMORY) // MIB * MIB
 
 
 def _disk(name: str, number: int) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from foundation.errors import InvalidParams
 from runtime.images import Images
-from runtime.osv import machine, management
+from runtime.osv import machine, management, memory
 from runtime.osv.images import OsvImages, TooLargeForMemory
 from runtime.osv.machine import Machine, Network
 from slugs import osvimage, rofs
@@ -51,6 +51,29 @@ def test_the_network_is_told_as_the_loader_reads_it() -> None:
     words = machine.options(Network("198.18.0.5", "255.255.240.0", "198.18.0.1", "9.9.9.9"), False)
     assert "--ip=eth0,198.18.0.5,255.255.240.0" in words and "--nameserver=9.9.9.9" in words
     assert "--mount-fs=rofs,/dev/vblk1,/etc/davit" in words, "without a slug the configuration is the second disk"
+
+
+# -- what it uses
+
+SMAPS = """\
+7f41d0800000-7f41d8800000 r--p 00000000 fe:00 1556558                    /data/kernel
+Size:             131072 kB
+Rss:               51200 kB
+7f41d9e00000-7f41e1e00000 rw-p 00000000 00:00 0
+Size:             131072 kB
+Rss:               83968 kB
+Pss:               83968 kB
+7f41e8021000-7f41ec000000 ---p 00000000 00:00 0
+Rss:                   8 kB
+"""
+
+
+def test_of_qemus_memory_only_the_guests_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/smaps").write_text(SMAPS)
+    assert memory.touched(7, 128 * MIB, tmp_path) == 82 * MIB
+    assert memory.touched(7, 64 * MIB, tmp_path) is None
+    assert memory.touched(8, 128 * MIB, tmp_path) is None
 
 
 # -- OSv's REST server
