@@ -362,6 +362,37 @@ class Repositories:
         for path in self.incoming.glob(f"*.{build_id}"):
             Quarantine(self.root / f"{path.name.partition('.')[0]}.git", path).discard()
 
+    # Backups
+
+    def write_bundle(self, app_id: str, file: Path) -> bool:
+        """Write all that the app's refs reach into a bundle (git-bundle(1)), as they are at one moment, whatever goes on.
+
+        Returns:
+            Whether there is anything; of a repository without a ref there is no bundle.
+        """
+        with self._locked(app_id, fcntl.LOCK_SH):
+            if not self.refs(app_id):
+                return False
+            git.run(git.environment(self.path(app_id)), "bundle", "create", "--quiet", str(file), "--all")
+            return True
+
+    def read_bundle(self, app_id: str, file: Path | None, *, head: bytes, shallow: Path | None) -> None:
+        """Make the app's repository of what :meth:`write_bundle` wrote.
+
+        Args:
+            file: the bundle, if there was one.
+            head: the branch that was deployed last.
+            shallow: the roots that count as such though they have parents (gitrepository-layout(5)).
+        """
+        env = git.environment(self.ensure(app_id))
+        if shallow is not None:
+            shutil.copyfile(shallow, self.path(app_id) / "shallow")
+        if file is not None:
+            refs = [line.split(b" ", 1) for line in git.run(env, "bundle", "unbundle", str(file)).stdout.splitlines()]
+            lines = [b"create " + ref + b"\0" + sha + b"\0" for sha, ref in refs if ref.startswith(b"refs/")]
+            git.run(env, "update-ref", "-z", "--stdin", input=b"".join(lines))
+        git.run(env, "symbolic-ref", "HEAD", head.decode())
+
     # Housekeeping
 
     def housekeeping(self, standing: Callable[[str], str | None]) -> None:

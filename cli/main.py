@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "stack:build": "cli.host.commands:stack_build",
     "slugs:export": "cli.host.commands:slugs_export",
     "stack:export": "cli.host.commands:stack_export",
+    "backup": "cli.host.commands:backup",
+    "restore": "cli.host.commands:restore",
     "config:rotate-keys": "cli.host.commands:rotate_keys",
     "install": "cli.host.commands:install",
     "host:user-data": "cli.host.machines:user_data",

@@ -151,6 +151,12 @@ class Store:
         """All slugs in the store."""
         return [StoredSlug(f"sha256:{path.stem}", path.stat().st_size) for path in self._slugs()]
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Nothing is collected meanwhile; putting goes on."""
+        with self._locked(LOCK_SH):
+            yield
+
     def collect(self, keep: set[str], grace: timedelta = GRACE) -> list[str]:
         """Remove the slugs that nothing needs any more.
 

@@ -1,4 +1,4 @@
-"""The commands for the host: up, down, status, doctor, config:rotate-keys, install, stack:build, stack:export.
+"""The commands for the host: up, down, status, doctor, backup, restore, config:rotate-keys, install, stack:build, stack:export.
 
 Thin: what they do is in the modules beside this one.
 """
@@ -152,6 +152,34 @@ def stack_export(file: Path) -> None:
 
     digest = stacks.export(stacks.current(settings().stacks), file)
     click.echo(f"Wrote {file}.\nSHA-256: {digest}")
+
+
+@click.command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+def backup(file: Path) -> None:
+    """Write everything that must survive into FILE: database, keys, git repositories, slugs (`-` is standard output).
+
+    For the owner of DAVIT_HOME, on the host, while Davit runs or not. Whoever has the file has every secret: it is 0600, keep
+    it so, or encrypt it.
+    """
+    from cli.host import backup as backups
+
+    backups.backup(settings(), file, lambda line: click.echo(line, err=True))
+    if str(file) != "-":
+        click.echo(f"Wrote {file} ({file.stat().st_size / 2**20:.1f} MB). It holds every secret of this Davit.")
+
+
+@click.command("restore")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+def restore(file: Path) -> None:
+    """Make an empty DAVIT_HOME of what `davit backup` wrote (`-` is standard input); then `davit up` starts it.
+
+    With DATABASE_URL the database that it names must be there, and empty.
+    """
+    from cli.host import backup as backups
+
+    backups.restore(settings(), file, lambda line: click.echo(line, err=True))
+    click.echo(f"Restored into {settings().home}; `davit up` starts it.")
 
 
 @click.command("config:rotate-keys")

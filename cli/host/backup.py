@@ -1,0 +1,342 @@
+"""``davit backup`` and ``davit restore``: everything that must survive, in one tar archive.
+
+The archive holds the database, the keys, the owner's token, what was pushed, the slugs, and what builds and release commands
+printed. It is taken while Davit runs: the database first, as it is at one moment, then what it speaks of, which others add to
+but do not change. What can be made anew (stacks, build caches, unikernels' roots) is not in it; nor is what lives for a day.
+
+    database.sqlite | database.dump    SQLite's file, or pg_dump's custom format
+    keys/… owner-token                 as in DAVIT_HOME
+    slugs/… builds/ID/… releases/ID/… metrics/…
+    repositories/APP_ID/bundle         git-bundle(1), and beside it what a bundle does not hold: HEAD, shallow
+    whole                              the last entry: who finds it has read all of it
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sqlite3
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
+
+from sqlalchemy import inspect
+from sqlalchemy.engine import make_url
+
+from builder.repositories import Repositories
+from cli.host.home import make_directories
+from foundation.errors import NO_ROOM, DavitError, DiskFull
+from foundation.programs import run
+from foundation.settings import Settings
+from slugs.store import Store
+from state.db import engine
+
+Say = Callable[[str], None]
+
+SQLITE, POSTGRESQL, WHOLE = "database.sqlite", "database.dump", "whole"
+TREES = ("keys", "slugs", "builds", "releases", "metrics")
+"""Directories of DAVIT_HOME that are in a backup as they are; there they are complete before the database names them."""
+FILES = ("owner-token",)
+_SCRATCH = ("workspace.img",)
+"""What a build works in while it goes on."""
+DRAFT = "restoring"
+"""Below DAVIT_HOME, what a restore has read so far."""
+DUMP_SECONDS = 24 * 3600
+
+
+class BackupFailed(DavitError):
+    """A backup could not be made, or not be restored; nothing was changed."""
+
+    id, status = "backup_failed", 500
+
+
+def backup(settings: Settings, target: Path, say: Say) -> None:
+    """Write the archive; Davit may run meanwhile.
+
+    Args:
+        target: the file, there and whole (0600) when this returns, or not there; ``-`` is standard output.
+        say: told what is done, step by step.
+
+    Raises:
+        BackupFailed: there is no Davit in DAVIT_HOME, or this user may not read it. ProgramFailed, DiskFull.
+    """
+    if not (settings.home / "keys" / "config.keys").exists():
+        raise BackupFailed(f"There is no Davit in {settings.home} that this user may read; run this as the owner of DAVIT_HOME.")
+    try:
+        with _draft(target) as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+            _Backup(settings, archive, say).write()
+    except OSError as error:
+        raise _in_words(error, "no backup was made", f"{target} could not be written") from error
+    except sqlite3.Error as error:
+        raise BackupFailed(f"The database could not be copied: {error}.") from error
+
+
+class _Backup:
+    def __init__(self, settings: Settings, archive: tarfile.TarFile, say: Say) -> None:
+        self.home, self.settings, self.archive, self.say = settings.home, settings, archive, say
+
+    def write(self) -> None:
+        """The way of a backup."""
+        with tempfile.TemporaryDirectory(prefix=".backup-", dir=self.home) as scratch:
+            with Store(self.home / "slugs").steady():  # what the database names now is there until it is read
+                self._database(Path(scratch))
+                self._trees()
+            self._repositories(Path(scratch))
+        self._bytes(WHOLE, b"")
+
+    def _database(self, scratch: Path) -> None:
+        if self.settings.database_url.startswith("sqlite"):
+            copy = scratch / SQLITE
+            _copy_sqlite(_sqlite_file(self.settings), copy)
+        else:
+            copy = scratch / POSTGRESQL
+            url, env = _libpq(self.settings.database_url)
+            run([_program("pg_dump"), "--format=custom", f"--file={copy}", f"--dbname={url}"], env=env, timeout=DUMP_SECONDS)
+        self._file(copy, copy.name)
+        copy.unlink()
+        self.say("The database is in it.")
+
+    def _trees(self) -> None:
+        for name in FILES:
+            self._file(self.home / name, name)
+        for name in TREES:
+            found = [self._file(path, str(path.relative_to(self.home))) for path in _files(self.home / name)]
+            self.say(f"{name}: {sum(found)} files.")
+
+    def _repositories(self, scratch: Path) -> None:
+        store = Repositories(self.home / "repos")
+        found = sorted(store.root.glob("*.git"))
+        for path in found:
+            app_id, bundle = path.name.removesuffix(".git"), scratch / "bundle"
+            try:
+                if store.write_bundle(app_id, bundle):
+                    self._file(bundle, f"repositories/{app_id}/bundle")
+                self._file(path / "shallow", f"repositories/{app_id}/shallow")
+                self._bytes(f"repositories/{app_id}/HEAD", store.deployed_branch(app_id))
+            except (OSError, DavitError):
+                if path.exists():  # else its app was destroyed meanwhile
+                    raise
+        self.say(f"Git repositories: {len(found)}.")
+
+    def _file(self, path: Path, name: str) -> bool:
+        """Add a file; one that is gone meanwhile, or grows while it is read, does no harm."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return False
+        with file:
+            entry = self.archive.gettarinfo(arcname=name, fileobj=file)
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = ""
+            self.archive.addfile(entry, file)
+        return True
+
+    def _bytes(self, name: str, content: bytes) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(content), 0o600
+        self.archive.addfile(entry, io.BytesIO(content))
+
+
+def restore(settings: Settings, source: Path, say: Say) -> None:
+    """Make a DAVIT_HOME of an archive. Nothing is ever overwritten: there must be no Davit in it yet.
+
+    All is read, checked and unpacked beside its place first; what is whole is put there by renaming.
+
+    Args:
+        source: the archive; ``-`` is standard input.
+
+    Raises:
+        BackupFailed: there is something already, or that is no (whole) archive for this database. ProgramFailed, DiskFull.
+    """
+    home = settings.home
+    make_directories(home)
+    _refuse_to_overwrite(settings)
+    draft = home / DRAFT
+    shutil.rmtree(draft, ignore_errors=True)  # of a restore that was killed
+    try:
+        draft.mkdir(mode=0o700)
+        _unpack(source, draft)
+        _suits(settings, draft)
+        say("The archive is whole.")
+        _unbundle(draft, say)
+        if (draft / POSTGRESQL).exists():
+            _fill_postgresql(settings, draft / POSTGRESQL)
+        _into_place(settings, draft)
+        _give_to_owner(home)
+    except OSError as error:
+        raise _in_words(error, "nothing was restored", f"{source} could not be restored into {home}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_to_overwrite(settings: Settings) -> None:
+    there = [name for name in FILES if (settings.home / name).exists()]
+    if settings.database_url.startswith("sqlite") and _sqlite_file(settings).exists():
+        there.append(str(_sqlite_file(settings)))
+    there += [name for name in (*TREES, "repos") if any(_files(settings.home / name))]
+    if there:
+        raise BackupFailed(
+            f"There is a Davit in {settings.home} already ({', '.join(there)}). Restore into a DAVIT_HOME that is empty: "
+            "stop it (`davit down`) and move that one out of the way."
+        )
+    if not settings.database_url.startswith("sqlite") and inspect(engine()).get_table_names():
+        raise BackupFailed("The database that DATABASE_URL names is not empty; restore into a new one (createdb).")
+
+
+def _unpack(source: Path, draft: Path) -> None:
+    last = ""
+    try:
+        with _opened(source) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for entry in archive:
+                path, content = draft / _checked(entry), archive.extractfile(entry)
+                assert content is not None
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, entry.mode & 0o777)
+                with os.fdopen(fd, "wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                    file.flush()
+                    os.fsync(fd)
+                last = entry.name
+    except tarfile.TarError as error:
+        raise BackupFailed(f"{source} is no backup of Davit's, or not all of one: {error}.") from None
+    if last != WHOLE:
+        raise BackupFailed(f"{source} is no backup of Davit's, or not all of one: its end is missing.")
+
+
+def _checked(entry: tarfile.TarInfo) -> str:
+    parts = PurePosixPath(entry.name).parts
+    known = (SQLITE, POSTGRESQL, WHOLE, *FILES, *TREES, "repositories")
+    if not entry.isreg() or not parts or parts[0] not in known or ".." in parts:
+        raise BackupFailed(f"That is no backup of Davit's: it holds {entry.name[:200]!r}.")
+    return entry.name
+
+
+def _suits(settings: Settings, draft: Path) -> None:
+    """The archive's database is of the kind that DATABASE_URL names."""
+    wanted = SQLITE if settings.database_url.startswith("sqlite") else POSTGRESQL
+    if not (draft / wanted).exists():
+        kind = {SQLITE: "PostgreSQL's", POSTGRESQL: "SQLite's"}[wanted]
+        remedy = {SQLITE: "set DATABASE_URL to an empty database of PostgreSQL's", POSTGRESQL: "unset DATABASE_URL"}[wanted]
+        raise BackupFailed(f"The backup holds a database of {kind}, and this Davit would use another kind: {remedy}.")
+
+
+def _unbundle(draft: Path, say: Say) -> None:
+    """Make the repositories beside their bundles."""
+    store = Repositories(draft / "repos")
+    found = sorted((draft / "repositories").glob("*"))
+    for place in found:
+        bundle, shallow = place / "bundle", place / "shallow"
+        store.read_bundle(
+            place.name, bundle if bundle.exists() else None,
+            head=(place / "HEAD").read_bytes(), shallow=shallow if shallow.exists() else None,
+        )  # fmt: skip
+    say(f"Git repositories: {len(found)}.")
+
+
+def _fill_postgresql(settings: Settings, dump: Path) -> None:
+    """All of the database, or (should it fail) nothing."""
+    url, env = _libpq(settings.database_url)
+    words = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction", f"--dbname={url}"]
+    run([_program("pg_restore"), *words, dump], env=env, timeout=DUMP_SECONDS)
+
+
+def _into_place(settings: Settings, draft: Path) -> None:
+    """The database's file comes last: what it names is there before it."""
+    for name in (*TREES, *FILES, "repos"):
+        fresh, place = draft / name, settings.home / name
+        if fresh.is_dir() and place.is_dir():
+            shutil.rmtree(place)  # empty: nothing is overwritten
+        if fresh.exists():
+            fresh.rename(place)
+    os.sync()
+    if (draft / SQLITE).exists():
+        shutil.move(draft / SQLITE, _sqlite_file(settings))
+        os.sync()
+
+
+def _give_to_owner(home: Path) -> None:
+    """All of it belongs to whom the home belongs."""
+    owner = home.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        for path in home.rglob("*"):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _sqlite_file(settings: Settings) -> Path:
+    return Path(settings.database_url.partition(":///")[2])
+
+
+def _copy_sqlite(path: Path, copy: Path) -> None:
+    """The database as it is at one moment; who writes meanwhile does not wait."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as live, closing(sqlite3.connect(copy)) as fresh:
+        live.backup(fresh)
+        fresh.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+
+
+def _program(name: str) -> str:
+    if shutil.which(name) is None:
+        raise BackupFailed(f"{name} is not installed, without which PostgreSQL cannot be read: apt-get install postgresql-client")
+    return name
+
+
+def _libpq(text: str) -> tuple[str, dict[str, str]]:
+    """The database's address without its password, which is in no command line, and the environment that has it."""
+    url = make_url(text.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql")
+    secret = url.password or url.query.get("password")
+    env = {**os.environ, **({"PGPASSWORD": str(secret)} if secret else {})}
+    bare = url.difference_update_query(["password"])
+    bare = bare._replace(password=None)
+    return bare.render_as_string(hide_password=False), env
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The regular files below; drafts of what is being written (their names begin with a dot) are none yet."""
+    for directory, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != "incoming")
+        for name in sorted(files):
+            path = Path(directory, name)
+            if not name.startswith(".") and name not in _SCRATCH and path.is_file() and not path.is_symlink():
+                yield path
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[BinaryIO | IO[bytes]]:
+    """The file under a name of its own until it is whole and on the disk; or standard output, a pipe, a tape."""
+    if str(target) == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if target.exists() and not target.is_file():
+        with target.open("wb") as device:
+            yield device
+        return
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[BinaryIO | IO[bytes]]:
+    if str(source) == "-":
+        yield sys.stdin.buffer
+    else:
+        with source.open("rb") as file:
+            yield file
+
+
+def _in_words(error: OSError, consequence: str, what: str) -> DavitError:
+    if error.errno in NO_ROOM:
+        return DiskFull(consequence)
+    where = f" ({error.filename})" if error.filename else ""
+    return BackupFailed(f"{what}: {error.strerror or error}{where}.")
