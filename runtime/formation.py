@@ -413,7 +413,7 @@ class AppManager:
             return  # it starts again as it was
         self._count_crash(name, 0.0)
         if error.row is not None:
-            await asyncio.to_thread(records.insert_crashed, error.row, self.crashes[name])
+            await asyncio.to_thread(records.insert_crashed, error.row, self.crashes[name], error.exit, error.message)
             self.crashed_rows[name] = error.row.id
 
     async def _clear_crashed(self, names: Iterable[str]) -> None:
@@ -684,7 +684,7 @@ class AppManager:
             self._count_crash(life.name, (now() - life.started_at).total_seconds())
         self.crashed_rows[life.name] = life.id  # before anything is awaited: whoever starts the next one forgets this row
         was_routed, life.row.routed = life.row.routed, False
-        await asyncio.to_thread(records.change, [life.id], state="crashed", routed=False, crashes=self.crashes.get(life.name, 0))
+        await asyncio.to_thread(records.crash, life.id, self.crashes.get(life.name, 0), life.exit)
         if was_routed:
             await self.router.sync(self.app_id)
         self.lives.pop(life.id, None)

@@ -34,6 +34,11 @@ class DidNotStart(DavitError):
     id, status = "app_did_not_start", 422
     row: Dyno | None = None
 
+    def __init__(self, message: str, exit: Exit | None = None) -> None:
+        """Refuse; ``exit`` when the dyno ended by itself."""
+        super().__init__(message)
+        self.exit = exit
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -200,8 +205,8 @@ class DynoLife:
         await asyncio.to_thread(records.change, [row.id], state="up")
         applog.say(row.app_id, row.name, "State changed from starting to up")
 
-    async def _until_reachable(self, plan: Plan, running: RunningDyno) -> str | None:
-        """Wait for the port and the health checks; None when all is well, else the sentence."""
+    async def _until_reachable(self, plan: Plan, running: RunningDyno) -> DidNotStart | None:
+        """Wait for the port and the health checks; None when all is well."""
         port = plan.spec.port
         assert port is not None and running.address is not None
         exiting = asyncio.ensure_future(running.wait())
@@ -212,25 +217,27 @@ class DynoLife:
                 for check in plan.checks:
                     problem = await health.until_healthy(check, running.address, port, plan.host)
                     if problem:
-                        return f"{self.name} failed its health check GET {check.path}: {problem}."
+                        return DidNotStart(f"{self.name} failed its health check GET {check.path}: {problem}.")
                 return None
             if exiting.done():
-                return f"{self.name} ended before it listened on $PORT, {describe(exiting.result())}. `davit logs` shows why."
+                exit = exiting.result()
+                said = f"{self.name} ended before it listened on $PORT, {describe(exit)}. `davit logs` shows why."
+                return DidNotStart(said, exit)
             why = health.explain(running.listeners(), port)
             applog.say(
                 self.row.app_id, self.name,
                 f"Error R10 (Boot timeout) -> Web process failed to bind to $PORT within {plan.boot_seconds:g} seconds of launch",
                 why,
             )  # fmt: skip
-            return f"{self.name} did not bind $PORT within {plan.boot_seconds:g} seconds. {why}"
+            return DidNotStart(f"{self.name} did not bind $PORT within {plan.boot_seconds:g} seconds. {why}")
         finally:
             ready.cancel()
             exiting.cancel()
 
-    async def _give_up(self, problem: str) -> None:
+    async def _give_up(self, problem: DidNotStart) -> None:
         applog.say(self.row.app_id, self.name, "State changed from starting to crashed")
         await self.stop(grace=0)
-        raise DidNotStart(problem)
+        raise problem
 
     async def _watch(self, running: RunningDyno) -> None:
         exit = await running.wait()

@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from foundation.clock import now
 from foundation.errors import DavitError
-from state import apps, formation, outbox, releases, sizes, sleep
+from runtime.driver import Exit
+from state import apps, crashes, formation, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -111,12 +112,34 @@ def insert(dyno: Dyno) -> None:
         session.add(dyno)
 
 
-def insert_crashed(row: Dyno, crashes: int) -> None:
-    """A dyno did not come up: show it as crashed until the next attempt."""
+def insert_crashed(row: Dyno, times: int, exit: Exit | None, why: str) -> None:
+    """A dyno did not come up, ``times`` times in a row by now: show it as crashed until the next attempt.
+
+    Args:
+        exit: how it ended by itself; None when it had to be ended.
+    """
+    status = exit.status if exit else None
     with transaction() as session:
         columns = {column.key: getattr(row, column.key) for column in Dyno.__mapper__.column_attrs}
-        columns |= {"state": "crashed", "crashes": crashes, "slot": None, "address": None, "routed": False}
-        session.merge(Dyno(**columns))
+        columns |= {"state": "crashed", "crashes": times, "exit_status": status}
+        columns |= {"slot": None, "address": None, "routed": False}
+        crashes.record(session, session.merge(Dyno(**columns)), status, why)
+
+
+def crash(dyno_id: str, times: int, exit: Exit | None) -> None:
+    """A dyno that was up has ended, ``times`` times in a row by now; its row stays to say so until the next one starts.
+
+    One that ended together with the runtime process, as in a power cut, did not crash.
+    """
+    status = exit.status if exit else None
+    with transaction() as session:
+        row = session.get(Dyno, dyno_id)
+        if row is None:
+            return
+        row.state, row.routed, row.crashes, row.exit_status = "crashed", False, times, status
+        if status is not None:
+            why = "It was killed: it used more than twice its dyno's memory." if exit and exit.oom else ""
+            crashes.record(session, row, status, why)
 
 
 def change(dyno_ids: Sequence[str], **values: Any) -> None:

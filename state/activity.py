@@ -1,17 +1,20 @@
-"""What happened to an app of late, newest first: what people did (audit events), how builds and releases ended, and which
-dynos are down after a crash: once one is up again, its crash is history that only the log tells."""
+"""What happened to an app of late, newest first: what people did (audit events), how builds and releases ended, which dynos
+crashed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from state.models import App, AuditEvent, Build, Dyno, Release
+from state import crashes
+from state.models import App, AuditEvent, Build, Crash, Release
 
 Kind = Literal["build", "release", "config", "scale", "people", "domain", "crash", "other"]
 Outcome = Literal["pending", "succeeded", "failed"]
@@ -35,6 +38,7 @@ class Item:
         outcome: how it ended, for builds and releases.
         why: why it failed.
         build, version, dyno: what it leads to, if anything.
+        times: how often it happened, without anything else in between.
     """
 
     at: datetime
@@ -46,12 +50,30 @@ class Item:
     build: str | None = None
     version: int | None = None
     dyno: str | None = None
+    times: int = 1
 
 
 def of(session: Session, app: App, most: int = 20) -> list[Item]:
     """The newest items."""
     items = [*_releases(session, app, most), *_builds(session, app, most), *_events(session, app, most), *_crashes(session, app)]
-    return sorted(items, key=lambda item: item.at, reverse=True)[:most]
+    return _folded(sorted(items, key=lambda item: item.at, reverse=True))[:most]
+
+
+def _folded(items: Sequence[Item]) -> list[Item]:
+    """The items with the crashes of one dyno between which nothing else happened as one: one in a loop would fill the list."""
+    folded: list[Item] = []
+    run: dict[str, int] = {}
+    for item in items:
+        if item.kind != "crash":
+            run = {}
+        elif item.dyno in run:
+            place = run[item.dyno]
+            folded[place] = replace(folded[place], times=folded[place].times + 1)
+            continue
+        elif item.dyno:
+            run[item.dyno] = len(folded)
+        folded.append(item)
+    return folded
 
 
 def _releases(session: Session, app: App, most: int) -> list[Item]:
@@ -78,13 +100,19 @@ def _builds(session: Session, app: App, most: int) -> list[Item]:
 
 
 def _crashes(session: Session, app: App) -> list[Item]:
-    down = select(Dyno).where(Dyno.app_id == app.id, Dyno.state == "crashed", Dyno.leaving.is_(False), Dyno.one_off.is_(False))
-    return [Item(row.updated_at, "crash", _crashed(row), "davit", dyno=row.name) for row in session.scalars(down)]
+    return [
+        Item(row.created_at, "crash", _crashed(row), "davit", why=row.why, dyno=row.dyno)
+        for row in crashes.newest(session, app.id)
+    ]
 
 
-def _crashed(row: Dyno) -> str:
+def _crashed(row: Crash) -> str:
+    """``web.1 of v7 crashed with status 137 (SIGKILL)``"""
     status = "" if row.exit_status is None else f" with status {row.exit_status}"
-    return f"{row.name} crashed{status}" + (f", {row.crashes} times in a row" if row.crashes > 1 else "")
+    if row.exit_status is not None and row.exit_status > 128:
+        with suppress(ValueError):
+            status += f" ({signal.Signals(row.exit_status - 128).name})"
+    return f"{row.dyno} of v{row.release_version} crashed{status}"
 
 
 def _events(session: Session, app: App, most: int) -> list[Item]:

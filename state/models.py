@@ -438,6 +438,19 @@ class Dyno(Identified, Base):
     restart_requested: Mapped[bool] = mapped_column(default=False)
 
 
+class Crash(Identified, Base):
+    """A dyno that crashed, kept when its row is gone; written by the runtime process only."""
+
+    __tablename__ = "crashes"
+    __table_args__ = (Index("ix_crashes_app_id_created_at", "app_id", "created_at"),)
+
+    app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
+    dyno: Mapped[str] = mapped_column(String(80))
+    release_version: Mapped[int]
+    exit_status: Mapped[int | None]
+    why: Mapped[str | None] = mapped_column(Text)
+
+
 class Domain(Identified, Base):
     __tablename__ = "domains"
 

@@ -19,7 +19,21 @@ from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
 from metrics import dynos, histogram, requests, ring
-from state import accounts, apps, config, db, domains, endpoints, formation, passwords, pipelines, releases, two_factor, vault
+from state import (
+    accounts,
+    apps,
+    config,
+    crashes,
+    db,
+    domains,
+    endpoints,
+    formation,
+    passwords,
+    pipelines,
+    releases,
+    two_factor,
+    vault,
+)
 from state.models import Account, App, Build, Dyno, Release, SecondFactor, Slug
 
 PASSWORD = "correct horse battery"
@@ -111,7 +125,9 @@ def fill(*, more: int = 0) -> None:
         _with_second_factor(session, account(session, "careful@example.com"))
         crashed = apps.create(session, bob, "crashing")
         release = deployed(session, crashed, bob, commit="c")
-        dyno(session, crashed, "web.1", "crashed", release, exit_status=1, crashes=4)
+        row = dyno(session, crashed, "web.1", "crashed", release, exit_status=1, crashes=4)
+        for _ in range(4):
+            crashes.record(session, row, 1)
         _under_way(session, ann)
         _failed(session, ann)
         for name, quantity in (("sleeping", 1), ("stopped", 0), ("maintained", 1)):

@@ -20,7 +20,7 @@ from api.resources import catalogue
 from dashboard import routing
 from dashboard.views import PARTS
 from foundation.authority import Authority
-from state import accounts, apps, config, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
+from state import accounts, apps, config, crashes, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
 from state.models import Account, App, AuditEvent, Build, Dyno
 from tests.api.conftest import give_code
 from tests.dashboard import scenery
@@ -418,17 +418,33 @@ def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
     assert "this version of Davit does not have add-ons" in desk.person("viewer").get("/apps/timely/resources").text
 
 
-def test_a_crash_is_among_the_activity_for_as_long_as_the_dyno_is_down(desk: Desk) -> None:
-    give_code(desk.app_id)
+def test_crashes_stay_among_the_activity_when_the_dyno_is_up_again(desk: Desk) -> None:
     with db.transaction() as session:
         app = session.get(App, desk.app_id)
         assert app
-        row = scenery.dyno(session, app, "web.1", "crashed", exit_status=7, crashes=3)
+        release = scenery.deployed(session, app, app.owner, commit="a")
+        gone = Dyno(app_id=app.id, name="web.1", release_version=release.version)
+        for status, why in ((1, ""), (137, "It was killed: it used more than twice its dyno's memory.")):
+            crashes.record(session, gone, status, why)
+        config.change(session, app.owner, app, {"A": "1"})
+        for _ in range(3):
+            for name in ("web.1", "web.2"):
+                crashes.record(session, Dyno(app_id=app.id, name=name, release_version=3), 7)
     page = desk.person("viewer").get("/apps/timely/activity").text
-    assert "web.1 crashed with status 7, 3 times in a row" in page and "/logs?dyno=web.1" in page
+    assert page.count("web.1 of v3 crashed with status 7</a>") == page.count("web.2 of v3 crashed with status 7</a>") == 1
+    assert page.count("3 times</span>") == 2, "nothing else happened in between, so each dyno has one line"
+    before = page[page.index("Set A config vars") :]
+    assert "web.1 of v2 crashed with status 137 (SIGKILL)</a>" in before and "more than twice its dyno&#39;s memory" in before
+    assert "/apps/timely/logs?dyno=web.1" in page and page.count("2 times</span>") == 1
+
+
+def test_only_the_newest_crashes_are_kept(desk: Desk) -> None:
     with db.transaction() as session:
-        session.get(Dyno, row.id).state = "up"  # type: ignore[union-attr]
-    assert "crashed" not in desk.person("viewer").get("/apps/timely/activity").text
+        for number in range(crashes.KEPT + 5):
+            crashes.record(session, Dyno(app_id=desk.app_id, name="web.1", release_version=1), number)
+    with db.snapshot() as session:
+        kept = [row.exit_status for row in crashes.newest(session, desk.app_id, 1000)]
+        assert kept == list(range(crashes.KEPT + 4, 4, -1))
 
 
 def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:

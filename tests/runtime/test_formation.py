@@ -21,7 +21,7 @@ from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
-from state import accounts, apps, config, db, formation, notify, releases, sleep, vault
+from state import accounts, apps, config, crashes, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, Dyno, Formation, Release, Slug
 
 
@@ -235,6 +235,10 @@ class World:
             rows = session.scalars(select(Dyno).order_by(Dyno.name, Dyno.created_at))
             return [(row.name, row.state, row.routed) for row in rows]
 
+    def crashes(self) -> list[tuple[str, int | None, str | None]]:
+        with db.snapshot() as session:
+            return [(row.dyno, row.exit_status, row.why) for row in crashes.newest(session, self.app.id)]
+
 
 def _finished(release_id: str) -> Release | None:
     with db.snapshot() as session:
@@ -406,12 +410,28 @@ def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: 
         world.driver.dynos[0].end(1)
         await until(lambda: len(world.driver.dynos) == 2, "started again")
         await until(lambda: world.rows() == [("web.1", "up", True)], "up again")
-        world.driver.dynos[1].end(1)
+        world.driver.dynos[1].end(3)
         await until(lambda: world.rows() == [("web.1", "crashed", False)], "shown as crashed")
+        [row] = records.rows_of_dynos().values()
+        assert row.exit_status == 3
         await asyncio.sleep(0.2)
         assert len(world.driver.dynos) == 2, "the second restart waits"
         await world.settled(world.deploy())
         assert world.rows() == [("web.1", "up", True)], "a new release starts over"
+        assert world.crashes() == [("web.1", 3, None), ("web.1", 1, None)], "history when it is up again"
+
+    play(world, story)
+
+
+def test_a_dyno_that_does_not_come_up_again_is_shown_as_crashed_and_why_is_kept(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "crashes at start"
+        world.driver.dynos[0].end(1)
+        await until(lambda: world.rows() == [("web.1", "crashed", False)] and len(world.crashes()) == 2, "it did not come up again")
+        (_, status, why), first = world.crashes()
+        assert status == 7 and why and "ended before it listened on $PORT, with status 7" in why and first == ("web.1", 1, None)
+        assert [row.exit_status for row in records.rows_of_dynos().values()] == [7]
 
     play(world, story)
 
@@ -482,6 +502,7 @@ def test_a_dyno_that_ended_with_the_process_that_kept_it_comes_back_at_once_and_
         world.manager.start()
         await world.until_alive("web.1")
         assert world.manager.crashes == {} and "removed web.1" in world.events
+        assert world.crashes() == []
 
     play(world, story)
 
