@@ -24,7 +24,7 @@ from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from api import streams
 from api.websocket import WebSocket
 from foundation import wire
-from foundation.errors import DavitError, NotFound
+from foundation.errors import DavitError, NotFound, Unavailable
 from foundation.settings import settings
 
 log = logging.getLogger("web")
@@ -37,6 +37,8 @@ LINGER_SECONDS = 0.4
 """How long a client that is still to end its input is read on when its command has ended."""
 BUFFER = 1 << 18
 """Bytes that wait in one direction at the most."""
+LOST = b" !     Davit was restarted, so this session is over; start another.\r\n"
+"""What a client is told when the runtime that had its command has ended."""
 LONGEST_ORDER = 1000
 STDIN, STDOUT, STDERR = 0, 1, 2
 _SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "QUIT": signal.SIGQUIT}
@@ -356,7 +358,7 @@ class _Bridge:
     def __init__(self, peer: Peer, attachment: Attachment) -> None:
         self.peer, self.attachment = peer, attachment
         self.to_command = bytearray()
-        self.ended_input = self.stopped = False
+        self.ended_input = self.stopped = self.lost = False
         self.status: int | None = None
         self.deadline: float | None = None
         self._ended, self._tell = os.pipe()
@@ -382,6 +384,7 @@ class _Bridge:
             status = reply.result.get("status")
         except DavitError as error:
             log.warning("a one-off's exit status is unknown: %s", error.message)
+            self.lost = isinstance(error, Unavailable)
         self.status = status
         with contextlib.suppress(OSError):
             os.close(self._tell)
@@ -474,7 +477,7 @@ class _Bridge:
             data = b""
         if data:
             self.peer.output(self.attachment.outputs[fd], data)
-            if self.deadline is not None:
+            if self.deadline is not None and not self.lost:
                 self.deadline = time.monotonic() + DRAIN_SECONDS
             return
         del self.attachment.outputs[fd]
@@ -482,6 +485,8 @@ class _Bridge:
             os.close(fd)
 
     def _say_goodbye(self) -> None:
+        if self.lost:
+            self.peer.output(STDOUT if self.attachment.terminal else STDERR, LOST)
         self.peer.goodbye(self.status)
         now = time.monotonic()
         read_on, give_up = now + LINGER_SECONDS, now + PATIENCE_SECONDS

@@ -77,7 +77,7 @@ def _take(row: AppSetup) -> None:
     elif row.phase == "postdeploy":
         _postdeploy(row)
     elif row.phase == "running":  # whoever ran it is gone, or this step would not have been free to take
-        raise DavitError("Davit was restarted while the postdeploy command ran; it is not run twice.")
+        raise DavitError(setups.INTERRUPTED)
 
 
 def _fail(setup_id: str, message: str, errors: list[str] | None = None) -> None:
@@ -139,8 +139,8 @@ def run(app_id: str, command: str) -> tuple[int | None, str]:
         finally:
             os.close(writer)
             os.close(nothing)
-        output = _read(reader, POSTDEPLOY_SECONDS + 60)
-        return _status(str(reply.result["dyno_id"])), output
+        output, known = _read(reader, line, POSTDEPLOY_SECONDS + 60)
+        return _status(str(reply.result["dyno_id"])) if known else None, output
     finally:
         os.close(reader)
         line.close()
@@ -154,19 +154,23 @@ def _status(dyno_id: str) -> int | None:
     return int(status) if status is not None else None
 
 
-def _read(reader: int, seconds: float) -> str:
-    """What comes until its end; only the last of it is kept."""
-    kept, deadline = b"", time.monotonic() + seconds
+def _read(reader: int, line: wire.Connection, seconds: float) -> tuple[str, bool]:
+    """What comes until its end, only the last of it, and whether the runtime that runs the command was there all the time."""
+    kept, deadline, known = b"", time.monotonic() + seconds, True
     with selectors.DefaultSelector() as selector:
         selector.register(reader, selectors.EVENT_READ)
+        selector.register(line, selectors.EVENT_READ)
         while time.monotonic() < deadline:
-            if not selector.select(5):
-                continue
-            data = os.read(reader, 65536)
-            if not data:
-                break
-            kept = (kept + data)[-_OUTPUT:]
-    return kept.decode(errors="replace")
+            ready = {key.fd for key, _ in selector.select(5)}
+            if line.fileno() in ready:  # its next process has the command asked to end, and ends it after the grace period
+                known = False
+                selector.unregister(line)
+            if reader in ready:
+                data = os.read(reader, 65536)
+                if not data:
+                    break
+                kept = (kept + data)[-_OUTPUT:]
+    return kept.decode(errors="replace"), known
 
 
 def recover() -> None:

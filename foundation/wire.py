@@ -89,6 +89,10 @@ class Connection:
         """Hang up; the server ends what it tied to this connection."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """For selectors: readable when the server has hung up, between calls."""
+        return self._socket.fileno()
+
     def settimeout(self, timeout: float | None) -> None:
         """Seconds to wait for each answer from now on (None: for ever)."""
         self._socket.settimeout(timeout)

@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -121,6 +121,9 @@ class Process:
             pid, wait_status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             status = exit_information(self._pidfd)
+            if status is None and _parent(self.pid) in _children():
+                # the OCI runtime's own process between it and us: it has its end before it, and leaves us its child then
+                return False, None
             return status is not None or self._attempts >= 50 or not _has_exit_information(), status
         return pid != 0, status_of(wait_status) if pid else None
 
@@ -140,6 +143,29 @@ def exit_information(pidfd: int) -> int | None:
 def _has_exit_information() -> bool:
     release = os.uname().release.split("-")[0].split(".")
     return tuple(int(part) if part.isdigit() else 0 for part in release[:2]) >= (6, 15)
+
+
+def sessions_from_outside(pids: Iterable[int], init: int) -> set[int | None]:
+    """The sessions of a container's processes that were not started by its ``init`` or one of its descendants.
+
+    Args:
+        pids: all of the container's processes.
+        init: its process 1.
+    """
+    own = set(pids)
+    return {_session(pid) for pid in own if pid != init and _parent(pid) not in own} - {_session(init), None}
+
+
+def members(sessions: set[int | None], pids: Iterable[int]) -> list[int]:
+    """Those of ``pids`` that belong to one of the ``sessions``."""
+    return [pid for pid in pids if _session(pid) in sessions]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
@@ -247,6 +273,13 @@ def _children() -> set[int]:
         except OSError:
             continue
     return found
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return None
 
 
 def _nested(pid: int) -> bool:

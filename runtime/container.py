@@ -20,12 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGHUP, SIGKILL
 
 from foundation.errors import DavitError
 from runtime import cgroups, children, mounts, oci, userns
 from runtime.children import Process
-from runtime.driver import Bind, Driver, DynoSpec, Exit, Limits, Listener, RunningDyno, Stats
+from runtime.driver import Bind, Driver, DynoSpec, Exit, Limits, Listener, RunningDyno, Stats, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.ociruntime import OciRuntime, choose
@@ -34,7 +34,14 @@ from runtime.slots import Slot
 
 log = logging.getLogger("runtime")
 
+HANGUP_SECONDS = 10
+"""From SIGHUP to SIGKILL for a further command whose client has gone."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_RUNC = (
+    "This host starts dynos with runc, which cannot run a further command in one; its owner has to install crun and restart "
+    "Davit. A one-off dyno (`davit run`) works."
+)
+"""runc 1.1 joins the user namespace first, and has no right then to join a network namespace that the host made."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -168,10 +175,23 @@ class ContainerDyno(RunningDyno):
 
         Raises:
             StartFailed: it has ended, or the command cannot be found in it.
+            Unsupported: the OCI runtime cannot do that.
         """
         if self.ended:
             raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
         return await self._driver.execute(self, command, env, terminal, stdio)
+
+    async def hang_up_commands(self) -> None:
+        """End the further commands that an earlier runtime process ran in it: whoever was attached to them has gone."""
+        sessions = children.sessions_from_outside(self.cgroup.pids(), self.pid) if not self.ended else set()
+        if not sessions:
+            return
+        log.info("commands in a dyno have lost their clients", extra={"dyno": self.record.name, "count": len(sessions)})
+        for number, seconds in ((SIGHUP, HANGUP_SECONDS), (SIGKILL, 0)):
+            for pid in children.members(sessions, self.cgroup.pids()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            await asyncio.sleep(seconds)
 
     async def update(self, limits: Limits) -> None:
         """Change its limits while it runs (the size of its file system stays)."""
@@ -562,7 +582,10 @@ class ContainerDriver(Driver):
             argv = self.oci.exec_argv(dyno.spec_id, work, console is not None)
             status = await self._run_program(argv, stdio if stdio is not None and console is None else (null, null, null))
             if status != 0:
-                raise StartFailed(f"The command could not be started in {dyno.record.name}: {self.oci.reason(work / 'log')}")
+                reason = self.oci.reason(work / "log")
+                if not self.oci.is_crun and "setns" in reason:
+                    raise Unsupported(_RUNC)
+                raise StartFailed(f"The command could not be started in {dyno.record.name}: {reason}")
             pid = int((work / "pid").read_text())
             self.host.watch(pid)
             master = _receive_terminal(console) if console is not None else None
@@ -620,6 +643,7 @@ class ContainerDriver(Driver):
                 dyno.fifos = DynoDirectory(self.host.dynos / record.id).open_fifos()
             self.running[record.id] = dyno
             adopted.append(dyno)
+            self.host.keep(dyno.hang_up_commands())
         return adopted
 
     async def close(self, stop_dynos: bool) -> None:

@@ -19,6 +19,7 @@ from state.models import Account, App, AppSetup, Build, Formation
 
 POSTDEPLOY_SHOWN = 64 * 1024
 """Characters of the postdeploy command's output that are kept, the last."""
+INTERRUPTED = "Davit was restarted while the postdeploy command ran; nobody knows how it ended, and it is not run twice."
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def end_postdeploy(session: Session, setup_id: str, status: int | None, output: 
     if status == 0:
         succeed(session, row)
     else:
-        fail(session, row, f"The postdeploy command ended with status {'unknown' if status is None else status}.")
+        fail(session, row, INTERRUPTED if status is None else f"The postdeploy command ended with status {status}.")
 
 
 def succeed(session: Session, row: AppSetup) -> None:

@@ -1,13 +1,24 @@
-"""What a one-off dyno sees of a runtime process that is killed."""
+"""What one-off dynos, further commands, and the commands of releases and setups see of a process of Davit's that is killed."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
+from pathlib import Path
+from typing import Any
 
-from tests.e2e.world import DAVIT, App, eventually, tiny
+import httpx
+import pytest
+
+from tests.e2e.errors_page import assert_says
+from tests.e2e.residue import rows_unfinished
+from tests.e2e.test_power_cut import pushing
+from tests.e2e.test_tarballs import _tarball
+from tests.e2e.world import DAVIT, App, Davit, eventually, tiny
 
 WAITS = "while true; do sleep 0.1; done"
 
@@ -39,12 +50,110 @@ def test_detached_one_offs_go_on_when_the_runtime_is_killed_and_attached_ones_ar
     assert app.get().status_code == 200
 
 
+@pytest.mark.row("power-cut")
+def test_what_runs_when_the_runtime_is_killed_ends_with_a_sentence(app: App) -> None:
+    """A release command, a postdeploy command, and commands in a dyno that runs, one that prints and one that does not."""
+    app.deploy(tiny("first"))
+    inside = [
+        subprocess.Popen(
+            [DAVIT, "run:inside", "-a", app.name, "web.1", "--", f"echo started; trap '' HUP; : {app.name}; {loop}"], cwd=app.checkout,
+            env=app.davit.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for loop in (WAITS, "while true; do echo x; sleep 0.1; done")
+    ]  # fmt: skip
+    for session in inside:
+        assert session.stdout is not None and session.stdout.readline() == "started\n"
+    setup = set_up(app.davit, f"echo it fills; {WAITS}")
+    eventually(lambda: states(setup, "postdeploy") == ["up"], "the postdeploy command runs", 60)
+    app.commit({**tiny("second"), "Procfile": f"web: python3 -u app.py\nrelease: echo it migrates; {WAITS}\n"})
+    push = pushing(app)
+    push.says("it migrates")
+
+    kill_the_runtime(app)
+    for session in inside:
+        said, complained = session.communicate(timeout=300)
+        assert session.returncode != 0 and "Davit was restarted, so this session is over" in complained, (said[-300:], complained)
+    assert "(release phase failed)" in push.ends() and push.process.returncode != 0
+    assert_says("power-cut", push.output)
+    with app.davit.client() as client:
+        done = eventually_set_up(client, setup)
+        assert done["status"] == "failed" and "Davit was restarted while the postdeploy command ran" in done["failure_message"], done
+        assert done["postdeploy"]["exit_code"] is None
+    eventually(lambda: not list(rows_unfinished(app.davit)), "nothing is pending", 60)
+    eventually(lambda: not commands_with(app.name), "the commands in the dyno are gone", 60)
+    app.assert_serves("first")
+    assert [dyno["type"] for dyno in app.dynos()] == ["web"]
+    app.deploy({**tiny("third"), "Procfile": "web: python3 -u app.py\nrelease: echo it migrates\n"})
+    app.assert_serves("third")
+    setup.cli("apps:destroy", "--confirm", setup.name)
+
+
+def test_commands_of_a_release_and_of_a_setup_when_the_worker_is_killed(app: App) -> None:
+    """The release's goes on, and its push is accepted; the setup's is ended, because nobody would learn how it ended."""
+    app.commit({**tiny("first"), "Procfile": "web: python3 -u app.py\nrelease: echo it migrates; sleep 3; echo it has migrated\n"})
+    setup = set_up(app.davit, f"echo it fills; {WAITS}")
+    eventually(lambda: states(setup, "postdeploy") == ["up"], "the postdeploy command runs", 60)
+    push = pushing(app)
+    push.says("it migrates")
+    kill_all_of(app.davit, "worker")
+    assert push.ends() and push.process.returncode == 0, push.output + app.davit.logs()
+    assert push.output.count("it has migrated") == 1
+    app.assert_serves("first")
+    with app.davit.client() as client:
+        done = eventually_set_up(client, setup)
+    assert done["status"] == "failed" and "Davit was restarted while the postdeploy command ran" in done["failure_message"], done
+    eventually(lambda: not of(setup, "postdeploy"), "the postdeploy command is gone", 60)
+    setup.cli("apps:destroy", "--confirm", setup.name)
+
+
+def set_up(davit: Davit, postdeploy: str) -> App:
+    """An app that is being set up from an app.json with this postdeploy command."""
+    files = {**tiny("first"), "app.json": json.dumps({"scripts": {"postdeploy": postdeploy}})}
+    with davit.client() as client:
+        blob = client.post("/sources", json={}).json()["source_blob"]
+        assert httpx.put(blob["put_url"], content=_tarball(files), timeout=60, trust_env=False).status_code == 200
+        made = client.post("/app-setups", json={"source_blob": {"url": blob["get_url"]}})
+        assert made.status_code == 202, made.text
+    app = App(davit, made.json()["app"]["name"], davit.home)
+    app.setup_id = made.json()["id"]  # type: ignore[attr-defined]
+    return app
+
+
+def states(app: App, type: str) -> list[str]:
+    return [dyno["state"] for dyno in app.dynos() if dyno["type"] == type]
+
+
+def eventually_set_up(client: httpx.Client, app: App) -> dict[str, Any]:
+    """The setup when it has ended."""
+    path = f"/app-setups/{app.setup_id}"  # type: ignore[attr-defined]
+    eventually(lambda: client.get(path).json()["status"] != "pending", "the setup has ended", 90)
+    found: dict[str, Any] = client.get(path).json()
+    return found
+
+
+def commands_with(word: str) -> list[str]:
+    """Command lines of shells in dynos that have this word in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().decode(errors="replace")
+            if f": {word};" in line and "run:inside" not in line:
+                found.append(line)
+    return found
+
+
+def kill_all_of(davit: Davit, process: str) -> None:
+    """SIGKILL, and another one runs."""
+    before = davit.pids()[process]
+    for pid in before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    eventually(lambda: (now := davit.pids()[process]) and not set(now) & set(before), f"another {process} runs")
+
+
 def of(app: App, type: str) -> list[str]:
     return [dyno["name"] for dyno in app.dynos() if dyno["type"] == type]
 
 
 def kill_the_runtime(app: App) -> None:
-    before = app.davit.pids()["runtime"]
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: (now := app.davit.pids()["runtime"]) and not set(now) & set(before), "another runtime runs")
+    kill_all_of(app.davit, "runtime")

@@ -15,6 +15,7 @@ import pytest
 
 from foundation.errors import DavitError
 from runtime.driver import Bind, Exit
+from tests.conftest import PATIENCE
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB, Bench
 
 _CONNECT = """
@@ -383,7 +384,7 @@ def _read_line(bench: Bench, fd: int) -> str:
         nonlocal text
         try:
             text += os.read(fd, 1)
-        except (BlockingIOError, OSError):
+        except BlockingIOError:
             return False
         return text.endswith(b"\n")
 
@@ -391,7 +392,7 @@ def _read_line(bench: Bench, fd: int) -> str:
         while not complete():
             await asyncio.sleep(0 if text else 0.01)
 
-    bench.run(read(), 15)
+    bench.run(read(), 15 * PATIENCE)
     return text.decode().strip()
 
 

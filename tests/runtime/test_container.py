@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from runtime.driver import Exit
+from runtime.driver import Exit, Unsupported
+from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, Bench
 from tests.runtime.contract import DriverContract, SharedKernelContract
 
@@ -34,10 +35,18 @@ class TestWithCrun(SharedKernelContract):
 
 
 class TestWithRunc:
-    """What crun and runc do differently. runc 1.1 cannot run a further command: it joins the user namespace first, and has
-    no right then to join a network namespace that the host made."""
+    """What crun and runc do differently."""
 
     oci_runtime = "runc"
+
+    @pytest.mark.row("runc-exec")
+    def test_a_further_command_is_refused_with_what_to_do(self, bench: Bench) -> None:
+        dyno = bench.start("sleep 60")
+        for terminal in (None, (20, 70)):
+            with pytest.raises(Unsupported) as refused:
+                bench.run(dyno.exec(["/bin/true"], ENV, terminal=terminal))
+            assert_says("runc-exec", refused.value.message)
+        assert not dyno.ended
 
     test_status = DriverContract.test_output_goes_to_the_fifos_and_the_status_is_the_commands
     test_slug = DriverContract.test_the_slug_is_its_app_and_writable
