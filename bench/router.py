@@ -136,7 +136,7 @@ def haproxy(config: str, directory: Path, name: str, *, logged: bool) -> Iterato
     else:
         # the same FIFO as the router's, so that neither drops lines and both pay for them
         fifo = open_fifo(directory / f"{name}.fifo")
-        process = subprocess.Popen(["haproxy", "-f", path], stdout=fifo, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(["haproxy", "-f", path], stdout=fifo, stderr=subprocess.DEVNULL, start_new_session=True)
         threading.Thread(target=_drain, args=(fifo,), daemon=True).start()
     try:
         time.sleep(0.5)
