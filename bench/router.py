@@ -40,7 +40,8 @@ SECONDS = 2
 CONNECTIONS = 32
 APPS = (1, 10, 1_000, 10_000)
 CHANGES = 30
-PACED_MS = 3
+PACED_CONNECTIONS = 128
+PACED_MS = 13
 """Pause between a connection's requests that makes all of them together send 8,000 a second or a little more."""
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -154,13 +155,15 @@ def _drain(fifo: int) -> None:
                 pass
 
 
-async def wrk(pid: int, port: int, host: str, seconds: float = SECONDS, script: Path | None = None) -> Run:
+async def wrk(
+    pid: int, port: int, host: str, seconds: float = SECONDS, script: Path | None = None, connections: int = CONNECTIONS
+) -> Run:
     """Load a proxy, as fast as it goes or as a script of wrk's says, and see what it cost."""
     before = cpu_seconds(pid)
     words = [
         "wrk",
         "-t1",
-        f"-c{CONNECTIONS}",
+        f"-c{connections}",
         f"-d{seconds}s",
         "--latency",
         "-H",
@@ -238,7 +241,7 @@ async def lines_lost(bench: Bench, router: service.Router, directory: Path) -> t
     script.write_text(f"function delay() return {PACED_MS} end\n")
     await _settled(bench)
     before, counted = bench.lines, router.status()["lines_dropped"]
-    run = await wrk(router.current.pid, bench.port, "app-1.localhost", 2 * SECONDS, script)
+    run = await wrk(router.current.pid, bench.port, "app-1.localhost", 2 * SECONDS, script, PACED_CONNECTIONS)
     await _settled(bench)
     return run.rate, max(0, run.requests - (bench.lines - before)), int(str(router.status()["lines_dropped"])) - int(str(counted))
 
