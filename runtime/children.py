@@ -197,7 +197,7 @@ def kill_all(whose: Callable[[bytes], bool], seconds: float = 5.0) -> bool:
         seconds: how long their end is waited for.
     """
     end = time.monotonic() + seconds
-    while found := [pid for pid in _everybody() if whose(_command(pid)) and not _is_zombie(pid)]:
+    while found := [pid for pid in _everybody() if whose(_command(pid)) and state(pid) not in ("", "Z")]:
         if time.monotonic() > end:
             return False
         for pid in found:
@@ -218,11 +218,12 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def _is_zombie(pid: int) -> bool:
+def state(pid: int) -> str:
+    """The state of a process, as proc(5) names it (``Z``: it has ended and nobody has buried it); empty when there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return ""
 
 
 def reap_remains(known: set[int]) -> None:

@@ -78,25 +78,31 @@ def transaction() -> Iterator[Session]:
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
-    with Session(engine().execution_options(write=True), expire_on_commit=False) as session:
-        outbox.act_as(session, None)
+    with Session(engine().execution_options(write=True), expire_on_commit=False) as session, _committed(session):
+        if _is_postgresql():
+            session.execute(_SHARED)
+        yield session
+
+
+@contextmanager
+def _committed(session: Session) -> Iterator[None]:
+    """Begin, commit and run what was put off until then; the driver's errors become sentences."""
+    outbox.act_as(session, None)
+    try:
+        with session.begin():
+            session.connection()  # begin now: what is computed in the block belongs to it, also before its first statement
+            yield
+    except OperationalError as error:
+        if _for_want_of_room(error):
+            raise DiskFull() from error
+        if _for_want_of_a_turn(error):
+            raise _busy() from error
+        raise
+    for action in session.info.pop("after", []):
         try:
-            with session.begin():
-                session.connection()  # begin now: what is computed in the block belongs to it, also before its first statement
-                if _is_postgresql():
-                    session.execute(_SHARED)
-                yield session
-        except OperationalError as error:
-            if _for_want_of_room(error):
-                raise DiskFull() from error
-            if _for_want_of_a_turn(error):
-                raise _busy() from error
-            raise
-        for action in session.info.pop("after", []):
-            try:
-                action()
-            except Exception:
-                log.exception("an action after a commit failed")
+            action()
+        except Exception:
+            log.exception("an action after a commit failed")
 
 
 _WRITERS = 7031416
@@ -119,19 +125,12 @@ def alone() -> Iterator[Session]:
     """
     with engine().execution_options(write=True).connect() as connection, _durable(connection):
         session = Session(connection, expire_on_commit=False)
-        outbox.act_as(session, None)
-        try:
-            with session.begin():
-                session.connection()
-                if _is_postgresql():
-                    session.execute(text(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'"))
-                    session.execute(text("SET LOCAL synchronous_commit = on"))
-                    session.execute(_EXCLUSIVE)
-                yield session
-        except OperationalError as error:
-            if _for_want_of_room(error):
-                raise DiskFull() from error
-            raise _busy() from error
+        with _committed(session):
+            if _is_postgresql():
+                session.execute(text(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'"))
+                session.execute(text("SET LOCAL synchronous_commit = on"))
+                session.execute(_EXCLUSIVE)
+            yield session
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def orphans() -> Iterator[None]:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile has no children
             for pid in (task / "children").read_text().split():
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                if children.state(int(pid)) == "Z":
                     os.waitpid(int(pid), os.WNOHANG)
 
 

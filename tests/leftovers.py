@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime import children
+
 INSTANCES = Path("/run/davit/instances")
 
 
@@ -49,9 +51,9 @@ def _processes(home: Path) -> Iterator[str]:
         try:
             environment = (directory / "environ").read_bytes().split(b"\0")
             command = (directory / "cmdline").read_bytes()
-            if (directory / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                continue
         except OSError:
+            continue
+        if children.state(int(directory.name)) in ("", "Z"):
             continue
         if wanted in environment or inside in command:
             yield f"process {directory.name} ({command.replace(bytes(1), b' ').decode(errors='replace')[:80].strip()})"

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from runtime.children import state
 from tests.conftest import PATIENCE
 from tests.e2e.conftest import running
 from tests.e2e.errors_page import assert_says, says
@@ -82,7 +83,7 @@ def _told(pid: int) -> str:
     """What this process is, for whoever reads why the test failed."""
     with contextlib.suppress(OSError):
         process = Path(f"/proc/{pid}")
-        return f"{pid} {_state(pid)} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r} {(process / 'cgroup').read_text()!r}"
+        return f"{pid} {state(pid)} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r} {(process / 'cgroup').read_text()!r}"
     return str(pid)
 
 
@@ -98,15 +99,7 @@ def _processes_in(group: str) -> list[int]:
     for file in [*Path("/sys/fs/cgroup").glob(f"{group}/**/cgroup.procs"), *Path("/sys/fs/cgroup").glob(f"*/{group}/**/cgroup.procs")]:
         with contextlib.suppress(OSError):
             found |= {int(line) for line in file.read_text().split()}
-    return sorted(pid for pid in found if _state(pid) not in ("", "Z"))  # the dead whom nobody has buried do no harm
-
-
-def _state(pid: int) -> str:
-    """The state as proc(5) names it; empty when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    return sorted(pid for pid in found if state(pid) not in ("", "Z"))  # the dead whom nobody has buried do no harm
 
 
 def _processes_of(home: Path) -> list[int]:
@@ -118,7 +111,7 @@ def _processes_of(home: Path) -> list[int]:
             ours = f"DAVIT_HOME={home}".encode() in environment and f"HOME={home}/person".encode() not in environment
             command = (directory / "cmdline").read_bytes()
             haproxy = command.startswith(b"haproxy") or b"/haproxy\0" in command[:40]
-            if _state(int(directory.name)) != "Z" and (ours or (haproxy and f"{home}/".encode() in command)):
+            if state(int(directory.name)) != "Z" and (ours or (haproxy and f"{home}/".encode() in command)):
                 found.append(int(directory.name))
     return [pid for pid in found if pid != os.getpid()]
 
