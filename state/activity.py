@@ -22,8 +22,8 @@ Outcome = Literal["pending", "succeeded", "failed"]
 _QUIET = frozenset(("builds:create", "releases:create", "releases:rollback"))
 """Told by the build's or release's own item, which also knows how it ended."""
 _KINDS: Mapping[str, Kind] = {
-    "config": "config", "ps": "scale", "access": "people", "apps": "other", "domains": "domain", "maintenance": "other",
-    "builds": "build",
+    "config": "config", "ps": "scale", "access": "people", "domains": "domain", "certs": "domain", "builds": "build",
+    "slugs": "build", "features": "config", "buildpacks": "config", "pipelines": "release",
 }  # fmt: skip
 
 
@@ -121,12 +121,29 @@ def _events(session: Session, app: App, most: int) -> list[Item]:
     return [Item(row.created_at, _KINDS.get(row.action.partition(":")[0], "other"), told(row), row.actor) for row in rows]
 
 
-_SENTENCES: Mapping[str, str] = {
+SENTENCES: Mapping[str, str] = {
     "apps:create": "Created the app",
     "apps:rename": "Renamed it from {old}",
+    "apps:destroy": "Destroyed {name}",
+    "apps:transfer": "Offered it to {recipient}",
+    "apps:transfer-accepted": "Took it over",
+    "apps:transfer-declined": "Declined it",
+    "apps:transfer-cancel": "Took the offer of it back",
+    "apps:pre-authorize": "Gave a two-factor code for what follows",
+    "app-setups:create": "Set it up from its app.json",
+    "maintenance:on": "Turned maintenance mode on",
+    "maintenance:off": "Turned maintenance mode off",
+    "features:enable": "Turned the feature {feature} on",
+    "features:disable": "Turned the feature {feature} off",
+    "buildpacks:set": "Changed the buildpacks",
+    "config:set": "Changed config vars (set: {set}; removed: {removed})",
+    "config:reveal": "Looked at the values of config vars",
+    "config:rotate-keys": "Encrypted {values} secrets with a new key",
     "ps:scale": "Scaled to {formation}",
     "ps:restart": "Restarted {target}",
+    "ps:sleep": "Set sleep to {sleep}",
     "access:add": "Added {email} as a collaborator",
+    "access:update": "Changed what {email} may do to {permissions}",
     "access:remove": "Removed {email} from the collaborators",
     "domains:add": "Added the domain {hostname}",
     "domains:remove": "Removed the domain {hostname}",
@@ -134,56 +151,66 @@ _SENTENCES: Mapping[str, str] = {
     "certs:add": "Added the certificate {endpoint}",
     "certs:update": "Renewed the certificate {endpoint}",
     "certs:remove": "Removed the certificate {endpoint}",
-    "maintenance:on": "Turned maintenance mode on",
-    "maintenance:off": "Turned maintenance mode off",
-    "buildpacks:set": "Changed the buildpacks",
+    "drains:add": "Added the log drain {to}",
+    "drains:remove": "Removed the log drain {to}",
+    "webhooks:add": "Added a webhook",
+    "webhooks:update": "Changed a webhook",
+    "webhooks:remove": "Removed a webhook",
+    "slugs:create": "Uploaded a slug",
+    "builds:create": "Started a build",
     "builds:cancel": "Cancelled a build",
-    "sessions:create": "Signed in with {description}",
-    "sessions:destroy": "Signed {description} out",
+    "releases:create": "Made release v{version}",
+    "releases:rollback": "Rolled back to v{to}",
+    "pipelines:create": "Made the pipeline {name}",
+    "pipelines:rename": "Renamed the pipeline to {name}",
+    "pipelines:destroy": "Removed the pipeline {name}",
+    "pipelines:transfer": "Gave the pipeline {name} to {recipient}",
+    "pipelines:add": "Put it into the pipeline {pipeline}, {stage}",
+    "pipelines:update": "Moved it to {stage}",
+    "pipelines:remove": "Took it out of the pipeline {pipeline}",
+    "pipelines:promote": "Promoted v{version} to {targets}",
     "accounts:create": "Made the account {email}",
+    "accounts:rename": "Changed the name of {email}",
     "accounts:destroy": "Removed the account {email}",
     "accounts:password": "Changed the password of {email}",
     "accounts:set-up": "Set the dashboard up as {email}",
     "accounts:invite": "Invited {email}",
+    "sessions:create": "Signed in with {description}",
+    "sessions:destroy": "Signed {description} out",
+    "login:approve": "Logged a command line at {source} in",
+    "login:deny": "Refused to log a command line at {source} in",
     "authorizations:create": "Made the token “{description}”",
+    "authorizations:update": "Called a token “{description}”",
+    "authorizations:rotate": "Renewed the token “{description}”",
     "authorizations:destroy": "Revoked the token “{description}”",
+    "clients:create": "Made the OAuth client {name}",
+    "clients:update": "Changed the OAuth client {name}",
+    "clients:rotate": "Renewed the secret of the OAuth client {name}",
+    "clients:destroy": "Removed the OAuth client {name}",
     "2fa:enable": "Turned two-factor authentication on",
     "2fa:disable": "Turned two-factor authentication off for {email}",
+    "2fa:recovery-codes": "Made new recovery codes",
+    "2fa:recovery-code": "Used a recovery code; {left} are left",
     "keys:add": "Added the SSH key {fingerprint}",
     "keys:remove": "Removed the SSH key {fingerprint}",
-    "apps:destroy": "Destroyed {name}",
-    "apps:transfer": "Offered it to {recipient}",
-    "apps:transfer-accepted": "Took it over",
-    "apps:transfer-declined": "Declined it",
-    "ps:sleep": "Set sleep to {sleep}",
-    "pipelines:create": "Made the pipeline {name}",
-    "pipelines:add": "Put it into the pipeline {pipeline}, {stage}",
-    "pipelines:remove": "Took it out of the pipeline {pipeline}",
-    "pipelines:update": "Moved it to {stage}",
-    "pipelines:destroy": "Removed the pipeline {name}",
-    "pipelines:rename": "Renamed the pipeline to {name}",
-    "apps:transfer-cancel": "Took the offer of it back",
-    "webhooks:update": "Changed a webhook",
-    "drains:add": "Added the log drain {to}",
-    "drains:remove": "Removed the log drain {to}",
-    "webhooks:add": "Added a webhook",
-    "webhooks:remove": "Removed a webhook",
-    "releases:create": "Made release v{version}",
-    "releases:rollback": "Rolled back to v{to}",
-    "builds:create": "Started a build",
-    "config:reveal": "Looked at the values of config vars",
+    "labs:enable": "Turned the feature {feature} on",
+    "labs:disable": "Turned the feature {feature} off",
 }
+"""What is said of each action, with the details that its event has; the word before the colon of each is what it is about."""
 
 
 class _Details(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
-        return "?"
+    """An event's details, as they are written into a sentence; what an event of an earlier version has not got is a ``?``."""
+
+    def __getitem__(self, key: str) -> str:
+        value = self.get(key, "?")
+        return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def told(event: AuditEvent) -> str:
-    """An audit event as a sentence; an action without one is shown as it is called, with its details."""
-    sentence = _SENTENCES.get(event.action)
-    if sentence:
-        return sentence.format_map(_Details(event.details))
-    details = ", ".join(f"{name} {value}" for name, value in event.details.items() if value not in (None, ""))
-    return f"{event.action}{' (' + details + ')' if details else ''}"
+    """An audit event as a sentence; an action of another version of Davit is shown as it is called, with its details."""
+    details = _Details(event.details)
+    if sentence := SENTENCES.get(event.action):
+        return sentence.format_map(details)
+    words = ", ".join(f"{name} {details[name]}" for name, value in details.items() if value not in (None, ""))
+    return f"{event.action}{' (' + words + ')' if words else ''}"

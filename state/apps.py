@@ -230,6 +230,8 @@ def set_buildpacks(
     session.refresh(app, ["buildpacks"])
     if seen is not None and list(app.buildpacks) != list(seen):
         raise ChangedMeanwhile(["the buildpacks"])
+    if list(app.buildpacks) == list(buildpacks):
+        return
     app.buildpacks = list(buildpacks)
     audit.record(session, account, "buildpacks:set", app, buildpacks=len(buildpacks))
 
@@ -252,12 +254,15 @@ def add_collaborator(
     if other.id == app.owner_id:
         raise InvalidParams(f"{other.email} owns {app.name} already.")
     row = session.scalar(select(Collaborator).where(Collaborator.app_id == app.id, Collaborator.account_id == other.id))
+    known = row is not None
     if row is None:
         row = Collaborator(app_id=app.id, account_id=other.id)
         session.add(row)
+    elif set(row.permissions) == set(wanted):
+        return row
     row.permissions = wanted
     session.flush()
-    audit.record(session, account, "access:add", app, email=other.email, permissions=wanted)
+    audit.record(session, account, "access:update" if known else "access:add", app, email=other.email, permissions=wanted)
     return row
 
 

@@ -233,6 +233,8 @@ def bind(session: Session, account: Account, app: App, domain: Domain, identity:
     row = find(session, app, identity) if identity else None
     if row:
         _must_cover(row.certificate_chain, domain.hostname)
+    if domain.sni_endpoint == row:
+        return domain
     domain.sni_endpoint = row
     session.flush()
     audit.record(session, account, "domains:update", app, hostname=domain.hostname, endpoint=row.name if row else None)

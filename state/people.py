@@ -41,6 +41,8 @@ def find(session: Session, identity: str) -> Account | None:
 
 def rename(session: Session, by: Account, account: Account, name: str | None) -> None:
     """Change what a person is called."""
+    if account.name == name:
+        return
     account.name = name
     audit.record(session, by, "accounts:rename", email=account.email)
 

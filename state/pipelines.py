@@ -240,6 +240,8 @@ def move(session: Session, account: Account, row: PipelineCoupling, stage: str) 
         InvalidParams: there is no such stage.
     """
     _check_stage(stage)
+    if row.stage == stage:
+        return
     row.stage = stage
     session.flush()
     audit.record(session, account, "pipelines:update", row.app, stage=stage)

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.errors import InvalidParams
 from state import audit, notify
+from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, Formation
 
 CHOICES = ("auto", "on", "off")
@@ -18,22 +19,30 @@ CHOICES = ("auto", "on", "off")
 SLEEPY_SIZES = frozenset(("eco",))
 
 
-def choose(session: Session, account: Account, app: App, choice: str) -> None:
-    """Say whether the app may be put to sleep; what must not sleep wakes.
+def choose(session: Session, account: Account, app: App, choice: str, *, seen: str | None = None) -> bool:
+    """Say whether the app may be put to sleep; what must not sleep wakes. False when it is so already.
+
+    Args:
+        seen: what it was when the person looked, if that is known.
 
     Raises:
         InvalidParams: there is no such choice.
+        ChangedMeanwhile: it is not what was seen.
     """
     if choice not in CHOICES:
         raise InvalidParams(f"Sleep is {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, not “{choice}”.")
+    session.refresh(app, ["sleep"])
     if app.sleep == choice:
-        return
+        return False
+    if seen and app.sleep != seen:
+        raise ChangedMeanwhile(["the choice of sleep"])
     app.sleep = choice
     session.flush()
     audit.record(session, account, "ps:sleep", app, sleep=choice)
     notify.announce(session, app.id, f"Sleep set to {choice} by user {account.email}")
     if not allowed(session, app):
         wake(session, app.id)
+    return True
 
 
 def allowed(session: Session, app: App) -> bool:

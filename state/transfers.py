@@ -75,7 +75,7 @@ def answer(session: Session, account: Account, row: AppTransfer, state: str) -> 
     if state == "accepted":
         _hand_over(session, row)
     session.flush()
-    audit.record(session, account, f"apps:transfer-{state}", row.app)
+    audit.record(session, account, "apps:transfer-accepted" if state == "accepted" else "apps:transfer-declined", row.app)
 
 
 def _hand_over(session: Session, row: AppTransfer) -> None:

@@ -63,8 +63,9 @@ def _update(visit: Visit, type: str) -> dict[str, Any] | None:
 def set_sleep(visit: Visit) -> Response:
     """Whether it may be put to sleep when nobody asks it anything."""
     visit.need("operate")
-    sleep.choose(visit.session, visit.account, visit.app, visit.text("sleep", 10))
-    return visit.done(f"/apps/{visit.app.name}/resources", "Saved.")
+    chosen, seen = visit.text("sleep", 10), visit.text("seen", 10)
+    changed = chosen != seen and sleep.choose(visit.session, visit.account, visit.app, chosen, seen=seen or None)
+    return visit.done(f"/apps/{visit.app.name}/resources", "Saved." if changed else "Nothing has changed.")
 
 
 @pages.on("POST", "/apps/<app>/restart", does="DELETE /apps/<app>/dynos", again=show)

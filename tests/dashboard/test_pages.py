@@ -457,6 +457,26 @@ def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
     assert desk.person("viewer").post("/apps/timely/sleep", {"sleep": "on"}).status_code == 403
 
 
+def test_a_form_in_which_nothing_was_touched_changes_nothing(desk: Desk) -> None:
+    release = give_code(desk.app_id)
+    assert release
+    owner, operator = desk.person("owner"), desk.person("operator")
+    stale = fields_of(owner.get("/apps/timely/resources").text, "/sleep")
+    assert operator.post("/apps/timely/sleep", {"sleep": "off", "seen": "auto"}).status_code == 303
+    assert owner.post("/apps/timely/sleep", stale).status_code == 303, "it was not touched"
+    answer = owner.post("/apps/timely/sleep", {**stale, "sleep": "on"})
+    assert answer.status_code == 409 and "somebody else changed the choice of sleep" in answer.text
+    owner.post("/account/name", {"name": ""})
+    owner.post("/apps/timely/settings/name", {"name": "timely"})
+    owner.post("/apps/timely/settings/people", {"email": "viewer@example.com"})
+    owner.post("/apps/timely/settings/buildpacks", fields_of(owner.get("/apps/timely/settings").text, "/buildpacks"))
+    with db.snapshot() as session:
+        app = session.get(App, desk.app_id)
+        assert app and app.sleep == "off"
+        actions = set(session.scalars(select(AuditEvent.action)))
+    assert not actions & {"accounts:rename", "apps:rename", "access:update", "buildpacks:set"}
+
+
 def test_destroying_takes_the_name(desk: Desk) -> None:
     owner = desk.person("owner")
     assert owner.post("/apps/timely/settings/destroy", {"confirm": "timel"}).status_code == 422

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 from datetime import datetime, timezone
+from pathlib import Path
+from string import Formatter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dashboard
 from dashboard import ansi, charts, dotenv, log_lines, watching
 from foundation.errors import InvalidParams
 from logs.stream import Line
+from state import activity
+from state.models import AuditEvent
 
 
 def test_colours_become_classes_and_nothing_else_gets_through() -> None:
@@ -89,3 +95,33 @@ def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
 @given(st.dictionaries(st.sampled_from(["app", "apps", "build", "log"]), st.from_regex(r"[0-9a-f:.-]{1,20}", fullmatch=True)))
 def test_a_cursor_comes_back_as_it_was(seen: dict[str, str]) -> None:
     assert watching.parse(watching.cursor(seen)) == seen
+
+
+def _recorded() -> dict[str, list[set[str]]]:
+    """Every action that the code can write into the audit log, with the names of the details of each place that writes it."""
+    found: dict[str, list[set[str]]] = {}
+    root = Path(dashboard.__file__).parents[1]
+    for path in [path for room in ("api", "builder", "cli", "dashboard", "logs", "router", "runtime", "state") for path in (root / room).rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "audit.record":
+                chosen = call.args[2]
+                for action in (chosen.body, chosen.orelse) if isinstance(chosen, ast.IfExp) else (chosen,):
+                    assert isinstance(action, ast.Constant), f"{path}:{call.lineno} has to spell its action out"
+                    found.setdefault(str(action.value), []).append({word.arg or "" for word in call.keywords})
+    return found
+
+
+def test_every_action_on_record_has_a_sentence_and_that_its_details() -> None:
+    recorded = _recorded()
+    assert len(recorded) > 60 and recorded.keys() == activity.SENTENCES.keys()
+    for action, places in recorded.items():
+        wanted = {name for _, name, _, _ in Formatter().parse(activity.SENTENCES[action]) if name}
+        for details in places:
+            assert wanted <= details, f"{action} is written without {wanted - details}"
+
+
+def test_details_are_written_as_words() -> None:
+    event = AuditEvent(actor="davit", action="config:set", details={"set": ["A", "B"], "removed": []})
+    assert activity.told(event) == "Changed config vars (set: A, B; removed: none)"
+    assert activity.told(AuditEvent(actor="davit", action="old:thing", details={"names": ["A"], "by": None})) == "old:thing (names A)"
+    assert activity.told(AuditEvent(actor="davit", action="apps:rename", details={})) == "Renamed it from ?"
