@@ -228,17 +228,23 @@ def _defaults(frame: Frame) -> str:
 
 
 _OWN_ID = "{ req.fhdr(x-request-id,-2) -m reg ^[A-Za-z0-9-]{20,200}$ }"
-_CLAIMS = "x.forwarded.|x.request.|expect|proxy"
+_CLAIMS = (
+    "forwarded|x.(re(quest.|al.ip|write.url)|s(cheme|sl)|url.scheme|original.url)|expect|proxy|front.end|script.name|path.info"
+)
 """In the names of headers by which a client says something that is to be taken out, checked or continued."""
 
-_DASH, _OTHER = "[^a-z0-9]", "[^a-z0-9-]"
-_ALIKE = (
-    f"^x({_OTHER}forwarded{_DASH}|{_DASH}forwarded{_OTHER})(for|proto|port|host)$"
-    f"|^x({_OTHER}request{_DASH}|{_DASH}request{_OTHER})(id|start)$"
+_TAKEN_OUT = (
+    "^x[^a-z0-9]forwarded[^a-z0-9]|^forwarded$"
+    "|^(front[^a-z0-9]end[^a-z0-9]https|x[^a-z0-9](real[^a-z0-9]ip|scheme|ssl|url[^a-z0-9]scheme|(original|rewrite)[^a-z0-9]url))$"
+    "|^(script[^a-z0-9]name|path[^a-z0-9]info|proxy)$"
+    "|^x([^a-z0-9-]request[^a-z0-9]|[^a-z0-9]request[^a-z0-9-])(id|start)$"
 )
-"""Names that are not those of our headers, but become the same where names become variables, as CGI's do.
+"""Names that only a proxy has a right to. We set X-Forwarded-For, -Proto and -Port; by the others an application would believe a
+client who it is and how and what it asked: Rack takes Forwarded, X-Forwarded-Ssl and -Scheme before ours, Spring and Werkzeug's
+ProxyFix -Prefix, ASP.NET and Symfony the path of X-Original-URL, gunicorn SCRIPT_NAME and PATH_INFO.
 
-HTTP_X_FORWARDED_FOR is also what X_Forwarded_For (WEBrick, WSGI servers) or X.Forwarded.For (PHP) ends as.
+Marks other than a dash make no other name where names become variables, as CGI's do: X_Forwarded_For (WEBrick, WSGI servers) and
+X.Forwarded.For (PHP) end as HTTP_X_FORWARDED_FOR, too.
 """
 
 
@@ -274,14 +280,14 @@ def _frontend(frame: Frame, listener: Listener) -> str:
             f"http-request allow if METH_GET !{{ var(txn.claims) -m found }} !{{ {_state(frame)} -m found }} !{{ stopping }}",
             # what the client says about its origin is kept as a chain and never believed; ours is the last line of each name
             "http-request lua.chain if { req.fhdr_cnt(x-forwarded-for) gt 1 }",
-            f"http-request del-header {_ALIKE} -m reg if {{ var(txn.claims) -m found }}",
+            "http-request set-var(txn.for) req.fhdr(x-forwarded-for)",
+            f"http-request del-header {_TAKEN_OUT} -m reg if {{ var(txn.claims) -m found }}",
+            "http-request set-header X-Forwarded-For %[var(txn.for)] if { var(txn.claims) -m found }",
             *(f"http-request set-header {name} {value}" for name, value in origin.items()),
             f"http-request set-var(txn.id) req.fhdr(x-request-id,-2) if {_OWN_ID}",
             f"http-request set-var(txn.id) {_ID}",
             "http-request set-header X-Request-ID %[var(txn.id)]",
             "http-request set-var(txn.said) var(txn.id),concat(/,txn.chain)",
-            "http-request del-header X-Forwarded-Host",
-            "http-request del-header Proxy",
             *_upload(),
             f"http-request set-var(txn.state) {_state(frame)}",
             "http-request set-var(txn.state) str(405) if METH_CONNECT",

@@ -126,8 +126,29 @@ def test_no_header_passes_for_ours_where_names_become_variables(served: tuple[Da
                 assert "evil" not in head
                 assert re.findall(r"x-forwarded-for: (.*)\r\n", head)[0].endswith("127.0.0.1")
                 assert re.findall(r"x-forwarded-proto: (.*)\r\n", head) == ["http"] and len(_ids([head])) == 1
-    client(davit, name).get("/", f"X{mark}Forwarded-Else: kept", f"X{mark}Requested-With: kept")
+    client(davit, name).get("/", f"X{mark}Requested-With: kept", f"X{mark}Requests: kept")
     assert app.seen[-1].count(": kept") == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_only_a_proxy_may_say_never_reaches_an_app(served: tuple[Davit, TinyApp, str], method: str) -> None:
+    """By each of these some framework believes who asks, from where, by TLS or not, or what: alone, twice, and all together."""
+    davit, app, name = served
+    taken = [
+        "Forwarded", "X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Forwarded-Protocol", "X-Forwarded-Prefix", "X-Forwarded-Server",
+        "X-Forwarded-User", "Front-End-Https", "X-Real-IP", "X-Scheme", "X-SSL", "X-Url-Scheme", "X-Original-URL", "X-Rewrite-URL",
+        "SCRIPT_NAME", "PATH_INFO", "X_Forwarded_Ssl", "X_Real_IP", "Front_End_Https",
+    ]  # fmt: skip
+    for lines in [*([one] for one in taken), *([one, one.lower()] for one in taken), taken]:
+        answer = client(davit, name).get("/", *(f"{one}: evil" for one in lines), "X-Forwarded-For: 203.0.113.1", method=method)
+        head = app.seen[-1].lower()
+        assert answer.status == 200 and "evil" not in head, head
+        assert sorted(re.findall(r"x.forwarded.(\w+): ", head)) == ["for", "port", "proto"]
+        assert re.findall(r"x-forwarded-for: (.*)\r\n", head) == ["203.0.113.1, 127.0.0.1"]
+        assert re.findall(r"x-forwarded-proto: (.*)\r\n", head) == ["http"] and len(_ids([head])) == 1
+    kept = ["X-Requested-With", "X-Real-Name", "X-Schemes", "X-Original-Title", "Max-Forwards", "True-Client-IP", "X-HTTP-Method-Override"]
+    client(davit, name).get("/", *(f"{one}: kept" for one in kept), method=method)
+    assert app.seen[-1].count(": kept") == len(kept)
 
 
 @pytest.mark.parametrize(
