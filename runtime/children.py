@@ -168,12 +168,13 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
+def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str], program: str | None = None) -> int:
     """Start a program in a session of its own, by vfork as posix_spawn does it; no descriptor but ``stdio`` reaches it.
 
     Args:
         argv: the program's path and arguments.
         stdio: what becomes descriptors 0, 1, 2 and so on.
+        program: the file to execute, where it is another than the path says.
 
     Returns:
         its pid.
@@ -183,7 +184,9 @@ def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> 
     try:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
         # Python ignores SIGPIPE, and an ignored signal stays ignored across exec: an app would inherit that
-        pid = os.posix_spawn(argv[0], list(argv), env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_CATCHABLE)
+        pid = os.posix_spawn(
+            program or argv[0], list(argv), env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_CATCHABLE
+        )
     finally:
         for fd in high:
             os.close(fd)

@@ -356,6 +356,7 @@ class ContainerDriver(Driver):
             self.host.keep(started.result().remove())
 
     async def _start(self, spec: DynoSpec) -> ContainerDyno:
+        self.host.keep(self.host.in_thread(cgroups.hasten))
         slot = await self.host.pool.take(spec.limits.disk)
         prepared = self._plan(spec, slot)
         try:
@@ -501,7 +502,7 @@ class ContainerDriver(Driver):
         try:
             for fd in stdio:
                 own.append(self.host.null() if mounts.is_null(fd) else os.dup(fd))
-            pid = await self.host.in_thread(self.host.spawn, argv, own, self.oci.environment)
+            pid = await self.host.in_thread(self.host.spawn, argv, own, self.oci.environment, self.oci.program)
         finally:
             for fd in own:
                 os.close(fd)
@@ -653,6 +654,8 @@ class ContainerDriver(Driver):
             await asyncio.gather(*(dyno.remove() for dyno in list(self.running.values())), return_exceptions=True)
         for dyno in self.running.values():
             dyno.let_go()
+        if self._open:
+            self.oci.close()
         self._open = False
 
 

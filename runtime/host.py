@@ -258,10 +258,10 @@ class Host:
         user (crun even those that are /dev/null), who could then take the device away from everybody on the host."""
         return mounts.null_device(self.work / "devices")
 
-    def spawn(self, argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
+    def spawn(self, argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str], program: str | None = None) -> int:
         """Start a program (see :func:`runtime.children.spawn`); no reaper comes between its start and its being watched."""
         with self._reaping:
-            pid = children.spawn(argv, stdio, env)
+            pid = children.spawn(argv, stdio, env, program)
             self._watched.add(pid)
         return pid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,7 @@ class NoOciRuntime(DavitError):
     id, status = "no_oci_runtime", 503
 
 
-@dataclass(frozen=True)
+@dataclass
 class OciRuntime:
     """crun or runc.
 
@@ -36,6 +37,7 @@ class OciRuntime:
         init: the static init that is bound into every container.
         features: what the host's kernel offers.
         environment: the program's whole environment.
+        copy: a descriptor of :func:`_sealed_copy`, to which a link leads; None: the file itself is executed.
     """
 
     path: str
@@ -43,6 +45,30 @@ class OciRuntime:
     init: Path
     features: oci.Features
     environment: dict[str, str] = field(default_factory=lambda: dict(_ENVIRONMENT))
+    copy: int | None = None
+
+    @property
+    def _link(self) -> Path:
+        """Its name is what a list of processes shows."""
+        return self.root.with_name("crun-copy")
+
+    @property
+    def program(self) -> str:
+        """What is executed."""
+        return self.path if self.copy is None else str(self._link)
+
+    def hold(self, copy: int) -> None:
+        """From now on execute this copy."""
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(f"/proc/{os.getpid()}/fd/{copy}")
+        self.copy = copy
+
+    def close(self) -> None:
+        """Give the copy up; idempotent."""
+        if self.copy is not None:
+            self._link.unlink(missing_ok=True)
+            os.close(self.copy)
+            self.copy = None
 
     @property
     def is_crun(self) -> bool:
@@ -123,6 +149,8 @@ def choose(root: Path, work: Path, cgroup: str, wanted: str | None = None) -> Oc
         candidate = OciRuntime(path, root, init, _features())
         try:
             _try(candidate, work, cgroup)
+            if candidate.is_crun and (copy := _sealed_copy(path)) is not None:
+                candidate.hold(copy)
             return candidate
         except (programs.ProgramFailed, OSError) as error:
             reasons.append(f"{name}: {candidate.reason(work / 'log') if (work / 'log').exists() else error}")
@@ -130,6 +158,25 @@ def choose(root: Path, work: Path, cgroup: str, wanted: str | None = None) -> Oc
             shutil.rmtree(work, ignore_errors=True)
     why = " ".join(reasons) or "neither is installed"
     raise NoOciRuntime(f"Neither crun nor runc can start a container on this host ({why}); `davit doctor` says what is missing.")
+
+
+def _sealed_copy(path: str) -> int | None:
+    """A copy of crun in memory that nobody can write to; None where the host executes no such file.
+
+    crun must not be written to by a container that it sets up (CVE-2019-5736), so it executes a copy of itself each time,
+    unless it runs from a fully sealed file as it is (src/libcrun/cloned_binary.c): that spares a mount, its removal, for which
+    the kernel waits, and a program start.
+    """
+    fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(path, "rb") as source, open(os.dup(fd), "wb") as target:
+            shutil.copyfileobj(source, target)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        programs.run([f"/proc/{os.getpid()}/fd/{fd}", "--version"], env=_ENVIRONMENT, timeout=20)
+        return fd
+    except (OSError, programs.ProgramFailed):  # for example vm.memfd_noexec
+        os.close(fd)
+        return None
 
 
 def _static_init() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,6 +151,16 @@ class TestCgroups:
         assert hybrid.unified is None
         assert hybrid.controllers["cpuacct"] == Path("/sys/fs/cgroup/cpu,cpuacct")
         assert len(hybrid.directories("/davit0")) == 3
+
+    def test_to_hasten_is_to_write_oneself_where_one_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = Path("/proc/self/cgroup").read_text()
+        file = cgroups._own_processes()
+        assert file is not None and str(os.getpid()) in file.read_text().split()
+        cgroups.hasten()
+        assert Path("/proc/self/cgroup").read_text() == before
+        monkeypatch.setattr(cgroups, "layout", lambda: Layout(None, {}))
+        assert cgroups._own_processes() is None
+        cgroups.hasten()
 
     def test_version_2_is_read_and_written(self, tmp_path: Path) -> None:
         directory = tmp_path / "davit0/app/id"
