@@ -79,5 +79,6 @@ void run_everyone(pid_t init, int number);
 void look_listeners(int always);
 void look_figures(void);
 uint64_t look_ooms(void);
+void look_pressure(void);
 
 #endif

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define MOST 256
+#define STALLED 15.0 /* percent of the last ten seconds in which all of it waited for memory */
 
 struct listener {
     uint8_t family, address[16];
@@ -60,14 +61,35 @@ static uint64_t number_in(const char *path, const char *key) {
     return found;
 }
 
-uint64_t look_ooms(void) { return number_in("/cg/dyno/memory.events", "oom_kill"); }
+static uint64_t thrashed;
+
+uint64_t look_ooms(void) { return number_in("/cg/dyno/memory.events", "oom_kill") + thrashed; }
+
+/* Bytes of the dyno's that the kernel cannot drop and read again. */
+static uint64_t kept(void) {
+    uint64_t all = number_in("/cg/dyno/memory.current", NULL) + number_in("/cg/dyno/memory.stat", "shmem");
+    uint64_t cache = number_in("/cg/dyno/memory.stat", "file");
+    return all > cache ? all - cache : 0;
+}
+
+/* At its limit a dyno may do little but read its own program from the disk again and again, for ever: to the kernel that is
+   progress, so it ends nothing. What has no room for its program any more, and waits for memory, is ended as by want of it. */
+void look_pressure(void) {
+    char line[128];
+    double stalled = 0;
+    uint64_t most = number_in("/cg/dyno/memory.max", NULL);
+    FILE *file = fopen("/cg/dyno/memory.pressure", "re");
+    while (file && fgets(line, sizeof line, file)) sscanf(line, "full avg10=%lf", &stalled);
+    if (file) fclose(file);
+    if (!most || stalled < STALLED || kept() < most - most / 32) return;
+    thrashed++;
+    put("/cg/dyno/cgroup.kill", "1");
+}
 
 void look_figures(void) {
     struct statvfs disk;
     uint64_t figures[6] = {0};
-    uint64_t all = number_in("/cg/dyno/memory.current", NULL) + number_in("/cg/dyno/memory.stat", "shmem");
-    uint64_t cache = number_in("/cg/dyno/memory.stat", "file");
-    figures[0] = all > cache ? all - cache : 0;
+    figures[0] = kept();
     if (!statvfs("/n/scratch", &disk) && !(disk.f_flag & ST_RDONLY))
         figures[1] = (uint64_t)(disk.f_blocks - disk.f_bfree) * disk.f_frsize;
     figures[2] = number_in("/cg/dyno/cpu.stat", "usage_usec");

@@ -348,7 +348,7 @@ static void tune(void) {
 
 int main(void) {
     sigset_t all;
-    double last = 0;
+    double last = 0, pressed = 0;
     mkdir("/proc", 0755), mkdir("/sys", 0755), mkdir("/dev", 0755);
     mount("proc", "/proc", "proc", 0, NULL);
     mount("sysfs", "/sys", "sysfs", 0, NULL);
@@ -366,6 +366,7 @@ int main(void) {
     frames_connected(1);
     for (;;) {
         work();
+        if (state == RUNNING && now() > pressed + 1) pressed = now(), look_pressure();
         if (state != RUNNING || !frames_are_connected()) continue;
         look_listeners(0);
         if (now() > last + 5) last = now(), look_figures();

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def build(root: Path, mirror: str | None = None, progress: Progress = print) -> 
 
 
 def ensure(root: Path, mirror: str | None = None, progress: Progress = print) -> Kernel:
-    """The current version, made now when there is none or this Davit would make it otherwise."""
-    return _usable(root) or build(root, mirror, progress)
+    """The current version when this Davit would make it so; otherwise one that was so made before, or is made now."""
+    return _usable(root) or _again(root) or build(root, mirror, progress)
 
 
 def install_qemu(progress: Progress = print) -> None:
@@ -143,6 +144,20 @@ def _usable(root: Path) -> Kernel | None:
     except KernelMissing:
         return None
     return None if outdated(kernel) else kernel
+
+
+def _again(root: Path) -> Kernel | None:
+    """Make a version that this Davit (of several checkouts on this host, or after going back) has made before the current one."""
+    from runtime.microvm.kernel_builder import point_to, recipe
+
+    folder = root / NAME
+    made = sorted(folder.glob(f"*-{recipe()}/kernel.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for description in made:
+        with suppress(KernelMissing), locked(folder, lambda: None):
+            kernel = find(root, description.parent.name)
+            point_to(kernel.directory)
+            return kernel
+    return None
 
 
 def main(arguments: list[str]) -> int:

@@ -177,11 +177,16 @@ class KernelBuilder:
         if target.exists():  # damaged, or nobody would make it anew
             shutil.rmtree(target)
         sealed.rename(target)
-        draft = self.folder / ".current"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(version)
-        draft.replace(self.folder / "current")
-        stack_builder.flush(self.folder)
+        point_to(target)
+
+
+def point_to(version: Path) -> None:
+    """Make a version's directory the current one; the caller holds the lock."""
+    draft = version.with_name(".current")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(version.name)
+    draft.replace(version.with_name("current"))
+    stack_builder.flush(version.parent)
 
 
 PARTS = ("vmlinux", "initramfs")

@@ -30,6 +30,16 @@ for host, port in {targets}:
 print(json.dumps(results))
 """
 _UP = "print('up', flush=True)\nsignal.pause()"
+_IDLE = "import time; time.sleep(100000)"
+_TAKES_ITS_TIME = """
+import signal, sys, time
+def stop(*_):
+    print('bye', flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+print('up', flush=True)
+while True: time.sleep(0.05)
+"""
 _EXHAUST = "x = []\nwhile True: x.append(bytearray(1 << 20))"
 
 
@@ -47,7 +57,7 @@ class DriverContract:
         assert bench.output(bench.start("echo again > /dev/stdout")) == "again\n"
 
     def test_last_lines_survive_until_they_are_read(self, bench: Bench) -> None:
-        dyno = bench.start("echo last words")
+        dyno = bench.python("print('last words')")
         bench.run(dyno.wait())
         bench.run(dyno.remove())
         assert (bench.host.dynos / dyno.spec_id / "ended").exists()
@@ -82,7 +92,7 @@ class DriverContract:
         assert seen == {**ENV, "SECRET": secret}
 
     def test_no_secret_stays_in_a_file_or_on_a_command_line(self, bench: Bench) -> None:
-        dyno = bench.start("sleep 60", env={**ENV, "SECRET": "s3cret-in-no-file"})
+        dyno = bench.python(_IDLE, env={**ENV, "SECRET": "s3cret-in-no-file"})
         bench.until(lambda: not list((bench.host.work / "dynos").iterdir()), "tidying up")
         for top in (bench.host.instance.directory, bench.host.dynos):
             for path in top.rglob("*"):
@@ -122,7 +132,7 @@ class DriverContract:
 
     def test_a_start_that_is_given_up_leaves_nothing(self, bench: Bench) -> None:
         async def give_up() -> None:
-            starting = asyncio.ensure_future(bench.driver.start(bench.spec("sleep 60")))
+            starting = asyncio.ensure_future(bench.driver.start(bench.spec("/usr/bin/python3", "-c", _IDLE)))
             await asyncio.sleep(0.01)
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
@@ -133,7 +143,7 @@ class DriverContract:
     # -- ending
 
     def test_term_reaches_the_command_which_may_take_its_time(self, bench: Bench) -> None:
-        dyno = bench.start("trap 'echo bye; exit 3' TERM; echo up; while true; do sleep 0.05; done")
+        dyno = bench.python(_TAKES_ITS_TIME)
         bench.up(dyno)
         bench.run(dyno.signal(signal.SIGTERM))
         assert bench.run(dyno.wait()) == Exit(3)
@@ -154,14 +164,14 @@ class DriverContract:
         assert bench.output(dyno) == "up\ninner\n"
 
     def test_kill_ends_what_ignores_term(self, bench: Bench) -> None:
-        dyno = bench.start("trap '' TERM; echo up; while true; do sleep 0.05; done")
+        dyno = bench.python(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{_UP}")
         bench.up(dyno)
         bench.run(dyno.signal(signal.SIGTERM))
         bench.run(dyno.signal(signal.SIGKILL, everyone=True))
         assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
 
     def test_a_signal_to_an_ended_dyno_is_no_error(self, bench: Bench) -> None:
-        dyno = bench.start("true")
+        dyno = bench.python("pass")
         bench.run(dyno.wait())
         bench.run(dyno.signal(signal.SIGTERM, everyone=True))
         bench.run(dyno.remove())
@@ -211,7 +221,7 @@ except OSError as error:
         code = f"import signal, sys\nsignal.signal(10, lambda *_: bytearray(200 << 20) and sys.exit(5))\n{_UP}"
         dyno = bench.python(code)
         bench.up(dyno)
-        bench.run(dyno.update(replace(LIMITS, memory_max=512 * MIB, pids=100, cpu_quota=0.5)))
+        bench.run(dyno.update(replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB, pids=100, cpu_quota=0.5)))
         bench.run(dyno.signal(10))
         assert bench.run(dyno.wait()) == Exit(5)
 
@@ -219,9 +229,10 @@ except OSError as error:
         code = f"import signal\nx = bytearray(40 << 20)\nopen('/app/f', 'wb').write(bytes(20 << 20))\n{_UP}"
         dyno = bench.python(code)
         bench.up(dyno)
+        bench.until(lambda: dyno.stats().disk >= 20 * MIB, "its file being counted")
         stats = dyno.stats()
         assert 40 * MIB < stats.memory < 60 * MIB
-        assert 20 * MIB <= stats.disk < 24 * MIB
+        assert stats.disk < 24 * MIB
         assert stats.cpu > 0
         assert stats.pids == 2
 

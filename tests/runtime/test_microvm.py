@@ -347,7 +347,9 @@ class TestWhole(DriverContract):
     @pytest.fixture
     def bench(self, own: MicroVmBench) -> Iterator[MicroVmBench]:
         """No guest is shared."""
+        own.sharing = False
         yield own
+        own.sharing = True
 
     test_a_bind_shows_the_hosts_files_as_its_own = None
     test_many_start_at_once = None

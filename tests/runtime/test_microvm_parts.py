@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.driver import Listener, Stats
-from runtime.microvm import kernel_builder, protocol
+from runtime.microvm import kernel, kernel_builder, protocol
 from runtime.microvm.kernel import KernelMissing
 from runtime.microvm.protocol import Frame, Hunter, Order, Reader
+from runtime.stacks import digest_of
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 65535), st.binary(max_size=300)), max_size=8), st.data())
@@ -99,3 +102,19 @@ def test_the_initramfs_is_an_archive_that_cpio_knows() -> None:
 
 def test_what_is_no_kernel_image_has_no_payload() -> None:
     assert kernel_builder.payload_of(b"no kernel" * 100) == b""
+
+
+def test_what_was_made_by_this_recipe_before_is_taken_again(tmp_path: Path) -> None:
+    """Two checkouts on one host, with different guest agents, do not make their kernels anew at every turn."""
+    folder = tmp_path / kernel.NAME
+    for version, recipe in (("1-old", "old"), (f"1-{kernel_builder.recipe()}", kernel_builder.recipe())):
+        place = folder / version
+        place.mkdir(parents=True)
+        (place / "vmlinux").write_bytes(version.encode())
+        (place / "initramfs").write_bytes(b"")
+        files = {part: {"size": (place / part).stat().st_size, "digest": digest_of(place / part)} for part in kernel_builder.PARTS}
+        (place / "kernel.json").write_text(json.dumps({"recipe": recipe, "files": files}))
+    kernel_builder.point_to(folder / "1-old")
+    assert kernel.outdated(kernel.current(tmp_path))
+    found = kernel.ensure(tmp_path)
+    assert found == kernel.current(tmp_path) and not kernel.outdated(found)

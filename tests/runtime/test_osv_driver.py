@@ -247,6 +247,12 @@ def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, m
         bench.run(bench.osv.start(off))
 
 
+def test_no_free_place_is_a_sentence(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.host.pool, "_used", set(range(1, 1024)))
+    with pytest.raises(DavitError, match="as many as it has places for"):
+        bench.begin(STAND_STILL)
+
+
 @pytest.mark.parametrize("when", ["at once", "while it boots"])
 def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench, when: str) -> None:
     async def give_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import urllib.request
@@ -20,7 +21,9 @@ from runtime import stacks
 from runtime.driver import DynoSpec, Exit, Limits
 from runtime.osv.dyno import Unikernel
 from tests.runtime import rootfs
+from tests.runtime.bench_of_driver import ENV as CONTRACT_ENV
 from tests.runtime.bench_of_driver import MIB
+from tests.runtime.contract import DriverContract
 from tests.runtime.test_osv_driver import OsvBench
 
 pytestmark = [pytest.mark.root, pytest.mark.osv, pytest.mark.timeout(600)]
@@ -56,6 +59,17 @@ ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever
 
 class KernelBench(OsvBench):
     """A bench with a real kernel."""
+
+    patience = 8.0
+
+    def spec(self, *command: str, **changes: Any) -> DynoSpec:
+        """A dyno as the contract of all drivers asks for one: a program and its arguments, for there is no shell."""
+        assert len(command) > 1, "a unikernel has no shell"
+        base = super().spec(*command, env=CONTRACT_ENV, limits=LIMITS, isolation="osv", line=shlex.join(command))
+        return replace(base, **changes)
+
+    def start(self, *command: str, **changes: Any) -> Unikernel:  # type: ignore[override]
+        return self.run(self.osv.start(self.spec(*command, **changes)), 300)
 
     def started(self, line: str, **changes: Any) -> Unikernel:
         base = DynoSpec(
@@ -249,3 +263,41 @@ def _peek(bench: KernelBench, dyno: Unikernel) -> bytes:
         return b"up" if waiting >= 3 else b""
     finally:
         os.close(fd)
+
+
+class TestContract(DriverContract):
+    """What is promised of every driver, as far as one program that has neither a shell nor a second process can show it. What a
+    unikernel has otherwise is tested above; what it has not is refused (test_osv_driver.py)."""
+
+    # there is no shell to say two things with, no second stream, and no standard input
+    test_output_goes_to_the_fifos_and_the_status_is_the_commands = None
+    test_a_program_may_open_its_standard_output_again = None
+    test_given_descriptors_are_its_standard_streams = None
+    test_without_a_slug_its_app_is_empty_and_writable = None
+    # nothing but /tmp can be written to, and nothing of the host's be shown
+    test_the_slug_is_its_app_and_writable = None
+    test_a_readonly_dyno_writes_nowhere_but_in_tmp = None
+    test_a_full_disk_is_its_own = None
+    test_a_bind_shows_the_hosts_files_as_its_own = None
+    # the kernel adds variables of its own, and is called osv.local
+    test_its_environment_is_the_given_one_and_nothing_else = None
+    test_its_name_is_its_host_name = None
+    # Linux's own ways to look at a process
+    test_none_of_the_runtimes_descriptors_reach_it = None
+    test_signals_have_their_default_effect = None
+    test_it_has_no_capabilities_and_gains_none = None
+    test_sys_is_hidden_and_proc_sys_is_readonly = None
+    test_another_dynos_files_and_processes_are_not_there = None
+    # one process, one program
+    test_a_signal_to_everyone_reaches_grandchildren = None
+    test_memory_of_a_child_counts_as_the_dynos = None
+    test_a_fork_bomb_hurts_only_itself = None
+    test_a_further_command_runs_inside_as_its_user = None
+    test_a_further_command_that_is_not_there_is_a_sentence = None
+    test_a_terminal_has_a_size_that_changes = None
+    test_a_further_command_may_have_a_terminal = None
+    # memory is what it was started with; a port is seen by asking it
+    test_limits_change_while_it_runs = None
+    test_stats_tell_what_it_uses = None
+    test_listeners_say_address_and_port = None
+    test_many_start_at_once = None

@@ -288,6 +288,7 @@ def test_a_killed_builder_leaves_no_process_no_mount_and_no_stack(killed_builder
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_root
 def test_a_stack_is_built_from_nothing(tmp_path: Path) -> None:
     told: list[str] = []
