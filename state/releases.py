@@ -145,7 +145,9 @@ def set_phase(session: Session, release_id: str, phase: str) -> None:
 
 
 def succeed(session: Session, release: Release) -> None:
-    """The release is what the app is from now on."""
+    """The release is what the app is from now on; with a rollback's, its config vars are the app's."""
+    if release.kind == "rollback":
+        _take_config_back(session, release)
     session.execute(update(Release).where(Release.app_id == release.app_id, Release.current.is_(True)).values(current=False))
     release.status, release.phase, release.current, release.finished_at = "succeeded", "done", True, now()
     values: dict[str, Any] = {"released_at": now()}
@@ -154,6 +156,47 @@ def succeed(session: Session, release: Release) -> None:
         values["buildpack_provided_description"] = release.slug.buildpack_provided_description
     session.execute(update(App).where(App.id == release.app_id).values(**values))
     notify.wake(session, f"release:{release.id}")
+
+
+def _take_config_back(session: Session, rollback: Release) -> None:
+    """The app has the config vars of the rollback's release, and so have the releases that wait behind it.
+
+    What somebody set or unset after the rollback had been asked for is newer, and stays as they wanted it.
+    """
+    lock_app(session, rollback.app_id)
+    app = session.get_one(App, rollback.app_id)
+    session.refresh(app, ["config"])
+    then, before = config_of(rollback), _config_before(session, rollback)
+    app.config = vault.seal(_with_changes(then, before, vault.reveal(app.config)))
+    waiting = select(Release).where(
+        Release.app_id == rollback.app_id,
+        Release.status == "pending",
+        Release.version > rollback.version,
+        Release.kind != "rollback",
+    )
+    for later in session.scalars(waiting):
+        later.config = vault.seal(_with_changes(then, before, config_of(later)))
+
+
+def _config_before(session: Session, rollback: Release) -> dict[str, str]:
+    """The app's config vars when the rollback was asked for: every change is a release, and only a failed rollback is none."""
+    asked = session.scalar(
+        select(Release)
+        .where(
+            Release.app_id == rollback.app_id,
+            Release.version < rollback.version,
+            (Release.kind != "rollback") | (Release.status == "succeeded"),
+        )
+        .order_by(Release.version.desc())
+        .limit(1)
+    )
+    return config_of(asked) if asked else {}
+
+
+def _with_changes(config: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """``config``, with what differs between ``before`` and ``after`` as it is in ``after``."""
+    kept = {name: value for name, value in config.items() if name in after or name not in before}
+    return kept | {name: value for name, value in after.items() if before.get(name) != value}
 
 
 def fail(session: Session, release: Release, kind: str, message: str) -> None:
@@ -220,6 +263,8 @@ def _listen(bell: Any, seconds: float) -> None:
 def rollback(session: Session, account: Account, app: App, to: Release) -> Release:
     """A new release with an earlier one's slug, config vars and process types; no rebuild.
 
+    The app's own config vars follow when the release succeeds; one that fails leaves them as they are.
+
     Raises:
         InvalidParams: that release has no code, or never succeeded.
         Conflict: its slug has been collected.
@@ -233,7 +278,6 @@ def rollback(session: Session, account: Account, app: App, to: Release) -> Relea
             f"The slug of v{to.version} is no longer kept (those of the newest {settings().releases_kept} are); push it again.",
             status=422,
         )
-    app.config = to.config
     audit.record(session, account, "releases:rollback", app, to=to.version)
     return create(
         session, app, account, kind="rollback", description=f"Rollback to v{to.version}",

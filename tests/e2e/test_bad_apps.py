@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -129,6 +128,29 @@ def a_config_var_with_which_the_app_does_not_start(app: App) -> None:
     eventually(lambda: app.releases()[-1]["status"] == "failed", "the release fails")
     app.assert_serves("first")
     eventually(lambda: says("config-does-not-start", app.log()), "the log says why")
+    assert app.config() == {"BREAK": "1"}
+
+
+@scene
+@pytest.mark.row("rollback-does-not-start")
+def a_rollback_with_which_the_app_does_not_start(app: App) -> None:
+    """The config vars that are there stay; the next push has them."""
+    stops = TINY["app.py"].replace('VERSION = "first"', "if os.environ.get('BREAK'): raise SystemExit(5)\nVERSION = 'first'")
+    app.deploy({**TINY, "app.py": stops})
+    app.cli("ps:scale", "web=0")
+    app.cli("config:set", "BREAK=1")  # v3 comes up, because nothing is to start
+    eventually(lambda: app.releases()[-1]["status"] == "succeeded", "v3 is released")
+    with app.davit.client() as client:
+        client.patch(f"/apps/{app.name}/config-vars", json={"BREAK": None, "GREETING": "new"}).raise_for_status()
+    app.cli("ps:scale", "web=1")
+    eventually(lambda: app.get().status_code == 200, "v4 serves")
+    app.cli("rollback", "v3", check=False)
+    eventually(lambda: app.releases()[-1]["status"] == "failed", "the rollback fails")
+    app.assert_serves("first new")
+    eventually(lambda: says("rollback-does-not-start", app.log()), "the log says why")
+    assert app.config() == {"GREETING": "new"}
+    app.deploy({"app.py": stops.replace("'first'", "'second'")})
+    app.assert_serves("second new")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +168,4 @@ def test_an_app_that_misbehaves_is_told_and_hurts_nobody(played: dict[str, Futur
 def test_nothing_of_all_this_is_left(played: dict[str, Future[None]], strict: Davit) -> None:
     for future in played.values():
         future.exception()
-    began = time.monotonic()
     assert_nothing_left(strict, 60)
-    assert time.monotonic() - began < 60

@@ -242,6 +242,12 @@ class App:
             found: list[dict[str, Any]] = client.get(f"/apps/{self.name}/releases").raise_for_status().json()
             return sorted(found, key=lambda release: int(release["version"]))
 
+    def config(self) -> dict[str, str]:
+        """GET /apps/NAME/config-vars."""
+        with self.davit.client() as client:
+            found: dict[str, str] = client.get(f"/apps/{self.name}/config-vars").raise_for_status().json()
+            return found
+
     def log(self) -> str:
         """``davit logs -n 1500``."""
         return self.cli("logs", "-n", "1500").stdout

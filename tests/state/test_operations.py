@@ -166,7 +166,62 @@ def test_a_rollback_is_a_new_release_with_code_config_and_types_of_then(session:
     back = releases.rollback(session, owner, app, then)
     assert back.description == f"Rollback to v{then.version}" and back.version == 6
     assert back.slug_id == then.slug_id and back.process_types == {"web": "old", "worker": "work"}
-    assert config.read(app) == {"A": "then"} == releases.config_of(back)
+    assert releases.config_of(back) == {"A": "then"} and config.read(app) == {"A": "now"}
+    releases.succeed(session, back)
+    assert config.read(app) == {"A": "then"}
+
+
+def rolled_back(session: Session, owner: Account) -> tuple[App, Release]:
+    """An app whose v2 had A=then, and which has A=now and B=new since; with the rollback to v2 that waits."""
+    app = apps.create(session, owner)
+    config.change(session, owner, app, {"A": "then"})
+    then = deploy(session, app, owner, "sha256:aa")
+    changed = config.change(session, owner, app, {"A": "now", "B": "new"})
+    assert changed is not None
+    releases.succeed(session, changed)
+    return app, releases.rollback(session, owner, app, then)
+
+
+def test_a_rollback_that_fails_leaves_the_config_vars_as_they_are(session: Session, owner: Account) -> None:
+    app, back = rolled_back(session, owner)
+    releases.fail(session, back, "app did not start", "web.1 ended")
+    assert config.read(app) == {"A": "now", "B": "new"}
+    assert releases.config_of(deploy(session, app, owner, "sha256:bb")) == {"A": "now", "B": "new"}
+
+
+def test_what_was_set_after_a_rollback_was_asked_for_is_newer_than_it(session: Session, owner: Account) -> None:
+    app, back = rolled_back(session, owner)
+    change = config.change(session, owner, app, {"C": "newer", "B": "newer"})
+    assert change is not None
+    slug = Slug(app_id=app.id, digest="sha256:cc", size=1, stack=app.stack, process_types={"web": "serve"})
+    session.add(slug)
+    push = releases.create(session, app, owner, kind="deploy", description="Deploy def5678", slug=slug)
+    releases.succeed(session, back)
+    for late in (change, push):
+        assert releases.config_of(late) == {"A": "then", "B": "newer", "C": "newer"}
+    releases.fail(session, change, "app did not start", "web.1 ended")
+    assert config.read(app) == {"A": "then", "B": "newer", "C": "newer"}
+
+
+def test_what_was_unset_after_a_rollback_was_asked_for_stays_unset(session: Session, owner: Account) -> None:
+    app, back = rolled_back(session, owner)
+    config.change(session, owner, app, {"A": None})
+    releases.succeed(session, back)
+    assert config.read(app) == {}
+
+
+def test_of_two_rollbacks_the_later_counts_whatever_became_of_the_first(session: Session, owner: Account) -> None:
+    for first_succeeds in (True, False):
+        app, first = rolled_back(session, owner)
+        second = releases.rollback(session, owner, app, releases.find(session, app, "v4"))
+        between = config.change(session, owner, app, {"C": "newer"})
+        if first_succeeds:
+            releases.succeed(session, first)
+        else:
+            releases.fail(session, first, "app did not start", "web.1 ended")
+        releases.succeed(session, second)
+        assert config.read(app) == {"A": "now", "B": "new", "C": "newer"}
+        assert between is not None and releases.config_of(between) == {"A": "now", "B": "new", "C": "newer"}
 
 
 def test_there_is_no_rollback_to_a_release_without_code(session: Session, owner: Account) -> None:
