@@ -110,6 +110,7 @@ class Worker:
             return
         self._looked = time.monotonic()
         try:
+            notify.worker_is_here()
             queue.recover()
             setup.recover()
         except redis.RedisError:

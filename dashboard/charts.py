@@ -21,6 +21,11 @@ def nice(most: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= most * 0.999)
 
 
+def nice_size(most: float) -> float:
+    """A round number of bytes not below ``most``: a power of two."""
+    return 2.0 ** math.ceil(math.log2(max(most * 0.999, 1.0)))
+
+
 def spark(values: Sequence[float | None], errors: float | None) -> Markup:
     """Requests of late as a line without axes; described by its newest value and the share of errors."""
     known = [value for value in values if value is not None]
@@ -58,6 +63,7 @@ def chart(
     *,
     marks: Sequence[tuple[datetime, str]] = (),
     limit: float | None = None,
+    top: Callable[[float], float] = nice,
 ) -> Markup:
     """Lines over time.
 
@@ -68,9 +74,10 @@ def chart(
         write: a value as people read it.
         marks: (moment, words): drawn as upright lines, for deploys.
         limit: a value drawn as a level line, for a quota.
+        top: where the axis ends when this is the most that is shown.
     """
     known = [value for _, values in series for value in values if value is not None]
-    most = nice(max([*known, *([limit] if limit else [])], default=0))
+    most = top(max([*known, *([limit] if limit else [])], default=0))
     count = max((len(values) for _, values in series), default=0)
     end = start + timedelta(seconds=step * max(1, count - 1))
     newest = "; ".join(f"{name} {write(last)}" for name, values in series if (last := _last(values)) is not None)

@@ -14,6 +14,9 @@ from foundation.clock import now
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
+_KEPT = "\N{NO-BREAK SPACE}"
+
+
 def ago(at: datetime | None) -> Markup:
     """``3 minutes ago`` as a <time> element that knows the exact moment; a script keeps it current."""
     if at is None:
@@ -42,10 +45,10 @@ def seconds(value: float | None) -> str:
         return ""
     value = max(0.0, value)
     if value < 10:
-        return f"{value:.1f} s"
+        return f"{value:.1f}{_KEPT}s"
     if value < 60:
-        return f"{value:.0f} s"
-    return f"{int(value // 60)} min {int(value % 60)} s"
+        return f"{value:.0f}{_KEPT}s"
+    return f"{int(value // 60)}{_KEPT}min {int(value % 60)}{_KEPT}s"
 
 
 def size(count: float | None) -> str:
@@ -69,6 +72,12 @@ def commit(text: str | None) -> str:
     return (text or "")[:8]
 
 
+def common_name(text: str) -> str:
+    """Who ``/C=US/O=Let's Encrypt/CN=R11`` is: ``R11``; all of it where there is no common name (RFC 2253, CN)."""
+    names = [part.removeprefix("CN=") for part in text.split("/") if part.startswith("CN=")]
+    return names[-1] if names and names[-1] else text
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """``1 dyno``, ``2 dynos``"""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
@@ -86,5 +95,5 @@ def lines_of(text: str) -> Markup:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "ago": ago, "moment": moment, "seconds": seconds, "size": size, "mib": mib, "commit": commit, "plural": plural,
-    "coloured": coloured, "lines_of": lines_of,
+    "coloured": coloured, "lines_of": lines_of, "common_name": common_name,
 }  # fmt: skip

@@ -112,7 +112,7 @@ def _crashed(row: Crash) -> str:
     if row.exit_status is not None and row.exit_status > 128:
         with suppress(ValueError):
             status += f" ({signal.Signals(row.exit_status - 128).name})"
-    return f"{row.dyno} of v{row.release_version} crashed{status}"
+    return f"{row.dyno} of v{row.release_version} {'ended' if row.exit_status == 0 else 'crashed'}{status}"
 
 
 def _events(session: Session, app: App, most: int) -> list[Item]:

@@ -59,7 +59,7 @@ def processes() -> list[Point]:
     found = [_answers(name, lambda name=name: _ping(name)) for name in ("runtime", "router", "logs")]  # type: ignore[misc]
     found.append(_answers("redis", lambda: notify.redis_client().ping()))
     found.append(_answers("ssh", _ssh))
-    found.append(_workers())
+    found.append(_worker())
     return [Point("web", "ok", "answers: this is its answer"), *found]
 
 
@@ -100,15 +100,12 @@ def _ssh() -> None:
             raise ConnectionError
 
 
-def _workers() -> Point:
-    """RQ keeps a set of its workers, each with a key that expires when it no longer beats."""
+def _worker() -> Point:
     try:
-        redis = notify.redis_client()
-        names = [name.decode() for name in redis.smembers("rq:workers")]  # type: ignore[union-attr]
-        living = sum(1 for name in names if redis.exists(name))
+        known = notify.worker_is_known()
     except Exception as error:
         return Point("worker", "bad", f"unknown: Redis does not answer ({type(error).__name__})")
-    return Point("worker", "ok" if living else "bad", f"{living} registered" if living else "none is registered")
+    return Point("worker", "ok" if known else "bad", "looks for builds" if known else "has not been seen for half a minute")
 
 
 def jobs(session: Session) -> list[Point]:

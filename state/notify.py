@@ -15,6 +15,9 @@ from state.db import after_commit
 
 log = logging.getLogger("state")
 
+WORKER_SECONDS = 30
+_WORKER = "davit:worker"
+
 announcer: Callable[[str, str], None] | None = None
 """Set by each process to write ``app[api]`` lines: called with the app's id and the text."""
 
@@ -23,6 +26,16 @@ announcer: Callable[[str, str], None] | None = None
 def redis_client() -> redis.Redis:
     """The process's Redis client (connects when used; reconnects by itself)."""
     return redis.Redis.from_url(settings().effective_redis_url, socket_timeout=5, socket_connect_timeout=2)
+
+
+def worker_is_here() -> None:
+    """The worker process says that it lives; what it said last counts for WORKER_SECONDS."""
+    redis_client().set(_WORKER, 1, ex=WORKER_SECONDS)
+
+
+def worker_is_known() -> bool:
+    """Whether a worker process has said of late that it lives."""
+    return bool(redis_client().exists(_WORKER))
 
 
 def runtime(session: Session, app_id: str) -> None:

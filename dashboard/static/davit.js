@@ -25,7 +25,7 @@
     if (menu && !menu.contains(event.target)) menu.open = false;
     if (!target) return;
     if ("copy" in target.dataset) {
-      navigator.clipboard?.writeText(target.previousElementSibling.textContent.trim());
+      copy(target.previousElementSibling);
       target.textContent = "Copied";
       setTimeout(() => { target.textContent = "Copy"; }, 1500);
     } else if (target.dataset.opens) {
@@ -34,6 +34,10 @@
       target.closest("dialog").close();
     }
   });
+  function copy(from) {  // pages that came without TLS from elsewhere than this machine have no clipboard, but may copy what is selected
+    if (navigator.clipboard) navigator.clipboard.writeText(from.textContent.trim());
+    else { getSelection().selectAllChildren(from); document.execCommand("copy"); }
+  }
   document.addEventListener("keydown", (event) => {
     const menu = document.querySelector("details.menu[open]");
     if (event.key === "Escape" && menu) { menu.open = false; menu.querySelector("summary").focus(); }
@@ -60,8 +64,15 @@
     const part = event.detail.elt, active = document.activeElement;
     if (!event.detail.requestConfig.triggeringEvent?.type?.startsWith("live:")) return;
     const working = part.querySelector("dialog[open]") || (part.contains(active) && active.matches("input, select, textarea"));
-    if (working) event.preventDefault();
+    if (working) { event.preventDefault(); part.dataset.late = event.detail.requestConfig.triggeringEvent.type; }
   });
+  for (const left of ["focusout", "close"]) document.addEventListener(left, () => setTimeout(() => {  // what was put off is loaded now
+    for (const part of document.querySelectorAll("[data-late]")) {
+      const name = part.dataset.late;
+      delete part.dataset.late;
+      window.htmx?.trigger(body, name);
+    }
+  }, 300), true);
   document.addEventListener("htmx:beforeSwap", (event) => {
     const active = document.activeElement;
     kept = event.detail.target.contains(active) && active !== body ? active.getAttribute("href") || active.id : null;

@@ -50,6 +50,7 @@
       line.hidden = !passes(line);
       shown += line.hidden ? 0 : 1;
     }
+    lines.classList.toggle("few", shown < 2000);
     lines.scrollTop = lines.scrollHeight;
     tell();
   }

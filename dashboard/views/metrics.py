@@ -59,7 +59,8 @@ def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str,
     drawn = []
     for title, series, write, limit in wanted:
         if series:
-            picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit)
+            top = charts.nice_size if write is shown.size else charts.nice
+            picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit, top=top)
             drawn.append((title, picture, [line.name for line in series]))
     return drawn
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from foundation.settings import settings
+from state import notify
 from tests.api.conftest import Api
 
 
@@ -12,6 +16,21 @@ def test_health_says_of_everything_how_it_is(api: Api) -> None:
     assert points["ssh"]["level"] == "bad" and found["level"] == "bad", "none listens in this test"
     assert {"runtime", "router", "logs", "redis", "worker", "builds", "database", "disk"} <= points.keys()
     assert found["counts"]["apps"] == 1
+
+
+def test_the_worker_is_well_while_it_says_that_it_lives(api: Api, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_server)
+    settings.cache_clear()
+    notify.redis_client.cache_clear()
+
+    def level() -> str:
+        groups = api.get("/davit/health", as_="admin").json["groups"]
+        return next(point["level"] for group in groups for point in group["points"] if point["name"] == "worker")
+
+    notify.redis_client().delete("davit:worker")
+    assert level() == "bad"
+    notify.worker_is_here()
+    assert level() == "ok" and 0 < notify.redis_client().ttl("davit:worker") <= notify.WORKER_SECONDS
 
 
 def test_hosts_are_listed_with_their_load(api: Api) -> None:

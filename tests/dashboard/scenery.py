@@ -34,7 +34,7 @@ from state import (
     two_factor,
     vault,
 )
-from state.models import Account, App, Build, Dyno, Release, SecondFactor, Slug
+from state.models import Account, App, AuditEvent, Build, Dyno, Release, SecondFactor, Slug
 
 PASSWORD = "correct horse battery"
 LONG = "a-very-long-name-of-an-app-30x"
@@ -158,7 +158,7 @@ def _serving(session: Session, ann: Account, bob: Account) -> str:
     app = apps.create(session, ann, "storefront")
     config.change(session, ann, app, {"SECRET_KEY": "do-not-show-me", "DATABASE_URL": "postgres://u:p@db.example.com/shop"})
     deployed(session, app, ann, commit="a")
-    changed = config.change(session, bob, app, {"SECRET_KEY": "nor-me", "GREETING": "hello"})
+    changed = config.change(session, bob, app, {"SECRET_KEY": "nor-me" + "-" + "x" * 200, "GREETING": "hello"})
     assert changed
     releases.succeed(session, changed)
     release = deployed(session, app, bob, commit="b", types={"web": "gunicorn shop:app", "worker": "python work.py", "clock": "c"})
@@ -166,11 +166,23 @@ def _serving(session: Session, ann: Account, bob: Account) -> str:
     for name in ("web.1", "web.2", "worker.1"):
         dyno(session, app, name, "up", release)
     apps.add_collaborator(session, ann, app, bob.email, ["view", "deploy"])
+    _in_the_past(session, app)
     domain = domains.add(session, ann, app, "www.example.com")
     text = Authority(settings().home / "an-authority.pem").issue(("www.example.com", "*.a-name-that-is-rather-long.example.com")).decode()
     at = text.index("-----BEGIN PRIVATE")
     endpoints.bind(session, ann, app, domain, endpoints.add(session, ann, app, text[:at], text[at:]).name)
     return app.id
+
+
+def _in_the_past(session: Session, app: App) -> None:
+    """What happened so far, as if it were done a few minutes one after the other."""
+    session.flush()
+    for kind, minutes in ((Release, 11), (Build, 22), (AuditEvent, 7)):
+        rows = session.scalars(select(kind).where(kind.app_id == app.id).order_by(kind.created_at.desc())).all()  # type: ignore[attr-defined]
+        for number, row in enumerate(rows, 1):
+            row.created_at -= timedelta(minutes=number * minutes)  # type: ignore[attr-defined]
+            if isinstance(row, Build):
+                row.finished_at = row.created_at + timedelta(seconds=9)
 
 
 def _under_way(session: Session, ann: Account) -> None:

@@ -43,6 +43,7 @@ def test_a_day(davit: Davit, chromium: Browser) -> None:
     base = f"http://127.0.0.1:{davit.api}"
     page = chromium.person(base)
     _set_up(page, link)
+    _all_is_well(page)
     app = _create(davit, page)
     _push_while_the_page_looks_on(page, app)
     _scale(page, app)
@@ -61,6 +62,13 @@ def _set_up(page: Page, link: str) -> None:
     page.get_by_label("Password again").fill(PASSWORD)
     page.get_by_role("button", name="Set up").click()
     expect(page.get_by_role("heading", name="No apps yet")).to_be_visible()
+
+
+def _all_is_well(page: Page) -> None:
+    page.get_by_role("link", name="Admin").click()
+    processes = page.get_by_role("region", name="Processes")
+    expect(processes.get_by_text("Good")).to_have_count(7)
+    page.get_by_role("link", name="Apps", exact=True).click()
 
 
 def _create(davit: Davit, page: Page) -> App:

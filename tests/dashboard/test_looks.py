@@ -19,6 +19,10 @@ from tests.dashboard.rooms import NAMES, Visitors
 
 expect.set_options(timeout=PATIENCE)
 PHONE = {"width": 390, "height": 844}
+BROKEN_PATTERNS = """() => [...document.querySelectorAll("[pattern]")].map((field) => field.pattern).filter((text) => {
+    try { new RegExp(text, "v"); return false; } catch { return true; }
+})"""
+"""The fields' patterns that browsers ignore (HTML: they are compiled with the flag v)."""
 
 
 @pytest.fixture
@@ -40,21 +44,24 @@ def _ann(chromium: Browser, davit: Davit, **options: object) -> Page:
     return page
 
 
-def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone(davit: Davit, chromium: Browser) -> None:
+@pytest.mark.parametrize(("scheme", "size"), [("light", None), ("dark", PHONE)])
+def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone(
+    davit: Davit, chromium: Browser, scheme: str, size: dict[str, int] | None
+) -> None:
     wrong = []
-    for scheme, size in (("light", None), ("dark", PHONE)):
-        options = {"color_scheme": scheme, **({"viewport": size} if size else {})}
-        visitors = Visitors(chromium, davit.url, **options)
-        said: list[str] = []
-        for page in (visitors.ann, visitors.viewer):
-            page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
-        for name in NAMES:
-            page = visitors.enter(name)
-            wrong += [f"{scheme} {name}: {sentence}" for sentence in violations(page)]
-            if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
-                wrong.append(f"{name} is wider than a phone")
-        wrong += [f"{scheme} console: {text}" for text in said if "404" not in text]
-        visitors.leave()
+    options = {"color_scheme": scheme, **({"viewport": size} if size else {})}
+    visitors = Visitors(chromium, davit.url, **options)
+    said: list[str] = []
+    for page in (visitors.ann, visitors.viewer):
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    for name in NAMES:
+        page = visitors.enter(name)
+        wrong += [f"{name}: {sentence}" for sentence in violations(page)]
+        wrong += [f"{name}: the pattern {text} is none" for text in page.evaluate(BROKEN_PATTERNS)]
+        if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            wrong.append(f"{name} is wider than a phone")
+    wrong += [f"console: {text}" for text in said if "404" not in text]
+    visitors.leave()
     assert not wrong, "\n".join(wrong)
 
 
@@ -167,6 +174,21 @@ def test_ten_thousand_log_lines_stay_light(davit: Davit, chromium: Browser) -> N
     expect(page.locator("#lines")).not_to_contain_text("held")
     page.get_by_role("button", name="Go on").click()
     expect(page.locator("#lines")).to_contain_text("held")
+
+
+def test_a_log_shows_its_end_on_a_phone_and_stays_there(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit, viewport=PHONE)
+    page.goto("/dashboard/apps/storefront/logs")
+    expect(page.locator("#count")).to_contain_text("301 lines")
+    expect(page.locator(".l").last).to_be_in_viewport()
+    for number in range(3):
+        line = f'<div class="l" data-s="app" data-p="web.1">{"a long line " * 20}, number {number}</div>'
+        page.evaluate("line => document.dispatchEvent(new CustomEvent('log', { detail: line }))", line)
+        expect(page.locator(".l").last).to_contain_text(f"number {number}")
+        expect(page.locator(".l").last).to_be_in_viewport()
+    page.get_by_label("Search in the log").fill("served item 10")
+    expect(page.locator("#count")).to_contain_text("5 of 304 lines")
+    expect(page.locator(".l:visible").first).to_be_in_viewport()
 
 
 def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:

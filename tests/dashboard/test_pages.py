@@ -302,6 +302,16 @@ def test_the_guard_takes_a_code_here_too(desk: Desk) -> None:
     assert owner.get("/apps/timely").status_code == 200
 
 
+def test_what_a_collaborator_may_do_is_changed(desk: Desk) -> None:
+    owner = desk.person("owner")
+    data = {"email": "viewer@example.com", "may.deploy": "yes"}
+    assert owner.post("/apps/timely/settings/people", data).status_code == 303
+    assert "Changed what viewer@example.com may do to view, deploy" in owner.get("/apps/timely/activity").text
+    page = owner.get("/apps/timely/settings").text
+    assert "what viewer@example.com may do</span></summary>" in page
+    assert "may do</span></summary>" not in desk.person("operator").get("/apps/timely/settings").text
+
+
 def test_an_app_changes_hands(desk: Desk) -> None:
     desk.person("owner").post("/apps/timely/settings/transfer", {"recipient": "stranger@example.com"})
     stranger = desk.person("stranger")
@@ -319,7 +329,8 @@ def test_apps_of_a_pipeline_are_shown_together_and_promoted(desk: Desk) -> None:
     for name, stage in (("timely", "staging"), ("timely-live", "production")):
         assert owner.post(f"{where}/apps", {"app": name, "stage": stage}, page=where).status_code == 303
     give_code(desk.app_id)
-    assert "Promote to production" in owner.get(where).text
+    page = owner.get(where).text
+    assert "Promote to production" in page and "is released on <b>timely-live</b>" in page, "it says what will happen before it does"
     with db.snapshot() as session:
         live = session.scalar(select(App.id).where(App.name == "timely-live"))
     assert owner.post(f"{where}/promote", {"source": desk.app_id, "target": live}, page=where).status_code == 303

@@ -89,6 +89,7 @@ def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
     start = datetime(2026, 11, 23, tzinfo=timezone.utc)
     picture = charts.chart("Memory", [("used", [None, 1.0, 2.0, None, 3.0])], start, 60, lambda value: f"{value:.0f} <MiB>", limit=4)
     assert "Memory. Now: used 3 &lt;MiB&gt;." in picture and picture.count("M") >= 2 and "<MiB>" not in picture
+    assert [charts.nice_size(count) for count in (0, 3 << 20, 512 << 20, 600 << 20)] == [1, 4 << 20, 512 << 20, 1 << 30]
     assert "nan" not in charts.chart("Nothing", [], start, 60, str)
 
 
