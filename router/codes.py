@@ -61,7 +61,8 @@ CODES = {
             503,
             title="This app took too long to answer",
             visitor=f"It did not begin to answer in time. {_SOON}",
-            developer="A web dyno did not send a first byte within 30 seconds. Move long work to a worker process.",
+            developer="A web dyno sent no first byte within 30 seconds (for an upload, nothing moved for 55). "
+            "Move long work to a worker process.",
             id="request_timeout",
         ),
         Code(

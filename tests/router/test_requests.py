@@ -8,13 +8,15 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from router.codes import CODES
 from tests.router.apps import Client, TinyApp
-from tests.router.conftest import Davit, until
+from tests.router.conftest import IMPATIENT, Davit, until
 
 Make = Callable[[], TinyApp]
 
@@ -504,9 +506,34 @@ def test_h10_all_web_dynos_have_crashed(davit: Davit, tiny: Make) -> None:
     page(davit, "h10", "H10")
 
 
-def test_h12_no_first_byte_in_time(davit: Davit, tiny: Make) -> None:
-    davit.app("h12", tiny().dyno())
-    assert "dyno=web.1 " in page(davit, "h12", "H12", "/silent")
+@pytest.fixture
+def unhurried(home: Path) -> Iterator[Davit]:
+    """A router whose rolling time is far away: what ends before a client's patience does was ended by the first byte's time."""
+    made = Davit(home)
+    made.timeouts = replace(IMPATIENT, first_byte=0.5, idle=3600)
+    made.router = made._new()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def test_h12_no_first_byte_in_time(unhurried: Davit, tiny: Make) -> None:
+    unhurried.app("h12", tiny().dyno())
+    assert "dyno=web.1 " in page(unhurried, "h12", "H12", "/silent")
+
+
+def test_an_upload_has_the_rolling_time_only(unhurried: Davit, tiny: Make) -> None:
+    app = tiny()
+    unhurried.app("h12up", app.dyno())
+    large, small = client(unhurried, "h12up"), client(unhurried, "h12up")
+    large.send("/gate", method="POST", body=b"x" * 20_000)
+    until(lambda: app.seen)
+    small.send("/gate", method="POST", body=b"x")
+    assert b"H12" in small.answer().body  # it began later, so the upload's first byte is later than that, too
+    app.gate.set()
+    assert large.answer().json["received"] == 20_000
 
 
 def test_h12_is_not_tried_again_at_another_dyno(davit: Davit, tiny: Make) -> None:
