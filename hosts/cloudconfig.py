@@ -178,6 +178,8 @@ def compose(host: Host) -> dict[str, Any]:
         "packages": ["ca-certificates", "curl", "git", "nftables", "python3", "python3-venv", "unattended-upgrades"],
         "users": ["default", _admin(host)] if host.admin_keys else ["default"],
         "ssh_pwauth": False,
+        "ssh_genkeytypes": ["ed25519", "ecdsa"],  # an RSA key takes a slow machine a minute, and no client needs it
+        "locale": "C.UTF-8",
         "write_files": _files(host),
         "runcmd": [[SETUP]],
         "final_message": "davit: this host was ready after $UPTIME seconds",

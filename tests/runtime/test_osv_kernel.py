@@ -234,6 +234,12 @@ def test_memory_that_runs_out_ends_it(bench: KernelBench) -> None:
     assert bench.run(dyno.wait(), 120).status in (1, 134, 137, 139)
 
 
+def test_a_fork_is_refused_and_the_program_goes_on(bench: KernelBench) -> None:
+    code = "import errno, os\ntry: os.fork()\nexcept OSError as e: print(errno.errorcode[e.errno], flush=True)\nprint('on')"
+    dyno = bench.started('python3 -c "$CODE"', env={**ENV, "CODE": code})
+    assert (bench.printed(dyno), bench.run(dyno.wait())) == ("ENOSYS\non\n", Exit(0))
+
+
 def test_app_is_readonly_and_tmp_is_not(bench: KernelBench) -> None:
     code = "import errno\ntry: open('/app/x', 'w')\nexcept OSError as e: print(errno.errorcode[e.errno])\nopen('/tmp/x', 'w').write('t'); print(open('/tmp/x').read())"
     assert bench.printed(bench.started('python3 -c "$CODE"', env={**ENV, "CODE": code})) in ("EROFS\nt\n", "EACCES\nt\n")
