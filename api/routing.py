@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from api import body, limits, ranges
 from api.credentials import Identity, identify
 from foundation.errors import Forbidden, NotFound
-from state import apps, guard, logins, pipelines, scopes, two_factor
+from state import apps, guard, logins, passwords, pipelines, scopes, two_factor
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline, Token
 from state.pages import Page, Window
@@ -239,8 +239,12 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
                 return _answer(session, operation, view, sent, identity, places)
         if identity is None:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
-        with transaction() as session:
-            return _answer(session, operation, view, sent, identity, places)
+
+        def change() -> Response:
+            with transaction() as session:
+                return _answer(session, operation, view, sent, identity, dict(places))
+
+        return passwords.apart(change)
 
     served.operation = operation  # type: ignore[attr-defined]
     return served

@@ -27,7 +27,7 @@ from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
 from foundation.errors import DavitError, Forbidden, NotFound
 from foundation.settings import settings
-from state import apps, guard, pipelines
+from state import apps, guard, passwords, pipelines
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline
 
@@ -210,9 +210,13 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
         _refuse_forged(signed, form)
         if signed is None and route.writes:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
-        try:
+
+        def work() -> Response:
             with transaction() if route.writes else snapshot() as session:
                 return _answer(session, route, view, signed.within(session) if signed else None, form, places)
+
+        try:
+            return passwords.apart(work) if route.writes else work()
         except DavitError as problem:
             if route.again is None or problem.status in (401, 404):
                 raise

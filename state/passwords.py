@@ -1,9 +1,16 @@
-"""Passwords: argon2id, as OWASP's password storage cheat sheet has it."""
+"""Passwords: argon2id, as OWASP's password storage cheat sheet has it.
+
+Hashing takes its time, which nobody should have to wait for who only wants to write into the database. So a face runs its write
+transactions by :func:`apart`: what asks for a hash in one ends it, changes nothing, and is run again when the hash is there.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from functools import lru_cache
+from typing import TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -17,7 +24,60 @@ from state.models import Account, WebSession
 
 SHORTEST = 12
 _strangers = threading.BoundedSemaphore(2)  # one check takes 19 MiB: strangers must not take them all at once
-_known = threading.BoundedSemaphore(2)  # nor keep those waiting who are logged in, and may hold the database
+_known = threading.BoundedSemaphore(2)  # nor keep those waiting who are logged in
+_T = TypeVar("_T")
+_Question = tuple[str, str]
+"""(hash, password): whether they fit; (_NEW, password): a new hash; (_NOBODY, password): no, after the same time."""
+_NEW, _NOBODY = "new", "nobody"
+_answers: ContextVar[dict[_Question, str | None] | None] = ContextVar("answers", default=None)
+
+
+class _NotYet(Exception):
+    """A hash is wanted in a write transaction."""
+
+    def __init__(self, question: _Question, turns: threading.BoundedSemaphore) -> None:
+        super().__init__("hashing")
+        self.question, self.turns = question, turns
+
+
+def apart(attempt: Callable[[], _T]) -> _T:
+    """Call ``attempt``, which is one write transaction, such that hashing is done while it is not under way."""
+    answers: dict[_Question, str | None] = {}
+    before = _answers.set(answers)
+    try:
+        while True:
+            try:
+                return attempt()
+            except _NotYet as wanted:
+                answers[wanted.question] = _hashed(wanted.question, wanted.turns)
+    finally:
+        _answers.reset(before)
+
+
+def _ask(question: _Question, turns: threading.BoundedSemaphore) -> str | None:
+    """The hash; None when the password does not fit it.
+
+    Raises:
+        _NotYet: in :func:`apart`, for the first time.
+    """
+    answers = _answers.get()
+    if answers is None:
+        return _hashed(question, turns)
+    if question not in answers:
+        raise _NotYet(question, turns)
+    return answers[question]
+
+
+def _hashed(question: _Question, turns: threading.BoundedSemaphore) -> str | None:
+    known, password = question
+    with turns:
+        if known == _NEW:
+            return _hasher().hash(password)
+        try:
+            _hasher().verify(_nobody() if known == _NOBODY else known, password)
+        except (VerificationError, InvalidHashError):
+            return None
+        return known
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +108,7 @@ def assign(session: Session, by: Account, account: Account, password: object, *,
     Raises:
         InvalidParams: it is too short or too long.
     """
-    account.password_hash = _hasher().hash(check_new(password))
+    account.password_hash = _ask((_NEW, check_new(password)), _known)
     web_sessions.end_all(session, account, keep=keep)
     audit.record(session, by, "accounts:password", email=account.email)
 
@@ -97,11 +157,11 @@ def authenticate(
     account = session.scalar(select(Account).where(Account.email == email))
     known = account.password_hash if account else None
     try:
-        with turns:
-            _hasher().verify(known or _nobody(), password)
-    except (VerificationError, InvalidHashError):
-        known = None
-    if account is None or known is None:
+        fits = _ask((known or _NOBODY, password), turns) is not None
+    except _NotYet:
+        throttle.passwords.was_right(email, guess)  # it is counted when it is answered
+        raise
+    if account is None or known is None or not fits:
         raise Unauthorized(INVALID_CREDENTIALS)
     throttle.passwords.was_right(email, guess)
     return account

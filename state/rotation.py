@@ -7,16 +7,20 @@ The next run goes on where that one stopped.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography.fernet import InvalidToken
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from foundation.clock import now
 from state import audit, db, vault
 
 BATCH = 100
 """Rows that one transaction changes: at most some 9 MB of sealed config vars, and others wait only for a moment."""
+LONGEST_WRITE = timedelta(minutes=10)
+"""A row is written at the most so long after its time was taken."""
 
 
 def rotate(say: Callable[[str], None]) -> int:
@@ -91,14 +95,33 @@ def _fresh(table: Any, column: str, id: str, sealed: bytes) -> bytes:
 
 
 def _finished(count: int) -> bool:
-    """Whether the newest key made all there is; said while nobody writes, and on the disk when it is said."""
+    """Whether the newest key made all there is; said while nobody writes, and on the disk when it is said.
+
+    All rows are looked at while others write; what they wrote meanwhile, or had begun to, is looked at when nobody does.
+    """
+    since = now() - LONGEST_WRITE
+    if not all(_is_done(table, column) for table, column in vault.SEALED):
+        return False
     with db.alone() as session:
-        if not all(_is_done(session, table, column) for table, column in vault.SEALED):
+        if not all(_is_done_since(session, table, column, since) for table, column in vault.SEALED):
             return False
         audit.record(session, None, "config:rotate-keys", values=count)
     return True
 
 
-def _is_done(session: Session, table: Any, column: str) -> bool:
-    found = session.execute(select(getattr(table, column)).execution_options(yield_per=BATCH))
+def _is_done(table: Any, column: str) -> bool:
+    value, last = getattr(table, column), ""
+    while True:
+        with db.snapshot() as session:
+            rows = session.execute(select(table.id, value).where(table.id > last).order_by(table.id).limit(BATCH)).all()
+        if not all(sealed is None or vault.is_newest(sealed) for _, sealed in rows):
+            return False
+        if not rows:
+            return True
+        last = rows[-1][0]
+
+
+def _is_done_since(session: Session, table: Any, column: str, since: datetime) -> bool:
+    question = select(getattr(table, column)).where(table.updated_at >= since)
+    found = session.execute(question.execution_options(yield_per=BATCH))
     return all(sealed is None or vault.is_newest(sealed) for (sealed,) in found)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,77 @@ def test_what_was_copied_with_the_old_key_behind_the_back_of_the_rotation_is_fou
     monkeypatch.setattr(rotation, "_reseal", reseal)
     rotation.rotate(silent)
     assert rounds[1:] == [1]
+    forget_what_the_process_knew(monkeypatch)
+    assert everything()
+
+
+def test_others_write_while_every_row_is_looked_at(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held alone is short: only what was written of late is looked at then."""
+    monkeypatch.setattr(rotation, "BATCH", 2)
+    monkeypatch.setattr(rotation, "LONGEST_WRITE", timedelta(0))
+    fill()
+    real_look, real_last = rotation._is_done, rotation._is_done_since
+    seen: list[str] = []
+
+    def write() -> None:
+        with db.transaction() as session:
+            releases.set_phase(session, "none", "boot")
+        seen.append("others wrote")
+
+    def look(table: Any, column: str) -> bool:
+        writer = threading.Thread(target=write)
+
+        def newest(sealed: bytes) -> bool:
+            if writer.ident is None:
+                writer.start()
+                writer.join(60)
+            return True
+
+        with monkeypatch.context() as patched:
+            patched.setattr(vault, "is_newest", newest)
+            return real_look(table, column)
+
+    def last(session: Any, table: Any, column: str, since: Any) -> bool:
+        with monkeypatch.context() as patched:
+            patched.setattr(vault, "is_newest", lambda sealed: seen.append("looked at alone") or True)
+            return real_last(session, table, column, since)
+
+    monkeypatch.setattr(rotation, "_is_done", look)
+    monkeypatch.setattr(rotation, "_is_done_since", last)
+    rotation.rotate(silent)
+    assert seen == ["others wrote"] * len(vault.SEALED), seen
+    assert len(keys()) == 1
+
+
+def test_what_was_copied_with_the_old_key_behind_the_back_of_the_last_look_is_found(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that began with the old key ends when every row has been looked at, and before the others are kept out."""
+    fill()
+    with db.snapshot() as session:
+        old = session.scalars(select(App)).one().config
+    real, copied = rotation._is_done_since, []
+
+    def looked_at_all(table: Any, column: str) -> bool:
+        done = real_look(table, column)
+        if (table, column) == vault.SEALED[-1] and not copied:
+            copied.append(1)
+            with db.transaction() as session:
+                app = session.scalars(select(App)).one()
+                releases.create(session, app, app.owner, kind="config", description="copied", config=old)
+        return done
+
+    found: list[bool] = []
+
+    def since(session: Any, table: Any, column: str, moment: Any) -> bool:
+        found.append(real(session, table, column, moment))
+        return found[-1]
+
+    real_look = rotation._is_done
+    monkeypatch.setattr(rotation, "_is_done", looked_at_all)
+    monkeypatch.setattr(rotation, "_is_done_since", since)
+    rotation.rotate(silent)
+    assert False in found and copied
     forget_what_the_process_knew(monkeypatch)
     assert everything()
 
