@@ -1,7 +1,10 @@
 """The formation manager of one app: makes what runs equal what the database wants, and loses no request on the way.
 
-One asyncio task per app does one thing at a time: bring up the next pending release, or else converge on the current one.
-Every step can be repeated: after a kill -9 the next runtime process adopts the dynos and goes on from the database.
+One asyncio task per app looks at what is wanted and sets it going; it never waits for a command or a dyno. What takes long is
+under way beside it (:mod:`runtime.attempts`): one release that comes up (its command, then its dynos, beside those that serve)
+and the dynos of the current release that are being started. Who changes routes has the turn, a lock: a release takes it when
+its dynos are up, and from then on it is the current one. Every step can be repeated: after a kill -9 the next runtime process
+adopts the dynos and goes on from the database.
 """
 
 from __future__ import annotations
@@ -12,14 +15,15 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from foundation.clock import now
-from foundation.errors import DavitError, NotFound, Unavailable
+from foundation.errors import DavitError, DiskFull, NotFound, Unavailable
 from runtime import applog, backoff, environment, health, records
+from runtime.attempts import Attempt, Rise, Unwanted
 from runtime.driver import DynoSpec, RunningDyno, Unsupported
 from runtime.drivers import Starter
 from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan
@@ -38,6 +42,8 @@ DRAIN_SECONDS = 30
 ASIDE_SECONDS = 60
 """How long somebody who wakes a dyno waits until it has been put aside; then it starts anew."""
 POLL_SECONDS = 2.0
+TRIES = 10
+"""How often a release is tried whose way up ends with an error of Davit's own, a second apart."""
 
 
 class Router(Protocol):
@@ -55,6 +61,9 @@ class ReleasePhase(Protocol):
 
     async def run(self, state: AppState, release: Release, line: str) -> str | None:
         """Run it as a one-off dyno; None when it ended with status 0, else the sentence."""
+
+    async def give_up(self, release_id: str) -> None:
+        """End the release's command, if it runs or is about to; :meth:`run` then returns soon."""
 
 
 class Stacks(Protocol):
@@ -111,6 +120,11 @@ class AppManager:
         self.ended: Counter[str] = Counter()
         self.idle_rows: dict[str, Dyno] = {}
         self._errands: deque[tuple[str, asyncio.Future[float]]] = deque()
+        self._turn = asyncio.Lock()
+        self._rise: Rise | None = None
+        self._attempts: dict[str, Attempt] = {}
+        self._wave = asyncio.Semaphore(WAVE)
+        self._tries: Counter[str] = Counter()
         self.not_before: dict[str, float] = {}
         self.boot_seconds = boot_seconds
         self._wake = asyncio.Event()
@@ -131,10 +145,14 @@ class AppManager:
 
     async def close(self) -> None:
         """Stop managing; the dynos run on."""
-        for task in [*self._background, *([self._task] if self._task else [])]:
+        for task in [*([self._task] if self._task else []), *self._under_way(), *self._background]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
+
+    def _under_way(self) -> list[asyncio.Task[None]]:
+        tasks = [self._rise.task if self._rise else None, *(attempt.task for attempt in self._attempts.values())]
+        return [task for task in tasks if task is not None]
 
     def adopt(self, row: Dyno, running: RunningDyno) -> None:
         """Take over a dyno that an earlier runtime process started; before :meth:`start`."""
@@ -178,15 +196,11 @@ class AppManager:
             self._wake.clear()
             try:
                 await self._take_over()
-                await self._run_errands()
-                state = await asyncio.to_thread(records.read_app, self.app_id)
+                async with self._turn:
+                    state = await self._look()
                 if state is None or state.app.destroying:
                     await self._destroy(state)
                     return
-                if state.pending is not None:
-                    await self._bring_up(state, state.pending)
-                    continue
-                await self._converge(state)
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -195,6 +209,26 @@ class AppManager:
                 self._wake.set()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._until_next_restart())
+
+    async def _look(self) -> AppState | None:
+        """Read what is wanted and set it going."""
+        await self._run_errands()
+        state = await asyncio.to_thread(records.read_app, self.app_id)
+        if state is None or state.app.destroying:
+            return state
+        if state.pending is not None and self._rise is None:
+            self._rise = Rise(state.pending.id)
+            self._rise.task = asyncio.create_task(self._bring_up(self._rise), name=f"release of {self.app_id}")
+        if self._rise is not None and state.pending is not None and state.cancelled:
+            await self._give_up_release(self._rise, "The build was cancelled.")
+        await self._converge(state)
+        self.not_before = {name: moment for name, moment in self.not_before.items() if moment > time.monotonic()}
+        return state
+
+    async def _give_up_release(self, rise: Rise, why: str) -> None:
+        rise.give_up(why)
+        if rise.commanding:
+            await self.release_phase.give_up(rise.release_id)
 
     def _until_next_restart(self) -> float | None:
         return max(0.0, min(self.not_before.values()) - time.monotonic()) if self.not_before else None
@@ -230,27 +264,58 @@ class AppManager:
 
     # --- a release
 
-    async def _bring_up(self, state: AppState, pending: Release) -> None:
-        """Release phase, boot beside the old, switch, retire the old; or fail and leave all as it was."""
-        release = await asyncio.to_thread(records.begin_release, pending.id, self.stacks.version())
-        if release is None:
-            return
+    async def _bring_up(self, rise: Rise) -> None:
+        """Release phase, boot beside the old, switch; or fail and leave all as it was."""
         try:
-            if release.slug is not None:
-                await self._run_release_phase(state, release)
-                await self._boot_and_switch(state, release)
-            await asyncio.to_thread(records.succeed, release.id)
-        except DidNotStart as error:
-            await self._abandon(release)
-            await asyncio.to_thread(records.fail, release.id, "app did not start", error.message)
-        except ReleasePhaseFailed as error:
-            await asyncio.to_thread(records.fail, release.id, "release phase failed", error.message)
-        except NotFound as error:  # its slug: no later try will find it
-            await self._abandon(release)
-            await asyncio.to_thread(records.fail, release.id, "app did not start", error.message)
-        self._wake.set()
+            await self._rise_or_fail(rise)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("bringing a release up failed; it is tried again", extra={"app_id": self.app_id})
+            await asyncio.sleep(1)
+        finally:
+            if self._rise is rise:
+                self._rise = None
+            self._wake.set()
 
-    async def _run_release_phase(self, state: AppState, release: Release) -> None:
+    async def _rise_or_fail(self, rise: Rise) -> None:
+        release: Release | None = None
+        try:
+            release = await asyncio.to_thread(records.begin_release, rise.release_id, self.stacks.version())
+            if release is None:
+                return
+            if release.slug is not None:
+                await self._run_release_phase(rise, release)
+            new = await self._boot(rise, release) if release.slug is not None else []
+            async with self._turn:
+                rise.check()
+                await self._go_live(release, new)
+                self._rise = None  # before anybody else has the turn: its dynos are the current release's now
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            failed = self._failure(rise, error)
+            if failed is None:
+                raise
+            if release is not None:
+                await self._abandon(release)
+            await asyncio.to_thread(records.fail, rise.release_id, *failed)
+
+    def _failure(self, rise: Rise, error: Exception) -> tuple[str, str] | None:
+        """Kind and sentence of a release that ends; None: what is in the way may pass, so it is tried again."""
+        if rise.why:
+            return "cancelled", rise.why
+        if isinstance(error, ReleasePhaseFailed):
+            return "release phase failed", error.message
+        if isinstance(error, DavitError) and not isinstance(error, Unavailable | DiskFull):
+            return "app did not start", error.message
+        self._tries[rise.release_id] += 1
+        if isinstance(error, DavitError) or self._tries[rise.release_id] < TRIES:
+            return None
+        log.error("a release is given up", exc_info=error, extra={"app_id": self.app_id})
+        return "app did not start", "Davit itself failed to bring the release up; its runtime.log has the details. Release again."
+
+    async def _run_release_phase(self, rise: Rise, release: Release) -> None:
         line = release.process_types.get(RELEASE_TYPE)
         if not line or release.phase == "boot":
             return
@@ -258,33 +323,54 @@ class AppManager:
             raise ReleasePhaseFailed(
                 "Davit was restarted while the release command ran; nobody knows how it ended. Release again."
             )
+        state = await self._state()
         await asyncio.to_thread(records.set_phase, release.id, "release")
+        rise.check()
+        rise.commanding = True
         try:
             problem = await self.release_phase.run(state, release, line)
         except DavitError as error:
             problem = f"The release command could not be started: {error.message}"
+        finally:
+            rise.commanding = False
+        rise.check()
         if problem:
             raise ReleasePhaseFailed(problem)
 
-    async def _boot_and_switch(self, state: AppState, release: Release) -> None:
+    async def _boot(self, rise: Rise, release: Release) -> list[DynoLife]:
+        """Start the web dynos beside those that serve; other process types follow when it is the current release."""
+        rise.booting = True
         await asyncio.to_thread(records.set_phase, release.id, "boot")
         self._forgive(release.id)
-        await self._replace_web(state, release)
-        await self._replace_others(state, release)
-
-    async def _replace_web(self, state: AppState, release: Release) -> None:
+        state = await self._state()
         wanted = self._wanted(state, release, "web")
-        old = [life for life in self._present("web") if life.row.release_id != release.id]
         names = [f"web.{index}" for index in range(1, wanted.quantity + 1)] if wanted else []
-        new = await self._start_all(state, release, wanted, names) if wanted else []
-        await self._switch(new, old)
+        return await self._start_all(rise, state, release, wanted, names) if wanted else []
 
-    async def _replace_others(self, state: AppState, release: Release) -> None:
-        """Other process types do not overlap: two clocks or two consumers at once are what nobody asked for."""
-        old = [life for life in self._present() if life.row.type != "web" and life.row.release_id != release.id]
-        await asyncio.gather(*(self._forget_after(life.stop()) for life in old))
-        for life in old:
-            self.lives.pop(life.id, None)
+    async def _state(self) -> AppState:
+        state = await asyncio.to_thread(records.read_app, self.app_id)
+        if state is None:
+            raise Unwanted("The app was destroyed.")
+        return state
+
+    async def _go_live(self, release: Release, new: list[DynoLife]) -> None:
+        """From here on this is the current release; whatever was being started of another need not come up."""
+        await self._give_up(self._attempts)
+        if release.slug is not None:
+            old = [life for life in self._present("web") if life.row.release_id != release.id]
+            await self._switch([life for life in new if life.exit is None], old)
+            self.crashes.clear()
+            self.not_before.clear()
+        await asyncio.to_thread(records.succeed, release.id)
+
+    async def _give_up(self, names: Iterable[str]) -> None:
+        """Dynos that are being started are not wanted any more; returns when they are gone."""
+        attempts = [self._attempts[name] for name in list(names) if name in self._attempts]
+        for attempt in attempts:
+            attempt.give_up()
+        tasks = [attempt.task for attempt in attempts if attempt.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _forget_after(self, ending: Awaitable[None]) -> None:
         try:
@@ -303,15 +389,17 @@ class AppManager:
     async def _converge(self, state: AppState) -> None:
         release = state.current
         if release is None or release.slug is None:
-            await self._retire(self._present())
+            await self._give_up(self._attempts)
+            await self._retire(self._serving())
             await self._clear_crashed(list(self.crashed_rows))
             await self._clear_idle(list(self.idle_rows))
             return
         if state.asleep:
+            await self._give_up(self._attempts)
             await self._fall_asleep(state, release)
             return
         types = {type for type in release.process_types if type != RELEASE_TYPE}
-        await self._retire([life for life in self._present() if life.row.type not in types])
+        await self._retire([life for life in self._serving() if life.row.type not in types])
         for type in sorted(types, key=lambda type: (type != "web", type)):
             wanted = self._wanted(state, release, type)
             if wanted:
@@ -326,22 +414,64 @@ class AppManager:
 
     async def _converge_type(self, state: AppState, release: Release, wanted: Wanted) -> None:
         names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
-        present = self._present(wanted.type)
+        await self._give_up(self._obsolete(state, release, wanted, names))
+        present = self._serving(wanted.type)
         if wanted.live and not await self._resize_live(wanted, present):
             return
         stale = [life for life in present if self._stale(life, state, release, wanted)]
         have = {life.name for life in present if life not in stale}
-        missing = [name for name in names if name not in have]
-        due = [name for name in missing if time.monotonic() >= self.not_before.get(name, 0.0)]
         surplus = [life for life in present if life.name not in names]
         await self._clear_crashed([name for name in self.crashed_rows if _type(name) == wanted.type and name not in names])
-        for start in range(0, len(due), WAVE):
-            batch = due[start : start + WAVE]
-            leaving = [life for life in stale if life.name in batch]
-            await self._renew(state, release, wanted, batch, leaving)
+        for name in names:
+            if name not in have and self._may_start(name):
+                self._begin(state, release, wanted, name, [life for life in stale if life.name == name])
         await self._retire([life for life in surplus if life.id in self.lives])
         if wanted.type == "web":  # a runtime that was killed may have left one that is up and not routed to yet
-            await self._route([life for life in self._present("web") if not life.row.routed and life.name in names])
+            there = [life for life in self._serving("web") if not life.row.routed and life.name in names]
+            await self._route([life for life in there if life.name not in self._attempts])
+
+    def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
+        """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
+        asked = [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
+        return [
+            name
+            for name, attempt in self._attempts.items()
+            if _type(name) == wanted.type
+            and (
+                name not in names
+                or (attempt.release_id, attempt.size, attempt.isolation) != (release.id, wanted.size.name, wanted.isolation)
+                or any(attempt.began < moment for moment in asked)
+                or (attempt.life is not None and attempt.life.id in state.restart_dynos)
+            )
+        ]
+
+    def _may_start(self, name: str) -> bool:
+        if name in self._attempts or time.monotonic() < self.not_before.get(name, 0.0):
+            return False
+        # one that sleeps is not woken only to be replaced in a moment
+        return not (self._rise is not None and self._rise.booting and name in self.idle_rows)
+
+    def _begin(self, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]) -> None:
+        """Start a dyno in place of one that is leaving or missing, beside everything else."""
+        self.not_before.pop(name, None)
+        attempt = self._attempts[name] = Attempt(release.id, wanted.size.name, wanted.isolation)
+        work = self._attempt(attempt, state, release, wanted, name, leaving)
+        attempt.task = asyncio.create_task(work, name=f"start {name}")
+
+    async def _attempt(
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]
+    ) -> None:
+        try:
+            await self._renew(attempt, state, release, wanted, name, leaving)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("starting a dyno failed; it is tried again", extra={"app_id": self.app_id, "dyno": name})
+            self.not_before[name] = time.monotonic() + 1
+        finally:
+            if self._attempts.get(name) is attempt:
+                del self._attempts[name]
+            self._wake.set()
 
     async def _route(self, lives: list[DynoLife]) -> None:
         if lives:
@@ -366,28 +496,30 @@ class AppManager:
         there = (life.row.size, life.row.isolation)
         await asyncio.to_thread(records.stay, self.app_id, wanted.type, (wanted.size.name, wanted.isolation), there, failure)
 
-    async def _renew(self, state: AppState, release: Release, wanted: Wanted, names: list[str], leaving: list[DynoLife]) -> None:
-        """Start dynos in place of those that are leaving or missing."""
+    async def _renew(
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]
+    ) -> None:
         before = leaving
-        if wanted.type != "web":
+        if wanted.type != "web":  # two clocks or two consumers at once are what nobody asked for
             if not await self._can_be_had(wanted, leaving):
                 return
             await self._retire(leaving, wait=True)
             leaving = []
-        results = await asyncio.gather(*(self._start_one(state, release, wanted, name) for name in names), return_exceptions=True)
-        started = [life for life in results if isinstance(life, DynoLife)]
-        replaced = [life for life in leaving if life.name in {one.name for one in started}]
-        if wanted.type == "web" and (started or replaced):
-            await self._switch(started, replaced)
-        for name, result in zip(names, results, strict=True):
-            if isinstance(result, DidNotStart):
-                changed = [life for life in before if life.name == name and _shape(life) != (wanted.size.name, wanted.isolation)]
-                if changed:
-                    await self._stay(wanted, changed[0], _stays(wanted, changed[0], result.message))
-                    self._wake.set()
-                await self._start_failed(name, result, [life for life in leaving if life.name == name], bool(changed))
-            elif isinstance(result, BaseException):
-                raise result
+        try:
+            async with self._wave:
+                if attempt.unwanted:
+                    return
+                started = await self._start_one(attempt, state, release, wanted, name)
+        except DidNotStart as error:
+            if attempt.unwanted:
+                return
+            changed = [life for life in before if _shape(life) != (wanted.size.name, wanted.isolation)]
+            if changed:
+                await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
+            await self._start_failed(name, error, leaving, bool(changed))
+        else:
+            if wanted.type == "web":
+                await self._switch([started], [life for life in leaving if life.id in self.lives])
 
     async def _can_be_had(self, wanted: Wanted, leaving: list[DynoLife]) -> bool:
         """Look before others than web stop, since they are stopped first: can this host isolate them as they are to be?"""
@@ -434,6 +566,11 @@ class AppManager:
     def _wanted(self, state: AppState, release: Release, type: str) -> Wanted | None:
         return state.formation.get(type) if type in release.process_types else None
 
+    def _serving(self, type: str | None = None) -> list[DynoLife]:
+        """Those present that are not of the release that is just coming up."""
+        rising = self._rise.release_id if self._rise else None
+        return [life for life in self._present(type) if life.row.release_id != rising]
+
     def _present(self, type: str | None = None) -> list[DynoLife]:
         return [
             life
@@ -443,18 +580,19 @@ class AppManager:
 
     # --- starting
 
-    async def _start_all(self, state: AppState, release: Release, wanted: Wanted, names: list[str]) -> list[DynoLife]:
+    async def _start_all(self, rise: Rise, state: AppState, release: Release, wanted: Wanted, names: list[str]) -> list[DynoLife]:
         """Start these dynos of a release, some at a time; all are up, or none is left.
 
         Raises:
             DidNotStart: the first that did not.
+            Unwanted: the release was given up.
         """
         there = {life.name: life for life in self._present(wanted.type) if life.row.release_id == release.id}
         missing = [name for name in names if name not in there]
         for start in range(0, len(missing), WAVE):
-            batch = missing[start : start + WAVE]
+            batch = [(name, rise.attempt(wanted.size.name, wanted.isolation)) for name in missing[start : start + WAVE]]
             results = await asyncio.gather(
-                *(self._start_one(state, release, wanted, name) for name in batch), return_exceptions=True
+                *(self._start_one(attempt, state, release, wanted, name) for name, attempt in batch), return_exceptions=True
             )
             for result in results:
                 if isinstance(result, BaseException):
@@ -462,11 +600,11 @@ class AppManager:
                 there[result.name] = result
         return list(there.values())
 
-    async def _start_one(self, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
-        self.not_before.pop(name, None)
+    async def _start_one(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
         plan = await asyncio.to_thread(self._plan, state, release, wanted, name, new_id())
         life = DynoLife(self.driver, plan.row, self._life_ended)
         self.lives[life.id] = life
+        attempt.take(life)
         try:
             snapshot = await self._unidle(plan.row)
             await self._clear_crashed([name])
@@ -563,7 +701,7 @@ class AppManager:
 
     async def _fall_asleep(self, state: AppState, release: Release) -> None:
         """Stop everything; the router holds the next request and wakes the app."""
-        present, names = self._present(), self._names(state, release)
+        present, names = self._serving(), self._names(state, release)
         missing = [name for name in names if name not in self.idle_rows]
         if not present and not missing:
             return
@@ -646,7 +784,7 @@ class AppManager:
 
     async def _migrate(self, name: str) -> float:
         """Requests go to other dynos meanwhile; where there is none the router holds them."""
-        life = next((life for life in self._present() if life.name == name), None)
+        life = next((life for life in self._serving() if life.name == name), None)
         if life is None or life.running is None:
             raise NotFound(f"Couldn't find that process ({name}), or it is not up.")
         if life.row.isolation != isolations.MICROVM:
@@ -679,6 +817,10 @@ class AppManager:
 
     async def _crashed(self, life: DynoLife) -> None:
         applog.say(self.app_id, life.name, "State changed from up to crashed")
+        if self._rise is not None and life.row.release_id == self._rise.release_id:  # nobody was served by it yet
+            self.lives.pop(life.id, None)
+            await self._forget_after(life.stop(grace=0))
+            return
         self.ended[life.row.type] += 1
         if life.exit is None or life.exit.status is not None:  # else it ended with an earlier runtime process, as in a power cut
             self._count_crash(life.name, (now() - life.started_at).total_seconds())
@@ -709,7 +851,15 @@ class AppManager:
     # --- the end of the app
 
     async def _destroy(self, state: AppState | None) -> None:
+        """Called without the turn, so that what is under way can end."""
+        for attempt in self._attempts.values():
+            attempt.give_up()
+        if self._rise is not None:
+            await self._give_up_release(self._rise, "The app was destroyed.")
+        if under_way := self._under_way():
+            await asyncio.wait(under_way)
         if state is not None:
+            await asyncio.to_thread(records.fail_pending, self.app_id, "The app was destroyed.")
             await self.router.sync(self.app_id)
         await asyncio.gather(*(self._forget_after(life.stop(grace=10)) for life in list(self.lives.values())))
         self.lives.clear()

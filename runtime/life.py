@@ -77,6 +77,7 @@ class DynoLife:
         self.stopping = False
         self.up = False
         self.exit: Exit | None = None
+        self._given_up = asyncio.Event()
         self.started_at: datetime = now()
         self._ended = ended
         self._watcher: asyncio.Task[None] | None = None
@@ -90,6 +91,15 @@ class DynoLife:
     def name(self) -> str:
         """``web.1``."""
         return self.row.name
+
+    def give_up(self) -> None:
+        """While it starts: it need not come up any more, and :meth:`start` ends soon."""
+        self._given_up.set()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was given up while it started."""
+        return self._given_up.is_set()
 
     async def start(self, plan: Plan, snapshot: Path | None = None) -> None:
         """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
@@ -211,17 +221,22 @@ class DynoLife:
         assert port is not None and running.address is not None
         exiting = asyncio.ensure_future(running.wait())
         ready = asyncio.ensure_future(health.until_listening(running.listeners, port))
+        unwanted = asyncio.ensure_future(self._given_up.wait())
+        checking: asyncio.Future[DidNotStart | None] | None = None
         try:
-            await asyncio.wait({exiting, ready}, timeout=plan.boot_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if ready.done() and not ready.exception() and not exiting.done():
-                for check in plan.checks:
-                    problem = await health.until_healthy(check, running.address, port, plan.host)
-                    if problem:
-                        return DidNotStart(f"{self.name} failed its health check GET {check.path}: {problem}.")
-                return None
+            first = {exiting, ready, unwanted}
+            await asyncio.wait(first, timeout=plan.boot_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done() and not ready.exception() and not exiting.done() and not unwanted.done():
+                checking = asyncio.ensure_future(self._until_healthy(plan, running.address))
+                await asyncio.wait({checking, unwanted, exiting}, return_when=asyncio.FIRST_COMPLETED)
+                if checking.done():
+                    return checking.result()
+            if unwanted.done():
+                return DidNotStart(f"{self.name} was stopped while it started: something else is wanted by now.")
             if exiting.done():
                 exit = exiting.result()
-                said = f"{self.name} ended before it listened on $PORT, {describe(exit)}. `davit logs` shows why."
+                when = "before it listened on $PORT" if checking is None else "before its health check passed"
+                said = f"{self.name} ended {when}, {describe(exit)}. `davit logs` shows why."
                 return DidNotStart(said, exit)
             why = health.explain(running.listeners(), port)
             applog.say(
@@ -231,11 +246,20 @@ class DynoLife:
             )  # fmt: skip
             return DidNotStart(f"{self.name} did not bind $PORT within {plan.boot_seconds:g} seconds. {why}")
         finally:
-            ready.cancel()
-            exiting.cancel()
+            for waiting in (ready, exiting, unwanted, checking):
+                if waiting is not None:
+                    waiting.cancel()
+
+    async def _until_healthy(self, plan: Plan, address: str) -> DidNotStart | None:
+        for check in plan.checks:
+            problem = await health.until_healthy(check, address, plan.spec.port or 0, plan.host)
+            if problem:
+                return DidNotStart(f"{self.name} failed its health check GET {check.path}: {problem}.")
+        return None
 
     async def _give_up(self, problem: DidNotStart) -> None:
-        applog.say(self.row.app_id, self.name, "State changed from starting to crashed")
+        state = "down" if self.given_up else "crashed"
+        applog.say(self.row.app_id, self.name, f"State changed from starting to {state}")
         await self.stop(grace=0)
         raise problem
 

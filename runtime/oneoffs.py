@@ -54,6 +54,7 @@ class OneOffs:
         self.rows: dict[str, Dyno] = {}
         self.formation: Callable[[str, str], tuple[Dyno, RunningDyno] | None] = lambda app_id, dyno_id: None
         """Finds a running dyno of an app's formation; set by the process that has the formations."""
+        self._given_up: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- calls on the runtime's socket
@@ -225,6 +226,12 @@ class OneOffs:
 
     async def run(self, state: AppState, release: Release, line: str) -> str | None:
         """Run a release's command; None when it ended with status 0, else the sentence (runtime.formation.ReleasePhase)."""
+        try:
+            return await self._run(state, release, line)
+        finally:
+            self._given_up.discard(release.id)
+
+    async def _run(self, state: AppState, release: Release, line: str) -> str | None:
         reader, writer = os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
         try:
@@ -238,6 +245,8 @@ class OneOffs:
             os.close(nothing)
             os.close(writer)
         row = self.rows[dyno.spec_id]
+        if release.id in self._given_up:
+            await self._end_command(row, dyno)
         reading = asyncio.ensure_future(self._relay(release.id, row, reader))
         try:
             exit = await asyncio.wait_for(dyno.wait(), RELEASE_SECONDS)
@@ -250,6 +259,21 @@ class OneOffs:
             await asyncio.wait({reading})
             await self._clean_up(row, dyno)
         return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {describe(exit)}."
+
+    async def give_up(self, release_id: str) -> None:
+        """End the release's command, if it runs or is about to (runtime.formation.ReleasePhase)."""
+        if release_id in self._given_up:
+            return
+        self._given_up.add(release_id)
+        for row in list(self.rows.values()):
+            if row.type == RELEASE_TYPE and row.release_id == release_id:
+                await self._end_command(row, self.running[row.id])
+
+    async def _end_command(self, row: Dyno, dyno: RunningDyno) -> None:
+        """SIGTERM as for every dyno, and SIGKILL after the grace period."""
+        applog.say(row.app_id, row.name, "Stopping process with SIGTERM: its release was cancelled")
+        await dyno.signal(signal.SIGTERM)
+        self._keep(self._kill_later(dyno, GRACE_SECONDS))
 
     async def _relay(self, release_id: str, row: Dyno, reader: int) -> None:
         """Append what the command prints to the release's output file and to the app's log."""

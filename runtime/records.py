@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from foundation.clock import now
 from foundation.errors import DavitError
 from runtime.driver import Exit
-from state import apps, crashes, formation, outbox, releases, sizes, sleep
+from state import apps, builds, crashes, formation, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class AppState:
-    """An app as the database says it should be."""
+    """An app as the database says it should be; ``cancelled``: somebody gave up the build that the pending release is of."""
 
     app: App
     current: Release | None
@@ -47,6 +47,7 @@ class AppState:
     formation: dict[str, Wanted]
     asleep: bool = False
     restart_dynos: frozenset[str] = field(default_factory=frozenset)
+    cancelled: bool = False
 
 
 def read_app(app_id: str) -> AppState | None:
@@ -62,7 +63,8 @@ def read_app(app_id: str) -> AppState | None:
         }
         restart = session.scalars(select(Dyno.id).where(Dyno.app_id == app_id, Dyno.restart_requested.is_(True)))
         current, pending = releases.current(session, app_id), releases.next_pending(session, app_id)
-        return AppState(app, current, pending, wanted, app.asleep_at is not None, frozenset(restart))
+        cancelled = pending is not None and builds.is_cancelled(session, pending)
+        return AppState(app, current, pending, wanted, app.asleep_at is not None, frozenset(restart), cancelled)
 
 
 def release_for_run(app_id: str) -> Release | None:
@@ -240,6 +242,13 @@ def fail(release_id: str, kind: str, message: str) -> None:
         release = session.get(Release, release_id)
         if release is not None and release.status == "pending":
             releases.fail(session, release, kind, message)
+
+
+def fail_pending(app_id: str, message: str) -> None:
+    """None of the app's releases comes up any more; whoever waits for one is told."""
+    with transaction() as session:
+        for release in session.scalars(select(Release).where(Release.app_id == app_id, Release.status == "pending")):
+            releases.fail(session, release, "cancelled", message)
 
 
 def release_ids(app_id: str) -> list[str]:

@@ -170,6 +170,13 @@ def request_cancel(session: Session, account: Account, app: App, build: Build) -
     build.cancel_requested = True
     audit.record(session, account, "builds:cancel", app, build=build.id)
     notify.wake(session, f"build:{build.id}")
+    notify.runtime(session, app.id)  # its release may be on its way up
+
+
+def is_cancelled(session: Session, release: Release) -> bool:
+    """Whether somebody asked to give up the build that made ``release``."""
+    asked = select(Build.id).where(Build.release_id == release.id, Build.status == "pending", Build.cancel_requested.is_(True))
+    return session.scalar(asked) is not None
 
 
 def unfinished(session: Session) -> list[Build]:

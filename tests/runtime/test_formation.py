@@ -16,13 +16,14 @@ from sqlalchemy import select
 
 from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
+from runtime import formation as manager_of_formations
 from runtime import records
 from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
-from state import accounts, apps, config, crashes, db, formation, notify, releases, sleep, vault
-from state.models import Account, App, Dyno, Formation, Release, Slug
+from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
+from state.models import Account, App, Build, Dyno, Formation, Release, Slug
 
 
 class FakeDyno:
@@ -135,10 +136,19 @@ class FakeRouter:
 class FakeReleasePhase:
     verdict: str | None = None
     ran = 0
+    over: asyncio.Event | None = None
+    """When there is one, the command runs until it is set."""
 
     async def run(self, state: Any, release: Release, line: str) -> str | None:
         self.ran += 1
+        if self.over is not None:
+            await self.over.wait()
         return self.verdict
+
+    async def give_up(self, release_id: str) -> None:
+        self.verdict = "The release command was ended."
+        if self.over is not None:
+            self.over.set()
 
 
 class FakeStacks:
@@ -218,6 +228,16 @@ class World:
     def change(self, operation: Callable[..., Any], *args: Any) -> None:
         with db.transaction() as session:
             operation(session, session.get_one(Account, self.owner.id), session.get_one(App, self.app.id), *args)
+        self.manager.wake()
+
+    def cancel(self, release_id: str) -> None:
+        """Cancel the build that made this release."""
+        with db.transaction() as session:
+            app, owner = session.get_one(App, self.app.id), session.get_one(Account, self.owner.id)
+            build = Build(app_id=app.id, account_id=owner.id, stack=app.stack, release_id=release_id, phase="releasing")
+            session.add(build)
+            session.flush()
+            builds.request_cancel(session, owner, app, build)
         self.manager.wake()
 
     async def settled(self, release_id: str) -> Release:
@@ -347,6 +367,134 @@ def test_a_release_command_runs_once_and_is_never_a_dyno_of_the_formation(world:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", release="migrate"))
         assert world.phase.ran == 1
+        assert world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
+def test_a_release_command_holds_nothing_else_up(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.phase.over = asyncio.Event()
+        coming = world.deploy(web="serve", release="migrate")
+        await until(lambda: world.phase.ran or None, "the command runs")
+        world.driver.dynos[0].end(1)
+        await until(lambda: world.rows() == [("web.1", "up", True)] and len(world.driver.dynos) == 2, "the crashed one is back")
+        world.scale(web=2)
+        await until(lambda: world.rows() == [("web.1", "up", True), ("web.2", "up", True)], "scaled")
+        assert {dyno.release_version for dyno in world.dynos("up")} == {2} and _finished(coming) is None
+        world.phase.over.set()
+        assert (await world.settled(coming)).status == "succeeded"
+        await until(lambda: {dyno.release_version for dyno in world.dynos("up")} == {3} or None, "the new release serves")
+        await world.until_alive("web.1", "web.2")
+
+    play(world, story)
+
+
+def test_a_crash_while_the_next_release_boots_is_looked_after(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        coming = world.deploy()
+        await until(lambda: len(world.driver.dynos) == 2 or None, "the next one boots")
+        world.driver.behaviour = "serves"
+        world.driver.dynos[0].end(1)
+        await until(lambda: ("web.1", "up", True) in world.rows() or None, "the crashed one is back")
+        world.driver.dynos[1].behaviour = "serves"
+        assert (await world.settled(coming)).status == "succeeded"
+        await until(lambda: world.rows() == [("web.1", "up", True)] or None, "only the new one is left")
+        assert world.dynos("up")[0].release_version == 3
+
+    play(world, story)
+
+
+def test_a_new_release_does_not_wait_for_a_dyno_that_does_not_come_up(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        world.driver.dynos[0].end(1)
+        await until(lambda: len(world.driver.dynos) == 2 or None, "it starts again, and does not get up for a minute")
+        world.driver.behaviour = "serves"
+        world.change(config.change, {"MEND": "1"})
+        await until(lambda: world.rows() == [("web.1", "up", True)] or None, "the mended one serves")
+        assert world.dynos("up")[0].release_version == 3 and world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
+def test_a_restart_does_not_wait_for_a_dyno_that_does_not_come_up(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        world.driver.dynos[0].end(1)
+        await until(lambda: len(world.driver.dynos) == 2 or None, "it starts again, and does not get up for a minute")
+        world.driver.behaviour = "serves"
+        world.change(formation.restart)
+        await until(lambda: world.rows() == [("web.1", "up", True)] or None, "started once more")
+        assert world.driver.alive() == ["web.1"] and len(world.driver.dynos) == 3
+
+    play(world, story)
+
+
+def test_a_worker_that_takes_its_time_to_end_holds_up_no_other(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", slow="work", quick="work"))
+        world.scale(slow=1, quick=1)
+        await world.until_alive("quick.1", "slow.1", "web.1")
+        next(dyno for dyno in world.driver.dynos if dyno.spec.name == "slow.1").behaviour = "ignores SIGTERM"
+        await world.settled(world.deploy(web="serve", slow="work", quick="work"))
+        await until(lambda: "quick" in {d.type for d in world.dynos("up") if d.release_version == 3} or None, "the quick one is new")
+        assert [dyno.spec.name for dyno in world.driver.dynos].count("slow.1") == 1
+        next(dyno for dyno in world.driver.dynos if dyno.spec.name == "slow.1").end(0)
+        await until(lambda: len([d for d in world.dynos("up") if d.release_version == 3]) == 3 or None, "all are new")
+
+    play(world, story)
+
+
+@pytest.mark.parametrize("when", ["its command runs", "it boots"])
+@pytest.mark.parametrize("what", ["its build is cancelled", "its app is destroyed"])
+def test_a_release_that_is_not_wanted_any_more_ends_at_once(world: World, when: str, what: str) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        if when == "it boots":
+            world.driver.behaviour = "never listens"
+        else:
+            world.phase.over = asyncio.Event()
+        coming = world.deploy(web="serve", release="migrate")
+        await until(lambda: (len(world.driver.dynos) == 2 if when == "it boots" else world.phase.ran) or None, when)
+        if what == "its build is cancelled":
+            world.cancel(coming)
+            release = await world.settled(coming)
+            await until(lambda: world.driver.alive() == ["web.1"] or None, "what came up is gone")
+            said = (release.status, release.failure_kind, release.failure)
+            assert said == ("failed", "cancelled", "The build was cancelled.")
+            assert world.rows() == [("web.1", "up", True)] and world.dynos("up")[0].release_version == 2
+        else:
+            world.change(apps.destroy)
+            await until(world.forgotten, "the app is forgotten")
+            assert world.driver.alive() == [] and world.gone == [world.app.id]
+
+    play(world, story)
+
+
+def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+
+        def no_image(version: str) -> Path:
+            raise DavitError("The stack's image is gone.")
+
+        monkeypatch.setattr(world.manager.stacks, "run_image", no_image)
+        release = await world.settled(world.deploy())
+        assert (release.status, release.failure) == ("failed", "The stack's image is gone.")
+
+        def broken(version: str) -> Path:
+            raise RuntimeError("a mistake of ours")
+
+        monkeypatch.setattr(world.manager.stacks, "run_image", broken)
+        monkeypatch.setattr(manager_of_formations, "TRIES", 2)
+        release = await world.settled(world.deploy())
+        assert release.status == "failed" and "Davit itself failed" in (release.failure or "")
         assert world.driver.alive() == ["web.1"]
 
     play(world, story)

@@ -1,0 +1,98 @@
+"""What an app's manager has under way while it looks after everything else: a release that comes up, dynos that start.
+
+Nothing here is cancelled: an attempt is given up by telling it, and then ends by itself, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from foundation.clock import now
+from foundation.errors import DavitError
+from runtime.life import DynoLife
+
+
+class Unwanted(DavitError):
+    """An attempt was given up, because something else is wanted by now; the sentence says what."""
+
+    id, status = "unwanted", 409
+
+
+@dataclass
+class Attempt:
+    """A dyno that is being started.
+
+    Attributes:
+        release_id: of which release.
+        size, isolation: as what.
+        began: when.
+        life: the dyno, once there is one.
+        task: does it.
+    """
+
+    release_id: str
+    size: str
+    isolation: str
+    began: datetime = field(default_factory=now)
+    life: DynoLife | None = None
+    task: asyncio.Task[None] | None = None
+    unwanted: bool = False
+
+    def give_up(self) -> None:
+        """It need not come up any more."""
+        self.unwanted = True
+        if self.life is not None:
+            self.life.give_up()
+
+    def take(self, life: DynoLife) -> None:
+        """The dyno is this one."""
+        self.life = life
+        if self.unwanted:
+            life.give_up()
+
+
+@dataclass
+class Rise:
+    """A release on its way from pending to serving.
+
+    Attributes:
+        release_id: which.
+        commanding: whether its release command runs or is about to.
+        booting: whether its dynos are being started, after that.
+        why: why it need not come up any more; empty while it is wanted.
+        task: does it.
+    """
+
+    release_id: str
+    commanding: bool = False
+    booting: bool = False
+    why: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+    def give_up(self, why: str) -> None:
+        """It is not to serve, and ends with this sentence."""
+        self.why = self.why or why
+        for attempt in self.attempts:
+            attempt.give_up()
+
+    def attempt(self, size: str, isolation: str) -> Attempt:
+        """One of its dynos begins to start.
+
+        Raises:
+            Unwanted: it was given up.
+        """
+        self.check()
+        self.attempts.append(Attempt(self.release_id, size, isolation))
+        return self.attempts[-1]
+
+    def check(self) -> None:
+        """Raise when it was given up.
+
+        Raises:
+            Unwanted: with the reason.
+        """
+        if self.why:
+            raise Unwanted(self.why)
