@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec import structs
 from sqlalchemy import select
 
-from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, sources
+from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, slot, sources
 from builder.output import Outcome, Output, directory
 from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
 from foundation.errors import Conflict, DavitError, NotFound
@@ -127,6 +127,7 @@ class BuildJob:
         """The way of a build."""
         try:
             release_id = self.row.release_id if self.row.phase == "releasing" else self._make_release()
+            slot.free()
             release = self._bring_up(release_id)
             self._succeed(release)
         except Exception as error:

@@ -20,6 +20,7 @@ from rq.job import Job
 
 from builder import output
 from foundation.clock import now
+from foundation.settings import settings
 from state import builds, notify
 from state.db import ask, snapshot, transaction
 from state.models import Build
@@ -50,16 +51,24 @@ def enqueue_next(app_id: str) -> None:
 
 
 def tell_of_wait(build_id: str) -> None:
-    """Say in a fresh build's output which build of the same app goes first, when one does."""
+    """Say in a fresh build's output what goes first: another build of the same app, or those that have all the slots."""
     with snapshot() as session:
         build = session.get(Build, build_id)
-        first = builds.ahead(session, build) if build is not None and build.phase == "waiting" else None
-    if first is None:
+        if build is None or build.status != "pending":
+            return
+        first = builds.ahead(session, build) if build.phase == "waiting" else None
+        taken = builds.at_work(session, build)
+    slots = settings().build_slots
+    if first is not None:
+        what = (first.commit or first.source_version or "source")[:8]
+        text = f"Waiting for another build of this app to end: {what}, by {first.account.email}"
+    elif taken >= slots:
+        text = f"Waiting for a free build slot: {taken} builds go first, {slots} at a time"
+    else:
         return
-    what = (first.commit or first.source_version or "source")[:8]
     with suppress(OSError):  # a full disk: the build's own business, later
         out = output.Output(build_id)
-        out.heading(f"Waiting for another build of this app to end: {what}, by {first.account.email}")
+        out.heading(text)
         out.close()
 
 

@@ -25,7 +25,7 @@ from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from setproctitle import setproctitle
 
-from builder import janitor, job, queue, rehearsal, setup, sources
+from builder import janitor, job, queue, rehearsal, setup, slot, sources
 from foundation import journal
 from foundation.settings import settings
 from logs import announce
@@ -39,6 +39,8 @@ SWEEP_SECONDS = 30
 """How often the files of builds are looked for whose app is gone."""
 WAIT_SECONDS = 3
 """How long one blocking call on Redis lasts; below the time-out of the connection."""
+MOST_RISING = 100
+"""Builds at the most whose slug is sealed and whose release is on its way up: each is a process that waits."""
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,15 +53,15 @@ def die_with_parent(parent: int) -> None:
 
 
 class Worker:
-    """The process: ``builds`` are the pids of those under way.
+    """The process: ``builds`` are those under way, by pid; a descriptor while one has a slot (:mod:`builder.slot`).
 
     Args:
-        slots: builds at the same time.
+        slots: builds in their sandbox at the same time.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self.builds: set[int] = set()
+        self.builds: dict[int, int | None] = {}
         self._looked = 0.0
         self._swept = 0.0
 
@@ -70,7 +72,8 @@ class Worker:
             while True:
                 self._look_out()
                 self._reap()
-                if len(self.builds) < self.slots:
+                self._free_slots()
+                if self._taken() < self.slots and len(self.builds) < self.slots + MOST_RISING:
                     self._take()
                 else:
                     signal.sigtimedwait([signal.SIGCHLD], LOOK_SECONDS)
@@ -78,6 +81,15 @@ class Worker:
             for pid in self.builds:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _taken(self) -> int:
+        return sum(descriptor is not None for descriptor in self.builds.values())
+
+    def _free_slots(self) -> None:
+        for pid, descriptor in self.builds.items():
+            if descriptor is not None and slot.is_free(descriptor):
+                os.close(descriptor)
+                self.builds[pid] = None
 
     def _take(self) -> None:
         """Wait for a build, and start it."""
@@ -94,15 +106,20 @@ class Worker:
 
     def _fork(self, taken: Job, source: Queue) -> None:
         parent = os.getpid()
+        told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
+            slot.hold(tell)
             _work(parent, taken, source)
-        self.builds.add(pid)
+        os.close(tell)
+        self.builds[pid] = told
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                self.builds.discard(pid)
+                descriptor = self.builds.pop(pid, None)
+                if descriptor is not None:
+                    os.close(descriptor)
                 self._looked = 0.0  # it may have died: its build is looked after at once
 
     def _look_out(self) -> None:

@@ -79,7 +79,7 @@ class Settings:
     mirror: str | None = _setting(
         "DAVIT_MIRROR", None, "the Debian mirror that stacks are built from; the distribution's default when unset"
     )
-    build_slots: int = _setting("DAVIT_BUILD_SLOTS", None, "builds at the same time; one per core when unset")
+    build_slots: int = _setting("DAVIT_BUILD_SLOTS", None, "builds in their sandbox at the same time; one per core when unset")
     build_timeout: int = _setting("DAVIT_BUILD_TIMEOUT", "1500", "seconds that a build may take")
     build_memory: int = _setting("DAVIT_BUILD_MEMORY", "2048", "MiB of memory that a build may use")
     build_disk: int = _setting("DAVIT_BUILD_DISK", "8192", "MiB of disk that a build may use")

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from foundation.clock import now
-from foundation.errors import DavitError
 from runtime.life import DynoLife
 
 
-class Unwanted(DavitError):
+class Unwanted(Exception):
     """An attempt was given up, because something else is wanted by now; the sentence says what."""
-
-    id, status = "unwanted", 409
 
 
 @dataclass

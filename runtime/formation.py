@@ -303,8 +303,8 @@ class AppManager:
 
     def _failure(self, rise: Rise, error: Exception) -> tuple[str, str] | None:
         """Kind and sentence of a release that ends; None: what is in the way may pass, so it is tried again."""
-        if rise.why:
-            return "cancelled", rise.why
+        if rise.why or isinstance(error, Unwanted):
+            return "cancelled", rise.why or str(error)
         if isinstance(error, ReleasePhaseFailed):
             return "release phase failed", error.message
         if isinstance(error, DavitError) and not isinstance(error, Unavailable | DiskFull):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
@@ -100,6 +100,12 @@ def next_turn(session: Session, app_id: str) -> Build | None:
     if build:
         build.phase = "queued"
     return build
+
+
+def at_work(session: Session, build: Build) -> int:
+    """How many builds have or are about to have a slot, ``build`` not counted."""
+    others = select(func.count()).where(Build.status == "pending", Build.phase.in_(("queued", "building")), Build.id != build.id)
+    return session.scalar(others) or 0
 
 
 def begin(session: Session, build_id: str) -> Build:
