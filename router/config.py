@@ -72,7 +72,7 @@ LOG_LINE = 4000
 
 RETRIES = 3
 
-_SCRIPTS = ("hold.lua", "chain.lua")
+_SCRIPTS = ("hold.lua", "chain.lua", "lean.lua")
 
 INNER = "inner.sock"
 """The name of the socket on which a generation takes requests from older ones; always the newest's."""
@@ -130,7 +130,6 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
     sections = [
         _global(frame),
         _defaults(frame),
-        _app_defaults(frame),
         *(_frontend(frame, one) for one in frame.listeners),
         _inner(frame),
         _elsewhere(frame),
@@ -165,6 +164,7 @@ def _global(frame: Frame) -> str:
         f"setenv DAVIT_STATES {directory}/states.map",
         f"setenv DAVIT_HOLD_MS {_ms(frame.timeouts.hold)}",
         *(f"lua-load {directory}/{name}" for name in _SCRIPTS),
+        f"lua-load-per-thread {directory}/lean.lua",
     ]
     if frame.user:
         lines += [f"user {frame.user}", f"group {frame.user}"]
@@ -429,14 +429,6 @@ def _refuse(frame: Frame) -> str:
     )
 
 
-def _app_defaults(frame: Frame) -> str:
-    """What is the same for all apps' backends: whose answer may take longer than the first byte's time."""
-    return _section("defaults apps from http", [_UPLOADS] if frame.version >= (2, 5) else [])
-
-
-_UPLOADS = "tcp-response content accept if { var(txn.upload) -m found }"
-
-
 def _backend(slot: int, targets: Iterable[Target], frame: Frame) -> str:
     """An app's backend.
 
@@ -444,16 +436,14 @@ def _backend(slot: int, targets: Iterable[Target], frame: Frame) -> str:
     with 3.0). The inspection of the response makes the first: it waits for a status, and closes when the delay is over.
 
     Only a rule of the backend's own can wait: when one of a defaults section (possible since 2.5) has no status to look at
-    yet, HAProxy goes on behind that section when it looks again, so the rule has no say when the time is over. The defaults
-    have what is known at once, for a condition in each of 10,000 backends takes 8 MiB.
+    yet, HAProxy goes on behind that section when it looks again, so the rule has no say when the time is over.
     """
     ordered = sorted(targets, key=lambda one: one.server)
     return _section(
-        f"backend {backend(slot)} from apps",
+        f"backend {backend(slot)} from http",
         [
             f"tcp-response inspect-delay {_ms(frame.timeouts.first_byte)}",
-            *([] if frame.version >= (2, 5) else [_UPLOADS]),
-            "tcp-response content close if !{ status -m found }",
+            "tcp-response content close if !{ status -m found } !{ var(txn.upload) -m found }",
             *(f"server {one.server} {server_address(one)} {SERVER_OPTIONS}" for one in ordered),
         ],
     )

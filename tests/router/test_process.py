@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -18,13 +19,14 @@ from sqlalchemy.orm import Session
 
 from foundation import wire
 from foundation.errors import DavitError
-from router import listeners
+from router import generation, listeners
 from router.collector import Collector, open_fifo
-from router.config import Timeouts
+from router.config import Frame, Timeouts, compose
+from router.service import find_program
 from state import models
 from tests.ports import free_port
 from tests.router.apps import Client, TinyApp
-from tests.router.conftest import Davit, until
+from tests.router.conftest import PROGRAM, Davit, until
 
 Make = Callable[[], TinyApp]
 ROOT = Path(__file__).parents[2]
@@ -379,3 +381,19 @@ def test_the_process_serves_is_killed_and_nothing_fails(process: tuple[dict[str,
     second.terminate()
     assert second.wait(10) == 0
     assert Client(port, "shop.localhost").get().status == 200, "HAProxy serves on"
+
+
+def test_lua_keeps_no_list_of_all_apps_for_every_thread(home: Path) -> None:
+    """With 10,000 apps and four threads such lists are more than Lua may have, and HAProxy does not start."""
+
+    async def starts() -> None:
+        frame = Frame(directory=home / "1", listeners=(), threads=8, jail=home)
+        files = compose(frame, 1000, ())
+        files["haproxy.cfg"] = files["haproxy.cfg"].replace("tune.lua.maxmem 64", "tune.lua.maxmem 8")
+        with open(os.devnull, "wb") as log:
+            made = await generation.start(PROGRAM or find_program(), home, 1, files, {"version": (2, 6)}, [], log.fileno())
+        made.signal(signal.SIGKILL)
+        await made.ended()
+        made.forget()
+
+    asyncio.run(starts())
