@@ -26,12 +26,10 @@ def nice_size(most: float) -> float:
     return 2.0 ** math.ceil(math.log2(max(most * 0.999, 1.0)))
 
 
-def spark(values: Sequence[float | None], errors: float | None) -> Markup:
-    """Requests of late as a line without axes; described by its newest value and the share of errors."""
-    known = [value for value in values if value is not None]
-    now = known[-1] if known else 0.0
-    words = f"{now:.1f} requests a second" + (f", {errors:.1%} errors" if errors else "")
-    path = _path(list(values), 0, 96, 2, 22, nice(max(known, default=0)))
+def spark(values: Sequence[float | None], words: str) -> Markup:
+    """A line without axes; ``words`` say what it shows."""
+    most = max((value for value in values if value is not None), default=0.0)
+    path = _path(list(values), 0, 96, 2, 22, nice(most))
     return Markup(  # noqa: S704 - numbers of ours, words escaped
         f'<svg class="spark chart" viewBox="0 0 96 24" role="img" aria-label="{escape(words)}"><title>{escape(words)}</title>'
         f'<path class="s0" d="{path}"/></svg>'
@@ -80,7 +78,7 @@ def chart(
     most = top(max([*known, *([limit] if limit else [])], default=0))
     count = max((len(values) for _, values in series), default=0)
     end = start + timedelta(seconds=step * max(1, count - 1))
-    newest = "; ".join(f"{name} {write(last)}" for name, values in series if (last := _last(values)) is not None)
+    newest = "; ".join(f"{name} {write(newest_value)}" for name, values in series if (newest_value := last(values)) is not None)
     words = f"{label}. Now: {newest or 'nothing'}."
     body = [_levels(most, write), _times(start, end), _marks(start, end, marks)]
     if limit:
@@ -94,7 +92,7 @@ def chart(
     )
 
 
-def _last(values: Sequence[float | None]) -> float | None:
+def last(values: Sequence[float | None]) -> float | None:
     return next((value for value in reversed(values) if value is not None), None)
 
 

@@ -10,6 +10,9 @@ from dashboard import charts
 from foundation.settings import settings
 from metrics.store import Figures, Store
 
+WORTH_TELLING = 0.0005
+"""The share of errors from which on it is shown."""
+
 
 def figures(app_id: str, type: str, seconds: int) -> Figures | None:
     """Of one process type, over the last ``seconds``; None when there are none."""
@@ -17,5 +20,12 @@ def figures(app_id: str, type: str, seconds: int) -> Figures | None:
 
 
 def sparks(app_ids: Sequence[str]) -> dict[str, Markup]:
-    """A small chart of requests for each app that has figures."""
-    return {id: charts.spark(values, errors) for id, (values, errors) in Store(settings().home).requests(app_ids).items()}
+    """A small chart of requests for each app that has figures, with the share of errors where there were any."""
+    return {id: _spark(values, errors or 0.0) for id, (values, errors) in Store(settings().home).requests(app_ids).items()}
+
+
+def _spark(values: Sequence[float | None], errors: float) -> Markup:
+    share = f"{errors:.1%} errors" if errors >= WORTH_TELLING else ""
+    words = f"{charts.last(values) or 0.0:.1f} requests a second" + (f", {share}" if share else "")
+    told = Markup('<span class="errors">{}</span>').format(share) if share else Markup("")
+    return Markup('<span class="sparks">{}{}</span>').format(charts.spark(values, words), told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from flask import Response, request
@@ -36,6 +37,54 @@ def show(visit: Visit) -> Response:
         visit, "Metrics", "metrics.html", types=types, type=chosen, span=span, span_words=words, spans=SPANS, found=found,
         drawn=_drawn(found, marks) if found else [], marks=marks,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Short:
+    """What one thing measured is now (``words``) and was in the last hour."""
+
+    name: str
+    picture: Markup
+    words: str
+
+
+@pages.on("GET", "/apps/<app>/figures", does="GET /apps/<app>/formation")
+def last_hour(visit: Visit) -> Response:
+    """The last hour in short; the overview loads it anew every minute."""
+    return visit.page("figures.html", figures=in_short(visit))
+
+
+def in_short(visit: Visit) -> list[Short]:
+    """Requests and response times of the app, memory of each process type."""
+    rows = [row for row in formation.all_of(visit.session, visit.app) if row.type != "release"]
+    measured = {row.type: found for row in rows if (found := metrics.figures(visit.app.id, row.type, SPANS[0][2]))}
+    web = measured.get("web")
+    lines = _of_web(web) if web else []
+    for type, found in measured.items():
+        for series in found.memory[:1]:
+            words = f"{shown.size(charts.last(series.values) or 0.0)}" + (f" of {shown.size(found.quota)}" if found.quota else "")
+            lines.append(_line(f"Memory of {type}", series, words))
+    return lines
+
+
+def _of_web(web: Figures) -> list[Short]:
+    lines = []
+    for series in web.requests[:1]:
+        words = f"{_number(charts.last(series.values) or 0.0)} a second"
+        total = sum(value or 0.0 for value in series.values)
+        failed = sum(value or 0.0 for line in web.statuses if line.name == "5xx" for value in line.values)
+        if total and failed / total >= metrics.WORTH_TELLING:
+            words += f", {failed / total:.1%} errors"
+        lines.append(_line("Requests", series, words))
+    for series in web.response:
+        newest = charts.last(series.values)
+        if series.name == "p95" and newest is not None:
+            lines.append(_line("Response time", series, f"p95 {_milliseconds(newest)}"))
+    return lines
+
+
+def _line(name: str, series: Series, words: str) -> Short:
+    return Short(name, charts.spark(series.values, f"{name} in the last hour, now {words}"), words)
 
 
 def _deploys(visit: Visit, since: datetime) -> list[tuple[datetime, str]]:

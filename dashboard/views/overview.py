@@ -7,6 +7,7 @@ from flask import Response
 from dashboard import frame
 from dashboard.routing import Pages, Visit
 from dashboard.views.apps import addresses
+from dashboard.views.metrics import in_short
 from state import activity, domains, formation, glance
 
 pages = Pages("overview")
@@ -19,7 +20,7 @@ def show(visit: Visit) -> Response:
     return frame.page(
         visit, "Overview", "overview.html", glance=seen, items=activity.of(visit.session, visit.app, 15),
         rows=formation.all_of(visit.session, visit.app), dynos=formation.dynos(visit.session, visit.app),
-        names=domains.all_of(visit.session, visit.app), **addresses(visit.app.name),
+        names=domains.all_of(visit.session, visit.app), figures=in_short(visit), **addresses(visit.app.name),
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def fill(*, more: int = 0) -> None:
         for number in range(more):
             apps.create(session, ann, f"app-{number:04d}")
     _log(serving, 300)
-    _figures(serving)
+    figures(serving)
 
 
 def _serving(session: Session, ann: Account, bob: Account) -> str:
@@ -204,7 +204,7 @@ def _failed(session: Session, ann: Account) -> None:
     output_of(build.id, OUTPUT + " !     No matching distribution found for flsk==9.9\n", done=True)
 
 
-def _figures(app_id: str) -> None:
+def figures(app_id: str) -> None:
     """An hour of measurements: a wave of requests, a few errors, memory that grows."""
     home, until = settings().home, time.time()
     for type in ("web", "worker"):

@@ -312,6 +312,19 @@ def test_what_a_collaborator_may_do_is_changed(desk: Desk) -> None:
     assert "may do</span></summary>" not in desk.person("operator").get("/apps/timely/settings").text
 
 
+def test_the_overview_has_the_last_hour_in_short_and_the_list_the_share_of_errors(desk: Desk) -> None:
+    give_code(desk.app_id)
+    viewer = desk.person("viewer")
+    assert "Nothing was measured in the last hour" in viewer.get("/apps/timely").text
+    scenery.figures(desk.app_id)
+    page = viewer.get("/apps/timely").text
+    for words in ("Requests<", "Response time<", "p95 ", "Memory of web<", " of 2.0 GiB", "% errors"):
+        assert words in page, words
+    assert "Memory of web" in viewer.get("/apps/timely/figures").text
+    assert desk.person("stranger").get("/apps/timely/figures").status_code == 404
+    assert re.search(r'class="errors">\d+\.\d% errors', viewer.get("/").text)
+
+
 def test_an_app_changes_hands(desk: Desk) -> None:
     desk.person("owner").post("/apps/timely/settings/transfer", {"recipient": "stranger@example.com"})
     stranger = desk.person("stranger")
