@@ -68,6 +68,7 @@ COMMANDS: dict[str, str] = {
     "builds:info": "cli.apps.builds:info",
     "builds:output": "cli.apps.builds:show_output",
     "builds:cancel": "cli.apps.builds:cancel",
+    "builds:cache:purge": "cli.apps.builds:purge_cache",
     "domains": "cli.apps.domains:domains",
     "domains:add": "cli.apps.domains:add",
     "domains:remove": "cli.apps.domains:remove",

@@ -79,6 +79,7 @@ class Runtime:
                 "sandbox.kill": self.sandboxes.kill,
                 "sandbox.seal": self.sandboxes.seal,
                 "sandbox.commit_cache": self.sandboxes.commit_cache,
+                "cache.purge": self.sandboxes.purge_cache,
                 "slug.seal": self.sandboxes.seal_upload,
             },
         )

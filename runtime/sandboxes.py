@@ -53,6 +53,7 @@ class Sandbox:
     dyno: Any
     exit: Exit | None = None
     timed_out: bool = False
+    keeps_cache: bool = True
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
 
@@ -182,7 +183,17 @@ class Sandboxes:
         sandbox = self._ended(call)
         return {"changed": await asyncio.to_thread(self._commit_cache, sandbox)}
 
+    async def purge_cache(self, call: Call) -> None:
+        """``cache.purge {app_id}``: the app's next build begins without a cache; one that is under way leaves none."""
+        app_id = str(call.params["app_id"])
+        for sandbox in self.sandboxes.values():
+            if sandbox.app_id == app_id:
+                sandbox.keeps_cache = False
+        await asyncio.to_thread(self.cache_path(app_id).unlink, missing_ok=True)
+
     def _commit_cache(self, sandbox: Sandbox) -> bool:
+        if not sandbox.keeps_cache:
+            return False
         try:
             written = open_beneath(sandbox.dyno.upper, "/cache")
         except DavitError:
@@ -201,8 +212,9 @@ class Sandboxes:
             (staging / "cache").mkdir(parents=True)
             kernel.mount(f"/proc/self/fd/{tree}", staging / "cache", None, kernel.MS_BIND)
             image.seal(staging, fresh, user=self.user(sandbox.dyno.slot), limit=CACHE_LIMIT)
-            fresh.rename(target)
-            return True
+            if sandbox.keeps_cache:  # nobody wanted it away while it was written
+                fresh.rename(target)
+            return sandbox.keeps_cache
         except image.SlugTooLarge:
             log.warning("a build cache is too large to be kept", extra={"app_id": sandbox.app_id})
             return False

@@ -159,6 +159,7 @@ SENTENCES: Mapping[str, str] = {
     "slugs:create": "Uploaded a slug",
     "builds:create": "Started a build",
     "builds:cancel": "Cancelled a build",
+    "builds:cache:purge": "Threw the build cache away",
     "releases:create": "Made release v{version}",
     "releases:rollback": "Rolled back to v{to}",
     "pipelines:create": "Made the pipeline {name}",

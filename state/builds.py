@@ -185,6 +185,12 @@ def is_cancelled(session: Session, release: Release) -> bool:
     return session.scalar(asked) is not None
 
 
+def note_purge(session: Session, account: Account, app: App) -> None:
+    """The app's build cache was thrown away."""
+    audit.record(session, account, "builds:cache:purge", app)
+    notify.announce(session, app.id, f"Build cache purged by user {account.email}")
+
+
 def unfinished(session: Session) -> list[Build]:
     """Every pending build, oldest first: what a starting worker has to look after."""
     return list(session.scalars(select(Build).where(Build.status == "pending").order_by(Build.created_at)))

@@ -11,10 +11,11 @@ from api.body import Body
 from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
 from builder import queue, sources
-from foundation import outbound
+from foundation import outbound, wire
 from foundation.errors import InvalidParams
+from foundation.settings import settings
 from state import builds, listings
-from state.db import after_commit
+from state.db import after_commit, transaction
 from state.models import Build
 
 resource = Resource("builds", reads="read")
@@ -97,6 +98,16 @@ def _buildpacks(call: Call) -> list[str] | None:
         return None
     wanted = [body.text("url", most=1000) or body.need("name", most=1000) for body in call.body.objects("buildpacks", most=50)]
     return chosen(call, wanted)
+
+
+@resource.on("DELETE", "/apps/<app>/build-cache", needs="deploy", writes=False)
+def purge_cache(call: Call) -> Any:
+    """Throw the build cache away: the next build fetches everything anew."""
+    wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": call.app.id}, timeout=30)
+    with transaction() as session:
+        assert call.identity is not None
+        builds.note_purge(session, call.identity.within(session).account, call.app)
+    return {}
 
 
 @resource.on("DELETE", "/apps/<app>/builds/<build>", needs="deploy")

@@ -108,6 +108,14 @@ def cancel(app: Target, build: str | None) -> None:
         app.client.delete(f"{app.path}/builds/{row['id']}")
 
 
+@command("builds:cache:purge")
+@on_app
+def purge_cache(app: Target) -> None:
+    """Throw the build cache away, so that the next build fetches everything anew."""
+    with action(f"Purging the build cache of {hexed(app.app)}"):
+        app.client.delete(f"{app.path}/build-cache")
+
+
 def _under_way(app: Target) -> Any:
     for row in _newest(app, 50):
         if row["status"] == "pending":

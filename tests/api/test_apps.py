@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.api.conftest import Api, give_code
+from state import db
+from state.models import AuditEvent
+from tests.api.conftest import Api, Neighbour, give_code
 
 
 def test_an_app_is_created_shown_renamed_and_destroyed(either_api: Api) -> None:
@@ -210,6 +214,18 @@ def test_collaborators_come_and_go(either_api: Api) -> None:
     assert api.get("/apps/timely", as_="stranger").status_code == 404
     assert api.post("/apps/timely/collaborators", {"user": "nobody@example.com"}).status_code == 404
     assert api.post("/apps/timely/collaborators", {"user": "stranger@example.com", "permissions": ["fly"]}).status_code == 422
+
+
+def test_the_build_cache_is_thrown_away_by_who_may_deploy(api: Api, neighbour: Callable[..., Neighbour]) -> None:
+    assert api.delete("/apps/timely/build-cache").status_code == 503, "nobody is there who could"
+    runtime = neighbour(api.home / "run" / "runtime.sock", {"cache.purge": lambda call: {}})
+    assert api.delete("/apps/timely/build-cache", as_="viewer").status_code == 403
+    assert api.delete("/apps/timely/build-cache", as_="stranger").status_code == 404
+    answer = api.delete("/apps/timely/build-cache", as_="deployer")
+    assert (answer.status_code, answer.json) == (200, {})
+    assert runtime.calls == [("cache.purge", {"app_id": api.app_id})]
+    with db.snapshot() as session:
+        assert session.query(AuditEvent).filter_by(action="builds:cache:purge").count() == 1
 
 
 def test_a_rebuild_takes_a_deployed_commit(api: Api) -> None:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from builder import job
+from foundation import wire
 from foundation.settings import settings
 from tests.builder.test_build_job import PACK, Pushed, davit
 from tests.conftest import wait_until
@@ -100,6 +102,37 @@ def test_a_build_reaches_neither_the_host_nor_the_environment_of_davit(sandboxed
     assert "status 9" in failure
     assert "reached" not in printed and "REDIS" not in printed
     assert printed.count("No such file or directory") == 2 and "\n1000\n" in printed and "CapEff:\t0000000000000000" in printed
+
+
+def test_a_cache_is_thrown_away_and_a_build_under_way_brings_it_not_back(
+    sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def caches() -> list[Path]:
+        return list((settings().home / "caches").glob("*"))
+
+    def purge() -> None:
+        wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": sandboxed.app.id})
+
+    fills = 'ls -A "$2"; echo "end of cache"; echo x > "$2/kept"'
+    build(sandboxed, compile=fills)
+    assert len(caches()) == 1
+    _, printed = build(sandboxed, compile=fills)
+    assert "kept\nend of cache" in printed
+    purge()
+    purge()
+    assert not caches()
+    real = job.BuildJob._keep_cache
+
+    def keep(self: job.BuildJob, sandbox: Any) -> None:
+        purge()
+        real(self, sandbox)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job.BuildJob, "_keep_cache", keep)
+        _, printed = build(sandboxed, compile=fills)
+    assert "Test app detected\nend of cache" in printed and not caches()
+    build(sandboxed, compile=fills)
+    assert len(caches()) == 1
 
 
 def test_the_cache_of_a_failed_build_is_not_kept(sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
