@@ -229,7 +229,7 @@ def _defaults(frame: Frame) -> str:
 
 _OWN_ID = "{ req.fhdr(x-request-id,-2) -m reg ^[A-Za-z0-9-]{20,200}$ }"
 _CLAIMS = (
-    "forwarded|x.(re(quest.|al.ip|write.url)|s(cheme|sl)|url.scheme|original.url)|expect|proxy|front.end|script.name|path.info"
+    "connection|forwarded|x.(re(quest.|al.ip|write.url)|s(cheme|sl)|url.scheme|original.url)|expect|proxy|front.end|script.name|path.info"
 )
 """In the names of headers by which a client says something that is to be taken out, checked or continued."""
 
@@ -284,6 +284,9 @@ def _frontend(frame: Frame, listener: Listener) -> str:
             f"http-request del-header {_TAKEN_OUT} -m reg if {{ var(txn.claims) -m found }}",
             "http-request set-header X-Forwarded-For %[var(txn.for)] if { var(txn.claims) -m found }",
             *(f"http-request set-header {name} {value}" for name, value in origin.items()),
+            # by Connection a client would have the next server drop headers, ours too; keep-alive and close HAProxy has taken out
+            "http-request set-header Connection Upgrade if { req.hdr(connection) -m str -i upgrade }",
+            "http-request del-header Connection if !{ req.hdr(connection) -m str -i upgrade }",
             f"http-request set-var(txn.id) req.fhdr(x-request-id,-2) if {_OWN_ID}",
             f"http-request set-var(txn.id) {_ID}",
             "http-request set-header X-Request-ID %[var(txn.id)]",
@@ -295,7 +298,7 @@ def _frontend(frame: Frame, listener: Listener) -> str:
             "if { req.hdr(expect) -m found } !{ req.hdr(expect) -m str -i 100-continue }",
             "http-request set-var(txn.state) str(elsewhere) if { stopping }",
             *_divert(),
-            _GO,
+            *_GO,
             'http-after-response add-header Via "1.1 davit"',
             *_own_answers(),
         ],
@@ -317,7 +320,7 @@ def _inner(frame: Frame) -> str:
             *_upload(),
             f"http-request set-var(txn.state) {_state(frame)}",
             *_divert(),
-            _GO,
+            *_GO,
             *_own_answers(),
         ],
     )
@@ -384,7 +387,8 @@ def _divert() -> list[str]:
     ]
 
 
-_GO = "use_backend %[var(txn.route),field(1,/)]"
+_GO = ("use_backend %[var(txn.route),field(1,/)]", "default_backend refuse")
+"""Lead a request to its app; without a Host header it has no route, so it is nobody's."""
 
 
 def _own_answers() -> list[str]:

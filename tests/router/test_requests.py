@@ -45,6 +45,14 @@ def test_an_unknown_host_gets_a_page_that_says_so(davit: Davit) -> None:
     assert answer.headers["content-type"].startswith("text/html")
 
 
+@pytest.mark.parametrize("first", ["GET / HTTP/1.0", "GET / HTTP/1.1", "POST / HTTP/1.1", "GET / HTTP/1.1\r\nHost:"])
+def test_a_request_that_names_no_host_is_nobodys(davit: Davit, first: str) -> None:
+    asking = Client(davit.port, "")
+    asking.socket.sendall(f"{first}\r\nAccept: application/json\r\n\r\n".encode())
+    answer = asking.answer()
+    assert answer.status == 404 and answer.json["id"] == "no_such_app" and answer.json["app"] == ""
+
+
 def test_custom_domains_lead_to_the_app_and_leave_it_again(served: tuple[Davit, TinyApp, str]) -> None:
     davit, _, name = served
     rows = davit.rows[f"id-{name}"]
@@ -356,6 +364,17 @@ def test_web_sockets_pass(served: tuple[Davit, TinyApp, str]) -> None:
         assert talk.more() == word.upper()
     talk.close()
     assert "at=info" in davit.log(name, "status=101")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_connection_names_no_header_to_be_dropped(served: tuple[Davit, TinyApp, str], method: str) -> None:
+    davit, app, name = served
+    for value in ("X-Forwarded-For", "keep-alive, X-Forwarded-Proto", "X-Request-ID,close", "x-forwarded-for, Upgrade"):
+        for lines in ([f"Connection: {value}"], ["Connection: keep-alive", f"CONNECTION: {value}"]):
+            assert client(davit, name).get("/", *lines, method=method).status == 200
+            head = app.seen[-1].lower()
+            assert [one.lower() for one in re.findall(r"\nconnection: (.*)\r\n", head)] in ([], ["upgrade"]), head
+            assert len(re.findall(r"\nx-forwarded-for: 127.0.0.1\r\n", head)) == 1 and len(_ids([head])) == 1
 
 
 def test_expect_100_continue_is_answered(served: tuple[Davit, TinyApp, str]) -> None:
