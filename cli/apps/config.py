@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cli import output
+from cli.apps.outcome import newest, no_wait_option, see_through
 from cli.output import action, command, hexed, json_option
 from cli.target import Target, on_app
 from foundation.errors import DavitError
@@ -52,8 +53,9 @@ def get(app: Target, names: tuple[str, ...], shell: bool, as_json: bool) -> None
 @click.option(
     "--stdin", "from_stdin", metavar="NAME", help="read the value of NAME from standard input: it stays off the command line"
 )
-def set_(app: Target, settings: tuple[str, ...], from_stdin: str | None) -> None:
-    """Set config vars and restart the app."""
+@no_wait_option
+def set_(app: Target, settings: tuple[str, ...], from_stdin: str | None, no_wait: bool) -> None:
+    """Set config vars and restart the app; they stay set when it does not start with them."""
     values: dict[str, str | None] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -64,29 +66,35 @@ def set_(app: Target, settings: tuple[str, ...], from_stdin: str | None) -> None
         values[from_stdin] = sys.stdin.read().removesuffix("\n")
     if not values:
         raise DavitError("Usage: davit config:set NAME=VALUE. Must specify at least one.")
-    _change(app, "Setting", values)
+    _change(app, "Setting", values, no_wait)
     output.pairs([(name, value) for name, value in values.items() if name != from_stdin])
 
 
 @command("config:unset")
 @on_app
 @click.argument("names", nargs=-1, required=True)
-def unset(app: Target, names: tuple[str, ...]) -> None:
+@no_wait_option
+def unset(app: Target, names: tuple[str, ...], no_wait: bool) -> None:
     """Remove config vars and restart the app."""
-    _change(app, "Unsetting", {name: None for name in names})
+    _change(app, "Unsetting", {name: None for name in names}, no_wait)
 
 
-def _change(app: Target, verb: str, values: dict[str, Any]) -> None:
+def _change(app: Target, verb: str, values: dict[str, Any], no_wait: bool) -> None:
     with action(f"{verb} {', '.join(values)} and restarting {hexed(app.app)}") as step:
+        before = newest(app)
         app.client.patch(f"{app.path}/config-vars", values)
-        newest = app.get("/releases", headers={"Range": "version ..; max=1, order=desc"})
-        step.result = f"done, v{newest[0]['version']}"
+        (release,) = newest(app)
+        made = release["id"] not in [row["id"] for row in before]  # none when nothing changed
+        if made and not no_wait:
+            see_through(app, release, advice="What you changed stays so for the next release; what ran before runs on.")
+        step.result = f"done, v{release['version']}"
 
 
 @command("config:edit")
 @on_app
 @click.argument("name", required=False)
-def edit(app: Target, name: str | None) -> None:
+@no_wait_option
+def edit(app: Target, name: str | None, no_wait: bool) -> None:
     """Change config vars in your editor ($VISUAL or $EDITOR): all, a line each, or the value of one."""
     values = app.get("/config-vars")
     before = values.get(name, "") if name else "".join(f"{key}={shlex.quote(values[key])}\n" for key in sorted(values))
@@ -101,7 +109,7 @@ def edit(app: Target, name: str | None) -> None:
         return output.warn("no changes to config")
     if app.get("/config-vars") != values:
         raise DavitError("Config changed on server. Refusing to update.")
-    _change(app, "Changing", wanted)
+    _change(app, "Changing", wanted, no_wait)
 
 
 def _parsed(text: str) -> dict[str, str]:

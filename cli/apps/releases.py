@@ -7,15 +7,11 @@ from typing import Any
 import click
 
 from cli import output
+from cli.apps.outcome import newest, no_wait_option, see_through
 from cli.apps.streams import copy
 from cli.output import action, command, hexed, json_option
 from cli.target import Target, on_app
 from foundation.errors import DavitError
-
-
-def _newest(app: Target, count: int) -> list[Any]:
-    rows: list[Any] = app.get("/releases", headers={"Range": f"version ..; max={count}, order=desc"})
-    return rows
 
 
 @command("releases")
@@ -24,7 +20,7 @@ def _newest(app: Target, count: int) -> list[Any]:
 @json_option
 def releases(app: Target, num: int, as_json: bool) -> None:
     """List an app's releases."""
-    rows = _newest(app, num)
+    rows = newest(app, num)
     if as_json:
         return output.print_json(rows)
     current = next((f" - Current: v{row['version']}" for row in rows if row["current"]), "")
@@ -45,7 +41,7 @@ def releases(app: Target, num: int, as_json: bool) -> None:
 
 def _one(app: Target, release: str | None) -> Any:
     if release is None:
-        rows = _newest(app, 1)
+        rows = newest(app, 1)
         if not rows:
             raise DavitError(f"{app.app} has no releases.")
         return rows[0]
@@ -94,11 +90,12 @@ def show_output(app: Target, release: str | None) -> None:
 @command("rollback")
 @on_app
 @click.argument("release", required=False)
-def rollback(app: Target, release: str | None) -> None:
+@no_wait_option
+def rollback(app: Target, release: str | None, no_wait: bool) -> None:
     """Roll back to an earlier release: v7, or the last one that worked before the present one."""
     if release is None:
-        rows = [row for row in _newest(app, 200) if row["eligible_for_rollback"] and not row["current"]]
-        current = next((row["version"] for row in _newest(app, 200) if row["current"]), 0)
+        rows = [row for row in newest(app, 200) if row["eligible_for_rollback"] and not row["current"]]
+        current = next((row["version"] for row in newest(app, 200) if row["current"]), 0)
         rows = [row for row in rows if row["version"] < current]
         if not rows:
             raise DavitError("There is no earlier release to roll back to.")
@@ -107,6 +104,8 @@ def rollback(app: Target, release: str | None) -> None:
         target = _one(app, release)
     with action(f"Rolling back {hexed(app.app)} to v{target['version']}") as step:
         made = app.client.post(f"{app.path}/releases", {"release": target["id"]})
+        if not no_wait:
+            see_through(app, made, advice="What ran before runs on, and its config vars are as they were.")
         step.result = f"done, v{made['version']}"
     output.warn("Rollback affects code and config vars; it doesn't add or remove addons.")
     output.warn(f"To undo, run: davit rollback v{made['version'] - 1}")
@@ -114,7 +113,8 @@ def rollback(app: Target, release: str | None) -> None:
 
 @command("releases:retry")
 @on_app
-def retry(app: Target) -> None:
+@no_wait_option
+def retry(app: Target, no_wait: bool) -> None:
     """Release the newest release's code again: its release command runs once more."""
     row = _one(app, None)
     if not row["slug"]:
@@ -122,6 +122,6 @@ def retry(app: Target) -> None:
     sent = {"slug": row["slug"]["id"], "description": f"Retry of v{row['version']}: {row['description']}"[:200]}
     with action(f"Retrying v{row['version']} on {hexed(app.app)}") as step:
         made = app.client.post(f"{app.path}/releases", sent)
+        if not no_wait:
+            see_through(app, made, advice="What ran before runs on.")
         step.result = f"done, v{made['version']}"
-    if made["output_stream_url"]:
-        copy(app.client, made["output_stream_url"])

@@ -1,15 +1,17 @@
-"""Copying what the API streams to standard output."""
+"""Copying what the API streams, to standard output as a rule."""
 
 from __future__ import annotations
 
 import sys
+from typing import BinaryIO
 
 from cli.client import Client
 
 
-def copy(client: Client, url: str) -> None:
-    """Write a text stream to standard output as it comes, until its end."""
+def copy(client: Client, url: str, to: BinaryIO | None = None) -> None:
+    """Write a text stream to ``to`` (standard output when None) as it comes, until its end."""
+    out = to or sys.stdout.buffer
     with client.stream(url) as answer:
         while chunk := answer.read1(65536):
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            out.write(chunk)
+            out.flush()

@@ -13,11 +13,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select as sql_select
 
 from foundation.settings import settings
 from logs import stream
-from state import builds, db
-from state.models import App
+from state import builds, db, releases
+from state.models import App, Release
 from tests.cli.living import ROOT, Davit
 from tests.conftest import PATIENCE, wait_until
 
@@ -97,15 +98,89 @@ def test_scaling(davit: Davit) -> None:
 def test_releases_and_rollback(davit: Davit) -> None:
     davit("create", "released")
     davit.has_code("released")
-    davit("config:set", "-a", "released", "A=1")
+    davit("config:set", "-a", "released", "A=1", "--no-wait")
     davit.has_code("released")
     listed = davit("releases", "-a", "released").stdout
     assert listed.startswith("=== released Releases - Current: v4\n\nv4")
     assert [row["version"] for row in json.loads(davit("releases", "-n", "2", "--json", "-a", "released").stdout)] == [4, 3]
-    back = davit("rollback", "v2", "-a", "released")
+    back = davit("rollback", "v2", "-a", "released", "--no-wait")
     assert back.stderr.startswith("Rolling back ⬢ released to v2... done, v5\n")
     assert "Rollback to v2" in davit("releases:info", "-a", "released").stdout
     assert davit("rollback", "v1", "-a", "released", check=False).returncode == 2
+
+
+def decided(name: str, failure: str | None = None) -> Release:
+    """As the runtime does: the app's pending release is live, or failed."""
+    with db.transaction() as session:
+        app_id = session.scalar(sql_select(App.id).where(App.name == name))
+        release = releases.next_pending(session, app_id or "")
+        assert release is not None
+        if failure:
+            releases.fail(session, release, "app did not start", failure)
+        else:
+            releases.succeed(session, release)
+        return release
+
+
+def waits(davit: Davit, app: str, *words: str) -> subprocess.Popen[str]:
+    """A command that has made a release of ``app`` and waits for it."""
+
+    def pending() -> bool:
+        with db.snapshot() as session:
+            app_id = session.scalar(sql_select(App.id).where(App.name == app))
+            return releases.next_pending(session, app_id or "") is not None
+
+    command = subprocess.Popen(
+        [ROOT / "bin" / "davit", *words, "-a", app], cwd=davit.work, env=davit.env, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: pending() or command.poll() is not None, "the release is made")
+    assert command.poll() is None, command.communicate()
+    return command
+
+
+def test_done_is_said_when_the_release_is_live(davit: Davit) -> None:
+    davit("create", "awaited")
+    davit.has_code("awaited")
+    for words, said in ((["config:set", "A=1"], "done, v3\n"), (["rollback", "v2"], "done, v4\n"), (["releases:retry"], "done, v5\n")):
+        command = waits(davit, "awaited", *words)
+        decided("awaited")
+        _, err = command.communicate(timeout=60 * PATIENCE)
+        assert command.returncode == 0 and said in err, err
+
+
+def test_a_release_that_fails_is_told_in_its_own_words(davit: Davit) -> None:
+    davit("create", "unlucky")
+    davit.has_code("unlucky")
+    for version, words in enumerate((["config:set", "BAD=1"], ["config:unset", "BAD"], ["rollback", "v2"], ["releases:retry"]), 3):
+        command = waits(davit, "unlucky", *words)
+        decided("unlucky", "web.1 ended before it listened on $PORT, with status 5.")
+        out, err = command.communicate(timeout=60 * PATIENCE)
+        assert (command.returncode, out) == (1, ""), words
+        assert f"... !\n ▸    Release v{version} failed: web.1 ended before it listened on $PORT, with status 5.\n" in err
+    assert davit("config:set", "A=1", "-a", "unlucky", "--no-wait").stderr.endswith("done, v7\n")
+    decided("unlucky", "web.1 ended.")
+    again = davit("config:set", "A=1", "-a", "unlucky")  # it is set already: that release is not this command's
+    assert again.stderr.endswith("done, v7\n")
+
+
+def test_a_release_command_prints_while_it_is_waited_for(davit: Davit) -> None:
+    davit("create", "migrated")
+    davit.has_code("migrated", {"web": "python app.py", "release": "migrate"})
+    command = waits(davit, "migrated", "config:set", "A=1")
+    assert command.stderr is not None
+    assert command.stderr.readline() == "Setting A and restarting ⬢ migrated... running release command...\n"
+    with db.transaction() as session:
+        app_id = session.scalar(sql_select(App.id).where(App.name == "migrated"))
+        release = releases.next_pending(session, app_id or "")
+        assert release is not None
+        place = settings().home / "releases" / release.id / "output"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"migrating\n")
+        releases.set_phase(session, release.id, "boot")
+    decided("migrated")
+    _, err = command.communicate(timeout=60 * PATIENCE)
+    assert (command.returncode, err) == (0, "migrating\nWaiting for v3... done, v3\n")
 
 
 def test_domains_buildpacks_maintenance_access(davit: Davit) -> None:

@@ -128,5 +128,5 @@ def test_tokens_and_the_rest(davit: Davit) -> None:
     editor = davit.work / "editor"
     editor.write_text("#!/bin/sh\necho \"A='two words'\" >\"$1\"\n")
     editor.chmod(0o755)
-    davit("config:edit", "-a", "timely", EDITOR=str(editor))
+    davit("config:edit", "-a", "timely", "--no-wait", EDITOR=str(editor))
     assert json.loads(davit("config", "-a", "timely", "--json").stdout) == {"A": "two words"}

@@ -124,8 +124,9 @@ def a_release_command_that_fails(app: App) -> None:
 def a_config_var_with_which_the_app_does_not_start(app: App) -> None:
     stops = TINY["app.py"].replace('VERSION = "first"', "if os.environ.get('BREAK'): raise SystemExit(5)\nVERSION = 'first'")
     app.deploy({**TINY, "app.py": stops})
-    app.cli("config:set", "BREAK=1", check=False)
-    eventually(lambda: app.releases()[-1]["status"] == "failed", "the release fails")
+    told = app.cli("config:set", "BREAK=1", check=False)
+    assert told.returncode == 1 and app.releases()[-1]["status"] == "failed"
+    assert_says("config-does-not-start", told.stderr)
     app.assert_serves("first")
     eventually(lambda: says("config-does-not-start", app.log()), "the log says why")
     assert app.config() == {"BREAK": "1"}
@@ -139,13 +140,14 @@ def a_rollback_with_which_the_app_does_not_start(app: App) -> None:
     app.deploy({**TINY, "app.py": stops})
     app.cli("ps:scale", "web=0")
     app.cli("config:set", "BREAK=1")  # v3 comes up, because nothing is to start
-    eventually(lambda: app.releases()[-1]["status"] == "succeeded", "v3 is released")
+    assert app.releases()[-1]["status"] == "succeeded"
     with app.davit.client() as client:
         client.patch(f"/apps/{app.name}/config-vars", json={"BREAK": None, "GREETING": "new"}).raise_for_status()
     app.cli("ps:scale", "web=1")
     eventually(lambda: app.get().status_code == 200, "v4 serves")
-    app.cli("rollback", "v3", check=False)
-    eventually(lambda: app.releases()[-1]["status"] == "failed", "the rollback fails")
+    told = app.cli("rollback", "v3", check=False)
+    assert told.returncode == 1 and app.releases()[-1]["status"] == "failed"
+    assert_says("rollback-does-not-start", told.stderr)
     app.assert_serves("first new")
     eventually(lambda: says("rollback-does-not-start", app.log()), "the log says why")
     assert app.config() == {"GREETING": "new"}
