@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
-from state import db
-from state.models import AuditEvent
+from state import db, releases
+from state.models import AuditEvent, Release
 from tests.api.conftest import Api, Neighbour, give_code
 
 
@@ -157,6 +158,10 @@ def test_releases_are_listed_newest_first_when_asked_and_rolled_back(either_api:
         answer = api.post("/apps/timely/releases", {"release": identity})
         assert answer.status_code == 201, answer.json
         assert answer.json["description"] == "Rollback to v2"
+    assert api.get("/apps/timely/config-vars").json == {"A": "1"}, "they follow when the release is live"
+    with db.transaction() as session:
+        for release in session.scalars(select(Release).where(Release.status == "pending").order_by(Release.version)):
+            releases.succeed(session, release)
     assert api.get("/apps/timely/config-vars").json == {}
     again = api.post("/apps/timely/releases", {"slug": answer.json["slug"]["id"], "description": "once more"})
     assert (again.status_code, again.json["description"]) == (201, "once more")
