@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import fnmatch
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,45 +122,139 @@ def listed(text: str) -> list[str]:
 # --- .slugignore ----------------------------------------------------------------------------------------------------
 
 
-def ignored(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class Ignore:
+    """A line of .slugignore, read as git reads one of .gitignore (dir.c, wildmatch.c)."""
+
+    matcher: re.Pattern[bytes]
+    only_directories: bool
+    anchored: bool
+    """Whether it is about the whole path; else about the last part of it."""
+
+    def covers(self, path: bytes, directory: bool) -> bool:
+        """Whether it names this relative path (no slash at its end)."""
+        if self.only_directories and not directory:
+            return False
+        return self.matcher.fullmatch(path if self.anchored else path.rpartition(b"/")[2]) is not None
+
+
+def read_ignore(line: bytes) -> Ignore | None:
+    """A line's rule; None for comments, empty lines, and negation, which .slugignore has not (as on Heroku)."""
+    pattern = line.removesuffix(b"\r")
+    if pattern.startswith((b"#", b"!")):
+        return None
+    pattern = re.sub(rb"\A((?:\\.|[^\\])*?) *\Z", rb"\1", pattern, flags=re.S)  # spaces at the end, but for an escaped one
+    only_directories = pattern.endswith(b"/")
+    pattern = pattern[:-1] if only_directories else pattern
+    expression = _expression(pattern.removeprefix(b"/"))
+    if not pattern or expression is None:
+        return None
+    return Ignore(re.compile(expression, re.S), only_directories, b"/" in pattern)
+
+
+def _expression(pattern: bytes) -> bytes | None:
+    """A pattern as a regular expression: ``*``, ``?`` and ``[]`` match no ``/``; only ``**`` as a whole part does.
+
+    Returns:
+        None when the pattern is broken off (``[a``, a backslash at the end): then it matches nothing.
+    """
+    made, at = b"", 0
+    while at < len(pattern):
+        one = pattern[at : at + 1]
+        if one == b"*":
+            stars = re.compile(rb"\*+").match(pattern, at)
+            assert stars is not None
+            alone = pattern[at - 1 : at] in (b"", b"/") and len(stars[0]) > 1
+            at = stars.end()
+            if alone and pattern[at : at + 1] == b"/":
+                made, at = made + b"(?:.*/)?", at + 1
+            else:
+                made += b".*" if alone and at == len(pattern) else b"[^/]*"
+        elif one == b"?":
+            made, at = made + b"[^/]", at + 1
+        elif one == b"[":
+            found = _bracket(pattern, at + 1)
+            if found is None:
+                return None
+            made, at = made + found[0], found[1]
+        else:
+            at += one == b"\\"
+            if at == len(pattern):
+                return None
+            made, at = made + re.escape(pattern[at : at + 1]), at + 1
+    return made
+
+
+_CLASSES: dict[str, Callable[[str], bool]] = {
+    "alnum": str.isalnum, "alpha": str.isalpha, "blank": lambda c: c in " \t", "cntrl": lambda c: c < " " or c == "\x7f",
+    "digit": str.isdigit, "graph": lambda c: "!" <= c <= "~", "lower": str.islower, "print": lambda c: " " <= c <= "~",
+    "punct": lambda c: "!" <= c <= "~" and not c.isalnum(), "space": lambda c: c in " \t\n\v\f\r", "upper": str.isupper,
+    "xdigit": lambda c: c in "0123456789abcdefABCDEF",
+}  # fmt: skip
+
+
+def _bracket(pattern: bytes, at: int) -> tuple[bytes, int] | None:
+    """``[a-z]`` from behind its ``[``: the expression, and where it ends; None when it is broken off."""
+    negated = pattern[at : at + 1] in (b"!", b"^")
+    at += negated
+    members: set[int] = set()
+    before, first = None, True  # what may begin a range
+    while True:
+        if at >= len(pattern):
+            return None
+        one = pattern[at]
+        if one == ord("]") and not first:
+            break
+        first = False
+        if one == ord("-") and before is not None and pattern[at + 1 : at + 2] not in (b"", b"]"):
+            at += 1 + (pattern[at + 1 : at + 2] == b"\\")
+            if at >= len(pattern):
+                return None
+            members.update(range(before, pattern[at] + 1))
+            before = None
+        elif pattern.startswith(b"[:", at) and (end := pattern.find(b"]", at + 2)) != at + 2 and pattern[end - 1 : end] == b":":
+            test = _CLASSES.get(pattern[at + 2 : end - 1].decode("latin-1"))
+            if test is None:
+                return None
+            members.update(code for code in range(128) if test(chr(code)))
+            at, before = end, None
+        else:
+            at += one == ord("\\")
+            if at >= len(pattern):
+                return None
+            members.add(pattern[at])
+            before = pattern[at]
+        at += 1
+    inside = (set(range(256)) - members if negated else members) - {ord("/")}
+    return (b"[" + b"".join(b"\\x%02x" % code for code in sorted(inside)) + b"]" if inside else b"(?!)"), at + 1
+
+
+def ignored(lines: Sequence[bytes], paths: Sequence[bytes]) -> list[bytes]:
     """The paths that a .slugignore removes.
 
     Args:
-        patterns: its lines. As .gitignore without negation: a leading ``/`` means the root, a trailing one directories.
+        lines: its lines. As .gitignore without negation.
         paths: relative paths, those of directories with a trailing ``/``.
     """
-    rules = []
-    for line in patterns:
-        pattern = line.strip()
-        if not pattern or pattern.startswith(("#", "!")):
-            continue
-        only_directories, anchored = pattern.endswith("/"), "/" in pattern.rstrip("/")
-        rules.append((pattern.strip("/"), only_directories, anchored))
-    found = []
-    for path in paths:
-        bare, directory = path.rstrip("/"), path.endswith("/")
-        for pattern, only_directories, anchored in rules:
-            if only_directories and not directory:
-                continue
-            if fnmatch.fnmatchcase(bare if anchored else bare.rpartition("/")[2], pattern):
-                found.append(path)
-                break
-    return found
+    rules = [rule for rule in map(read_ignore, lines) if rule]
+    return [path for path in paths if any(rule.covers(path.rstrip(b"/"), path.endswith(b"/")) for rule in rules)]
 
 
 def remove_ignored(build: Path) -> int:
     """Apply .slugignore to a tree, and return how many files and directories went."""
     try:
-        patterns = (build / ".slugignore").read_text(errors="surrogateescape").splitlines()
+        lines = (build / ".slugignore").read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError:
         return 0
     removed = 0
     for directory, subdirectories, files in os.walk(build):
         relative = "" if directory == str(build) else os.path.relpath(directory, build) + "/"
-        names = [f"{relative}{name}/" for name in subdirectories] + [f"{relative}{name}" for name in files]
-        for path in ignored(patterns, names):
+        links = [name for name in subdirectories if (Path(directory) / name).is_symlink()]  # to git they are files
+        names = [f"{relative}{name}/" for name in subdirectories if name not in links]
+        names += [f"{relative}{name}" for name in [*links, *files]]
+        for path in map(os.fsdecode, ignored(lines, [os.fsencode(name) for name in names])):
             target = build / path.rstrip("/")
-            if path.endswith("/") and not target.is_symlink():
+            if path.endswith("/"):
                 shutil.rmtree(target, ignore_errors=True)
                 subdirectories.remove(target.name)
             elif target.name != ".slugignore":
