@@ -186,6 +186,7 @@ def compose(host: Host) -> dict[str, Any]:
     }
     if host.hostname:
         document["hostname"] = host.hostname
+        document["manage_etc_hosts"] = "localhost"  # else sudo looks for the name in the DNS, and complains
     if host.swap:
         document["swap"] = {"filename": "/swapfile", "size": host.swap << 20, "maxsize": host.swap << 20}
     if host.certificates:
