@@ -60,11 +60,11 @@
 
   // A part that is being worked in is not replaced under the hands; elsewhere the focus stays where it was.
   let kept = null;
-  document.addEventListener("htmx:beforeRequest", (event) => {
-    const part = event.detail.elt, active = document.activeElement;
-    if (!event.detail.requestConfig.triggeringEvent?.type?.startsWith("live:")) return;
+  for (const moment of ["htmx:beforeRequest", "htmx:beforeSwap"]) document.addEventListener(moment, (event) => {
+    const part = event.detail.elt, active = document.activeElement, why = event.detail.requestConfig?.triggeringEvent?.type;
+    if (!why?.startsWith("live:")) return;
     const working = part.querySelector("dialog[open]") || (part.contains(active) && active.matches("input, select, textarea"));
-    if (working) { event.preventDefault(); part.dataset.late = event.detail.requestConfig.triggeringEvent.type; }
+    if (working) { event.preventDefault(); part.dataset.late = why; }
   });
   for (const left of ["focusout", "close"]) document.addEventListener(left, () => setTimeout(() => {  // what was put off is loaded now
     for (const part of document.querySelectorAll("[data-late]")) {

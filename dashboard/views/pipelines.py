@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Response
 
+from dashboard import watching
 from dashboard.routing import Pages, Visit
 from foundation.errors import InvalidParams
 from state import apps, glance, pipelines
@@ -49,7 +50,8 @@ def show(visit: Visit) -> Response:
     owns = row.owner_id == visit.account.id or visit.account.is_admin
     may_add = pipelines.may_add(visit.account, row, allowed.values())
     return visit.page(
-        "pipeline.html", pipeline=row, stages=stages, names=pipelines.STAGES, owns=owns, may_add=may_add,
+        "pipeline.html", seen=watching.every(visit.session),
+        pipeline=row, stages=stages, names=pipelines.STAGES, owns=owns, may_add=may_add,
         free=_free(visit) if may_add else [],
         deployable={id for id, words in allowed.items() if "deploy" in words},
         movable={one.id for one in coupled if pipelines.may_change(visit.account, one, allowed[one.app_id])},

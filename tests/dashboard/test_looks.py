@@ -191,6 +191,21 @@ def test_a_log_shows_its_end_on_a_phone_and_stays_there(davit: Davit, chromium: 
     expect(page.locator(".l:visible").first).to_be_in_viewport()
 
 
+def test_news_that_come_while_a_question_is_open_wait_for_the_answer(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/pipelines/project")
+    expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    with page.expect_response("**/pipelines/*"):
+        page.evaluate("htmx.trigger(document.body, 'live:apps'); document.querySelector('[data-opens^=promote]').click()")
+    dialog = page.get_by_role("dialog")
+    expect(page.locator("#stages")).to_have_attribute("data-late", "live:apps")
+    expect(dialog).to_contain_text("is released on live")
+    with page.expect_response("**/pipelines/*"):
+        dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#stages[data-late]")).to_have_count(0)
+
+
 def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:
     page = _ann(chromium, davit)
     page.goto("/dashboard/apps/storefront/settings")
