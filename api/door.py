@@ -180,6 +180,19 @@ def _say_closed(sock: Encrypted) -> None:
         pass
 
 
+class Unquoted(logging.Filter):
+    """gunicorn's own messages quote what they cannot read or serve; a request's first line or a header may hold a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every message pass, without what was sent."""
+        text = str(record.msg)
+        if text.startswith("Invalid request from ip="):
+            record.msg, record.args = f"{text.partition(': ')[0]}: it cannot be read as HTTP", ()
+        elif text.startswith("Error handling request"):
+            record.msg, record.args = "Error handling a request", ()
+        return True
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threaded worker with this door."""
 

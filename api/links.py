@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 from flask import request
@@ -48,23 +49,45 @@ def release_output(release_id: str, reader: str) -> str:
     return f"{base_url()}/streams/releases/{sign('release', what, OUTPUT_SECONDS, steady=True)}"
 
 
-def source(source_id: str) -> str:
-    """Where an uploaded source is read; nothing can be put there."""
-    return f"{base_url()}/streams/sources/{sign('source', {'source': source_id}, SOURCE_SECONDS, steady=True)}"
+def source(source_id: str, reader: str, app_id: str | None) -> str:
+    """Where an uploaded source is read, for as long as the account ``reader`` may deploy the app that it is for; nothing can be
+    put there. Without an app: for as long as there is the account.
+    """
+    what = {"source": source_id, "account": reader, "app": app_id}
+    return f"{base_url()}/streams/sources/{sign('source', what, SOURCE_SECONDS, steady=True)}"
 
 
-def source_upload(source_id: str) -> str:
-    """Where a source is put."""
-    return f"{base_url()}/streams/sources/{sign('source upload', {'source': source_id}, SOURCE_SECONDS)}"
+def source_upload(source_id: str, uploader: str, app_id: str | None) -> str:
+    """Where a source is put, for as long as :func:`source` could be read."""
+    what = {"source": source_id, "account": uploader, "app": app_id}
+    return f"{base_url()}/streams/sources/{sign('source upload', what, SOURCE_SECONDS)}"
+
+
+def read_source(purpose: Literal["source", "source upload"], secret: str) -> str:
+    """The source that a secret URL leads to.
+
+    Raises:
+        NotFound: it is not ours, has expired, or the account that it was made for may not (any more).
+    """
+    what = read(purpose, secret)
+    app_id = what.get("app")
+    if not (may(what.get("account", ""), app_id, "deploy") if app_id else _is_there(what.get("account", ""))):
+        raise NotFound("There is no such stream.")
+    return str(what["source"])
 
 
 def source_of(url: str) -> str | None:
     """The source that a URL of this Davit's names, however its host is called; None for any other URL."""
     _, found, secret = urlsplit(url).path.rpartition("/streams/sources/")
     try:
-        return str(read("source", secret)["source"]) if found else None
+        return read_source("source", secret) if found else None
     except NotFound:
         return None
+
+
+def _is_there(account_id: str) -> bool:
+    with snapshot() as session:
+        return session.get(Account, account_id) is not None
 
 
 def slug(slug_id: str, reader: str) -> str:

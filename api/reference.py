@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from api.routing import Operation
+from api.shapes import EMPTY, Json, Shape, resources
 from api.web import operations
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "api.md"
@@ -29,7 +30,10 @@ answers `501 not_implemented`.
   stream until it expires (an hour for logs, a day for output). Logs come as server-sent events when
   `Accept: text/event-stream` asks for them, with `Last-Event-ID` to go on after a break, and as plain lines otherwise.
 - A field that is not known is ignored, and the answer's `Warning-Message` names it. JSON is compressed for who takes gzip.
-- Every answer has a `Request-Id`, and every `GET` an `ETag` that `If-None-Match` answers with 304.
+- Every answer has a `Request-Id`, and every `GET` an `ETag` that `If-None-Match` answers with 304. `If-Match` with that `ETag`
+  on a change of the same path (`PATCH /apps/{app}/config-vars`, say) has it refused with 412 when something changed meanwhile.
+- *Takes* names the fields of the body, **those in bold** must be there; *gives* the answer of a call that succeeds, which has
+  exactly the properties that [the end of this page](#what-is-answered) lists. `GET /schema` says both in JSON Schema.
 
 *Who may* is one of: `nothing` (no credentials; for streams the URL itself is the secret), `login` (a token, or e-mail address
 and password), `account` (a token), `admin` (an admin's token), or a permission on the app. The owner of an app and admins
@@ -45,7 +49,50 @@ Endpoints marked † are Davit's own.
 def _row(operation: Operation) -> str:
     path = operation.path.replace("<path:", "<").replace("<", "{").replace(">", "}")
     mark = " †" if operation.ours else ""
-    return f"| `{operation.method} {path}`{mark} | {operation.needs} | {operation.summary} |"
+    cells = f"`{operation.method} {path}`{mark}", operation.needs, operation.summary, _takes(operation), _gives(operation.gives)
+    return f"| {' | '.join(cells)} |"
+
+
+def _takes(operation: Operation) -> str:
+    names = [f"**{name}**" if field.needed else name for name, field in operation.takes.known.items()]
+    return ", ".join([*names, *(["any name"] if operation.takes.rest else [])])
+
+
+def _gives(shape: Shape) -> str:
+    if shape.media_type != "application/json":
+        return shape.media_type
+    if "not" in shape.schema:
+        return "nothing, it only refuses"
+    what = shape.name or ("an object" if not shape.many else "objects")
+    if shape.schema.get("maxItems") == 0:
+        what = "an empty list"
+    elif shape.schema == EMPTY.schema:
+        what = "an empty object"
+    return f"a list of {what}" if shape.many else what
+
+
+_FORMATS = {"date-time": "time", "uuid": "uuid", "email": "e-mail address", "uri": "URL"}
+
+
+def _type(schema: Json) -> str:
+    if "enum" in schema:
+        return " or ".join("null" if word is None else str(word) for word in schema["enum"])
+    words = []
+    for kind in schema.get("type", ["anything"]):
+        if kind == "object" and schema.get("properties"):
+            words.append("{" + ", ".join(schema["properties"]) + "}")
+        elif kind == "array":
+            words.append(f"list of {_type(schema['items'])}")
+        else:
+            words.append(_FORMATS.get(schema.get("format", ""), kind) if kind == "string" else kind)
+    return " or ".join(words)
+
+
+def _resource(shape: Shape) -> str:
+    properties = shape.schema.get("properties")
+    if not properties:
+        return f"| {shape.name} | any name: {_type(shape.schema['additionalProperties'])} |"
+    return f"| {shape.name} | " + ", ".join(f"`{name}` {_type(inner)}" for name, inner in sorted(properties.items())) + " |"
 
 
 def _group(operation: Operation) -> str:
@@ -61,9 +108,11 @@ def render() -> str:
     for operation in operations():
         groups.setdefault(_group(operation), []).append(_row(operation))
     parts = [
-        f"## {name}\n\n| endpoint | who may | what it does |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        f"## {name}\n\n| endpoint | who may | what it does | takes | gives |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
         for name, rows in sorted(groups.items())
     ]
+    shapes = "\n".join(_resource(shape) for shape in sorted(resources(), key=lambda shape: shape.name))
+    parts.append(f"## What is answered\n\n| resource | properties |\n|---|---|\n{shapes}\n")
     return _BEFORE + "\n".join(parts)
 
 

@@ -2,12 +2,12 @@
 
     resource = Resource("domains")
 
-    @resource.on("GET", "/apps/<app>/domains", needs="view")
+    @resource.on("GET", "/apps/<app>/domains", needs="view", gives=many(DOMAIN))
     def index(call: Call) -> Reply: …
 
-A call is authenticated in a snapshot of the database, its body is read before a write transaction opens (so that neither
+A call is authenticated in a snapshot of the database, its body is received before a write transaction opens (so that neither
 a stranger nor a slow client holds the database), and its app is looked up, with the permission that the route declares,
-in the very transaction that the view works in.
+in the very transaction that the view works in. Then the body is checked against what the route takes, and the view runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Any, Literal, TypeVar
 from flask import Blueprint, Flask, Response, g, jsonify, request
 from sqlalchemy.orm import Session
 
-from api import body, limits, ranges
+from api import body, fields, limits, ranges
 from api.credentials import Identity, identify
-from foundation.errors import Forbidden, NotFound
+from api.fields import Fields
+from api.shapes import Shape
+from foundation.errors import DavitError, Forbidden, NotFound
 from state import apps, guard, logins, passwords, pipelines, scopes, two_factor
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline, Token
@@ -40,6 +42,12 @@ T = TypeVar("T")
 TWO_FACTOR_HEADER = "Heroku-Two-Factor-Code"
 
 
+class ChangedMeanwhile(DavitError):
+    """What is to be changed is not what the caller has read (If-Match; RFC 9110, 13.1.1)."""
+
+    id, status = "precondition_failed", 412
+
+
 @dataclass(frozen=True)
 class Operation:
     """A served endpoint.
@@ -49,6 +57,8 @@ class Operation:
         writes: whether its view works in a write transaction.
         summary: the first line of the view's docstring, for ``GET /schema`` and docs/api.md.
         ours: whether it is Davit's own rather than the Platform API's.
+        takes: the fields of its body.
+        gives: what a call that succeeds is answered with.
         form: whether its body is an HTML form's rather than JSON.
         raw: whether its view reads the body itself, as bytes of any number.
         scope: what the caller's token must be for; see :mod:`state.scopes`.
@@ -60,6 +70,8 @@ class Operation:
     writes: bool
     summary: str
     ours: bool
+    takes: Fields
+    gives: Shape
     form: bool = False
     scope: Scope = "global"
     raw: bool = False
@@ -186,16 +198,19 @@ class Resource(Blueprint):
     def __init__(self, name: str, *, reads: Scope | None = None, writes: Scope | None = None) -> None:
         super().__init__(name, __name__)
         self.operations: list[Operation] = []
+        self._shown: dict[str, tuple[Operation, View]] = {}
         self._reads, self._writes = reads, writes
 
     def on(
-        self, method: str, path: str, *, needs: Needs, writes: bool | None = None, ours: bool = False, form: bool = False,
-        scope: Scope | None = None, raw: bool = False,
+        self, method: str, path: str, *, needs: Needs, gives: Shape, takes: Fields = fields.NONE, writes: bool | None = None,
+        ours: bool = False, form: bool = False, scope: Scope | None = None, raw: bool = False,
     ) -> Callable[[View], View]:
         """Serve ``method path``.
 
         Args:
             needs: who may; a permission on an app takes ``<app>`` in the path.
+            gives: what a call that succeeds is answered with.
+            takes: the fields of its body, which is checked against them before the view runs.
             writes: in a write transaction; every method but GET by default.
             ours: Davit's own endpoint, not the Platform API's.
             form: its body is an HTML form's.
@@ -206,13 +221,16 @@ class Resource(Blueprint):
         def register(view: View) -> View:
             changes = method != "GET" if writes is None else writes
             summary = (view.__doc__ or "").strip().split("\n")[0]
-            operation = Operation(method, path, needs, changes, summary, ours, form, self._scope(method, needs, scope), raw)
+            granted = self._scope(method, needs, scope)
+            operation = Operation(method, path, needs, changes, summary, ours, takes, gives, form, granted, raw)
             if operation.on_app != ("<app>" in path):
                 raise TypeError(f"{method} {path}: a permission on an app and <app> in the path go together.")
             if operation.on_pipeline != ("<pipeline>" in path):
                 raise TypeError(f"{method} {path}: a right on a pipeline and <pipeline> in the path go together.")
             self.operations.append(operation)
-            served = _serve(operation, view)
+            if method == "GET":
+                self._shown[path] = operation, view
+            served = _serve(operation, view, lambda: self._shown.get(path))
             endpoint = f"{len(self.operations)}-{view.__name__}"
             self.add_url_rule(path, endpoint, served, methods=[method], provide_automatic_options=False)
             return view
@@ -228,7 +246,11 @@ class Resource(Blueprint):
         return "read-protected" if method == "GET" else "write-protected"
 
 
-def _serve(operation: Operation, view: View) -> Callable[..., Response]:
+Shown = Callable[[], tuple[Operation, View] | None]
+"""How what an endpoint changes is read, if it can be: the GET of the same path."""
+
+
+def _serve(operation: Operation, view: View, shown: Shown) -> Callable[..., Response]:
     def served(**places: str) -> Response:
         if any("\x00" in value for value in places.values()):
             raise NotFound("There is nothing with a NUL character in its name.")
@@ -236,13 +258,13 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
         with snapshot() as session:
             identity = _admit(session, operation)
             if not operation.writes:
-                return _answer(session, operation, view, sent, identity, places)
+                return _answer(session, operation, view, shown, sent, identity, places)
         if identity is None:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
 
         def change() -> Response:
             with transaction() as session:
-                return _answer(session, operation, view, sent, identity, dict(places))
+                return _answer(session, operation, view, shown, sent, identity, dict(places))
 
         return passwords.apart(change)
 
@@ -250,11 +272,11 @@ def _serve(operation: Operation, view: View) -> Callable[..., Response]:
     return served
 
 
-def _body(operation: Operation) -> body.Body:
+def _body(operation: Operation) -> dict[str, Any]:
     if operation.method == "GET" or operation.raw:
-        return body.Body({})
+        return {}
     if operation.form:
-        return body.Body(request.form.to_dict())
+        return request.form.to_dict()
     return body.parse(request.get_data(cache=False))
 
 
@@ -273,9 +295,10 @@ def _admit(session: Session, operation: Operation) -> Identity | None:
 
 
 def _answer(
-    session: Session, operation: Operation, view: View, sent: body.Body, identity: Identity | None, places: dict[str, str]
+    session: Session, operation: Operation, view: View, shown: Shown, sent: dict[str, Any], identity: Identity | None,
+    places: dict[str, str],
 ) -> Response:
-    call = Call(session, sent, identity.within(session) if identity else None)
+    call = Call(session, fields.NONE.read({}), identity.within(session) if identity else None)
     if identity and identity.token is None:
         logins.finish(session, identity.account.id, call.code)
     if operation.on_app:
@@ -283,15 +306,39 @@ def _answer(
     if operation.on_pipeline:
         change = operation.needs == "pipeline-manage"
         call.found_pipeline = pipelines.find(session, call.account, places.pop("pipeline"), manage=change)
+    if operation.method in ("PATCH", "PUT", "DELETE") and "If-Match" in request.headers:
+        _demand_unchanged(call, shown(), places)
+    call.body = operation.takes.read(sent)
     answer = view(call, **places)
-    _warn(sent)
-    if isinstance(answer, Response):
-        return answer
+    _warn(call.body)
+    return answer if isinstance(answer, Response) else _response(answer)
+
+
+def _response(answer: Any) -> Response:
     reply = answer if isinstance(answer, Reply) else Reply(answer)
     response = jsonify(reply.value)
     response.status_code = reply.status
     response.headers.update(reply.headers)
     return response
+
+
+def _demand_unchanged(call: Call, shown: tuple[Operation, View] | None, places: dict[str, str]) -> None:
+    """If-Match: what is to be changed still has the ETag that the caller got with it; in the transaction that changes it.
+
+    Our ETags are weak because answers may be compressed; they change with every value that is shown, so they do.
+    """
+    if request.if_match.star_tag:
+        return
+    tag = None
+    if shown:
+        operation, view = shown
+        if operation.on_app:
+            call.need(operation.needs)
+        now = _response(view(call, **places))
+        now.add_etag(weak=True)
+        tag = now.get_etag()[0]
+    if tag is None or not request.if_match.contains_weak(tag):
+        raise ChangedMeanwhile("This has changed since you read it, or If-Match is not its ETag; read it again, then decide.")
 
 
 _HABITS = frozenset(("silent", "feature_flags", "generation", "locked", "personal", "internal_routing", "parameters"))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from api import shapes
 from api.routing import Operation
 
 Json = dict[str, Any]
@@ -28,6 +29,8 @@ _TITLES = {"self": "Info", "instances": "List", "create": "Create", "update": "U
 def document(operations: Sequence[Operation], version: str) -> Json:
     """The hyper-schema of these endpoints."""
     definitions: dict[str, Json] = {}
+    for shape in shapes.resources():
+        _definition(definitions, shape.name).update(shape.schema)
     for operation in operations:
         _definition(definitions, resource_of(operation.path))["links"].append(link(operation))
         for place in _PLACE.findall(operation.path):
@@ -63,11 +66,13 @@ def link(operation: Operation) -> Json:
         "needs": operation.needs,
         "scope": operation.scope,
         "davit": operation.ours,
+        "mediaType": operation.gives.media_type,
+        "targetSchema": operation.gives.target(),
     }
     if operation.method not in ("GET", "DELETE"):
         made["encType"] = _encoding(operation)
-        if made["encType"] == "application/json":
-            made["schema"] = {"type": ["object"]}
+        if not operation.raw:
+            made["schema"] = operation.takes.schema()
     return made
 
 
@@ -89,7 +94,10 @@ def resource_of(path: str) -> str:
         return "account-feature" if words[0] == "account" else "app-feature"
     if words[-1] == "apps" and words[0] == "filters":
         return "filter-apps"
-    return {"formations": "formation", "users": "account"}.get(words[-1], _singular(words[-1]))
+    if words[-1].startswith("webhook"):
+        return f"app-{_singular(words[-1])}"
+    other = {"formations": "formation", "users": "account", "promotion-targets": "pipeline-promotion-target"}
+    return other.get(words[-1], _singular(words[-1]))
 
 
 def _singular(word: str) -> str:

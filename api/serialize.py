@@ -405,7 +405,7 @@ def feature(kind: str, what: Feature, row: AppFeature | AccountFeature | None) -
         "display_name": what.title,
         "doc_url": "",
         "enabled": enabled,
-        "feedback_email": None,
+        "feedback_email": "",
         "id": steady_id(f"{kind}-feature", what.name),
         "name": what.name,
         "state": "general" if kind == "app" else "beta",

@@ -15,6 +15,7 @@ def post_worker_init(worker: Any) -> None:
     from api import deliveries, door, streams
 
     journal.start("web")
+    worker.log.error_log.addFilter(door.Unquoted())
     door.tls()
     streams.working = lambda: bool(worker.alive)
     deliveries.Deliverer(streams.working).start()

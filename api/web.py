@@ -42,6 +42,7 @@ from api.resources import (
     webhooks,
 )
 from api.routing import Call, Operation, Resource
+from api.shapes import TEXT, plain, thing
 from foundation.settings import settings
 
 VERSION = "0.1.0"
@@ -88,7 +89,7 @@ def operations() -> list[Operation]:
     return sorted((o for resource in RESOURCES for o in resource.operations), key=lambda o: (o.path, o.method))
 
 
-@about.on("GET", "/", needs="nothing")
+@about.on("GET", "/", needs="nothing", gives=plain(thing(name=TEXT, version=TEXT, about=TEXT, schema=TEXT, apps=TEXT)))
 def home(call: Call) -> Any:
     """What this is."""
     return {
@@ -100,7 +101,7 @@ def home(call: Call) -> Any:
     }
 
 
-@about.on("GET", "/schema", needs="nothing")
+@about.on("GET", "/schema", needs="nothing", gives=plain({"type": ["object"]}))
 def schema(call: Call) -> Any:
     """What is served, as a JSON hyper-schema (draft 04)."""
     return description.document(operations(), VERSION)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import limits, ranges, serialize
+from api import limits, ranges, serialize, shapes
+from api.fields import Fields, Flag, Text
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import accounts, passwords, people, two_factor
@@ -12,28 +13,29 @@ from state.models import Account
 
 resource = Resource("account")
 
+_CHANGES = Fields(name=Text(most=100), password=Text(), new_password=Text(), two_factor_authentication=Flag())
 ORDER = ranges.Order({"email": lambda row: row.email, "id": lambda row: row.id}, {})
 
 
-@resource.on("GET", "/account", needs="account", scope="identity")
+@resource.on("GET", "/account", needs="account", scope="identity", gives=shapes.ACCOUNT)
 def show(call: Call) -> Any:
     """The caller's account."""
     return serialize.account(call.account)
 
 
-@resource.on("PATCH", "/account", needs="account")
+@resource.on("PATCH", "/account", needs="account", takes=_CHANGES, gives=shapes.ACCOUNT)
 def update(call: Call) -> Any:
     """Change the caller's name, or (Davit's own fields) the password: password is the present one, new_password the new."""
     return serialize.account(_update(call, call.account))
 
 
-@resource.on("GET", "/users/<user>", needs="account", scope="identity")
+@resource.on("GET", "/users/<user>", needs="account", scope="identity", gives=shapes.ACCOUNT)
 def show_user(call: Call, user: str) -> Any:
     """An account: the caller's (~, address or id), or any for an admin."""
     return serialize.account(_user(call, user))
 
 
-@resource.on("PATCH", "/users/<user>", needs="account")
+@resource.on("PATCH", "/users/<user>", needs="account", takes=_CHANGES, gives=shapes.ACCOUNT)
 def update_user(call: Call, user: str) -> Any:
     """Change an account's name or password: one's own, or any for an admin."""
     return serialize.account(_update(call, _user(call, user)))
@@ -50,7 +52,7 @@ def _user(call: Call, identity: str) -> Account:
 
 def _update(call: Call, account: Account) -> Account:
     if "name" in call.body.values:
-        people.rename(call.session, call.account, account, call.body.text("name", most=100))
+        people.rename(call.session, call.account, account, call.body.text("name"))
     if {"password", "new_password"} & call.body.values.keys():
         _update_password(call, account)
     if call.body.flag("two_factor_authentication") is False:
@@ -71,31 +73,35 @@ def _update_password(call: Call, account: Account) -> None:
         passwords.change(call.session, account, given, new)
 
 
-@resource.on("GET", "/account/rate-limits", needs="account", scope="identity")
+@resource.on("GET", "/account/rate-limits", needs="account", scope="identity", gives=shapes.RATE_LIMIT)
 def rate_limits(call: Call) -> Any:
     """How many calls the caller has left; one comes back about every second."""
     return {"remaining": limits.buckets.left(call.account.id)}
 
 
-@resource.on("GET", "/users/<user>/addons", needs="account", scope="read")
+@resource.on("GET", "/users/<user>/addons", needs="account", scope="read", gives=shapes.NONE_YET)
 def addons(call: Call, user: str) -> Any:
     """There are no add-ons."""
     _user(call, user)
     return []
 
 
-@resource.on("GET", "/davit/accounts", needs="admin", ours=True)
+@resource.on("GET", "/davit/accounts", needs="admin", ours=True, gives=shapes.many(shapes.ACCOUNT))
 def index(call: Call) -> Reply:
     """Every account of this Davit."""
     return call.short_listing(people.everybody(call.session), ORDER, serialize.account)
 
 
-@resource.on("POST", "/davit/accounts", needs="admin", ours=True)
+@resource.on(
+    "POST", "/davit/accounts", needs="admin", ours=True,
+    takes=Fields(email=Text(needed=True, most=254), name=Text(most=100), admin=Flag(), password=Text()),
+    gives=shapes.ACCOUNT_MADE,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Make an account; the answer holds its first token, which is shown only now."""
-    email = call.body.need("email", most=254)
+    email = call.body.need("email")
     account = accounts.create(
-        call.session, call.account, email, name=call.body.text("name", most=100), admin=call.body.flag("admin") or False
+        call.session, call.account, email, name=call.body.text("name"), admin=call.body.flag("admin") or False
     )
     if (password := call.body.text("password")) is not None:
         passwords.assign(call.session, call.account, account, password)
@@ -103,7 +109,7 @@ def create(call: Call) -> Reply:
     return Reply({**serialize.account(account), "access_token": {"id": token.id, "token": text, "expires_in": None}}, 201)
 
 
-@resource.on("DELETE", "/davit/accounts/<user>", needs="admin", ours=True)
+@resource.on("DELETE", "/davit/accounts/<user>", needs="admin", ours=True, gives=shapes.ACCOUNT)
 def destroy(call: Call, user: str) -> Any:
     """Remove an account that owns no app."""
     account = people.find(call.session, user)

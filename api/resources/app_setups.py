@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import links, serialize
+from api import links, serialize, shapes
 from api.body import Body
+from api.fields import Fields, Items, Object, Reference, Text, Texts
 from api.resources.buildpacks import chosen
+from api.resources.builds import SOURCE_BLOB
 from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
 from builder import manifest, setup, sources
@@ -18,20 +20,31 @@ from state.models import Account, AppSetup
 
 resource = Resource("app-setups", reads="read")
 
+_APP = Fields(
+    name=Text(), region=Reference(), stack=Reference(), space=Reference(), team=Reference(), organization=Reference()
+)  # fmt: skip
+_OVERRIDES = Fields(env=Texts(), buildpacks=Items(of=Object(fields=Fields(url=Text(needed=True, most=1000))), most=50))
+_SETUP = Fields(
+    source_blob=Object(fields=SOURCE_BLOB, needed=True), app=Object(fields=_APP), overrides=Object(fields=_OVERRIDES)
+)  # fmt: skip
+
 
 def _render(call: Call, row: AppSetup) -> Any:
     build = setups.build_of(call.session, row)
     return serialize.app_setup(row, build, links.build_output(build.id, call.account.id) if build else None)
 
 
-@resource.on("POST", "/app-setups", needs="account", writes=False, scope="write-protected")
+@resource.on(
+    "POST", "/app-setups", needs="account", writes=False, scope="write-protected",
+    takes=_SETUP, gives=shapes.APP_SETUP,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Make an app from source_blob.url, a tarball with an app.json; overrides.env and overrides.buildpacks go before that."""
-    blob, app, overrides = (_inner(call, name) for name in ("source_blob", "app", "overrides"))
-    wanted, place = _source(blob)
+    app, overrides = call.body.inner("app") or _APP.read({}), call.body.inner("overrides") or _OVERRIDES.read({})
+    wanted, place = _source(call.body.inside("source_blob"))
     check_region(app.reference("region"))
     for name in ("space", "team", "organization"):
-        if app.values.get(name) is not None:
+        if app.reference(name):
             raise InvalidParams(f"Field app.{name}: this Davit has none.")
     stack, env, buildpacks = check_stack(app.reference("stack")), overrides.texts("env"), _buildpacks(call, overrides)
     if place is not None:
@@ -47,7 +60,7 @@ def create(call: Call) -> Reply:
 
 def _source(blob: Body) -> tuple[setups.Source, outbound.Place | None]:
     """What was uploaded here (POST /sources), or what lies at a URL, and where that leads."""
-    url, checksum = blob.need("url", most=2000), blob.text("checksum", most=100)
+    url, checksum = blob.need("url"), blob.text("checksum")
     if checksum is not None and sources.checksum(checksum) is None:
         raise InvalidParams("Field source_blob.checksum must be SHA256: and 64 hexadecimal digits.")
     place, uploaded = None, links.source_of(url)
@@ -56,23 +69,15 @@ def _source(blob: Body) -> tuple[setups.Source, outbound.Place | None]:
         url = f"{sources.PREFIX}{uploaded}"
     else:
         place = outbound.parse(url, manifest.SCHEMES, field="source_blob.url")
-    return setups.Source(url, checksum, blob.text("version", most=255)), place
-
-
-def _inner(call: Call, name: str) -> Body:
-    value = call.body.values.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise InvalidParams(f"Field {name} must be an object.")
-    return Body(value or {}, f"{name}.")
+    return setups.Source(url, checksum, blob.text("version")), place
 
 
 def _buildpacks(call: Call, overrides: Body) -> list[str] | None:
-    if overrides.values.get("buildpacks") is None:
-        return None
-    return chosen(call, [one.need("url", most=1000) for one in overrides.objects("buildpacks", most=50)])
+    wanted = overrides.items("buildpacks")
+    return None if wanted is None else chosen(call, [one.need("url") for one in wanted])
 
 
-@resource.on("GET", "/app-setups/<setup>", needs="account")
+@resource.on("GET", "/app-setups/<setup>", needs="account", gives=shapes.APP_SETUP)
 def show(call: Call, setup: str) -> Any:
     """How far a setup is: pending, succeeded, or failed with the reason."""
     return _render(call, setups.find(call.session, call.account, setup))

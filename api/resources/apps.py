@@ -6,7 +6,8 @@ from typing import Any
 
 from flask import request
 
-from api import links, ranges, serialize
+from api import links, ranges, serialize, shapes
+from api.fields import Fields, Flag, Reference, Text
 from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
@@ -16,6 +17,9 @@ from state.models import App
 
 resource = Resource("apps", reads="read", writes="write")
 
+_NEW = Fields(
+    name=Text(), region=Reference(), stack=Reference(), space=Reference(), team=Reference(), organization=Reference()
+)  # fmt: skip
 ORDER = ranges.Order({"name": lambda app: app.name, "id": lambda app: app.id}, {})
 
 
@@ -29,13 +33,13 @@ def _listing(call: Call, everything: bool) -> Reply:
     return call.listing(listings.apps(call.session, call.account, window, everything=everything), ORDER, window, render)
 
 
-@resource.on("GET", "/apps", needs="account")
+@resource.on("GET", "/apps", needs="account", gives=shapes.many(shapes.APP))
 def index(call: Call) -> Reply:
     """Every app that the caller may see: all of this Davit for an admin."""
     return _listing(call, everything=True)
 
 
-@resource.on("GET", "/users/<user>/apps", needs="account")
+@resource.on("GET", "/users/<user>/apps", needs="account", gives=shapes.many(shapes.APP))
 def index_of_user(call: Call, user: str) -> Reply:
     """The apps that the caller (~) owns or collaborates on."""
     if user not in ("~", call.account.email, call.account.id):
@@ -43,7 +47,10 @@ def index_of_user(call: Call, user: str) -> Reply:
     return _listing(call, everything=False)
 
 
-@resource.on("GET", "/davit/app-names", needs="account", ours=True)
+@resource.on(
+    "GET", "/davit/app-names", needs="account", ours=True,
+    gives=shapes.plain(shapes.thing(account=shapes.EMAIL, apps=shapes.things(shapes.things(shapes.TEXT)))),
+)  # fmt: skip
 def names(call: Call) -> Any:
     """Only names and owners, in one answer however many: [[name, owner's address]…]; ?all=true as GET /apps."""
     everything = request.args.get("all") == "true"
@@ -51,7 +58,7 @@ def names(call: Call) -> Any:
     return {"account": call.account.email, "apps": [list(row) for row in rows]}
 
 
-@resource.on("POST", "/apps", needs="account")
+@resource.on("POST", "/apps", needs="account", takes=_NEW, gives=shapes.APP)
 def create(call: Call) -> Reply:
     """Make an app; its name is chosen when none is given."""
     check_region(call.body.reference("region"))
@@ -63,13 +70,16 @@ def create(call: Call) -> Reply:
     return Reply(render(app), 201)
 
 
-@resource.on("GET", "/apps/<app>", needs="view")
+@resource.on("GET", "/apps/<app>", needs="view", gives=shapes.APP)
 def show(call: Call) -> Any:
     """One app."""
     return render(call.app)
 
 
-@resource.on("PATCH", "/apps/<app>", needs="view")
+@resource.on(
+    "PATCH", "/apps/<app>", needs="view",
+    takes=Fields(name=Text(), maintenance=Flag(), build_stack=Reference(), sleep=Text()), gives=shapes.APP,
+)  # fmt: skip
 def update(call: Call) -> Any:
     """Change its name (which takes the permission manage), maintenance mode, build_stack or sleep (operate)."""
     if (name := call.body.text("name")) is not None:
@@ -87,7 +97,7 @@ def update(call: Call) -> Any:
     return render(call.app)
 
 
-@resource.on("DELETE", "/apps/<app>", needs="manage")
+@resource.on("DELETE", "/apps/<app>", needs="manage", gives=shapes.APP)
 def destroy(call: Call) -> Any:
     """Destroy the app; takes a two-factor code where it or the caller has the guard."""
     call.guard()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
+from api.fields import Fields, Items, Reference, Text, Whole
 from api.routing import Call, Reply, Resource
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
@@ -16,6 +17,9 @@ resource = Resource("authorizations")
 
 ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
 TEN_YEARS = 10 * 365 * 24 * 3600
+_NEW = Fields(
+    scope=Items(of=Text(), most=20), description=Text(most=255), client=Reference(), expires_in=Whole(least=1, most=TEN_YEARS)
+)  # fmt: skip
 
 
 def _render(call: Call, row: Token) -> Any:
@@ -25,21 +29,21 @@ def _render(call: Call, row: Token) -> Any:
     return serialize.authorization(row, now(), serialize.redacted(text))
 
 
-@resource.on("GET", "/oauth/authorizations", needs="account")
+@resource.on("GET", "/oauth/authorizations", needs="account", gives=shapes.many(shapes.OAUTH_AUTHORIZATION))
 def index(call: Call) -> Any:
     """The caller's tokens, redacted."""
     return [_render(call, row) for row in authorizations.all_of(call.session, call.account)]
 
 
-@resource.on("POST", "/oauth/authorizations", needs="login")
+@resource.on("POST", "/oauth/authorizations", needs="login", takes=_NEW, gives=shapes.OAUTH_AUTHORIZATION)
 def create(call: Call) -> Reply:
     """Make a token, shown only now; by e-mail address and password, or by another token. With client: a grant for that client."""
-    scope = scopes.check(call.body.items("scope", most=20)) if call.body.values.get("scope") is not None else ["global"]
-    description = call.body.text("description", most=255) or ""
+    scope = ["global"] if (asked := call.body.items("scope")) is None else scopes.check(asked)
+    description = call.body.text("description") or ""
     if (client := call.body.reference("client")) is not None:
         code, row = oauth.grant(call.session, call.account, client, scope, description)
         return Reply(serialize.authorization(row, now(), None, grant_code=code), 201)
-    lifetime = call.body.whole("expires_in", 1, TEN_YEARS)
+    lifetime = call.body.whole("expires_in")
     text, row = accounts.issue_token(
         call.session, call.account, description, scope=scope, lifetime=timedelta(seconds=lifetime) if lifetime else None
     )
@@ -47,47 +51,70 @@ def create(call: Call) -> Reply:
     return Reply(serialize.authorization(row, now(), text), 201)
 
 
-@resource.on("GET", "/oauth/authorizations/<authorization>", needs="account")
+@resource.on("GET", "/oauth/authorizations/<authorization>", needs="account", gives=shapes.OAUTH_AUTHORIZATION)
 def show(call: Call, authorization: str) -> Any:
     """One token, redacted."""
     return _render(call, authorizations.find(call.session, call.account, authorization))
 
 
-@resource.on("DELETE", "/oauth/authorizations/<authorization>", needs="account")
+@resource.on("DELETE", "/oauth/authorizations/<authorization>", needs="account", gives=shapes.OAUTH_AUTHORIZATION)
 def destroy(call: Call, authorization: str) -> Any:
     """Take a token away."""
     return _render(call, authorizations.remove(call.session, call.account, authorization))
 
 
-@resource.on("PATCH", "/oauth/authorizations/<authorization>", needs="account")
+@resource.on(
+    "PATCH", "/oauth/authorizations/<authorization>", needs="account",
+    takes=Fields(description=Text(most=255)), gives=shapes.OAUTH_AUTHORIZATION,
+)  # fmt: skip
 def update(call: Call, authorization: str) -> Any:
     """Change what a token is called."""
-    text = call.body.text("description", most=255)
+    text = call.body.text("description")
     if text is None:
         raise InvalidParams("Field description is required; an authorization's client cannot be changed.")
     return _render(call, authorizations.describe(call.session, call.account, authorization, text))
 
 
-@resource.on("POST", "/oauth/authorizations/<authorization>/actions/regenerate-tokens", needs="account")
+@resource.on(
+    "POST", "/oauth/authorizations/<authorization>/actions/regenerate-tokens", needs="account",
+    gives=shapes.OAUTH_AUTHORIZATION,
+)  # fmt: skip
 def regenerate(call: Call, authorization: str) -> Any:
     """Change a token for a new one, shown only now."""
     text, row = authorizations.regenerate(call.session, call.account, authorization)
     return serialize.authorization(row, now(), text)
 
 
-@resource.on("DELETE", "/oauth/sessions/~", needs="account", writes=False)
+@resource.on("DELETE", "/oauth/sessions/~", needs="account", writes=False, gives=shapes.NEVER)
 def destroy_session(call: Call) -> Any:
     """End the caller's session: tokens here belong to none."""
     raise NotFound("Couldn't find that session.")
 
 
-@resource.on("GET", "/oauth/sessions", needs="account")
+@resource.on("GET", "/oauth/sessions", needs="account", gives=shapes.many(shapes.OAUTH_SESSION))
 def sessions(call: Call) -> Any:
     """The caller's sessions: browsers that are logged in."""
     return [serialize.web_session(row, now()) for row in web_sessions.all_of(call.session, call.account)]
 
 
-@resource.on("DELETE", "/oauth/sessions/<session>", needs="account")
+@resource.on("DELETE", "/oauth/sessions", needs="account", gives=shapes.many(shapes.OAUTH_SESSION), ours=True)
+def destroy_sessions(call: Call) -> Any:
+    """Log all of the caller's browsers out."""
+    ended = [serialize.web_session(row, now()) for row in web_sessions.all_of(call.session, call.account)]
+    web_sessions.end_all(call.session, call.account)
+    return ended
+
+
+@resource.on("GET", "/oauth/sessions/<session>", needs="account", gives=shapes.OAUTH_SESSION, ours=True)
+def session(call: Call, session: str) -> Any:
+    """One browser that is logged in."""
+    for row in web_sessions.all_of(call.session, call.account):
+        if row.id == session:
+            return serialize.web_session(row, now())
+    raise NotFound("Couldn't find that session.")
+
+
+@resource.on("DELETE", "/oauth/sessions/<session>", needs="account", gives=shapes.OAUTH_SESSION)
 def destroy_session_of(call: Call, session: str) -> Any:
     """Log a browser out."""
     return serialize.web_session(web_sessions.end(call.session, call.account, session), now())

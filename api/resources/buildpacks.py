@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api import serialize
+from api import serialize, shapes
+from api.fields import Fields, Items, Object, Text
 from api.routing import Call, Resource
 from state import apps
 
@@ -13,6 +14,7 @@ resource = Resource("buildpack-installations", reads="read")
 
 _REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
 _MOST = 50
+_UPDATE = Object(fields=Fields(buildpack=Text(needed=True, most=1000)))
 
 
 def _name(sent: str) -> str:
@@ -36,15 +38,18 @@ def _render(call: Call) -> Any:
     return [serialize.buildpack_installation(ordinal, text) for ordinal, text in enumerate(call.app.buildpacks)]
 
 
-@resource.on("GET", "/apps/<app>/buildpack-installations", needs="view")
+@resource.on("GET", "/apps/<app>/buildpack-installations", needs="view", gives=shapes.many(shapes.BUILDPACK_INSTALLATION))
 def index(call: Call) -> Any:
     """The chosen buildpacks, in order; none means detection."""
     return _render(call)
 
 
-@resource.on("PUT", "/apps/<app>/buildpack-installations", needs="deploy")
+@resource.on(
+    "PUT", "/apps/<app>/buildpack-installations", needs="deploy",
+    takes=Fields(updates=Items(of=_UPDATE, most=_MOST, needed=True)), gives=shapes.many(shapes.BUILDPACK_INSTALLATION),
+)  # fmt: skip
 def update(call: Call) -> Any:
     """Choose the buildpacks, in order."""
-    names = chosen(call, [update.need("buildpack", most=1000) for update in call.body.objects("updates", most=_MOST)])
+    names = chosen(call, [update.need("buildpack") for update in call.body.items("updates") or []])
     apps.set_buildpacks(call.session, call.account, call.app, names)
     return _render(call)

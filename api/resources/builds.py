@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from api import links, ranges, serialize
+from api import links, ranges, serialize, shapes
 from api.body import Body
+from api.fields import Fields, Items, Object, Text
 from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
 from builder import queue, sources
@@ -20,6 +21,10 @@ from state.models import Build
 
 resource = Resource("builds", reads="read")
 
+SOURCE_BLOB = Fields(
+    url=Text(needed=True, most=2000), checksum=Text(most=100), version=Text(most=255), version_description=Text()
+)  # fmt: skip
+_BUILDPACK = Object(fields=Fields(url=Text(most=1000), name=Text(most=1000)))
 ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime})
 
 
@@ -34,34 +39,32 @@ def _shown(call: Call, url: str) -> str:
         return ""
     deploys = call.may("deploy")
     if url.startswith(sources.PREFIX):
-        return links.source(url.removeprefix(sources.PREFIX)) if deploys else ""
+        return links.source(url.removeprefix(sources.PREFIX), call.account.id, call.app.id) if deploys else ""
     parts = urlsplit(url)
     return url if deploys else urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-@resource.on("GET", "/apps/<app>/builds", needs="view")
+@resource.on("GET", "/apps/<app>/builds", needs="view", gives=shapes.many(shapes.BUILD))
 def index(call: Call) -> Reply:
     """The app's builds, oldest first."""
     window = call.window(ORDER)
     return call.listing(listings.builds(call.session, call.app, window), ORDER, window, lambda build: _render(call, build))
 
 
-@resource.on("GET", "/apps/<app>/builds/<build>", needs="view")
+@resource.on("GET", "/apps/<app>/builds/<build>", needs="view", gives=shapes.BUILD)
 def show(call: Call, build: str) -> Any:
     """One build."""
     return _render(call, builds.find(call.session, call.app, build))
 
 
-@resource.on("POST", "/apps/<app>/builds", needs="deploy")
+@resource.on(
+    "POST", "/apps/<app>/builds", needs="deploy",
+    takes=Fields(source_blob=Object(fields=SOURCE_BLOB), buildpacks=Items(of=_BUILDPACK, most=50)), gives=shapes.BUILD,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Build a tarball (source_blob), or without one the newest deployed commit again."""
-    blob = call.body.values.get("source_blob")
-    if blob is None:
-        build = _again(call)
-    elif isinstance(blob, dict):
-        build = _from_source(call, Body(blob, "source_blob."))
-    else:
-        raise InvalidParams("Field source_blob must be an object with a url.")
+    blob = call.body.inner("source_blob")
+    build = _again(call) if blob is None else _from_source(call, blob)
     after_commit(call.session, lambda: queue.tell_of_wait(build.id))
     after_commit(call.session, lambda: queue.enqueue_next(build.app_id))
     return Reply(_render(call, build), 201)
@@ -78,7 +81,7 @@ def _again(call: Call) -> Build:
 
 def _from_source(call: Call, blob: Body) -> Build:
     """A build of what was uploaded here, or of what lies at a URL, which the build's sandbox fetches."""
-    url, checksum = blob.need("url", most=2000), blob.text("checksum", most=100)
+    url, checksum = blob.need("url"), blob.text("checksum")
     if checksum is not None and sources.checksum(checksum) is None:
         raise InvalidParams("Field source_blob.checksum must be SHA256: and 64 hexadecimal digits.")
     uploaded = links.source_of(url)
@@ -89,18 +92,21 @@ def _from_source(call: Call, blob: Body) -> Build:
         outbound.parse(url, ("https", "http"), field="source_blob.url")
     return builds.create(
         call.session, call.app, call.account, source_url=url, source_checksum=checksum,
-        source_version=blob.text("version", most=255), buildpacks=_buildpacks(call),
+        source_version=blob.text("version"), buildpacks=_buildpacks(call),
     )  # fmt: skip
 
 
 def _buildpacks(call: Call) -> list[str] | None:
-    if call.body.values.get("buildpacks") is None:
+    given = call.body.items("buildpacks")
+    if given is None:
         return None
-    wanted = [body.text("url", most=1000) or body.need("name", most=1000) for body in call.body.objects("buildpacks", most=50)]
+    wanted = [one.text("url") or one.text("name") for one in given]
+    if not all(wanted):
+        raise InvalidParams("Field buildpacks: each takes a url or a name.")
     return chosen(call, wanted)
 
 
-@resource.on("DELETE", "/apps/<app>/build-cache", needs="deploy", writes=False)
+@resource.on("DELETE", "/apps/<app>/build-cache", needs="deploy", writes=False, gives=shapes.EMPTY)
 def purge_cache(call: Call) -> Any:
     """Throw the build cache away: the next build fetches everything anew."""
     wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": call.app.id}, timeout=30)
@@ -110,7 +116,7 @@ def purge_cache(call: Call) -> Any:
     return {}
 
 
-@resource.on("DELETE", "/apps/<app>/builds/<build>", needs="deploy")
+@resource.on("DELETE", "/apps/<app>/builds/<build>", needs="deploy", gives=shapes.BUILD)
 def cancel(call: Call, build: str) -> Any:
     """Cancel a build that is waiting or under way."""
     row = builds.find(call.session, call.app, build)

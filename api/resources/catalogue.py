@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api import serialize
+from api import serialize, shapes
 from api.routing import Call, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import sizes
@@ -57,85 +57,85 @@ def _sizes() -> list[dict[str, Any]]:
     return [serialize.dyno_size(size) for size in sizes.SIZES.values()]
 
 
-@resource.on("GET", "/regions", needs="account")
+@resource.on("GET", "/regions", needs="account", gives=shapes.many(shapes.REGION))
 def regions(call: Call) -> Any:
     """The regions: one."""
     return [serialize.region()]
 
 
-@resource.on("GET", "/regions/<region>", needs="account")
+@resource.on("GET", "/regions/<region>", needs="account", gives=shapes.REGION)
 def region(call: Call, region: str) -> Any:
     """One region."""
     return _pick([serialize.region()], region, "region")
 
 
-@resource.on("GET", "/stacks", needs="account")
+@resource.on("GET", "/stacks", needs="account", gives=shapes.many(shapes.STACK))
 def stacks(call: Call) -> Any:
     """The stacks."""
     return _stacks()
 
 
-@resource.on("GET", "/stacks/<stack>", needs="account")
+@resource.on("GET", "/stacks/<stack>", needs="account", gives=shapes.STACK)
 def stack(call: Call, stack: str) -> Any:
     """One stack."""
     return _pick(_stacks(), stack, "stack")
 
 
-@resource.on("GET", "/apps/<app>/available-stacks", needs="view")
+@resource.on("GET", "/apps/<app>/available-stacks", needs="view", gives=shapes.many(shapes.STACK))
 def available_stacks(call: Call) -> Any:
     """The stacks that the app can be built on."""
     return _stacks()
 
 
-@resource.on("GET", "/dyno-sizes", needs="account")
+@resource.on("GET", "/dyno-sizes", needs="account", gives=shapes.many(shapes.DYNO_SIZE))
 def dyno_sizes(call: Call) -> Any:
     """The dyno sizes."""
     return _sizes()
 
 
-@resource.on("GET", "/dyno-sizes/<size>", needs="account")
+@resource.on("GET", "/dyno-sizes/<size>", needs="account", gives=shapes.DYNO_SIZE)
 def dyno_size(call: Call, size: str) -> Any:
     """One dyno size."""
     return _pick(_sizes(), size, "dyno size")
 
 
-@resource.on("GET", "/apps/<app>/available-dyno-sizes", needs="view")
+@resource.on("GET", "/apps/<app>/available-dyno-sizes", needs="view", gives=shapes.many(shapes.DYNO_SIZE))
 def available_dyno_sizes(call: Call) -> Any:
     """The dyno sizes that the app can use: all."""
     return _sizes()
 
 
-@resource.on("GET", "/apps/<app>/addons", needs="view")
+@resource.on("GET", "/apps/<app>/addons", needs="view", gives=shapes.NONE_YET)
 def app_addons(call: Call) -> Any:
     """The app's add-ons: there are none."""
     return []
 
 
-@resource.on("GET", "/apps/<app>/addon-attachments", needs="view")
+@resource.on("GET", "/apps/<app>/addon-attachments", needs="view", gives=shapes.NONE_YET)
 def app_addon_attachments(call: Call) -> Any:
     """The app's add-on attachments: there are none."""
     return []
 
 
-@resource.on("GET", "/addons", needs="account")
+@resource.on("GET", "/addons", needs="account", gives=shapes.NONE_YET)
 def addons(call: Call) -> Any:
     """The caller's add-ons: there are none."""
     return []
 
 
-@resource.on("GET", "/addon-attachments", needs="account")
+@resource.on("GET", "/addon-attachments", needs="account", gives=shapes.NONE_YET)
 def addon_attachments(call: Call) -> Any:
     """The caller's add-on attachments: there are none."""
     return []
 
 
-@resource.on("GET", "/teams", needs="account")
+@resource.on("GET", "/teams", needs="account", gives=shapes.NONE_YET)
 def teams(call: Call) -> Any:
     """The caller's teams: there are none."""
     return []
 
 
-@resource.on("GET", "/spaces", needs="account")
+@resource.on("GET", "/spaces", needs="account", gives=shapes.NONE_YET)
 def spaces(call: Call) -> Any:
     """Private spaces: there are none."""
     return []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
+from api.fields import Fields, Items, Reference
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import apps
@@ -12,6 +13,7 @@ from state.models import Collaborator
 
 resource = Resource("collaborators", reads="read")
 
+_PERMISSIONS = Items(of=Reference(), most=20)
 ORDER = ranges.Order({"email": lambda row: row["user"]["email"], "id": lambda row: row["id"]}, {})
 
 
@@ -22,21 +24,16 @@ def _everybody(call: Call) -> list[Any]:
 
 def _permissions(call: Call) -> list[str] | None:
     """``["view", …]``, or ``[{"name": "view"}, …]`` as the public schema shows them."""
-    if call.body.values.get("permissions") is None:
-        return None
-    names = [item.get("name") if isinstance(item, dict) else item for item in call.body.items("permissions", most=20)]
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidParams("Field permissions must be a list of names.")
-    return [str(name) for name in names]
+    return call.body.items("permissions")
 
 
-@resource.on("GET", "/apps/<app>/collaborators", needs="view")
+@resource.on("GET", "/apps/<app>/collaborators", needs="view", gives=shapes.many(shapes.COLLABORATOR))
 def index(call: Call) -> Reply:
     """The owner and the collaborators."""
     return call.short_listing(_everybody(call), ORDER, lambda row: row)
 
 
-@resource.on("GET", "/apps/<app>/collaborators/<user>", needs="view")
+@resource.on("GET", "/apps/<app>/collaborators/<user>", needs="view", gives=shapes.COLLABORATOR)
 def show(call: Call, user: str) -> Any:
     """One collaborator, by address or id."""
     for row in _everybody(call):
@@ -45,19 +42,22 @@ def show(call: Call, user: str) -> Any:
     raise NotFound(f"{user} is not a collaborator on {call.app.name}.")
 
 
-@resource.on("POST", "/apps/<app>/collaborators", needs="manage")
+@resource.on(
+    "POST", "/apps/<app>/collaborators", needs="manage",
+    takes=Fields(user=Reference(needed=True), permissions=_PERMISSIONS), gives=shapes.COLLABORATOR,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Let another account work on the app; permissions is Davit's own field (view, deploy and operate by default)."""
-    user = call.body.reference("user")
-    if not user:
-        raise InvalidParams("Field user (an e-mail address) is required.")
     call.guard()
-    row = apps.add_collaborator(call.session, call.account, call.app, user, _permissions(call))
+    row = apps.add_collaborator(call.session, call.account, call.app, call.body.need("user"), _permissions(call))
     call.session.refresh(row)
     return Reply(serialize.collaborator(call.app, row), 201)
 
 
-@resource.on("PATCH", "/apps/<app>/collaborators/<user>", needs="manage", ours=True)
+@resource.on(
+    "PATCH", "/apps/<app>/collaborators/<user>", needs="manage", ours=True,
+    takes=Fields(permissions=_PERMISSIONS), gives=shapes.COLLABORATOR,
+)  # fmt: skip
 def update(call: Call, user: str) -> Any:
     """Change what a collaborator may do (permissions)."""
     found = _collaborator(call, user)
@@ -76,7 +76,7 @@ def _collaborator(call: Call, user: str) -> Collaborator:
     raise NotFound(f"{user} is not a collaborator on {call.app.name}.")
 
 
-@resource.on("DELETE", "/apps/<app>/collaborators/<user>", needs="view")
+@resource.on("DELETE", "/apps/<app>/collaborators/<user>", needs="view", gives=shapes.COLLABORATOR)
 def destroy(call: Call, user: str) -> Any:
     """End a collaboration: one's own, or (with the permission manage) anybody's."""
     if user not in (call.account.email, call.account.id):

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import request
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams
 from state import activity, audit_log, health
@@ -18,10 +18,30 @@ resource = Resource("davit")
 ORDER = ranges.Order(
     {"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime}, usual_descending=True
 )
+_POINT = shapes.thing(name=shapes.TEXT, level=shapes.TEXT, words=shapes.TEXT)
+_HEALTH = shapes.plain(
+    shapes.thing(
+        level=shapes.TEXT, counts=shapes.by_name(shapes.WHOLE),
+        groups=shapes.things(shapes.thing(name=shapes.TEXT, points=shapes.things(_POINT))),
+    )
+)  # fmt: skip
+_HOST = shapes.plain(
+    shapes.thing(
+        name=shapes.TEXT, cores=shapes.WHOLE, load=shapes.things(shapes.NUMBER), dynos=shapes.WHOLE, up_seconds=shapes.NUMBER,
+        memory=shapes.thing(total=shapes.WHOLE, available=shapes.WHOLE), disk=shapes.thing(total=shapes.WHOLE, free=shapes.WHOLE),
+    )
+)  # fmt: skip
+_EVENT = shapes.plain(
+    shapes.thing(
+        id=shapes.ID, created_at=shapes.AT, actor=shapes.maybe(shapes.TEXT), action=shapes.TEXT,
+        app=shapes.maybe(shapes.thing(id=shapes.ID, name=shapes.maybe(shapes.TEXT))), details={"type": ["object"]},
+        description=shapes.TEXT,
+    )
+)  # fmt: skip
 HOST_ORDER = ranges.Order({"name": lambda row: row.name}, {})
 
 
-@resource.on("GET", "/davit/health", needs="admin", ours=True)
+@resource.on("GET", "/davit/health", needs="admin", ours=True, gives=_HEALTH)
 def show_health(call: Call) -> Any:
     """Whether each of Davit's processes answers, what waits, the database, disk, stacks, certificates: ok, warn or bad."""
     groups = health.groups(call.session)
@@ -35,13 +55,13 @@ def show_health(call: Call) -> Any:
     }
 
 
-@resource.on("GET", "/davit/hosts", needs="admin", ours=True)
+@resource.on("GET", "/davit/hosts", needs="admin", ours=True, gives=shapes.many(_HOST))
 def hosts(call: Call) -> Reply:
     """The machines that run dynos and their load; bytes and seconds."""
-    return call.short_listing([health.host(call.session)], HOST_ORDER, _host)
+    return call.short_listing([health.host(call.session)], HOST_ORDER, _render_host)
 
 
-def _host(row: health.Host) -> dict[str, Any]:
+def _render_host(row: health.Host) -> dict[str, Any]:
     return {
         "name": row.name, "cores": row.cores, "load": list(row.load), "dynos": row.dynos, "up_seconds": row.up_seconds,
         "memory": {"total": row.memory_total, "available": row.memory_available},
@@ -49,7 +69,7 @@ def _host(row: health.Host) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@resource.on("GET", "/davit/audit", needs="admin", ours=True)
+@resource.on("GET", "/davit/audit", needs="admin", ours=True, gives=shapes.many(_EVENT))
 def audit(call: Call) -> Reply:
     """Who changed what and when, newest first; ?actor= (a part), action= (its beginning), app= (name or id), since=, until=."""
     sent = request.args
@@ -57,7 +77,7 @@ def audit(call: Call) -> Reply:
         sent.get("actor", "")[:254], sent.get("action", "")[:60], sent.get("app", "")[:36], _moment("since"), _moment("until")
     )
     window = call.window(ORDER)
-    return call.listing(audit_log.part(call.session, wanted, window), ORDER, window, _event)
+    return call.listing(audit_log.part(call.session, wanted, window), ORDER, window, _render_event)
 
 
 def _moment(name: str) -> datetime | None:
@@ -71,7 +91,7 @@ def _moment(name: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
-def _event(row: AuditEvent) -> dict[str, Any]:
+def _render_event(row: AuditEvent) -> dict[str, Any]:
     return {
         "id": row.id, "created_at": serialize.moment(row.created_at), "actor": row.actor, "action": row.action,
         "app": {"id": row.app_id, "name": row.app_name} if row.app_id else None, "details": row.details,

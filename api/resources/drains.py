@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
+from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
 from state import apps, drains
@@ -20,16 +21,19 @@ def _render(call: Call, row: LogDrain) -> Any:
     return serialize.log_drain(call.app, row, drains.url_of(row))
 
 
-@resource.on("GET", "/apps/<app>/log-drains", needs="operate")
+@resource.on("GET", "/apps/<app>/log-drains", needs="operate", gives=shapes.many(shapes.LOG_DRAIN))
 def index(call: Call) -> Reply:
     """The app's log drains; their URLs may hold passwords."""
     return call.short_listing(drains.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
 
 
-@resource.on("POST", "/apps/<app>/log-drains", needs="operate", writes=False)
+@resource.on(
+    "POST", "/apps/<app>/log-drains", needs="operate", writes=False,
+    takes=Fields(url=Text(needed=True, most=2000)), gives=shapes.LOG_DRAIN,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Send the app's log to an https, syslog or syslog+tls URL."""
-    url = call.body.need("url", most=2000)
+    url = call.body.need("url")
     outbound.check(drains.parse(url))  # asks the name service: not while others wait for the database
     with transaction() as session:
         assert call.identity is not None
@@ -38,13 +42,13 @@ def create(call: Call) -> Reply:
         return Reply(_render(call, row), 201)
 
 
-@resource.on("GET", "/apps/<app>/log-drains/<path:drain>", needs="operate")
+@resource.on("GET", "/apps/<app>/log-drains/<path:drain>", needs="operate", gives=shapes.LOG_DRAIN)
 def show(call: Call, drain: str) -> Any:
     """One log drain, by id, token or URL."""
     return _render(call, drains.find(call.session, call.app, drain))
 
 
-@resource.on("DELETE", "/apps/<app>/log-drains/<path:drain>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/log-drains/<path:drain>", needs="operate", gives=shapes.LOG_DRAIN)
 def destroy(call: Call, drain: str) -> Any:
     """Send nothing there any more."""
     return _render(call, drains.remove(call.session, call.account, call.app, drain))

@@ -8,7 +8,8 @@ from typing import Any
 
 from flask import request
 
-from api import attach, links, ranges, rendezvous, serialize
+from api import attach, links, ranges, rendezvous, serialize, shapes
+from api.fields import Fields, Flag, Reference, Text, Texts, Whole
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
 from foundation import wire
@@ -26,6 +27,10 @@ LONGEST_SECONDS = 24 * 3600
 _VARIABLE = re.compile(r"\w{1,255}", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _ENVIRONMENT_BYTES = 64 * 1024
+COMMAND = Fields(
+    command=Text(needed=True), type=Text(), env=Texts(), size=Reference(), isolation=Text(), attach=Flag(), force_no_tty=Flag(),
+    time_to_live=Whole(least=1, most=LONGEST_SECONDS),
+)  # fmt: skip
 _UNDER_WAY = Reply({}, 202)
 
 
@@ -36,7 +41,7 @@ def _dyno(call: Call, identity: str) -> Dyno:
     raise NotFound(f"Couldn't find that process ({identity}).")
 
 
-@resource.on("GET", "/apps/<app>/dynos", needs="view", scope="read")
+@resource.on("GET", "/apps/<app>/dynos", needs="view", scope="read", gives=shapes.many(shapes.DYNO))
 def index(call: Call) -> Any:
     """The app's dynos."""
     rows = formation.dynos(call.session, call.app)
@@ -45,33 +50,33 @@ def index(call: Call) -> Any:
     return [serialize.dyno(call.app, row) for row in rows]  # by type and number, as people count
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read")
+@resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read", gives=shapes.DYNO)
 def show(call: Call, dyno: str) -> Any:
     """One dyno, by name or id."""
     return serialize.dyno(call.app, _dyno(call, dyno))
 
 
-@resource.on("DELETE", "/apps/<app>/dynos", needs="operate", scope="write")
+@resource.on("DELETE", "/apps/<app>/dynos", needs="operate", scope="write", gives=shapes.EMPTY)
 def restart_all(call: Call) -> Reply:
     """Restart all dynos of the formation."""
     formation.restart(call.session, call.account, call.app)
     return _UNDER_WAY
 
 
-@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate", scope="write")
+@resource.on("DELETE", "/apps/<app>/formations/<type>", needs="operate", scope="write", gives=shapes.EMPTY)
 def restart_type(call: Call, type: str) -> Reply:
     """Restart the dynos of one process type."""
     formation.restart(call.session, call.account, call.app, formation.find(call.session, call.app, type).type)
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate", scope="write")
+@resource.on("POST", "/apps/<app>/formations/<type>/actions/stop", needs="operate", scope="write", gives=shapes.EMPTY)
 def stop_type(call: Call, type: str) -> Reply:
     """Stop the dynos of one process type; the formation starts new ones in their place."""
     return restart_type(call, type)  # type: ignore[no-any-return]
 
 
-@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write", writes=False)
+@resource.on("DELETE", "/apps/<app>/dynos/<dyno>", needs="operate", scope="write", writes=False, gives=shapes.EMPTY)
 def restart(call: Call, dyno: str) -> Reply:
     """Restart one dyno; a one-off dyno ends."""
     row = _dyno(call, dyno)
@@ -85,13 +90,16 @@ def restart(call: Call, dyno: str) -> Reply:
     return _UNDER_WAY
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write", writes=False)
+@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/stop", needs="operate", scope="write", writes=False, gives=shapes.EMPTY)
 def stop(call: Call, dyno: str) -> Reply:
     """Stop one dyno; the formation starts a new one in its place, a one-off dyno ends."""
     return restart(call, dyno)  # type: ignore[no-any-return]
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>/actions/migrate", needs="operate", scope="write", writes=False, ours=True)
+@resource.on(
+    "POST", "/apps/<app>/dynos/<dyno>/actions/migrate", needs="operate", scope="write", writes=False, ours=True,
+    gives=shapes.plain(shapes.thing(pause=shapes.NUMBER)),
+)  # fmt: skip
 def migrate(call: Call, dyno: str) -> Any:
     """Move a running microVM to another process: ``{"pause": seconds}`` that it stood still."""
     row = _dyno(call, dyno)
@@ -103,7 +111,7 @@ def _end(row: Dyno) -> None:
     wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id}, timeout=10)
 
 
-@resource.on("POST", "/apps/<app>/dynos", needs="operate", writes=False)
+@resource.on("POST", "/apps/<app>/dynos", needs="operate", writes=False, takes=COMMAND, gives=shapes.DYNO)
 def create(call: Call) -> Reply:
     """Run a command in a one-off dyno, detached or attached (GET …/dynos/ID/attach)."""
     params = _parameters(call)
@@ -118,7 +126,7 @@ def create(call: Call) -> Reply:
     return Reply(serialize.dyno(call.app, row, attach_url=_attach_url(call, attachment)), 201)
 
 
-@resource.on("POST", "/apps/<app>/dynos/<dyno>", needs="operate", writes=False)
+@resource.on("POST", "/apps/<app>/dynos/<dyno>", needs="operate", writes=False, takes=COMMAND, gives=shapes.DYNO)
 def create_inside(call: Call, dyno: str) -> Reply:
     """Run a further command in a dyno that runs, attached to it (Heroku's run:inside)."""
     row, attachment, command = begin_inside(call, dyno)
@@ -158,7 +166,7 @@ def _parameters(call: Call) -> dict[str, Any]:
         "size": sizes.find(size).name if size else None,
         "isolation": isolations.find(body.text("isolation") or isolations.DEFAULT),
         "env": env,
-        "time_to_live": body.whole("time_to_live", 1, LONGEST_SECONDS) or LONGEST_SECONDS,
+        "time_to_live": body.whole("time_to_live") or LONGEST_SECONDS,
     }
 
 
@@ -186,7 +194,7 @@ def _attach_url(call: Call, attachment: attach.Attachment) -> str:
     return f"rendezvous://{links.authority()}/{attachment.secret}"
 
 
-@resource.on("GET", "/rendezvous/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/rendezvous/<secret>", needs="nothing", ours=True, gives=shapes.UPGRADE)
 def meet(call: Call, secret: str) -> Handover:
     """A rendezvous by HTTP upgrade, for clients behind a forwarder or a proxy; the secret is the attach_url's."""
     line: Any = request.environ.get("gunicorn.socket")
@@ -201,7 +209,10 @@ def meet(call: Call, secret: str) -> Handover:
     return Handover(run)
 
 
-@resource.on("GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected")
+@resource.on(
+    "GET", "/apps/<app>/dynos/<dyno>/attach", needs="operate", ours=True, scope="write-protected",
+    gives=shapes.UPGRADE,
+)  # fmt: skip
 def attach_to(call: Call, dyno: str) -> Handover:
     """A WebSocket to an attached one-off dyno that the caller has just started."""
     web = WebSocket(request.environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from api import shapes
 from api.routing import Call, Resource
 from foundation.errors import DavitError
 
@@ -21,13 +22,13 @@ class NoTunnel(DavitError):
     id, status = "not_implemented", 501
 
 
-@resource.on("PUT", "/api/v2/<dyno>", needs="account", writes=False, ours=True)
+@resource.on("PUT", "/api/v2/<dyno>", needs="account", writes=False, ours=True, gives=shapes.NEVER)
 def tunnel(call: Call, dyno: str) -> Any:
     """Says what there is instead of a tunnel into a dyno."""
     raise NoTunnel(_INSTEAD)
 
 
-@resource.on("GET", "/api/v2", needs="account", ours=True)
+@resource.on("GET", "/api/v2", needs="account", ours=True, gives=shapes.NONE_YET)
 def status(call: Call) -> Any:
     """The dynos that have a tunnel: none."""
     return []

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import serialize
+from api import serialize, shapes
+from api.fields import Fields, Flag
 from api.routing import Call, Resource
-from foundation.errors import InvalidParams, NotFound
+from foundation.errors import NotFound
 from state import features
 
 resource = Resource("features")
 
+_SWITCH = Fields(enabled=Flag(needed=True))
+
 
 def _wanted(call: Call) -> bool:
-    on = call.body.flag("enabled")
-    if on is None:
-        raise InvalidParams("Field enabled is required: true or false.")
-    return on
+    return bool(call.body.flag("enabled"))
 
 
-@resource.on("GET", "/apps/<app>/features", needs="view", scope="read")
+@resource.on("GET", "/apps/<app>/features", needs="view", scope="read", gives=shapes.many(shapes.APP_FEATURE))
 def index(call: Call) -> Any:
     """The app's features, each on or off."""
     return [serialize.feature("app", feature, row) for feature, row in features.of_app(call.session, call.app)]
 
 
-@resource.on("GET", "/apps/<app>/features/<feature>", needs="view", scope="read")
+@resource.on("GET", "/apps/<app>/features/<feature>", needs="view", scope="read", gives=shapes.APP_FEATURE)
 def show(call: Call, feature: str) -> Any:
     """One feature of the app's, by name or id."""
     return _pick(index(call), feature)
 
 
-@resource.on("PATCH", "/apps/<app>/features/<feature>", needs="operate")
+@resource.on("PATCH", "/apps/<app>/features/<feature>", needs="operate", takes=_SWITCH, gives=shapes.APP_FEATURE)
 def update(call: Call, feature: str) -> Any:
     """Switch a feature of the app's."""
     name, on = _pick(index(call), feature)["name"], _wanted(call)
@@ -42,19 +42,19 @@ def update(call: Call, feature: str) -> Any:
     return serialize.feature("app", *features.switch(call.session, call.account, call.app, name, on))
 
 
-@resource.on("GET", "/account/features", needs="account")
+@resource.on("GET", "/account/features", needs="account", gives=shapes.many(shapes.ACCOUNT_FEATURE))
 def index_of_account(call: Call) -> Any:
     """The caller's features, each on or off."""
     return [serialize.feature("account", feature, row) for feature, row in features.of_account(call.session, call.account)]
 
 
-@resource.on("GET", "/account/features/<feature>", needs="account")
+@resource.on("GET", "/account/features/<feature>", needs="account", gives=shapes.ACCOUNT_FEATURE)
 def show_of_account(call: Call, feature: str) -> Any:
     """One feature of the caller's, by name or id."""
     return _pick(index_of_account(call), feature)
 
 
-@resource.on("PATCH", "/account/features/<feature>", needs="account")
+@resource.on("PATCH", "/account/features/<feature>", needs="account", takes=_SWITCH, gives=shapes.ACCOUNT_FEATURE)
 def update_of_account(call: Call, feature: str) -> Any:
     """Switch a feature of the caller's; the two-factor guard is switched off with a code."""
     name, on = _pick(index_of_account(call), feature)["name"], _wanted(call)

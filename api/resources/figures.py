@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import request
 
+from api import shapes
 from api.routing import Call, Resource
 from foundation.errors import InvalidParams
 from foundation.settings import settings
@@ -15,8 +16,14 @@ from state import formation
 
 resource = Resource("figures", reads="read", writes="write")
 
+_LINES = shapes.by_name(shapes.things(shapes.maybe(shapes.NUMBER)))
+_SPAN = {"type": shapes.TEXT, "start_time": shapes.AT, "step": shapes.WHOLE, "quota": shapes.maybe(shapes.NUMBER)}
+_MEASURED = ("requests_per_second", "responses_per_second", "response_seconds", "memory_bytes", "cpu_cores", "restarts")
+_NOTHING = {"type": shapes.TEXT, "start_time": shapes.NULL, "step": shapes.NULL, "quota": shapes.NULL}
+_FIGURES = shapes.plain({"anyOf": [shapes.thing({**_SPAN, **dict.fromkeys(_MEASURED, _LINES)}), shapes.thing(_NOTHING)]})
 
-@resource.on("GET", "/apps/<app>/formation/<type>/metrics", needs="view", ours=True)
+
+@resource.on("GET", "/apps/<app>/formation/<type>/metrics", needs="view", ours=True, gives=_FIGURES)
 def show(call: Call, type: str) -> Any:
     """What was measured of a process type over the last ``?seconds=`` (3600 by default, a week at the most)."""
     row = formation.find(call.session, call.app, type)

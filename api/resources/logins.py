@@ -12,7 +12,8 @@ from typing import Any
 
 from flask import Response, request
 
-from api import streams
+from api import shapes, streams
+from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation.errors import DavitError, Unauthorized
 from state import logins, passwords
@@ -20,20 +21,29 @@ from state.db import snapshot, transaction
 
 resource = Resource("logins")
 
+_PERSON = Fields(email=Text(most=254), password=Text(most=1000), code=Text(most=40), answer=Text())
+_GRANTED = shapes.thing(
+    access_token=shapes.thing(id=shapes.ID, token=shapes.TEXT, expires_in=shapes.maybe(shapes.WHOLE))
+)  # fmt: skip
+_ANSWER = shapes.plain({"anyOf": [_GRANTED, shapes.thing(error=shapes.TEXT)]})
 LOOK_SECONDS = 1.0
 """From one look for the answer to the next."""
 
 
-@resource.on("POST", "/auth", needs="nothing", writes=False, ours=True)
+@resource.on(
+    "POST", "/auth", needs="nothing", writes=False, ours=True,
+    takes=Fields(description=Text(most=1000)),
+    gives=shapes.plain(shapes.thing(browser_url=shapes.TEXT, cli_url=shapes.TEXT, token=shapes.TEXT)),
+)  # fmt: skip
 def ask(call: Call) -> Reply:
     """A command line asks to be logged in: where a person answers (browser_url), where it hears the answer (cli_url)."""
-    description = call.body.text("description", most=1000) or "A command line"
+    description = call.body.text("description") or "A command line"
     secrets = logins.ask(description, request.remote_addr or "an unknown address")
     urls = {"browser_url": f"/auth/browser/{secrets.browser}", "cli_url": "/auth/cli", "token": secrets.waiting}
     return Reply(urls, 201)
 
 
-@resource.on("GET", "/auth/cli", needs="nothing", ours=True)
+@resource.on("GET", "/auth/cli", needs="nothing", ours=True, gives=_ANSWER)
 def hear(call: Call) -> Response:
     """The answer, as soon as there is one: access_token, or error. The Authorization header has the token of POST /auth."""
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
@@ -63,22 +73,25 @@ def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-@resource.on("GET", "/auth/browser/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/auth/browser/<secret>", needs="nothing", ours=True, gives=shapes.PAGE)
 def page(call: Call, secret: str) -> Response:
     """The page on which a person answers."""
     return _page(200, _form(logins.asked(secret)))
 
 
-@resource.on("POST", "/auth/browser/<secret>", needs="nothing", writes=False, form=True, ours=True)
+@resource.on(
+    "POST", "/auth/browser/<secret>", needs="nothing", writes=False, form=True, ours=True,
+    takes=_PERSON, gives=shapes.PAGE,
+)  # fmt: skip
 def answer(call: Call, secret: str) -> Response:
     """The person's answer: a form with email, password, code (where the account has two-factor authentication) and answer.
 
     It takes the password rather than a cookie, so no other site can send it in a person's name.
     """
     asked = logins.asked(secret)
-    email, code = call.body.need("email", most=254), call.body.text("code", most=40) or None
+    email, code = call.body.text("email") or "", call.body.text("code") or None
     try:
-        account = passwords.authenticate(call.session, email, call.body.need("password", most=1000))
+        account = passwords.authenticate(call.session, email, call.body.text("password") or "")
         with transaction() as session:
             known = logins.finish(session, account.id, code)
             decide = logins.deny if call.body.text("answer") == "deny" else logins.approve

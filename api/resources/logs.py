@@ -10,7 +10,8 @@ from typing import Any
 
 from flask import Response, request
 
-from api import links, serialize, streams, tails
+from api import links, serialize, shapes, streams, tails
+from api.fields import Fields, Flag, Text, Whole
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover
 from builder import output
@@ -23,6 +24,9 @@ from state.models import Build, Release, new_id
 
 resource = Resource("log-sessions")
 
+_SESSION = Fields(
+    lines=Whole(most=10**9), source=Text(), dyno=Text(), dyno_name=Text(), type=Text(), tail=Flag()
+)  # fmt: skip
 _DYNO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,80}")
 
 
@@ -31,10 +35,13 @@ def _redis() -> Any:
     return stream.connect(settings().effective_redis_url)
 
 
-@resource.on("POST", "/apps/<app>/log-sessions", needs="view", writes=False, scope="read")
+@resource.on(
+    "POST", "/apps/<app>/log-sessions", needs="view", writes=False, scope="read",
+    takes=_SESSION, gives=shapes.LOG_SESSION,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Make a URL that gives the app's last lines and, with tail, every new one."""
-    lines = call.body.whole("lines", 0, 10**9)
+    lines = call.body.whole("lines")
     source = call.body.text("source")
     if source not in (None, "app", "heroku"):
         raise InvalidParams("Field source must be app or heroku.")
@@ -52,7 +59,7 @@ def create(call: Call) -> Reply:
 hub = tails.Hub(lambda: stream.connect(settings().effective_redis_url))
 
 
-@resource.on("GET", "/streams/logs/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/streams/logs/<secret>", needs="nothing", ours=True, gives=shapes.LINES)
 def read(call: Call, secret: str) -> Response:
     """The lines of a log session: server-sent events when asked for, plain text otherwise."""
     what = links.read("log", secret)
@@ -94,7 +101,7 @@ def _lines(what: dict[str, Any], after: str | None, events: bool) -> Iterator[by
         yield tails.render(*found, events) if found else None
 
 
-@resource.on("GET", "/streams/builds/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/streams/builds/<secret>", needs="nothing", ours=True, gives=shapes.LINES)
 def read_build(call: Call, secret: str) -> Response:
     """What a build prints, as it happens, until it has ended."""
     what = links.read("build", secret)
@@ -112,7 +119,7 @@ def _for_reader(reader: str, row: Build | Release | None, pieces: Iterator[bytes
     return streams.respond(pieces, "text/plain; charset=utf-8", reader, may_go_on=lambda: links.may(reader, app_id))
 
 
-@resource.on("GET", "/streams/releases/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/streams/releases/<secret>", needs="nothing", ours=True, gives=shapes.LINES)
 def read_release(call: Call, secret: str) -> Response:
     """What a release's command prints, as it happens, until the release has come up or failed."""
     what = links.read("release", secret)

@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import request
 
-from api import ranges, serialize
-from api.body import Body
+from api import ranges, serialize, shapes
+from api.fields import Fields, Items, Object, Reference, Text
 from api.resources.apps import render
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
@@ -19,9 +19,17 @@ resource = Resource("pipelines", reads="read", writes="write")
 ORDER = ranges.Order({"name": lambda row: (row.name, row.id), "id": lambda row: row.id}, {})
 COUPLINGS = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
 MOST_APPS = 1000
+_NAME = Text(needed=True, most=100)
+_STAGE = Text(needed=True, most=60)
+_OWNER = Fields(id=Text(), type=Text())
+_PIPELINE = Object(fields=Fields(id=Text(needed=True)), short=True, needed=True)
+_NEW_OWNER = Object(fields=Fields(id=Text(needed=True), type=Text()), short=True, needed=True)
+_OF_APP = Object(fields=Fields(app=Reference(needed=True)), needed=True)
+_PROMOTION = Fields(pipeline=_PIPELINE, source=_OF_APP, targets=Items(of=_OF_APP, most=pipelines.MOST_TARGETS, needed=True))
+_AMONG = Fields(**{"in": Object(fields=Fields(id=Items(of=Text(), most=MOST_APPS, needed=True)), needed=True)})
 
 
-@resource.on("GET", "/pipelines", needs="account")
+@resource.on("GET", "/pipelines", needs="account", gives=shapes.many(shapes.PIPELINE))
 def index(call: Call) -> Any:
     """The pipelines that the caller owns or has an app in; ?eq[name]=NAME picks by name."""
     rows = pipelines.visible(call.session, call.account, request.args.get("eq[name]"))
@@ -30,29 +38,32 @@ def index(call: Call) -> Any:
     return [serialize.pipeline(row) for row in rows]
 
 
-@resource.on("POST", "/pipelines", needs="account")
+@resource.on(
+    "POST", "/pipelines", needs="account",
+    takes=Fields(name=_NAME, owner=Object(fields=_OWNER)), gives=shapes.PIPELINE,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Make a pipeline of the caller's."""
-    owner = call.body.values.get("owner")
-    if owner is not None and (not isinstance(owner, dict) or owner.get("id") not in (None, call.account.id)):
+    owner = call.body.inner("owner")
+    if owner and owner.text("id") not in (None, call.account.id):
         raise InvalidParams("Field owner must be you: {\"id\": YOUR ID, \"type\": \"user\"}.")
-    return Reply(serialize.pipeline(pipelines.create(call.session, call.account, call.body.need("name", most=100))), 201)
+    return Reply(serialize.pipeline(pipelines.create(call.session, call.account, call.body.need("name"))), 201)
 
 
-@resource.on("GET", "/pipelines/<pipeline>", needs="pipeline-view")
+@resource.on("GET", "/pipelines/<pipeline>", needs="pipeline-view", gives=shapes.PIPELINE)
 def show(call: Call) -> Any:
     """One pipeline, by id or name."""
     return serialize.pipeline(call.pipeline)
 
 
-@resource.on("PATCH", "/pipelines/<pipeline>", needs="pipeline-manage")
+@resource.on("PATCH", "/pipelines/<pipeline>", needs="pipeline-manage", takes=Fields(name=_NAME), gives=shapes.PIPELINE)
 def update(call: Call) -> Any:
     """Change the pipeline's name."""
-    pipelines.rename(call.session, call.account, call.pipeline, call.body.need("name", most=100))
+    pipelines.rename(call.session, call.account, call.pipeline, call.body.need("name"))
     return serialize.pipeline(call.pipeline)
 
 
-@resource.on("DELETE", "/pipelines/<pipeline>", needs="pipeline-manage")
+@resource.on("DELETE", "/pipelines/<pipeline>", needs="pipeline-manage", gives=shapes.PIPELINE)
 def destroy(call: Call) -> Any:
     """Remove the pipeline; its apps stay."""
     shown = serialize.pipeline(call.pipeline)
@@ -60,7 +71,7 @@ def destroy(call: Call) -> Any:
     return shown
 
 
-@resource.on("GET", "/pipelines/<pipeline>/pipeline-stack", needs="pipeline-view")
+@resource.on("GET", "/pipelines/<pipeline>/pipeline-stack", needs="pipeline-view", gives=shapes.PIPELINE_STACK)
 def stack(call: Call) -> Any:
     """The stack of the pipeline's newest app."""
     rows = pipelines.couplings(call.session, call.pipeline)
@@ -69,11 +80,14 @@ def stack(call: Call) -> Any:
     return {"stack": serialize.named("stack", rows[-1].app.stack)}
 
 
-@resource.on("POST", "/pipeline-transfers", needs="account")
+@resource.on(
+    "POST", "/pipeline-transfers", needs="account",
+    takes=Fields(pipeline=_PIPELINE, new_owner=_NEW_OWNER), gives=shapes.PIPELINE_TRANSFER,
+)  # fmt: skip
 def transfer(call: Call) -> Reply:
     """Give a pipeline of the caller's to another account."""
-    pipeline = pipelines.find(call.session, call.account, _inner(call, "pipeline").need("id"), manage=True)
-    recipient = _inner(call, "new_owner")
+    pipeline = pipelines.find(call.session, call.account, call.body.inside("pipeline").need("id"), manage=True)
+    recipient = call.body.inside("new_owner")
     if recipient.text("type") not in (None, "user"):
         raise InvalidParams("Field new_owner.type must be user: this Davit has no teams.")
     previous, new = pipelines.transfer(call.session, call.account, pipeline, recipient.need("id"))
@@ -81,70 +95,67 @@ def transfer(call: Call) -> Reply:
     return Reply({"pipeline": {"id": pipeline.id}, **owners}, 201)
 
 
-def _inner(call: Call, name: str) -> Body:
-    value = call.body.values.get(name)
-    if isinstance(value, str):
-        value = {"id": value}
-    if not isinstance(value, dict):
-        raise InvalidParams(f"Field {name} must be an object with an id.")
-    return Body(value, f"{name}.")
-
-
 # Couplings
 
 
-@resource.on("GET", "/pipelines/<pipeline>/pipeline-couplings", needs="pipeline-view")
+@resource.on(
+    "GET", "/pipelines/<pipeline>/pipeline-couplings", needs="pipeline-view",
+    gives=shapes.many(shapes.PIPELINE_COUPLING),
+)  # fmt: skip
 def couplings(call: Call) -> Reply:
     """The pipeline's apps, as far as the caller may see them, and their stages."""
     rows = pipelines.visible_couplings(call.session, call.account, call.pipeline)
     return call.short_listing(rows, COUPLINGS, serialize.pipeline_coupling)
 
 
-@resource.on("GET", "/pipeline-couplings", needs="account")
+@resource.on("GET", "/pipeline-couplings", needs="account", gives=shapes.many(shapes.PIPELINE_COUPLING))
 def all_couplings(call: Call) -> Reply:
     """The couplings of every pipeline that the caller may see."""
     return call.short_listing(pipelines.visible_couplings(call.session, call.account), COUPLINGS, serialize.pipeline_coupling)
 
 
-@resource.on("GET", "/users/~/pipeline-couplings", needs="account")
+@resource.on("GET", "/users/~/pipeline-couplings", needs="account", gives=shapes.many(shapes.PIPELINE_COUPLING))
 def own_couplings(call: Call) -> Reply:
     """The couplings of every pipeline that the caller may see."""
     return call.short_listing(pipelines.visible_couplings(call.session, call.account), COUPLINGS, serialize.pipeline_coupling)
 
 
-@resource.on("GET", "/apps/<app>/pipeline-couplings", needs="view")
+@resource.on("GET", "/apps/<app>/pipeline-couplings", needs="view", gives=shapes.PIPELINE_COUPLING)
 def coupling_of_app(call: Call) -> Any:
     """The app's pipeline and stage."""
     return serialize.pipeline_coupling(pipelines.coupling_of(call.session, call.app))
 
 
-@resource.on("GET", "/pipeline-couplings/<coupling>", needs="account")
+@resource.on("GET", "/pipeline-couplings/<coupling>", needs="account", gives=shapes.PIPELINE_COUPLING)
 def coupling(call: Call, coupling: str) -> Any:
     """One coupling."""
     return serialize.pipeline_coupling(pipelines.find_coupling(call.session, call.account, coupling))
 
 
-@resource.on("POST", "/pipeline-couplings", needs="account")
+@resource.on(
+    "POST", "/pipeline-couplings", needs="account",
+    takes=Fields(pipeline=Reference(needed=True), app=Reference(needed=True), stage=_STAGE), gives=shapes.PIPELINE_COUPLING,
+)  # fmt: skip
 def couple(call: Call) -> Reply:
     """Add an app to a pipeline: app, pipeline, stage."""
-    identity, app = call.body.reference("pipeline"), call.body.reference("app")
-    if not identity or not app:
-        raise InvalidParams("Field pipeline, field app and field stage are required.")
-    stage = call.body.need("stage", most=60)
-    pipeline = pipelines.find(call.session, call.account, identity)
-    found = apps.find(call.session, call.account, app, "operate")
-    return Reply(serialize.pipeline_coupling(pipelines.couple(call.session, call.account, pipeline, found, stage)), 201)
+    pipeline = pipelines.find(call.session, call.account, call.body.need("pipeline"))
+    found = apps.find(call.session, call.account, call.body.need("app"), "operate")
+    row = pipelines.couple(call.session, call.account, pipeline, found, call.body.need("stage"))
+    return Reply(serialize.pipeline_coupling(row), 201)
 
 
-@resource.on("PATCH", "/pipeline-couplings/<coupling>", needs="account")
+@resource.on(
+    "PATCH", "/pipeline-couplings/<coupling>", needs="account",
+    takes=Fields(stage=_STAGE), gives=shapes.PIPELINE_COUPLING,
+)  # fmt: skip
 def move(call: Call, coupling: str) -> Any:
     """Put an app into another stage."""
     row = pipelines.find_coupling(call.session, call.account, coupling, change=True)
-    pipelines.move(call.session, call.account, row, call.body.need("stage", most=60))
+    pipelines.move(call.session, call.account, row, call.body.need("stage"))
     return serialize.pipeline_coupling(row)
 
 
-@resource.on("DELETE", "/pipeline-couplings/<coupling>", needs="account")
+@resource.on("DELETE", "/pipeline-couplings/<coupling>", needs="account", gives=shapes.PIPELINE_COUPLING)
 def uncouple(call: Call, coupling: str) -> Any:
     """Take an app out of its pipeline."""
     row = pipelines.find_coupling(call.session, call.account, coupling, change=True)
@@ -156,19 +167,19 @@ def uncouple(call: Call, coupling: str) -> Any:
 # Promotions
 
 
-@resource.on("POST", "/pipeline-promotions", needs="account", scope="write-protected")
+@resource.on(
+    "POST", "/pipeline-promotions", needs="account", scope="write-protected",
+    takes=_PROMOTION, gives=shapes.PIPELINE_PROMOTION,
+)  # fmt: skip
 def promote(call: Call) -> Reply:
     """Release an app's slug on others of its pipeline, without building it again: pipeline, source.app, targets[].app."""
-    pipeline = pipelines.find(call.session, call.account, _inner(call, "pipeline").need("id"))
-    source = _inner(call, "source").reference("app")
-    targets = [target.reference("app") for target in call.body.objects("targets", most=pipelines.MOST_TARGETS)]
-    if source is None or None in targets:
-        raise InvalidParams("Field source.app and field app of each of targets are required.")
-    row = pipelines.promote(call.session, call.account, pipeline, source, [target for target in targets if target])
+    pipeline = pipelines.find(call.session, call.account, call.body.inside("pipeline").need("id"))
+    targets = [target.need("app") for target in call.body.items("targets") or []]
+    row = pipelines.promote(call.session, call.account, pipeline, call.body.inside("source").need("app"), targets)
     return Reply(_promotion(call, row), 201)
 
 
-@resource.on("GET", "/pipeline-promotions/<promotion>", needs="account")
+@resource.on("GET", "/pipeline-promotions/<promotion>", needs="account", gives=shapes.PIPELINE_PROMOTION)
 def promotion(call: Call, promotion: str) -> Any:
     """One promotion: pending until every target's release has come up or failed."""
     return _promotion(call, pipelines.find_promotion(call.session, call.account, promotion))
@@ -179,7 +190,10 @@ def _promotion(call: Call, row: Promotion) -> Any:
     return serialize.promotion(row, "pending" if pending else "completed")
 
 
-@resource.on("GET", "/pipeline-promotions/<promotion>/promotion-targets", needs="account")
+@resource.on(
+    "GET", "/pipeline-promotions/<promotion>/promotion-targets", needs="account",
+    gives=shapes.many(shapes.PIPELINE_PROMOTION_TARGET),
+)  # fmt: skip
 def promotion_targets(call: Call, promotion: str) -> Any:
     """How far a promotion is, target by target."""
     row = pipelines.find_promotion(call.session, call.account, promotion)
@@ -187,9 +201,11 @@ def promotion_targets(call: Call, promotion: str) -> Any:
     return [serialize.promotion_target(target, *pipelines.standing(target)) for target in rows]
 
 
-@resource.on("POST", "/filters/apps", needs="account", writes=False, scope="read")
+@resource.on(
+    "POST", "/filters/apps", needs="account", writes=False, scope="read",
+    takes=_AMONG, gives=shapes.many(shapes.APP),
+)  # fmt: skip
 def filter_apps(call: Call) -> Any:
     """Of the apps with these ids (in.id), those that the caller may see."""
-    wanted = _inner(call, "in").items("id", most=MOST_APPS)
-    ids = [id for id in wanted if isinstance(id, str) and "\x00" not in id]
+    ids = call.body.inside("in").items("id") or []
     return [render(app) for app in listings.apps_among(call.session, call.account, ids)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import request
 
-from api import serialize
+from api import serialize, shapes
 from api.routing import Call, Resource
 from builder.buildpacks import BUNDLED
 from foundation.errors import NotFound
@@ -20,6 +20,18 @@ resource = Resource("registry")
 
 NAMESPACE = "heroku"
 """Bundled buildpacks answer to the names that people's scripts have."""
+_ENTRY = shapes.plain(
+    shapes.thing(
+        blob_url=shapes.URL, category=shapes.maybe(shapes.TEXT), description=shapes.TEXT, id=shapes.ID, logo=shapes.NULL,
+        name=shapes.TEXT, namespace=shapes.TEXT, source=shapes.thing(type=shapes.TEXT, owner=shapes.TEXT, repo=shapes.TEXT),
+        support=shapes.thing(method=shapes.TEXT, address=shapes.URL), two_factor_authentication=shapes.FLAG,
+    )
+)  # fmt: skip
+_REVISION = shapes.plain(
+    shapes.thing(
+        id=shapes.ID, release=shapes.WHOLE, created_at=shapes.AT, updated_at=shapes.AT, status=shapes.TEXT, license=shapes.TEXT
+    )
+)  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][\w-]{0,99}")
 _MISSING = "There is no such buildpack here; GET /buildpacks lists those that come with Davit."
 
@@ -47,7 +59,7 @@ def _bundled(namespace: str, name: str) -> dict[str, Any]:
     return _entry(namespace, name)
 
 
-@resource.on("GET", "/buildpacks", needs="nothing", ours=True)
+@resource.on("GET", "/buildpacks", needs="nothing", ours=True, gives=shapes.many(_ENTRY))
 def index(call: Call) -> Any:
     """The bundled buildpacks; ``in[namespace][]``, ``in[name][]`` and ``like[description]`` choose among them."""
     namespaces, names = request.args.getlist("in[namespace][]"), request.args.getlist("in[name][]")
@@ -61,7 +73,7 @@ def index(call: Call) -> Any:
     ]
 
 
-@resource.on("GET", "/buildpacks/<namespace>/<buildpack>", needs="nothing", ours=True)
+@resource.on("GET", "/buildpacks/<namespace>/<buildpack>", needs="nothing", ours=True, gives=_ENTRY)
 def show(call: Call, namespace: str, buildpack: str) -> Any:
     """One buildpack, and the URL that buildpack-installations take for it."""
     if not (_WORD.fullmatch(namespace) and _WORD.fullmatch(buildpack)):
@@ -69,7 +81,7 @@ def show(call: Call, namespace: str, buildpack: str) -> Any:
     return _entry(namespace, buildpack)
 
 
-@resource.on("GET", "/buildpacks/<namespace>/<buildpack>/revisions", needs="nothing", ours=True)
+@resource.on("GET", "/buildpacks/<namespace>/<buildpack>/revisions", needs="nothing", ours=True, gives=shapes.many(_REVISION))
 def revisions(call: Call, namespace: str, buildpack: str) -> Any:
     """The versions of a bundled buildpack: one, Davit's own."""
     row = _bundled(namespace, buildpack)
@@ -77,7 +89,10 @@ def revisions(call: Call, namespace: str, buildpack: str) -> Any:
     return [{"id": row["id"], "release": 1, "created_at": at, "updated_at": at, "status": "published", "license": "MIT"}]
 
 
-@resource.on("GET", "/buildpacks/<namespace>/<buildpack>/readme", needs="nothing", ours=True)
+@resource.on(
+    "GET", "/buildpacks/<namespace>/<buildpack>/readme", needs="nothing", ours=True,
+    gives=shapes.plain(shapes.thing(content=shapes.TEXT, encoding=shapes.TEXT)),
+)  # fmt: skip
 def readme(call: Call, namespace: str, buildpack: str) -> Any:
     """What a bundled buildpack does."""
     text = f"{_bundled(namespace, buildpack)['description']}.\n"

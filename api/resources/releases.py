@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from api import links, ranges, serialize
+from api import links, ranges, serialize, shapes
+from api.fields import Fields, Reference, Text, Texts
 from api.resources.catalogue import check_stack
 from api.routing import Call, Reply, Resource
 from builder import sources
@@ -15,6 +16,10 @@ from state.models import Release, Slug
 
 resource = Resource("releases")
 
+_NEW_SLUG = Fields(
+    process_types=Texts(), stack=Reference(), checksum=Text(most=100), commit=Text(most=64), commit_description=Text(most=1000),
+    buildpack_provided_description=Text(most=200),
+)  # fmt: skip
 ORDER = ranges.Order({"version": lambda row: row.version, "id": lambda row: row.id}, {"version": int})
 
 
@@ -32,7 +37,7 @@ def _render(call: Call, rows: Sequence[Release]) -> list[Any]:
     ]
 
 
-@resource.on("GET", "/apps/<app>/releases", needs="view")
+@resource.on("GET", "/apps/<app>/releases", needs="view", gives=shapes.many(shapes.RELEASE))
 def index(call: Call) -> Reply:
     """The app's releases, by version."""
     window = call.window(ORDER)
@@ -41,21 +46,19 @@ def index(call: Call) -> Reply:
     return call.listing(page, ORDER, window, lambda row: rendered[row.id])
 
 
-@resource.on("GET", "/apps/<app>/releases/<release>", needs="view")
+@resource.on("GET", "/apps/<app>/releases/<release>", needs="view", gives=shapes.RELEASE)
 def show(call: Call, release: str) -> Any:
     """One release, by v7, 7 or id."""
     return _render(call, [releases.find(call.session, call.app, release)])[0]
 
 
-@resource.on("POST", "/apps/<app>/releases", needs="deploy")
+@resource.on(
+    "POST", "/apps/<app>/releases", needs="deploy",
+    takes=Fields(release=Reference(number=True, most=100), slug=Reference(), description=Text(most=200)), gives=shapes.RELEASE,
+)  # fmt: skip
 def create(call: Call) -> Reply:
     """Roll back to a release (release), or release a slug of the app's again (slug)."""
-    identity = call.body.values.get("release")
-    if isinstance(identity, int) and not isinstance(identity, bool):
-        identity = str(identity)
-    elif identity is not None:
-        identity = call.body.need("release", most=100)
-    if identity is not None:
+    if identity := call.body.reference("release"):
         target = releases.find(call.session, call.app, identity)
         made = releases.rollback(call.session, call.account, call.app, target)
     else:
@@ -71,7 +74,7 @@ def _release_slug(call: Call, identity: str | None) -> Release:
         raise InvalidParams("Nothing was uploaded to that slug; put its tarball at the blob.url that POST …/slugs gave.")
     if slug.digest is None:
         raise InvalidParams("That slug is no longer kept; push its code again.")
-    description = call.body.text("description", most=200) or f"Deploy {(slug.commit or slug.id)[:8]}"
+    description = call.body.text("description") or f"Deploy {(slug.commit or slug.id)[:8]}"
     return releases.create(call.session, call.app, call.account, kind="deploy", description=description, slug=slug)
 
 
@@ -82,21 +85,21 @@ def _slug(call: Call, identity: str) -> Slug:
     return slug
 
 
-@resource.on("POST", "/apps/<app>/slugs", needs="deploy")
+@resource.on("POST", "/apps/<app>/slugs", needs="deploy", takes=_NEW_SLUG, gives=shapes.SLUG)
 def create_slug(call: Call) -> Reply:
     """Make a slug of a tarball of ./app: process_types; put the tarball at blob.url, then release it within two hours."""
-    checksum = call.body.text("checksum", most=100)
+    checksum = call.body.text("checksum")
     if checksum is not None and sources.checksum(checksum) is None:
         raise InvalidParams("Field checksum must be SHA256: and 64 hexadecimal digits.")
     row = slugs.create(
         call.session, call.account, call.app, call.body.texts("process_types"), stack=check_stack(call.body.reference("stack")),
-        commit=call.body.text("commit", most=64), commit_description=call.body.text("commit_description", most=1000),
-        buildpack_provided_description=call.body.text("buildpack_provided_description", most=200),
+        commit=call.body.text("commit"), commit_description=call.body.text("commit_description"),
+        buildpack_provided_description=call.body.text("buildpack_provided_description"),
     )  # fmt: skip
     return Reply(serialize.slug(row, blob_url=links.slug_upload(row.id, call.account.id, checksum), put=True), 201)
 
 
-@resource.on("GET", "/apps/<app>/slugs/<slug>", needs="view")
+@resource.on("GET", "/apps/<app>/slugs/<slug>", needs="view", gives=shapes.SLUG)
 def show_slug(call: Call, slug: str) -> Any:
     """A slug: what a release runs."""
     row = _slug(call, slug)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
+from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation.errors import DavitError
 from state import endpoints
@@ -12,6 +13,7 @@ from state.models import SniEndpoint
 
 resource = Resource("sni-endpoints")
 
+_CERTIFICATE = Fields(certificate_chain=Text(needed=True, most=100_000), private_key=Text(needed=True, most=20_000))
 ORDER = ranges.Order({"name": lambda row: row.name, "id": lambda row: row.id}, {})
 
 
@@ -26,35 +28,35 @@ def _render(call: Call, row: SniEndpoint) -> Any:
 
 
 def _certificate(call: Call) -> tuple[str, str]:
-    return call.body.need("certificate_chain", most=100_000), call.body.need("private_key", most=20_000)
+    return call.body.need("certificate_chain"), call.body.need("private_key")
 
 
-@resource.on("GET", "/apps/<app>/sni-endpoints", needs="view")
+@resource.on("GET", "/apps/<app>/sni-endpoints", needs="view", gives=shapes.many(shapes.SNI_ENDPOINT))
 def index(call: Call) -> Reply:
     """The app's certificates."""
     return call.short_listing(endpoints.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
 
 
-@resource.on("GET", "/apps/<app>/sni-endpoints/<endpoint>", needs="view")
+@resource.on("GET", "/apps/<app>/sni-endpoints/<endpoint>", needs="view", gives=shapes.SNI_ENDPOINT)
 def show(call: Call, endpoint: str) -> Any:
     """One certificate, by name or id."""
     return _render(call, endpoints.find(call.session, call.app, endpoint))
 
 
-@resource.on("POST", "/apps/<app>/sni-endpoints", needs="operate")
+@resource.on("POST", "/apps/<app>/sni-endpoints", needs="operate", takes=_CERTIFICATE, gives=shapes.SNI_ENDPOINT)
 def create(call: Call) -> Reply:
     """Upload a certificate chain and its private key."""
     return Reply(_render(call, endpoints.add(call.session, call.account, call.app, *_certificate(call))), 201)
 
 
-@resource.on("PATCH", "/apps/<app>/sni-endpoints/<endpoint>", needs="operate")
+@resource.on("PATCH", "/apps/<app>/sni-endpoints/<endpoint>", needs="operate", takes=_CERTIFICATE, gives=shapes.SNI_ENDPOINT)
 def update(call: Call, endpoint: str) -> Any:
     """Put another certificate in its place."""
     row = endpoints.find(call.session, call.app, endpoint)
     return _render(call, endpoints.update(call.session, call.account, call.app, row, *_certificate(call)))
 
 
-@resource.on("DELETE", "/apps/<app>/sni-endpoints/<endpoint>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/sni-endpoints/<endpoint>", needs="operate", gives=shapes.SNI_ENDPOINT)
 def destroy(call: Call, endpoint: str) -> Any:
     """Forget a certificate that serves no domain."""
     row = endpoints.find(call.session, call.app, endpoint)
@@ -69,19 +71,22 @@ _LATER = (
 )
 
 
-@resource.on("POST", "/apps/<app>/acm", needs="operate", writes=False)
+@resource.on("POST", "/apps/<app>/acm", needs="operate", writes=False, gives=shapes.NEVER)
 def acm_enable(call: Call) -> Any:
     """Says that certificates are not fetched automatically."""
     raise NoAutomaticCertificates(_LATER)
 
 
-@resource.on("PATCH", "/apps/<app>/acm", needs="operate", writes=False)
+@resource.on("PATCH", "/apps/<app>/acm", needs="operate", writes=False, gives=shapes.NEVER)
 def acm_refresh(call: Call) -> Any:
     """Says that certificates are not fetched automatically."""
     raise NoAutomaticCertificates(_LATER)
 
 
-@resource.on("DELETE", "/apps/<app>/acm", needs="operate", writes=False)
+@resource.on(
+    "DELETE", "/apps/<app>/acm", needs="operate", writes=False,
+    gives=shapes.plain(shapes.thing(acm=shapes.FLAG, id=shapes.ID, name=shapes.TEXT)),
+)  # fmt: skip
 def acm_disable(call: Call) -> Any:
     """Nothing changes: certificates are not fetched automatically."""
     return {"acm": False, "id": call.app.id, "name": call.app.name}

@@ -9,7 +9,7 @@ from typing import IO
 
 from flask import Response, request, send_file
 
-from api import links, streams
+from api import links, shapes, streams
 from api.routing import Call, Reply, Resource
 from builder import sources
 from foundation import wire
@@ -27,27 +27,27 @@ SEAL_SECONDS = 1200
 """How long unpacking and sealing an uploaded slug may take, others' before it included."""
 
 
-def _blob() -> Reply:
-    source = new_id()
-    return Reply({"source_blob": {"get_url": links.source(source), "put_url": links.source_upload(source)}}, 201)
+def _blob(call: Call, app_id: str | None) -> Reply:
+    what = new_id(), call.account.id, app_id
+    return Reply({"source_blob": {"get_url": links.source(*what), "put_url": links.source_upload(*what)}}, 201)
 
 
-@resource.on("POST", "/sources", needs="account", writes=False)
+@resource.on("POST", "/sources", needs="account", writes=False, gives=shapes.SOURCE)
 def create(call: Call) -> Reply:
     """Make URLs at which a tarball is put, to be built."""
-    return _blob()
+    return _blob(call, None)
 
 
-@resource.on("POST", "/apps/<app>/sources", needs="deploy", writes=False)
+@resource.on("POST", "/apps/<app>/sources", needs="deploy", writes=False, gives=shapes.SOURCE)
 def create_for_app(call: Call) -> Reply:
-    """The same, for an app that the caller may deploy."""
-    return _blob()
+    """The same, for an app that the caller may deploy; the URLs are good for as long as they may."""
+    return _blob(call, call.app.id)
 
 
-@resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True)
+@resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True, gives=shapes.EMPTY)
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
-    _receive(links.read("source upload", secret)["source"])
+    _receive(links.read_source("source upload", secret))
     return Reply({}, 200)
 
 
@@ -61,13 +61,13 @@ def _receive(id: str) -> None:
     sources.receive(id, request.stream.read)
 
 
-@resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)
 def download(call: Call, secret: str) -> Response:
     """What was put there."""
-    return send_file(sources.path(links.read("source", secret)["source"]), mimetype="application/gzip")
+    return send_file(sources.path(links.read_source("source", secret)), mimetype="application/gzip")
 
 
-@resource.on("PUT", "/streams/slugs/<secret>", needs="nothing", writes=False, ours=True, raw=True)
+@resource.on("PUT", "/streams/slugs/<secret>", needs="nothing", writes=False, ours=True, raw=True, gives=shapes.EMPTY)
 def upload_slug(call: Call, secret: str) -> Reply:
     """Put a slug's tarball there, once: gzipped or plain, with ./app in it; answers when it is sealed."""
     what = links.read("slug upload", secret)
@@ -86,7 +86,7 @@ def upload_slug(call: Call, secret: str) -> Reply:
     return Reply({}, 200)
 
 
-@resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True)
+@resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)
 def download_slug(call: Call, secret: str) -> Response:
     """A slug as a gzipped tarball of ./app."""
     what = links.read("slug", secret)

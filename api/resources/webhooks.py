@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from api import ranges, serialize
+from api import ranges, serialize, shapes
+from api.fields import Fields, Items, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
 from foundation.errors import InvalidParams, Unauthorized
@@ -17,10 +18,15 @@ from state.models import Account, App, Webhook
 resource = Resource("webhooks", reads="read", writes="write")
 
 SECRET_HEADER = "Heroku-Webhook-Secret"  # noqa: S105
+_SECRETS = {"secret": Text(most=300), "authorization": Text(most=1000)}
+_NEW = Fields(
+    url=Text(needed=True, most=2000), include=Items(of=Text(), most=50, needed=True), level=Text(needed=True, most=20), **_SECRETS
+)  # fmt: skip
+_CHANGES = Fields(url=Text(most=2000), include=Items(of=Text(), most=50), level=Text(most=20), **_SECRETS)
 ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
 
 
-@resource.on("GET", "/apps/<app>/webhooks", needs="view")
+@resource.on("GET", "/apps/<app>/webhooks", needs="view", gives=shapes.many(shapes.APP_WEBHOOK))
 def index(call: Call) -> Reply:
     """The app's webhooks."""
     return call.short_listing(webhooks.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
@@ -30,16 +36,16 @@ def _render(call: Call, row: Webhook) -> Any:
     return serialize.webhook(row, in_full=call.may("operate"))
 
 
-@resource.on("GET", "/apps/<app>/webhooks/<webhook>", needs="view")
+@resource.on("GET", "/apps/<app>/webhooks/<webhook>", needs="view", gives=shapes.APP_WEBHOOK)
 def show(call: Call, webhook: str) -> Any:
     """One webhook."""
     return _render(call, webhooks.find(call.session, call.app, webhook))
 
 
-@resource.on("POST", "/apps/<app>/webhooks", needs="operate", writes=False)
+@resource.on("POST", "/apps/<app>/webhooks", needs="operate", writes=False, takes=_NEW, gives=shapes.APP_WEBHOOK)
 def create(call: Call) -> Reply:
     """Have changes told to a URL: include, level, url; the secret that signs them comes back in Heroku-Webhook-Secret."""
-    wish = webhooks.check(call.body.need("url", most=2000), call.body.items("include", most=50), call.body.need("level", most=20))
+    wish = webhooks.check(call.body.need("url"), call.body.items("include") or [], call.body.need("level"))
     secret, authorization = _secrets(call)
     outbound.check(wish.place)  # takes as long as DNS does: not while others wait for the database
     with transaction() as session:
@@ -48,12 +54,12 @@ def create(call: Call) -> Reply:
     return Reply(serialize.webhook(row), 201, {SECRET_HEADER: text} if secret is None else {})
 
 
-@resource.on("PATCH", "/apps/<app>/webhooks/<webhook>", needs="operate", writes=False)
+@resource.on("PATCH", "/apps/<app>/webhooks/<webhook>", needs="operate", writes=False, takes=_CHANGES, gives=shapes.APP_WEBHOOK)
 def update(call: Call, webhook: str) -> Reply:
     """Change a webhook; a new secret comes back in Heroku-Webhook-Secret."""
     known = webhooks.find(call.session, call.app, webhook)
-    include = call.body.items("include", most=50) if call.body.values.get("include") is not None else known.include
-    wish = webhooks.check(call.body.text("url", most=2000) or known.url, include, call.body.text("level", most=20) or known.level)
+    include = known.include if (asked := call.body.items("include")) is None else asked
+    wish = webhooks.check(call.body.text("url") or known.url, include, call.body.text("level") or known.level)
     secret, authorization = _secrets(call)
     outbound.check(wish.place)
     with transaction() as session:
@@ -64,12 +70,12 @@ def update(call: Call, webhook: str) -> Reply:
 
 
 def _secrets(call: Call) -> tuple[str | None, str | None]:
-    authorization = call.body.text("authorization", most=1000)
+    authorization = call.body.text("authorization")
     if authorization is not None and not authorization.isprintable():
         raise InvalidParams("Field authorization must be a header's value: one line of printable characters.")
     if authorization is not None and not authorization.isascii():
         raise InvalidParams("Field authorization must be a header's value: ASCII characters only.")
-    return call.body.text("secret", most=300), authorization
+    return call.body.text("secret"), authorization
 
 
 def _again(session: Session, call: Call) -> tuple[Account, App]:
@@ -79,7 +85,7 @@ def _again(session: Session, call: Call) -> tuple[Account, App]:
     return account, apps.find(session, account, call.app.id, "operate")
 
 
-@resource.on("DELETE", "/apps/<app>/webhooks/<webhook>", needs="operate")
+@resource.on("DELETE", "/apps/<app>/webhooks/<webhook>", needs="operate", gives=shapes.APP_WEBHOOK)
 def destroy(call: Call, webhook: str) -> Any:
     """Take a webhook away."""
     row: Webhook = webhooks.find(call.session, call.app, webhook)
@@ -88,25 +94,25 @@ def destroy(call: Call, webhook: str) -> Any:
     return shown
 
 
-@resource.on("GET", "/apps/<app>/webhook-deliveries", needs="view")
+@resource.on("GET", "/apps/<app>/webhook-deliveries", needs="view", gives=shapes.many(shapes.APP_WEBHOOK_DELIVERY))
 def deliveries(call: Call) -> Reply:
     """What was, or is to be, sent; the newest 1,000, kept for seven days."""
     return call.short_listing(webhooks.deliveries(call.session, call.app), ORDER, serialize.webhook_delivery)
 
 
-@resource.on("GET", "/apps/<app>/webhook-deliveries/<delivery>", needs="view")
+@resource.on("GET", "/apps/<app>/webhook-deliveries/<delivery>", needs="view", gives=shapes.APP_WEBHOOK_DELIVERY)
 def delivery(call: Call, delivery: str) -> Any:
     """One delivery: how often it was tried, and how that went."""
     return serialize.webhook_delivery(webhooks.find_delivery(call.session, call.app, delivery))
 
 
-@resource.on("GET", "/apps/<app>/webhook-events", needs="view")
+@resource.on("GET", "/apps/<app>/webhook-events", needs="view", gives=shapes.many(shapes.APP_WEBHOOK_EVENT))
 def events(call: Call) -> Reply:
     """What the app's webhooks were told; the newest 1,000, kept for seven days."""
     return call.short_listing(webhooks.events(call.session, call.app), ORDER, serialize.webhook_event)
 
 
-@resource.on("GET", "/apps/<app>/webhook-events/<event>", needs="view")
+@resource.on("GET", "/apps/<app>/webhook-events/<event>", needs="view", gives=shapes.APP_WEBHOOK_EVENT)
 def event(call: Call, event: str) -> Any:
     """One event with its payload."""
     return serialize.webhook_event(webhooks.find_event(call.session, call.app, event))

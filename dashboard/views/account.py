@@ -84,14 +84,14 @@ def disable_two_factor(visit: Visit) -> Response:
     return visit.done("/account", "Two-factor authentication is off.")
 
 
-@pages.on("POST", "/account/sessions/<id>/end", needs="account", again=show)
+@pages.on("POST", "/account/sessions/<id>/end", does="DELETE /oauth/sessions/<session>", again=show)
 def end_session(visit: Visit, id: str) -> Response:
     """Sign a browser out."""
     row = web_sessions.end(visit.session, visit.account, id)
     return visit.done("/account", f"{row.description} is signed out.")
 
 
-@pages.on("POST", "/account/sessions/end", needs="account", again=show)
+@pages.on("POST", "/account/sessions/end", does="DELETE /oauth/sessions", again=show)
 def end_other_sessions(visit: Visit) -> Response:
     """Sign every other browser out."""
     assert visit.signed is not None

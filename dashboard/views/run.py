@@ -12,8 +12,8 @@ from typing import Any
 from flask import Response, request
 
 from api import attach
-from api.body import Body
 from api.credentials import Identity
+from api.fields import NONE
 from api.resources import dynos as api_dynos
 from api.routing import Call
 from api.websocket import Handover, WebSocket
@@ -43,7 +43,7 @@ def start(visit: Visit) -> Response:
     wanted: dict[str, Any] = {"command": visit.form.get("command", ""), "size": visit.text("size") or None, "attach": attached}
     if attached:
         wanted["env"] = {"TERM": "xterm-256color", "COLUMNS": visit.text("columns", 5), "LINES": visit.text("lines", 5)}
-    call = Call(visit.session, Body(wanted), Identity(visit.account, None), visit.app)
+    call = Call(visit.session, api_dynos.COMMAND.read(wanted), Identity(visit.account, None), visit.app)
     if inside := visit.text("inside", 80):
         if not attached:
             raise InvalidParams(f"A command in {inside} takes a terminal, which takes JavaScript; or use davit ps:exec.")
@@ -84,5 +84,5 @@ def attach_to(visit: Visit, dyno: str) -> Response:
 @pages.on("POST", "/apps/<app>/run/<dyno>/stop", does="POST /apps/<app>/dynos/<dyno>/actions/stop", again=show, writes=False)
 def stop(visit: Visit, dyno: str) -> Response:
     """End a one-off dyno."""
-    api_dynos.restart(Call(visit.session, Body({}), Identity(visit.account, None), visit.app), dyno)
+    api_dynos.restart(Call(visit.session, NONE.read({}), Identity(visit.account, None), visit.app), dyno)
     return visit.done(f"/apps/{visit.app.name}/run", f"{dyno} is being stopped.")

@@ -19,6 +19,7 @@ from foundation import settings as settings_module
 from foundation import wire
 from state import accounts, apps, db, notify, vault
 from state.models import Release, Slug
+from tests.api.published import assert_as_published
 
 
 def use_home(home: Path, monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -75,11 +76,16 @@ class Api:
     home: Path
 
     def call(self, method: str, path: str, json: Any = None, *, as_: str | None = "owner", **options: Any) -> Any:
-        """Call as one of the people (by the name of the field of People), or as nobody (None)."""
+        """Call as one of the people (by the name of the field of People), or as nobody (None).
+
+        Whatever it is called for: what is answered must be what ``GET /schema`` says.
+        """
         headers = dict(options.pop("headers", {}))
         if as_ is not None:
             headers.setdefault("Authorization", f"Bearer {getattr(self.people, as_, as_)}")
-        return self.client.open(path, method=method, json=json, headers=headers, **options)
+        answer = self.client.open(path, method=method, json=json, headers=headers, **options)
+        assert_as_published(self.flask, answer)
+        return answer
 
     def get(self, path: str, **options: Any) -> Any:
         return self.call("GET", path, **options)

@@ -7,7 +7,7 @@ import re
 import pytest
 from flask import Flask
 
-from api import links, routing
+from api import links, routing, shapes
 from api.web import create_app, operations
 from state import db, pipelines, scopes, vault
 from state.apps import NOT_FOUND, PERMISSIONS
@@ -125,7 +125,7 @@ def test_a_route_that_does_not_say_who_may_call_it_keeps_the_process_from_starti
 def test_two_routes_for_the_same_keep_the_process_from_starting() -> None:
     flask = create_app()
     again = routing.Resource("again")
-    again.on("GET", "/apps/<app>/domains", needs="view")(lambda call, **places: [])
+    again.on("GET", "/apps/<app>/domains", needs="view", gives=shapes.EMPTY)(lambda call, **places: [])
     flask.register_blueprint(again)
     with pytest.raises(TypeError, match="served twice"):
         routing.check(flask)
@@ -134,9 +134,9 @@ def test_two_routes_for_the_same_keep_the_process_from_starting() -> None:
 def test_a_permission_on_an_app_needs_the_app_in_the_path() -> None:
     resource = routing.Resource("wrong")
     with pytest.raises(TypeError):
-        resource.on("GET", "/nothing", needs="view")(lambda call: None)
+        resource.on("GET", "/nothing", needs="view", gives=shapes.EMPTY)(lambda call: None)
     with pytest.raises(TypeError):
-        resource.on("GET", "/apps/<app>/x", needs="account")(lambda call: None)
+        resource.on("GET", "/apps/<app>/x", needs="account", gives=shapes.EMPTY)(lambda call: None)
     assert isinstance(Flask("empty", static_folder=None), Flask)
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import string
 import urllib.parse
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from api import body
+from api import body, fields
 from api.routing import Operation, Resource
 from api.web import RESOURCES
 from foundation.errors import DavitError
 from state import db
+from tests.api import published
 from tests.api.conftest import Api, give_code
+from tests.e2e.errors_page import assert_says
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,30 @@ def test_an_unchanged_answer_is_not_sent_again(api: Api) -> None:
     assert api.get("/apps/timely", headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
 
 
+@pytest.mark.row("changed-meanwhile")
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [("/apps/timely/config-vars", {"A": "1"}), ("/apps/timely/formation", {"updates": [{"type": "web", "quantity": 2}]}),
+     ("/apps/timely", {"maintenance": True})],
+)  # fmt: skip
+def test_a_change_of_what_has_changed_meanwhile_is_refused(api: Api, path: str, sent: dict[str, Any]) -> None:
+    give_code(api.app_id)
+    tag = api.get(path).headers["ETag"]
+    assert api.patch(path, sent, headers={"If-Match": tag}).status_code == 200
+    answer = api.patch(path, sent, headers={"If-Match": tag})
+    assert (answer.status_code, answer.json["id"]) == (412, "precondition_failed")
+    assert_says("changed-meanwhile", answer.json["message"])
+    assert api.patch(path, sent, headers={"If-Match": '"none"'}).status_code == 412
+    for tag in (api.get(path).headers["ETag"], "*"):
+        assert api.patch(path, sent, headers={"If-Match": tag}).status_code == 200
+
+
+def test_if_match_shows_nobody_what_they_may_not_read(api: Api) -> None:
+    tag = api.get("/apps/timely/config-vars").headers["ETag"]
+    assert api.patch("/apps/timely/config-vars", {"A": "1"}, as_="operator", headers={"If-Match": tag}).status_code == 403
+    assert api.get("/apps/timely/config-vars").headers["ETag"] == tag
+
+
 def test_what_may_hold_secrets_is_not_kept_by_caches(api: Api) -> None:
     assert api.post("/oauth/authorizations").headers["Cache-Control"] == "no-store"
     assert "private" in api.get("/apps/timely/config-vars").headers["Cache-Control"]
@@ -90,18 +118,6 @@ def test_a_list_takes_as_many_queries_for_many_as_for_one(api: Api, path: str) -
     assert queries() == few
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=40),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=6,
-)
-_FIELDS = (
-    "name region stack maintenance build_stack updates type quantity size dyno_size hostname release slug description command "
-    "attach env time_to_live force_no_tty user permissions public_key scope expires_in lines tail source dyno source_blob "
-    "buildpacks password email A"
-).split()
-_WORTH = _JSON | st.sampled_from(["timely", "web", "v1", "+1", "true", "~", "\x00", "a" * 300, 2**70, -1])
-_BODIES = st.dictionaries(st.sampled_from(_FIELDS), _WORTH, max_size=4)
 _SEGMENTS = st.text(max_size=12) | st.sampled_from(["timely", "web", "web.1", "v1", "1", "~", "none", "%00", "9" * 30])
 _LINE = "".join(c for c in string.printable if c not in "\n\r\x0b\x0c")
 _RANGES = st.text(_LINE, max_size=40) | st.builds(
@@ -122,7 +138,7 @@ def test_no_input_makes_it_crash(api: Api, resource: Resource) -> None:
 
 def _try(api: Api, operation: Operation) -> None:
     @settings(
-        max_examples=4, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=int(os.environ.get("DAVIT_TEST_REQUESTS", "4")), derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     @given(data=st.data())
     def no_input_makes_it_crash(data: st.DataObject) -> None:
@@ -139,7 +155,8 @@ def _ask(api: Api, operation: Operation, data: st.DataObject) -> None:
     path = re.sub(r"<[^>]+>", lambda match: urllib.parse.quote(data.draw(_SEGMENTS), safe=""), filled)
     options: dict[str, Any] = {"headers": {"Range": data.draw(_RANGES)}} if data.draw(st.booleans()) else {}
     who = data.draw(st.sampled_from(["owner", "admin", "viewer"]))
-    answer = api.call(operation.method, path, data.draw(_BODIES), as_=who, **options)
+    sent = data.draw(published.bodies(published.link_of(operation)))
+    answer = api.call(operation.method, path, sent, as_=who, **options)
     if answer.status_code >= 500:
         assert answer.json["id"] in ("unavailable", "not_implemented", "too_many_streams"), (operation, path, answer.text)
     answer.close()
@@ -153,13 +170,23 @@ def test_no_bytes_make_the_body_parser_crash(raw: bytes) -> None:
         assert error.status == 400
 
 
-@given(_JSON)
-def test_no_json_makes_the_field_readers_crash(value: Any) -> None:
-    fields = body.Body({"x": json.loads(json.dumps(value))})
-    readers: list[Any] = [fields.text, fields.need, fields.flag, fields.items, fields.objects, fields.texts, fields.reference]
-    for read in readers:
+_KINDS: list[fields.Field] = [
+    fields.Text(), fields.Text(needed=True, most=3), fields.Flag(), fields.Whole(least=1, most=9), fields.Count(), fields.Texts(),
+    fields.Reference(), fields.Reference(number=True), fields.Items(of=fields.Reference(), most=2), fields.Setting(),
+    fields.Object(fields=fields.Fields(id=fields.Text(needed=True)), short=True), fields.Items(of=fields.Object(fields=fields.NONE)),
+]  # fmt: skip
+
+
+@given(published.JUNK)
+def test_no_json_makes_a_field_crash_and_what_is_taken_is_what_was_published(value: Any) -> None:
+    sent = json.loads(json.dumps(value))
+    for kind in _KINDS:
+        declared = fields.Fields(x=kind)
+        said = jsonschema.Draft4Validator(declared.schema())
         try:
-            read("x")
+            declared.read({"x": sent})
         except DavitError as error:
             assert error.status == 422
             assert "x" in error.message
+        else:
+            assert isinstance(kind, fields.Count) or said.is_valid({"x": sent} if sent is not None else {}), (kind, sent)

@@ -1,35 +1,21 @@
-"""What is answered has the shape of the public schema: every property there, each of its type.
+"""What is answered has the shape of the public schema, and /schema says what is served.
 
-``platform-schema.json`` holds the definitions of the resources that are served, resolved, from the MIT-licensed schema of
-the Platform API (its two patterns for Heroku's own host names left out, and the list of Amazon's regions).
+Each call of each test of the API is held against both; see :mod:`tests.api.published`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import jsonschema
 import pytest
 
-from api import schema
+from api import schema, shapes
+from api.routing import Operation
 from api.web import operations
 from tests.api.conftest import Api, give_code
-
-SCHEMA = json.loads((Path(__file__).parent / "platform-schema.json").read_text())
-
-
-def assert_shaped(value: Any, name: str) -> None:
-    definition = SCHEMA[name]
-    jsonschema.Draft4Validator(definition, format_checker=jsonschema.FormatChecker(["uuid"])).validate(value)
-    if definition.get("properties"):
-        assert set(value) >= set(definition["properties"]), set(definition["properties"]) - set(value)
-        for key, inner in definition["properties"].items():
-            if isinstance(value[key], dict) and inner.get("properties"):
-                assert set(value[key]) >= set(inner["properties"]), (key, set(inner["properties"]) - set(value[key]))
+from tests.api.published import PLATFORM, assert_shaped, link_of, links
 
 
 def _dyno(api: Api) -> None:
@@ -111,25 +97,33 @@ def test_what_is_created_has_the_public_shape(lived_in: Api) -> None:
     assert_shaped(api.get(f"/apps/timely/slugs/{slug}").json, "slug")
 
 
-def _links(schema: Any) -> list[Any]:
-    return [link for one in schema["definitions"].values() for link in one["links"]]
-
-
 def test_the_schema_lists_what_is_served_and_nothing_else(api: Api) -> None:
-    links = _links(api.get("/schema", as_=None).json)
-    listed = {(link["method"], link["href"]) for link in links}
+    shown = api.get("/schema", as_=None).json
+    every = [link for one in shown["definitions"].values() for link in one["links"]]
+    listed = {(link["method"], link["href"]) for link in every}
     served = {
         (method, schema.href(rule.rule)) for rule in api.flask.url_map.iter_rules() for method in rule.methods - {"HEAD", "OPTIONS"}
     }
-    assert listed == served
-    assert len(links) == len(listed), "an endpoint is served twice"
-    assert all(link["description"] and link["title"] and link["rel"] for link in links)
-
-
-def test_the_schema_is_a_hyper_schema_whose_places_lead_somewhere(api: Api) -> None:
-    shown = api.get("/schema", as_=None).json
+    assert listed == served == set(links())
+    assert len(every) == len(listed), "an endpoint is served twice"
+    assert all(link["description"] and link["title"] and link["rel"] for link in every)
     jsonschema.Draft4Validator.check_schema(shown)
-    for link in _links(shown):
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda one: f"{one.method} {one.path}")
+def test_every_link_says_what_it_takes_and_what_it_gives(operation: Operation) -> None:
+    link = link_of(operation)
+    jsonschema.Draft4Validator.check_schema(link["targetSchema"])
+    assert link["targetSchema"] and link["mediaType"]
+    if operation.method not in ("GET", "DELETE") and not operation.raw:
+        jsonschema.Draft4Validator.check_schema(link["schema"])
+        assert link["schema"]["type"] == ["object"]
+        assert set(link["schema"].get("properties", {})) == set(operation.takes.known)
+
+
+def test_places_in_a_path_lead_somewhere(api: Api) -> None:
+    shown = api.get("/schema", as_=None).json
+    for link in links().values():
         for place in re.findall(r"\{\((.+?)\)\}", link["href"]):
             assert unquote(place).startswith("#/"), place
             value = shown
@@ -142,7 +136,34 @@ def test_the_schema_is_a_hyper_schema_whose_places_lead_somewhere(api: Api) -> N
 
 
 def test_the_schema_names_its_resources_as_the_public_one_does(api: Api) -> None:
-    named = {name for name, one in api.get("/schema", as_=None).json["definitions"].items() if one["links"]}
-    assert set(SCHEMA) <= named, set(SCHEMA) - named
-    links = {link["title"] for link in api.get("/schema", as_=None).json["definitions"]["app"]["links"]}
-    assert {"Create", "Delete", "Info", "List", "Update"} <= links
+    shown = api.get("/schema", as_=None).json["definitions"]
+    named = {name for name, one in shown.items() if one["links"]}
+    assert set(PLATFORM) <= named, set(PLATFORM) - named
+    assert {"Create", "Delete", "Info", "List", "Update"} <= {link["title"] for link in shown["app"]["links"]}
+
+
+@pytest.mark.parametrize("shape", list(shapes.resources()), ids=lambda shape: shape.name)
+def test_a_resource_has_every_property_that_the_public_schema_gives_it(shape: shapes.Shape) -> None:
+    public = PLATFORM.get(shape.name, {}).get("properties", {})
+    assert set(public) <= set(shape.schema.get("properties", {}))
+    for name, inner in public.items():
+        ours = shape.schema["properties"][name]
+        if inner.get("properties") and ours.get("properties"):
+            assert set(inner["properties"]) <= set(ours["properties"]), name
+
+
+def test_an_answer_with_a_property_more_or_less_or_of_another_type_is_noticed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from api import serialize
+
+    right = serialize.region()
+    for wrong in ({**right, "more": 1}, {**right, "name": 5}, {name: value for name, value in right.items() if name != "locale"}):
+        monkeypatch.setattr(serialize, "region", lambda wrong=wrong: wrong)
+        with pytest.raises(AssertionError, match="/regions"):
+            api.get("/regions")
+
+
+def test_what_the_schema_says_of_a_request_is_what_is_checked(api: Api) -> None:
+    said = link_of(next(one for one in operations() if (one.method, one.path) == ("POST", "/apps/<app>/domains")))["schema"]
+    assert said["required"] == ["hostname"] and said["properties"]["hostname"]["maxLength"] == 300
+    assert api.post("/apps/timely/domains", {"hostname": "x" * 301}).json["message"] == "Field hostname must have at most 300 characters."
+    assert api.post("/apps/timely/domains", {}).json["message"] == "Field hostname is required."

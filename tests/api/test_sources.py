@@ -146,3 +146,17 @@ def test_who_may_only_look_gets_neither_the_code_nor_a_way_to_replace_it(api: Ap
     seen = api.get(f"/apps/timely/builds/{elsewhere['id']}", as_="viewer").json
     assert seen["source_blob"]["url"] == "https://example.com/a.tgz"
     assert api.get(f"/apps/timely/builds/{elsewhere['id']}", as_="deployer").json["source_blob"]["url"].startswith("https://user:")
+
+
+def test_the_urls_of_an_apps_source_end_with_the_right_to_deploy_it(api: Api) -> None:
+    blob = api.post("/apps/timely/sources", {}, as_="deployer").json["source_blob"]
+    assert api.put(urlsplit(blob["put_url"]).path, data=tarball(), as_=None).status_code == 200
+    made = api.post("/apps/timely/builds", {"source_blob": {"url": blob["get_url"]}}, as_="deployer").json
+    shown = made["source_blob"]["url"]
+    for url in (blob["get_url"], shown):
+        assert api.get(urlsplit(url).path, as_=None).status_code == 200
+    assert api.delete("/apps/timely/collaborators/deployer@example.com").status_code == 200
+    for url in (blob["get_url"], shown):
+        assert api.get(urlsplit(url).path, as_=None).status_code == 404
+    assert api.put(urlsplit(blob["put_url"]).path, data=tarball(), as_=None).status_code == 404
+    assert _ask(api, url=blob["get_url"]).status_code in (404, 422), "nor is it built by anybody's order"

@@ -105,6 +105,16 @@ def test_bytes_that_make_no_sense_end_their_connection_and_nothing_else(davit: D
     assert _owner(davit).get("/")["name"] == "davit"
 
 
+def test_what_cannot_be_read_is_logged_without_what_was_sent(davit: Davit) -> None:
+    for sent in (b"GET /streams/logs/sesame two words HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nAuthorization sesame\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", _port(davit)), 30) as line:
+            line.sendall(sent)
+            assert line.recv(100).startswith(b"HTTP/1.1 400")
+    log = davit.work / "gunicorn.log"
+    wait_until(lambda: log.read_text().count("it cannot be read as HTTP") >= 2, "both in the log")
+    assert "sesame" not in log.read_text()
+
+
 def test_more_silent_and_half_done_clients_than_there_are_threads_keep_nobody_waiting(davit: Davit) -> None:
     with contextlib.ExitStack() as stack:
         for said in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nHost:") * 14:  # the server has 16 threads
