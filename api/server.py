@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foundation import journal
+from foundation.settings import settings
 
 sendfile = False
 """Half of the connections are in TLS, where the kernel cannot send a file by itself."""
@@ -19,3 +20,7 @@ def post_worker_init(worker: Any) -> None:
     door.tls()
     streams.working = lambda: bool(worker.alive)
     deliveries.Deliverer(streams.working).start()
+    if address := settings().exec:
+        from api import tunnel
+
+        tunnel.serve(address)

@@ -66,6 +66,9 @@ class Settings:
     https: Address | None = _setting("DAVIT_HTTPS", None, "the router's HTTPS address; off when unset")
     api: Address = _setting("DAVIT_API", "127.0.0.1:5000", "the web process: API, git over HTTP")
     ssh: Address = _setting("DAVIT_SSH", "127.0.0.1:2222", "git over SSH")
+    exec: Address | None = _setting(
+        "DAVIT_EXEC", None, "where `heroku ps:exec` finds SSH: 127.0.0.2:80, say (it knows no port but 80); off when unset"
+    )
     database_url: str = _setting("DATABASE_URL", None, "the database; SQLite under DAVIT_HOME when unset, or postgresql://…")
     redis_url: str | None = _setting("REDIS_URL", None, "Redis; an own redis-server under DAVIT_HOME when unset, or redis://…")
     slugs: str = _setting("DAVIT_SLUGS", "file", "where slugs are kept: `file` is a directory under DAVIT_HOME")
@@ -188,7 +191,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     names = {f.name: f.metadata["variable"] for f in fields(Settings)}
     home = _absolute("DAVIT_HOME", raw["home"] or "")
     values: dict[str, Any] = dict(raw, home=home)
-    for name in ("http", "https", "api", "ssh"):
+    for name in ("http", "https", "api", "ssh", "exec"):
         values[name] = _address(names[name], raw[name]) if raw[name] else None
     for name in _NUMBERS:
         values[name] = _number(names[name], raw[name] or "")

@@ -202,6 +202,7 @@ def check_ports(settings: Settings) -> Iterator[Point]:
         ("DAVIT_HTTPS", settings.https, proxied),
         ("DAVIT_API", settings.api, "web" in running),
         ("DAVIT_SSH", settings.ssh, "ssh" in running),
+        ("DAVIT_EXEC", settings.exec, "web" in running),
     ):
         if address is not None:
             yield Point(variable, "ok", f"{address} is Davit's") if ours else _port(variable, address)

@@ -208,3 +208,10 @@ def test_answers_are_compressed_for_who_takes_that(api: Api) -> None:
 
     assert gzip.decompress(squeezed.data) == plain.data
     assert "Content-Encoding" not in api.get("/account/rate-limits", headers={"Accept-Encoding": "gzip"}).headers
+
+
+@pytest.mark.row("exec-nowhere")
+def test_an_exec_where_there_is_no_ssh(api: Api) -> None:
+    answer = api.put("/api/v2/web.1", {"client_key": "ssh-rsa AAAA"}, as_=None, auth=("timely", api.people.owner))
+    _refused(answer, "exec-nowhere", 501)
+    assert api.get("/api/v2", as_=None, auth=("timely", api.people.owner)).json == []

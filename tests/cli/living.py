@@ -179,13 +179,14 @@ class Davit:
 
 
 @contextmanager
-def serving(home: Path, work: Path, redis_url: str) -> Iterator[Davit]:
-    """A Davit in ``home`` that answers; this process's settings must already be those of ``home``."""
+def serving(home: Path, work: Path, redis_url: str, **extra: str) -> Iterator[Davit]:
+    """A Davit in ``home`` that answers, with ``extra`` variables; this process's settings must already be those of ``home``."""
     vault.ensure_keys()
     (home / "run").mkdir(exist_ok=True)
     with db.transaction() as session:
         accounts.ensure_owner(session)
     davit = Davit(home, free_port(), work, redis_url)
+    davit.env |= extra
     runtime = Neighbour(home / "run" / "runtime.sock", davit.processes.handlers())
     try:
         davit.start()
