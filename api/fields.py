@@ -33,6 +33,11 @@ class Field:
 
     needed: bool = False
 
+    @property
+    def first(self) -> str:
+        """The way to the first field in it that must be there, when it is missing itself."""
+        return ""
+
     def read(self, value: Any, where: str) -> Any:
         """The value as views take it.
 
@@ -186,6 +191,10 @@ class Object(Field):
     fields: Fields
     short: bool = False
 
+    @property
+    def first(self) -> str:
+        return next((f".{name}{field.first}" for name, field in self.fields.known.items() if field.needed), "")
+
     def read(self, value: Any, where: str) -> Body:
         if self.short and isinstance(value, str):
             value = {"id": value}
@@ -232,7 +241,7 @@ class Fields:
             if value is not None:
                 read[name] = field.read(value, f"{where}{name}")
             elif field.needed:
-                _refuse(f"{where}{name}", "is required")
+                _refuse(f"{where}{name}{field.first}", "is required")
         if self.rest is not None:
             read |= {name: self.rest.read(values[name], f"{where}{name}") for name in values if name not in self.known}
         return Body(values, read, known=None if self.rest else frozenset(self.known))

@@ -17,9 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from runtime import children
 from tests.leftovers import leftovers_of
+
+hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy")  # how fast examples are drawn says how busy the machine is, not whether something holds
 
 POSTGRES_PORT = 5432
 """Only names the socket file: the private cluster listens on no TCP address."""

@@ -17,7 +17,7 @@ from state import formation
 resource = Resource("figures", reads="read", writes="write")
 
 _LINES = shapes.by_name(shapes.things(shapes.maybe(shapes.NUMBER)))
-_SPAN = {"type": shapes.TEXT, "start_time": shapes.AT, "step": shapes.WHOLE, "quota": shapes.maybe(shapes.NUMBER)}
+_SPAN = {"type": shapes.TEXT, "start_time": shapes.AT, "step": shapes.NUMBER, "quota": shapes.maybe(shapes.NUMBER)}
 _MEASURED = ("requests_per_second", "responses_per_second", "response_seconds", "memory_bytes", "cpu_cores", "restarts")
 _NOTHING = {"type": shapes.TEXT, "start_time": shapes.NULL, "step": shapes.NULL, "quota": shapes.NULL}
 _FIGURES = shapes.plain({"anyOf": [shapes.thing({**_SPAN, **dict.fromkeys(_MEASURED, _LINES)}), shapes.thing(_NOTHING)]})

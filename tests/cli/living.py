@@ -121,11 +121,13 @@ class Davit:
 
     Attributes:
         work: where commands run.
+        log: what its web process has logged.
         env: their environment.
     """
 
     def __init__(self, home: Path, port: int, work: Path, redis_url: str) -> None:
         self.home, self.work = home, work
+        self.log = work / "gunicorn.log"
         self.url = f"http://127.0.0.1:{port}"
         self.processes = Processes()
         self.server: subprocess.Popen[bytes]
@@ -139,10 +141,10 @@ class Davit:
         self.server = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "16", "--bind", self.env["DAVIT_API"],
              "--no-control-socket", "--graceful-timeout", "5", "--config", "python:api.server", "app:app"],
-            cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL, stderr=(self.work / "gunicorn.log").open("ab"), start_new_session=True,
+            cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL, stderr=self.log.open("ab"), start_new_session=True,
         )  # fmt: skip
         wait_until(self._answers, "gunicorn answering")
-        assert self.server.poll() is None, (self.work / "gunicorn.log").read_text()
+        assert self.server.poll() is None, self.log.read_text()
 
     def _answers(self) -> bool:
         try:
