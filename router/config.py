@@ -130,6 +130,7 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
     sections = [
         _global(frame),
         _defaults(frame),
+        _section("defaults doors from http", ["option abortonclose"]),  # a client that goes while hold.lua has its request
         *(_frontend(frame, one) for one in frame.listeners),
         _inner(frame),
         _elsewhere(frame),
@@ -261,7 +262,7 @@ def _frontend(frame: Frame, listener: Listener) -> str:
     origin = {"X-Forwarded-Proto": "https" if tls else "http", "X-Forwarded-Port": str(listener.port)}
     origin["X-Request-Start"] = "%[var(txn.t)]"
     return _section(
-        f"frontend {'https' if tls else 'http'} from http",
+        f"frontend {'https' if tls else 'http'} from doors",
         [
             f"bind fd@{listener.fd}" + (f" ssl {certificates} alpn h2,http/1.1" if tls else ""),
             f'log-format "{LOG_FORMAT}"',
@@ -309,7 +310,7 @@ def _inner(frame: Frame) -> str:
     """The door for requests that an older generation hands over: what it did is not done again."""
     user = f" user {frame.user}" if frame.user else ""
     return _section(
-        "frontend inner from http",
+        "frontend inner from doors",
         [
             f"bind {frame.jail}/{INNER} mode 600{user} accept-proxy",
             f'log-format "{LOG_FORMAT.replace("%sslv", "%[var(txn.tls)]")}"',
@@ -426,6 +427,8 @@ def _refuse(frame: Frame) -> str:
                 f"http-request set-var(txn.code) str({code}) if {{ var(txn.state) -m str {why} }}"
                 for why, code in _STATES.items()
             ),
+            # who still waits here has gone, and HAProxy has ended its wait
+            "http-request set-var(txn.code) str(H27) if { var(txn.state) -m beg starting asleep }",
             "http-request set-var(txn.code) str(404) if !{ var(txn.code) -m found }",
             *(f"http-request return status {status} {page} if {{ var(txn.code) -m str {status} }}" for status in (404, 405, 417)),
             f"http-request return status 503 {page}",

@@ -27,18 +27,35 @@ local function room(state)
     return tonumber(string.match(state or "", "^starting:(%d+)$") or string.match(state or "", "^asleep:(%d+)$"))
 end
 
+local function leave(slot)
+    total = total - 1
+    held[slot] = held[slot] - 1
+    if held[slot] == 0 then held[slot] = nil end
+end
+
+-- When its client goes, HAProxy drops a waiting request without another word; its place is free once Lua has collected what it left.
+local place = { __gc = function(self) if self.slot then leave(self.slot) end end }
+local refused, swept = 0, 0
+local function sweep()
+    refused = refused + 1
+    if refused % 8 ~= 0 and now() < swept then return end
+    collectgarbage()
+    swept = now() + 0.5
+end
+
 core.register_action("hold", { "http-req" }, function(txn)
     local slot = string.match(txn:get_var("txn.route"), "^[^/]*")
     local state = txn:get_var("txn.state")
     local limit = room(state)
     if limit == nil then return end
-    local waiting = held[slot] or 0
-    if waiting >= limit then
+    if (held[slot] or 0) >= limit then sweep() end
+    if (held[slot] or 0) >= limit then
         txn:set_var("txn.state", "full")
         return
     end
-    held[slot] = waiting + 1
+    held[slot] = (held[slot] or 0) + 1
     total = total + 1
+    local mine = setmetatable({ slot = slot }, place)
     local deadline = now() + patience
     local asked = 0
     repeat
@@ -50,9 +67,8 @@ core.register_action("hold", { "http-req" }, function(txn)
         state = states:lookup(slot)
         if stopping(txn) then state = "elsewhere" end
     until room(state) == nil or now() >= deadline
-    total = total - 1
-    held[slot] = held[slot] - 1
-    if held[slot] == 0 then held[slot] = nil end
+    mine.slot = nil
+    leave(slot)
     if state == nil then
         txn:unset_var("txn.state")
         -- the clock that tells H12 from H13 starts when the request goes on

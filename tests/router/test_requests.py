@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import select
 import socket
+import struct
 import subprocess
 import time
 import uuid
@@ -527,9 +528,9 @@ def test_h10_all_web_dynos_have_crashed(davit: Davit, tiny: Make) -> None:
 
 @pytest.fixture
 def unhurried(home: Path) -> Iterator[Davit]:
-    """A router whose rolling time is far away: what ends before a client's patience does was ended by the first byte's time."""
+    """A router whose times are far away, but for the first byte's: what ends before a client's patience does was not ended by them."""
     made = Davit(home)
-    made.timeouts = replace(IMPATIENT, first_byte=0.5, idle=3600)
+    made.timeouts = replace(IMPATIENT, first_byte=0.5, idle=3600, hold=3600)
     made.router = made._new()
     try:
         made.start()
@@ -770,6 +771,31 @@ def test_h11_the_backlog_is_bounded(davit: Davit, tiny: Make) -> None:
     rows.dynos = [app.dyno()]
     davit.sync("full")
     assert [one.answer().status for one in waiting].count(200) == 50
+
+
+@pytest.mark.parametrize("how", ["reset", "closed"])
+def test_clients_that_have_gone_take_no_place_in_the_backlog(unhurried: Davit, tiny: Make, how: str) -> None:
+    davit, app, name = unhurried, tiny(), f"left-{how}"
+    rows = davit.app(name, app.dyno(state="starting", routed=False))
+
+    def crowd() -> list[Client]:
+        """Sixty clients, of whom fifty wait."""
+        clients = [client(davit, name) for _ in range(60)]
+        for one in clients:
+            one.send()
+        until(lambda: len(select.select([one.socket for one in clients], [], [], 0)[0]) == 10)
+        return clients
+
+    for one in crowd():
+        if how == "reset":
+            one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()
+    until(lambda: sum(one.app_id == f"id-{name}" for one in davit.lines) == 60)
+    assert " status=499 " in davit.log(name, 'at=warning code=H27 desc="Client Request Interrupted"')
+    others = crowd()
+    rows.dynos = [app.dyno()]
+    davit.sync(name)
+    assert [one.answer().status for one in others].count(200) == len(app.seen) == 50
 
 
 def test_an_app_that_is_gone_is_gone_at_once(davit: Davit, tiny: Make) -> None:
