@@ -71,28 +71,42 @@ class Piped:
         sock: one end of a pair; its other end is the SSH session's.
     """
 
-    ready, lingers = True, False
+    ready = True
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.socket.setblocking(False)
         self.pending = bytearray()
         self.status: int | None = None
-        self.gone = threading.Event()
-        self._ended = False
+        self.gone, self.input_over = threading.Event(), threading.Event()
+        self._ended = self._told = False
 
     @property
     def open(self) -> bool:
         """Whether the client is there; that its input has ended does not mean that it has gone."""
         return not self.gone.is_set()
 
+    @property
+    def lingers(self) -> bool:
+        """Whether the client is still to end its input: the heroku command, without a terminal of its own, crashes when the
+        channel is closed before it has sent the 0x04 that ends it.
+        """
+        return self.open and not self._ended
+
     def fileno(self) -> int:
         """For selectors."""
         return self.socket.fileno()
 
     def tick(self) -> Iterator[Order]:
-        """Time brings nothing here."""
-        yield from ()
+        """The end of the input, which is told beside the socket: one that is shut down would be ready to be read for ever."""
+        if self.input_over.is_set() and not self._told:
+            try:
+                self.socket.recv(1, socket.MSG_PEEK)
+            except WAIT:
+                self._told = self._ended = True
+                yield EndOfInput()
+            except OSError:
+                self.gone.set()
 
     def receive(self) -> Iterator[Order]:
         """What was typed."""
@@ -103,10 +117,10 @@ class Piped:
         except OSError:
             data = b""
         if data:
+            self._ended = data.endswith(b"\x04")
             yield Input(data)
-        elif not self._ended:
-            self._ended = True
-            yield EndOfInput()
+        else:
+            self.gone.set()
 
     def output(self, stream: int, data: bytes) -> None:
         """Queue what the command wrote; both streams are one here."""
@@ -246,7 +260,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             await loop.sock_sendall(self._ours, data)
             if self._from_client.qsize() < 16:
                 self._channel.resume_reading()
-        self._ours.shutdown(socket.SHUT_WR)
+        self._peer.input_over.set()
 
     def _attached(self, size: tuple[int, int] | None, term: str | None) -> str:
         """In a thread: run the command, with the client attached to it until it ends; why not, or nothing."""
