@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.errors_page import rows, says
+from router.codes import CODES
+from tests.e2e.errors_page import PAGE, rows, says
 
 
 def test_every_row_is_proven_by_a_test_and_every_test_names_a_row() -> None:
@@ -14,11 +16,17 @@ def test_every_row_is_proven_by_a_test_and_every_test_names_a_row() -> None:
     assert proven == set(rows()), f"no test proves {set(rows()) - proven}; the page lacks {proven - set(rows())}"
 
 
-def _marked() -> Iterator[str]:
-    """The ids in ``@pytest.mark.row(…)`` of all tests; ``row(*TABLE)`` stands for a table's keys."""
+def test_every_code_of_the_router_on_the_page_is_proven_by_a_test() -> None:
+    shown = set(re.findall(r"^\| (H\d\d) \| .* \| \d{3} \| ", PAGE.read_text(), re.MULTILINE))
+    assert shown == set(CODES)
+    assert set(_marked("code")) == shown, f"no test proves {shown - set(_marked('code'))}"
+
+
+def _marked(mark: str = "row") -> Iterator[str]:
+    """The ids in ``@pytest.mark.row(…)`` (or another mark) of all tests; ``row(*TABLE)`` stands for a table's keys."""
     for path in Path(__file__).parents[1].rglob("test_*.py"):
         text = path.read_text()
-        if "mark.row(" not in text:
+        if f"mark.{mark}(" not in text:
             continue
         tree = ast.parse(text)
         tables = {
@@ -27,7 +35,7 @@ def _marked() -> Iterator[str]:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.row":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{mark}":
                 for word in node.args:
                     if isinstance(word, ast.Starred):
                         yield from (ast.literal_eval(key) for key in tables[ast.unparse(word.value)].keys if key is not None)

@@ -521,6 +521,7 @@ def page(davit: Davit, name: str, code: str, path: str = "/", method: str = "GET
     return line
 
 
+@pytest.mark.code("H10")
 def test_h10_all_web_dynos_have_crashed(davit: Davit, tiny: Make) -> None:
     davit.app("h10", tiny().dyno(state="crashed", routed=False))
     page(davit, "h10", "H10")
@@ -539,6 +540,7 @@ def unhurried(home: Path) -> Iterator[Davit]:
         made.close()
 
 
+@pytest.mark.code("H12")
 def test_h12_no_first_byte_in_time(unhurried: Davit, tiny: Make) -> None:
     unhurried.app("h12", tiny().dyno())
     assert "dyno=web.1 " in page(unhurried, "h12", "H12", "/silent")
@@ -563,11 +565,13 @@ def test_h12_is_not_tried_again_at_another_dyno(davit: Davit, tiny: Make) -> Non
     assert len(one.seen) + len(two.seen) == 1
 
 
+@pytest.mark.code("H13")
 def test_h13_closed_without_an_answer(davit: Davit, tiny: Make) -> None:
     davit.app("h13", tiny().dyno())
     page(davit, "h13", "H13", "/close")
 
 
+@pytest.mark.code("H14")
 def test_h14_no_web_dyno_is_wanted(davit: Davit) -> None:
     davit.app("h14", web_quantity=0)
     page(davit, "h14", "H14")
@@ -575,6 +579,7 @@ def test_h14_no_web_dyno_is_wanted(davit: Davit) -> None:
     page(davit, "h14b", "H14")
 
 
+@pytest.mark.code("H15")
 def test_h15_the_answer_stalls(davit: Davit, tiny: Make) -> None:
     davit.app("h15", tiny().dyno())
     with pytest.raises(ConnectionError):
@@ -584,11 +589,13 @@ def test_h15_the_answer_stalls(davit: Davit, tiny: Make) -> None:
     assert 'at=error code=H15 desc="Idle connection"' in line or (davit.router._version >= (3, 0) and "code=H27" in line)
 
 
+@pytest.mark.code("H17")
 def test_h17_no_http(davit: Davit, tiny: Make) -> None:
     davit.app("h17", tiny().dyno())
     page(davit, "h17", "H17", "/garbage")
 
 
+@pytest.mark.code("H18")
 def test_h18_the_answer_breaks_off(davit: Davit, tiny: Make) -> None:
     davit.app("h18", tiny().dyno())
     with pytest.raises(ConnectionError):
@@ -596,6 +603,7 @@ def test_h18_the_answer_breaks_off(davit: Davit, tiny: Make) -> None:
     assert davit.log("h18", "/half").startswith('sock=backend at=error code=H18 desc="Server Request Interrupted"')
 
 
+@pytest.mark.code("H19")
 def test_h19_no_dyno_takes_the_connection(davit: Davit, tiny: Make) -> None:
     full = _full_socket()
     app = tiny()
@@ -621,17 +629,29 @@ def _full_socket():  # type: ignore[no-untyped-def]
     return [listener, *waiting]
 
 
+@pytest.mark.code("H20")
 def test_h20_no_dyno_becomes_ready(davit: Davit, tiny: Make) -> None:
     davit.app("h20", tiny().dyno(state="starting", routed=False))
     page(davit, "h20", "H20")
 
 
+@pytest.mark.code("H21")
 def test_h21_refused_everywhere(davit: Davit, tiny: Make) -> None:
     dead, other = tiny(), tiny()
     davit.app("h21", dead.dyno(1, port=1), other.dyno(2, port=2))
     page(davit, "h21", "H21")
 
 
+@pytest.mark.code("H26")
+@pytest.mark.parametrize("line", ["no header", "Content-Length: many", "Host: a\r\nHost: b", "Bad name: x"])
+def test_h26_what_cannot_be_read(davit: Davit, line: str) -> None:
+    asking = Client(davit.port, "")
+    asking.socket.sendall(f"GET / HTTP/1.1\r\n{line}\r\n\r\n".encode())
+    answer = asking.answer()
+    assert answer.status == CODES["H26"].status  # HAProxy's parser writes a page of its own, whatever errorfile says
+
+
+@pytest.mark.code("H27")
 def test_h27_the_client_goes_away(davit: Davit, tiny: Make) -> None:
     app = tiny()
     davit.app("h27", app.dyno())
@@ -643,6 +663,7 @@ def test_h27_the_client_goes_away(davit: Davit, tiny: Make) -> None:
     assert line.startswith('sock=client at=warning code=H27 desc="Client Request Interrupted"') and " status=499 " in line
 
 
+@pytest.mark.code("H28")
 def test_a_client_that_stalls_is_let_go(davit: Davit, tiny: Make) -> None:
     """Heroku's H28. In HAProxy 2 the server's side runs out of patience first, so that page and log say H12."""
     davit.app("h28", tiny().dyno())
@@ -653,6 +674,7 @@ def test_a_client_that_stalls_is_let_go(davit: Davit, tiny: Make) -> None:
     assert "code=H28" in line or (davit.router._version < (3, 0) and "code=H12" in line)
 
 
+@pytest.mark.code("H80")
 def test_h80_maintenance(davit: Davit, tiny: Make) -> None:
     app = tiny()
     rows = davit.app("h80", app.dyno(), maintenance=True)
@@ -663,6 +685,7 @@ def test_h80_maintenance(davit: Davit, tiny: Make) -> None:
     assert client(davit, "h80").get().status == 200
 
 
+@pytest.mark.code("H81")
 def test_h81_nothing_deployed_yet(davit: Davit) -> None:
     davit.app("h81", process_types=None, web_quantity=0)
     page(davit, "h81", "H81")
@@ -760,6 +783,7 @@ def test_held_requests_learn_that_the_app_crashed(davit: Davit, tiny: Make) -> N
     assert b"H10" in waiting.answer().body
 
 
+@pytest.mark.code("H11")
 def test_h11_the_backlog_is_bounded(davit: Davit, tiny: Make) -> None:
     app = tiny()
     rows = davit.app("full", app.dyno(state="starting", routed=False))
