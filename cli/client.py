@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from foundation.errors import DavitError, Unavailable
 
@@ -180,6 +181,17 @@ def _value(raw: bytes) -> Any:
 def _refusal(answer: http.client.HTTPResponse, path: str) -> ApiError:
     try:
         said = json.loads(answer.read(1 << 20))
-        return ApiError(str(said["message"]), id=str(said["id"]), status=answer.status)
+        return ApiError(_named(str(said["message"]), path), id=str(said["id"]), status=answer.status)
     except (ValueError, KeyError, TypeError):
         return ApiError(f"HTTP error {answer.status} for {path}.", id="http_error", status=answer.status)
+
+
+def _named(message: str, path: str) -> str:
+    """Heroku's sentences do not say which app, release or build was not found; the call's path does."""
+    match = re.fullmatch(r"Couldn't find that (app|release|build)\.", message)
+    _, found, rest = path.partition(f"/{match[1]}s/") if match else ("", "", "")
+    if match is None or not found:
+        return message
+    name = unquote(rest.partition("/")[0].partition("?")[0])
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return f"Couldn't find that {match[1]} ({shown[:60] + '…' if len(shown) > 60 else shown})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -198,9 +199,15 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; a failure is one sentence on standard error and exit status 1."""
+    """Run the command line; a failure is a sentence on standard error and exit status 1, misuse of a command one and 2."""
     try:
-        cli(prog_name="davit")
+        code = cli(prog_name="davit", standalone_mode=False)  # else click says in its own words what is wrong
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        sys.exit(_misused(error))
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+        sys.exit(1)
     except DavitError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(1)
@@ -208,7 +215,22 @@ def main() -> None:
         click.echo(f"Error: {_not_installed(missing)}", err=True)
         sys.exit(1)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written at the end goes nowhere
         sys.exit(141)  # as a shell reports SIGPIPE: the reader had enough
+
+
+def _misused(error: click.ClickException) -> int:
+    """Say what is wrong with the command line and where its help is; the exit status."""
+    from cli.output import warn
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    warn(error.format_message())
+    context = getattr(error, "ctx", None)
+    if context is not None and context.command.get_help_option(context):
+        warn(f"`{context.command_path} --help` shows how it is used.")
+    return error.exit_code
 
 
 def _not_installed(missing: ModuleNotFoundError) -> str:

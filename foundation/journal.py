@@ -34,6 +34,6 @@ def start(process: str, level: int = logging.INFO) -> logging.Logger:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_KeyValue())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("pyroute2", "asyncssh", "rq.worker", "alembic"):
+    for noisy in ("pyroute2", "asyncssh", "rq.worker", "alembic", "dulwich"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return logging.getLogger(process)

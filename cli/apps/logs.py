@@ -19,6 +19,13 @@ from cli.output import command
 from cli.target import Target, on_app
 
 _PREFIX = re.compile(r"^(?P<time>\S+ )(?P<source>[\w-]+\[[^\]]*\]:)")
+_CONTROL = re.compile(
+    r"(?P<colour>\x1b\[[0-9;:]*m)"  # SGR (ECMA-48, 8.3.117): it stays
+    r"|\x1b\[[0-?]*[ -/]*[@-~]?"  # other control sequences
+    r"|\x1b[PX^_\]][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # strings: titles, links, the clipboard
+    r"|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+)
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
 
 
@@ -34,7 +41,7 @@ def logs(app: Target, num: int, tail: bool, source: str | None, dyno: str | None
     session = app.client.post(f"{app.path}/log-sessions", asked)
     if tail:
         follow(app, asked, session)
-    elif _coloured():
+    elif sys.stdout.isatty():
         with app.client.stream(session["logplex_url"]) as answer:
             for raw in answer:
                 _show(raw.decode(errors="replace").rstrip("\n"))
@@ -80,7 +87,15 @@ def _coloured() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
+def harmless(line: str) -> str:
+    """A line of an app's as a terminal may be given it: with its colours, which end with it, and nothing else that steers."""
+    line = _CONTROL.sub(lambda match: match["colour"] or "", line)
+    return line + "\x1b[0m" if "\x1b" in line else line
+
+
 def _show(line: str) -> None:
+    if sys.stdout.isatty():
+        line = harmless(line)
     match = _PREFIX.match(line) if _coloured() else None
     if match:
         colour = _COLOURS[sum(match["source"].encode()) % len(_COLOURS)]

@@ -44,16 +44,38 @@ def test_an_app_lives_from_its_creation_to_its_end(davit: Davit) -> None:
     assert davit("apps:destroy", "-a", "lifetime2", "--confirm", "other", check=False).returncode == 1
     gone = davit("apps:destroy", "-a", "lifetime2", "--confirm", "lifetime2")
     assert gone.stderr.endswith("... done\n")
-    assert davit("info", "-a", "lifetime2", check=False).stderr == " ▸    Couldn't find that app.\n"
+    assert davit("info", "-a", "lifetime2", check=False).stderr == " ▸    Couldn't find that app (lifetime2).\n"
 
 
 def test_failures_are_one_sentence_and_an_exit_status(davit: Davit) -> None:
     missing = davit("ps", "-a", "nothing-here", check=False)
-    assert (missing.returncode, missing.stdout, missing.stderr) == (2, "", " ▸    Couldn't find that app.\n")
+    assert (missing.returncode, missing.stdout, missing.stderr) == (2, "", " ▸    Couldn't find that app (nothing-here).\n")
     unnamed = davit("ps", check=False)
     assert (unnamed.returncode, "-a APP" in unnamed.stderr) == (1, True)
     taken = davit("create", "api", check=False)
     assert (taken.returncode, taken.stderr.splitlines()[0]) == (2, "Creating ⬢ api... !")
+
+
+def test_what_was_not_found_is_named_and_cannot_steer_the_terminal(davit: Davit) -> None:
+    davit("create", "namely")
+    for words, said in (
+        (["releases:info", "v77"], "Couldn't find that release (v77)."),
+        (["builds:info", "no-such"], "Couldn't find that build (no-such)."),
+        (["builds:info", "\x1b[31m" + "x" * 100], f"Couldn't find that build (\ufffd[31m{'x' * 55}…)."),
+    ):
+        assert davit(*words, "-a", "namely", check=False).stderr == f" ▸    {said}\n"
+
+
+def test_misuse_is_told_in_the_same_way(davit: Davit) -> None:
+    for words, said in (
+        (["logs", "-n", "2000"], "2000 is not in the range"), (["lgs"], "Did you mean “logs”?"), (["ps", "--nope"], "--nope"),
+    ):  # fmt: skip
+        done = davit(*words, check=False)
+        assert done.returncode == 2 and said in done.stderr and done.stdout == ""
+        assert all(line.startswith(" ▸    ") for line in done.stderr.splitlines()), done.stderr
+    assert "`davit logs --help`" in davit("logs", "-n", "2000", check=False).stderr
+    assert davit("logs", "--help").stdout.startswith("Usage: davit logs") and davit("--version").stdout
+    assert davit(check=False).stderr.startswith("Usage: davit")
 
 
 def test_a_davit_that_is_down_is_told_with_its_remedy(davit: Davit) -> None:
@@ -295,6 +317,20 @@ def test_logs_show_what_happened(davit: Davit) -> None:
     assert "heroku[router]: at=info" in davit("logs", "-a", "logged", "-s", "heroku").stdout
 
 
+def test_a_log_line_does_not_steer_the_terminal(davit: Davit) -> None:
+    davit("create", "steering")
+    hostile = "a\x1b]0;title\x07b\x1b[2Jc\x1b[31mred\x1bP+q\x1b\\d\x08\x9b1me\tf"
+    _say(davit, "steering", ("app", "web.1", hostile), ("app", "web.1", "end"))
+    for words in (["logs"], ["logs", "--tail"]):
+        terminal = Terminal(davit, *words, "-a", "steering")
+        shown = terminal.expect(b"end\r\n")
+        assert b"abc\x1b[31mredd" in shown and b"e\tf\x1b[0m\r\n" in shown, shown
+        assert not any(control in shown for control in (b"title", b"\x1b[2J", b"\x1bP", b"\x08", b"\x9b")), shown
+        os.kill(terminal.pid, signal.SIGKILL)
+        terminal.status()
+    assert "title" in davit("logs", "-a", "steering").stdout  # a file or another program gets what the app wrote
+
+
 def test_a_tail_shows_new_lines_as_they_come(davit: Davit) -> None:
     davit("create", "tailed")
     with subprocess.Popen(
@@ -373,15 +409,17 @@ class Terminal:
         _resize(self.fd, 33, 101)
         self.seen = b""
 
-    def expect(self, text: bytes) -> None:
-        deadline = time.monotonic() + 20
+    def expect(self, text: bytes) -> bytes:
+        """What it shows until ``text`` comes."""
+        deadline = time.monotonic() + 20 * PATIENCE
         while text not in self.seen:
             assert select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0], self.seen
             try:
                 self.seen += os.read(self.fd, 65536)
             except OSError:
                 pytest.fail(f"ended without {text!r}: {self.seen!r}")
-        self.seen = self.seen.partition(text)[2]
+        shown, ends, self.seen = self.seen.partition(text)
+        return shown + ends
 
     def type(self, text: bytes) -> None:
         os.write(self.fd, text)
