@@ -17,6 +17,7 @@ from sqlalchemy import select
 from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
 from runtime import formation as manager_of_formations
+from runtime import oneoffs as one_off_dynos
 from runtime import records
 from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
@@ -24,6 +25,7 @@ from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
 from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, Build, Dyno, Formation, Release, Slug
+from tests.e2e.errors_page import assert_says
 
 
 class FakeDyno:
@@ -451,6 +453,7 @@ def test_a_worker_that_takes_its_time_to_end_holds_up_no_other(world: World) -> 
     play(world, story)
 
 
+@pytest.mark.row("release-cancelled")
 @pytest.mark.parametrize("when", ["its command runs", "it boots"])
 @pytest.mark.parametrize("what", ["its build is cancelled", "its app is destroyed"])
 def test_a_release_that_is_not_wanted_any_more_ends_at_once(world: World, when: str, what: str) -> None:
@@ -466,8 +469,8 @@ def test_a_release_that_is_not_wanted_any_more_ends_at_once(world: World, when: 
             world.cancel(coming)
             release = await world.settled(coming)
             await until(lambda: world.driver.alive() == ["web.1"] or None, "what came up is gone")
-            said = (release.status, release.failure_kind, release.failure)
-            assert said == ("failed", "cancelled", "The build was cancelled.")
+            assert (release.status, release.failure_kind) == ("failed", "cancelled")
+            assert_says("release-cancelled", release.failure or "")
             assert world.rows() == [("web.1", "up", True)] and world.dynos("up")[0].release_version == 2
         else:
             world.change(apps.destroy)
@@ -477,6 +480,7 @@ def test_a_release_that_is_not_wanted_any_more_ends_at_once(world: World, when: 
     play(world, story)
 
 
+@pytest.mark.row("release-inside")
 def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
@@ -494,7 +498,8 @@ def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World,
         monkeypatch.setattr(world.manager.stacks, "run_image", broken)
         monkeypatch.setattr(manager_of_formations, "TRIES", 2)
         release = await world.settled(world.deploy())
-        assert release.status == "failed" and "Davit itself failed" in (release.failure or "")
+        assert release.status == "failed"
+        assert_says("release-inside", release.failure or "")
         assert world.driver.alive() == ["web.1"]
 
     play(world, story)
@@ -984,6 +989,35 @@ def test_a_one_off_whose_start_cannot_be_written_down_does_not_run_on(world: Wor
         with pytest.raises(DiskFull):
             await one_offs.run(state, state.current, "migrate")
         assert world.driver.alive() == ["web.1"] and [row[0] for row in world.rows()] == ["web.1"]
+
+    play(world, story)
+
+
+@pytest.mark.row("release-timeout")
+def test_a_release_command_has_an_hour(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        one_offs = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
+        state = records.read_app(world.app.id)
+        assert state is not None and state.current is not None
+        monkeypatch.setattr(one_off_dynos, "RELEASE_SECONDS", 0.1)
+        said = await one_offs.run(state, state.current, "migrate")
+        assert said is not None
+        assert_says("release-timeout", said)
+        assert world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
+@pytest.mark.row("release-not-started")
+def test_a_release_command_that_cannot_be_started_says_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        world.manager.release_phase = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
+        world.driver.missing["container"] = "There is no room for a dyno."
+        release = await world.settled(world.deploy(web="serve", release="migrate"))
+        assert release.failure_kind == "release phase failed" and release.failure is not None
+        assert_says("release-not-started", release.failure)
+        assert release.failure.endswith("There is no room for a dyno.")
 
     play(world, story)
 
