@@ -260,6 +260,9 @@ def one_off_dynos(app: App) -> None:
         assert "typed in\n" in heroku.start("run", "--no-tty", "cat", input="typed in\n").stdout
         inside = heroku.start("run:inside", "web.1", "-x", "--", "sh -c 'echo inside $DYNO; exit 5'", check=False)
         assert inside.returncode == 5 and "inside web.1" in inside.stdout, inside
+        LEDGER.note(("run:inside",), None)
+        assert "from web.1" in heroku.start("ps:exec", "--", "echo from $DYNO", timeout=600).stdout
+        assert "web.1" in heroku.start("ps:exec", "--status").stdout
         shell = heroku.terminal("run", "bash", rows=33, columns=77)
         shell.expect("$ ", 90)
         shell.type("stty size; echo $DYNO $GREETING; echo 'the' 'end'\n")
@@ -363,12 +366,27 @@ def features_and_transfers(app: App) -> None:
         assert name in heroku("labs:info", name).out
         heroku("labs:enable", name)
         assert "cannot be switched off" in heroku.refused("labs:disable", name, "--confirm", app.name)
+        metadata = "runtime-dyno-metadata"
+        heroku("labs:enable", metadata)
+        heroku("labs:disable", metadata, "--confirm", app.name)
+        assert not ask(app, f"/features/{metadata}")["enabled"]
         assert f"Initiating transfer of {app.name} to {friend}" in heroku("apps:transfer", friend).err
         with app.davit.client(made["access_token"]["token"]) as client:
             (offer,) = client.get("/account/app-transfers").json()
             client.patch(f"/account/app-transfers/{offer['id']}", json={"state": "accepted"}).raise_for_status()
         assert ask(app)["owner"]["email"] == friend
         assert re.search(rf"Owner: +{re.escape(friend)}", theirs("apps:info").out)
+
+
+def _sign_in(browser: httpx.Client, token: str) -> None:
+    """As a person does, by the dashboard's page."""
+    del browser.headers["Authorization"]
+    browser.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+    page = browser.get("/dashboard/sign-in").text
+    csrf = re.search(r'name="csrf"[^>]*value="([^"]+)"', page)
+    assert csrf, page
+    done = browser.post("/dashboard/sign-in", data={"csrf": csrf[1], "token": token, "to": "/dashboard/"})
+    assert done.status_code in (302, 303), done.text
 
 
 @scene
@@ -392,8 +410,15 @@ def authorizations(app: App) -> None:
         heroku("authorizations:revoke", made["id"])
         with app.davit.client(token[1]) as client:
             assert client.get("/account").status_code == 401
-        heroku("sessions")
         assert "not_found" in heroku.refused("sessions:destroy", made["id"])
+        with app.davit.client("") as browser:
+            _sign_in(browser, app.davit.token)
+            with app.davit.client() as client:
+                (session,) = client.get("/oauth/sessions").raise_for_status().json()
+            assert session["description"] in heroku("sessions").out
+            assert browser.get("/dashboard/account").status_code == 200
+            heroku("sessions:destroy", session["id"])
+            assert browser.get("/dashboard/account").status_code != 200
         assert "not_found" in heroku.refused("authorizations:info", made["id"])
     with Heroku(app.davit, token="not-a-token") as stranger:
         assert "token" in stranger.refused("apps")

@@ -64,6 +64,7 @@ class Davit:
             "DAVIT_HTTP": f"127.0.0.1:{self.http}",
             "DAVIT_API": f"127.0.0.1:{self.api}",
             "DAVIT_SSH": f"127.0.0.1:{self.ssh}",
+            "DAVIT_EXEC": f"127.1.{self.http >> 8}.{self.http & 255}:80",  # heroku knows no other port: an address of its own
             "HOME": str(self.home / "person"),
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
