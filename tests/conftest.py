@@ -26,6 +26,8 @@ from tests.leftovers import leftovers_of
 hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy")  # how fast examples are drawn says how busy the machine is, not whether something holds
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup(1) every program that a test starts would ignore it
+
 POSTGRES_PORT = 5432
 """Only names the socket file: the private cluster listens on no TCP address."""
 
