@@ -115,6 +115,11 @@ def test_a_checkout_without_its_python_says_what_to_do(tmp_path: Path) -> None:
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert_says("not-set-up", refused.stderr)
     assert f"in {tmp_path}" in refused.stderr
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)  # as an interrupted set-up leaves it
+    (tmp_path / "cli").symlink_to(CHECKOUT / "cli")
+    refused = subprocess.run([tmp_path / "linked", "up"], capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert_says("not-set-up", refused.stderr)
 
 
 @pytest.mark.row("package-not-installed")
