@@ -57,7 +57,7 @@ def tell_of_wait(build_id: str) -> None:
         if build is None or build.status != "pending":
             return
         first = builds.ahead(session, build) if build.phase == "waiting" else None
-        taken = builds.at_work(session, build)
+        taken = builds.at_work(session, build) if first is None else 0
     slots = settings().build_slots
     if first is not None:
         what = (first.commit or first.source_version or "source")[:8]

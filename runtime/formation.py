@@ -201,8 +201,6 @@ class AppManager:
                 if state is None or state.app.destroying:
                     await self._destroy(state)
                     return
-            except asyncio.CancelledError:
-                raise
             except Exception:
                 log.exception("managing an app failed; it is tried again", extra={"app_id": self.app_id})
                 await asyncio.sleep(1)
@@ -268,8 +266,6 @@ class AppManager:
         """Release phase, boot beside the old, switch; or fail and leave all as it was."""
         try:
             await self._rise_or_fail(rise)
-        except asyncio.CancelledError:
-            raise
         except Exception:
             log.exception("bringing a release up failed; it is tried again", extra={"app_id": self.app_id})
             await asyncio.sleep(1)
@@ -284,15 +280,14 @@ class AppManager:
             release = await asyncio.to_thread(records.begin_release, rise.release_id, self.stacks.version())
             if release is None:
                 return
+            new = []
             if release.slug is not None:
                 await self._run_release_phase(rise, release)
-            new = await self._boot(rise, release) if release.slug is not None else []
+                new = await self._boot(rise, release)
             async with self._turn:
                 rise.check()
                 await self._go_live(release, new)
                 self._rise = None  # before anybody else has the turn: its dynos are the current release's now
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             failed = self._failure(rise, error)
             if failed is None:
@@ -432,7 +427,7 @@ class AppManager:
 
     def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
         """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
-        asked = [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
+        asked = _restarts(state, wanted)
         return [
             name
             for name, attempt in self._attempts.items()
@@ -463,8 +458,6 @@ class AppManager:
     ) -> None:
         try:
             await self._renew(attempt, state, release, wanted, name, leaving)
-        except asyncio.CancelledError:
-            raise
         except Exception:
             log.exception("starting a dyno failed; it is tried again", extra={"app_id": self.app_id, "dyno": name})
             self.not_before[name] = time.monotonic() + 1
@@ -554,7 +547,7 @@ class AppManager:
         await asyncio.to_thread(records.remove, rows)
 
     def _stale(self, life: DynoLife, state: AppState, release: Release, wanted: Wanted) -> bool:
-        asked = [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
+        asked = _restarts(state, wanted)
         return (
             life.row.release_id != release.id
             or life.row.size != wanted.size.name
@@ -872,6 +865,11 @@ class ReleasePhaseFailed(DavitError):
     """The release command ended badly."""
 
     id, status = "release_phase_failed", 422
+
+
+def _restarts(state: AppState, wanted: Wanted) -> list[datetime]:
+    """When somebody asked for the process type to be started over."""
+    return [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
 
 
 def _shape(life: DynoLife) -> tuple[str, str]:

@@ -410,13 +410,18 @@ def test_a_crash_while_the_next_release_boots_is_looked_after(world: World) -> N
     play(world, story)
 
 
+async def stuck(world: World) -> None:
+    """The app's dyno has crashed, and the next one does not get up for a minute; any after that would."""
+    await world.settled(world.deploy())
+    world.driver.behaviour = "never listens"
+    world.driver.dynos[0].end(1)
+    await until(lambda: len(world.driver.dynos) == 2 or None, "it starts again")
+    world.driver.behaviour = "serves"
+
+
 def test_a_new_release_does_not_wait_for_a_dyno_that_does_not_come_up(world: World) -> None:
     async def story() -> None:
-        await world.settled(world.deploy())
-        world.driver.behaviour = "never listens"
-        world.driver.dynos[0].end(1)
-        await until(lambda: len(world.driver.dynos) == 2 or None, "it starts again, and does not get up for a minute")
-        world.driver.behaviour = "serves"
+        await stuck(world)
         world.change(config.change, {"MEND": "1"})
         await until(lambda: world.rows() == [("web.1", "up", True)] or None, "the mended one serves")
         assert world.dynos("up")[0].release_version == 3 and world.driver.alive() == ["web.1"]
@@ -426,11 +431,7 @@ def test_a_new_release_does_not_wait_for_a_dyno_that_does_not_come_up(world: Wor
 
 def test_a_restart_does_not_wait_for_a_dyno_that_does_not_come_up(world: World) -> None:
     async def story() -> None:
-        await world.settled(world.deploy())
-        world.driver.behaviour = "never listens"
-        world.driver.dynos[0].end(1)
-        await until(lambda: len(world.driver.dynos) == 2 or None, "it starts again, and does not get up for a minute")
-        world.driver.behaviour = "serves"
+        await stuck(world)
         world.change(formation.restart)
         await until(lambda: world.rows() == [("web.1", "up", True)] or None, "started once more")
         assert world.driver.alive() == ["web.1"] and len(world.driver.dynos) == 3
