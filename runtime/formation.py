@@ -353,9 +353,9 @@ class AppManager:
         await self._give_up(self._attempts)
         if release.slug is not None:
             old = [life for life in self._present("web") if life.row.release_id != release.id]
-            await self._switch([life for life in new if life.exit is None], old)
             self.crashes.clear()
             self.not_before.clear()
+            await self._switch([life for life in new if life.exit is None], old)
         await asyncio.to_thread(records.succeed, release.id)
 
     async def _give_up(self, names: Iterable[str]) -> None:
@@ -810,7 +810,8 @@ class AppManager:
 
     async def _crashed(self, life: DynoLife) -> None:
         applog.say(self.app_id, life.name, "State changed from up to crashed")
-        if self._rise is not None and life.row.release_id == self._rise.release_id:  # nobody was served by it yet
+        if self._rise is not None and life.row.release_id == self._rise.release_id and not life.row.routed:
+            # nobody was served by it yet
             self.lives.pop(life.id, None)
             await self._forget_after(life.stop(grace=0))
             return

@@ -410,6 +410,25 @@ def test_a_crash_while_the_next_release_boots_is_looked_after(world: World) -> N
     play(world, story)
 
 
+def test_a_dyno_that_crashes_while_its_release_goes_live_has_crashed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        sync = world.router.sync
+
+        async def sync_and_crash(app_id: str) -> None:
+            await sync(app_id)
+            monkeypatch.setattr(world.router, "sync", sync)
+            world.driver.dynos[1].end(5)
+            await until(lambda: ("web.1", "up", True) not in world.rows(), "its end is noticed")
+
+        monkeypatch.setattr(world.router, "sync", sync_and_crash)
+        await world.settled(world.deploy())
+        await until(lambda: world.rows() == [("web.1", "up", True)], "it is up again")
+        assert world.crashes() == [("web.1", 5, None)]
+
+    play(world, story)
+
+
 async def stuck(world: World) -> None:
     """The app's dyno has crashed, and the next one does not get up for a minute; any after that would."""
     await world.settled(world.deploy())
