@@ -23,6 +23,7 @@ from pathlib import Path
 from logs import collector, stream
 from logs.lines import Splitter
 from logs.resp import Client
+from logs.window import key
 
 ROOT = Path(__file__).parents[1]
 LINE = b'10.0.0.1 - - [23/Nov/2026:16:00:00 +0000] "GET /items/%06d HTTP/1.1" 200 1042 "-" "curl/8.5.0"\n'
@@ -58,9 +59,9 @@ class Bench:
 
     def added(self, app_id: str) -> int:
         """Lines that ever reached the app's window."""
-        if not self.client.execute_command("EXISTS", stream.key(app_id)):
+        if not self.client.execute_command("EXISTS", key(app_id)):
             return 0
-        answer = self.client.execute_command("XINFO", "STREAM", stream.key(app_id))
+        answer = self.client.execute_command("XINFO", "STREAM", key(app_id))
         return int(answer[answer.index(b"entries-added") + 1])
 
     def close(self) -> None:

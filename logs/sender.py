@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ BYTES = 16 << 20
 """Bytes of all apps that wait at the most."""
 _OVERHEAD = 48  # bytes that Python adds to each line
 BATCH = 500
+SOME = 100
+"""Lines of one app after which its window is trimmed."""
 _LINGER = 30.0
 """Seconds after which an idle thread ends; a new one starts when it is wanted."""
 _RETRY = (0.1, 2.0)
@@ -55,6 +57,7 @@ class Sender:
         redis: a blocking client.
         append: composes the command that appends a line: ``append(app_id, packed line)``.
         overflow: composes the packed line that tells of loss: ``overflow(count, since in seconds since the epoch)``.
+        trim: composes the command that takes away what is too old of an app's lines: ``trim(app_id)``.
 
     Attributes:
         away: the last attempt failed.
@@ -66,12 +69,14 @@ class Sender:
         redis: Redis,
         append: Callable[[str, bytes], Sequence[Any]],
         overflow: Callable[[int, float], bytes],
+        trim: Callable[[str], Sequence[Any]],
     ) -> None:
-        self._redis, self._append, self._overflow = redis, append, overflow
+        self._redis, self._append, self._overflow, self._trim = redis, append, overflow, trim
         self._changed = threading.Condition()
         self._waiting: dict[str, deque[bytes]] = {}
         self._bytes = 0
         self._lost: dict[str, tuple[int, float]] = {}
+        self._untrimmed: Counter[str] = Counter()
         self._accepted = self._settled = 0
         self._thread: threading.Thread | None = None
         self.away = False
@@ -152,6 +157,10 @@ class Sender:
             pipeline = self._redis.pipeline(transaction=False)
             for app_id, line in batch:
                 pipeline.execute_command(*self._append(app_id, line))
+            self._untrimmed.update(app_id for app_id, _ in batch)
+            for app_id in {app_id for app_id, _ in batch if self._untrimmed[app_id] >= SOME}:
+                pipeline.execute_command(*self._trim(app_id))
+                del self._untrimmed[app_id]
             answers = pipeline.execute(raise_on_error=False)
             refusals = [answer for answer in answers if isinstance(answer, Exception)]
             if refusals and (_starting(refusals[0])):

@@ -1,4 +1,4 @@
-"""An app's recent lines: one Redis stream per app, ``logs:APP_ID``, the newest 1,500 lines.
+"""An app's recent lines, 1,500 of them: a Redis stream per app, and beside it what :mod:`logs.window` keeps for quiet sources.
 
     emit(redis, app.id, [Line(now(), "heroku", "web.1", "State changed from starting to up")])
     for id, line in recent(redis, app.id, 100, dyno="web"): print(format_line(line))
@@ -21,9 +21,7 @@ from foundation.errors import Unavailable
 from logs import lines as safe
 from logs.resp import Client
 from logs.sender import Redis, Sender
-
-WINDOW = 1500
-"""Lines per app that are kept (Redis trims whole nodes: up to 100 more may be there, never shown)."""
+from logs.window import BACKSTOP, RESERVE, SHARES, WINDOW, aside, fair, key, share, trim
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -72,11 +70,6 @@ def matches(line: Line, source: str | None = None, dyno: str | None = None) -> b
     return not dyno or line.process == dyno or ("." not in dyno and line.process.startswith(dyno + "."))
 
 
-def key(app_id: str) -> str:
-    """The app's stream."""
-    return f"logs:{app_id}"
-
-
 # Writing
 
 
@@ -86,8 +79,8 @@ def pack(at: int, source: str, process: str, text: bytes) -> bytes:
 
 
 def append(app_id: str, packed: bytes) -> tuple[object, ...]:
-    """The Redis command that adds a packed line and trims the window."""
-    return ("XADD", key(app_id), "MAXLEN", "~", WINDOW, "*", _FIELD, packed)
+    """The Redis command that adds a packed line."""
+    return ("XADD", key(app_id), "MAXLEN", "~", BACKSTOP, "*", _FIELD, packed)
 
 
 def overflow(count: int, since: float) -> bytes:
@@ -110,7 +103,7 @@ def sender(redis: Redis) -> Sender:
     with _lock:
         found = _senders.get(redis)
         if found is None:
-            found = _senders[redis] = Sender(redis, append, overflow)
+            found = _senders[redis] = Sender(redis, append, overflow, trim)
         return found
 
 
@@ -148,7 +141,7 @@ def forget(redis: Redis, app_id: str) -> None:
     Raises:
         Unavailable: Redis cannot be reached.
     """
-    _ask(redis, "DEL", key(app_id))
+    _ask(redis, "DEL", key(app_id), *aside(app_id))
 
 
 def _after_fork() -> None:
@@ -171,7 +164,7 @@ atexit.register(_at_exit)
 def recent(
     redis: Redis, app_id: str, lines: int = 100, source: str | None = None, dyno: str | None = None
 ) -> list[tuple[str, Line]]:
-    """The last ``lines`` lines that pass the filters, oldest first, each with its id.
+    """The last ``lines`` lines of the window that pass the filters, oldest first, each with its id.
 
     Raises:
         Unavailable: Redis cannot be reached.
@@ -179,9 +172,22 @@ def recent(
     wanted = max(0, min(lines, WINDOW))
     if not wanted:
         return []
-    count = WINDOW if source or dyno else wanted
-    found = _entries(_ask(redis, "XREVRANGE", key(app_id), "+", "-", "COUNT", count))
-    return [(id, line) for id, line in found if matches(line, source, dyno)][:wanted][::-1]
+    if not (source or dyno) and wanted <= WINDOW - len(SHARES) * RESERVE:  # the newest, whatever they are
+        return _entries(_ask(redis, "XREVRANGE", key(app_id), "+", "-", "COUNT", wanted))[::-1]
+    window = fair(_kept(redis, app_id), lambda entry: share(entry[1].source, entry[1].process))
+    return [(id, line) for id, line in window if matches(line, source, dyno)][-wanted:]
+
+
+def _kept(redis: Redis, app_id: str, after: str = "") -> list[tuple[str, Line]]:
+    """All lines that are there, or those after the id ``after``, oldest first.
+
+    The newest are read first: what is put aside in between is found twice then, and not missed.
+    """
+    lines: dict[str, Line] = {}
+    for stream in (key(app_id), *aside(app_id)):
+        lines.update(_entries(_ask(redis, "XRANGE", stream, after or "-", "+")))
+    lines.pop(after, None)  # Redis 6.0 has no ranges that leave out their end
+    return sorted(lines.items(), key=lambda entry: order(entry[0]))
 
 
 def newest(redis: Redis, app_id: str) -> str:
@@ -277,7 +283,7 @@ def since(
     """
     after = _cursor(after_id or "")
     if after:
-        found = _entries(_ask(redis, "XRANGE", key(app_id), f"({after}", "+"))
+        found = _kept(redis, app_id, after)
         seen = found[-1][0] if found else after
         return seen, [(id, line) for id, line in found if matches(line, source, dyno)]
     seen = newest(redis, app_id)
@@ -305,12 +311,8 @@ def follow(
     Raises:
         Unavailable: Redis cannot be reached.
     """
-    after = _cursor(after_id or "")
-    if not after:
-        after = newest(redis, app_id)
-        for id, line in recent(redis, app_id, lines, source, dyno):
-            yield id, line
-            after = max(after, id, key=order)
+    after, shown = since(redis, app_id, lines, source, dyno, after_id=after_id)
+    yield from shown
     while True:
         found = tail(redis, app_id, after, source, dyno, quiet)
         if not found:

@@ -19,6 +19,7 @@ from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from logs import stream
+from logs.window import WINDOW
 from state.db import snapshot
 from state.models import Build, Release, new_id
 
@@ -49,7 +50,7 @@ def create(call: Call) -> Reply:
     if dyno and not _DYNO.fullmatch(dyno):
         raise InvalidParams("Field dyno must be the name of a dyno (web.1) or a process type (web).")
     what = {
-        "app": call.app.id, "account": call.account.id, "lines": stream.WINDOW if lines is None else min(lines, stream.WINDOW),
+        "app": call.app.id, "account": call.account.id, "lines": WINDOW if lines is None else min(lines, WINDOW),
         "tail": call.body.flag("tail") or False, "source": source, "dyno": dyno,
     }  # fmt: skip
     url = f"{links.base_url()}/streams/logs/{links.sign('log', what, links.LOG_SECONDS)}"

@@ -14,6 +14,7 @@ from foundation.errors import DavitError
 from foundation.settings import settings
 from logs import stream
 from logs.stream import Line
+from logs.window import WINDOW
 from state import formation
 
 pages = Pages("logs")
@@ -38,7 +39,7 @@ def show(visit: Visit) -> Response:
     source, dyno = _filters()
     trouble, lines, newest = "", [], "0-0"
     try:
-        lines = stream.recent(_redis(), visit.app.id, stream.WINDOW, source, dyno)
+        lines = stream.recent(_redis(), visit.app.id, WINDOW, source, dyno)
         newest = lines[-1][0] if lines and not (source or dyno) else stream.newest(_redis(), visit.app.id)
     except DavitError as error:
         trouble = error.message
@@ -59,7 +60,7 @@ def _names(visit: Visit) -> list[str]:
 def download(visit: Visit) -> Response:
     """The lines that are kept, as a text file."""
     source, dyno = _filters()
-    lines: list[tuple[str, Line]] = stream.recent(_redis(), visit.app.id, stream.WINDOW, source, dyno)
+    lines: list[tuple[str, Line]] = stream.recent(_redis(), visit.app.id, WINDOW, source, dyno)
     text = "".join(f"{stream.format_line(line)}\n" for _, line in lines)
     answer = Response(text, content_type="text/plain; charset=utf-8")
     answer.headers["Content-Disposition"] = f'attachment; filename="{visit.app.name}.log"'

@@ -16,6 +16,7 @@ import pytest
 
 from logs import stream
 from logs.resp import Client
+from logs.window import WINDOW
 from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +140,7 @@ class Logs:
 
     def lines(self, app_id: str, **filters: str) -> list[str]:
         """Texts of the app's window."""
-        return [line.text for _, line in stream.recent(self.client, app_id, stream.WINDOW, **filters)]
+        return [line.text for _, line in stream.recent(self.client, app_id, WINDOW, **filters)]
 
     def wait_for(self, app_id: str, condition: Callable[[list[str]], object], what: str = "the lines") -> list[str]:
         """Wait until the app's window satisfies ``condition``; its lines."""

@@ -17,6 +17,7 @@ import pytest
 from foundation import wire
 from foundation.errors import DavitError
 from logs import stream
+from logs.window import key
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from tests.conftest import wait_until
 from tests.logs.conftest import Logs, OwnRedis
@@ -223,7 +224,7 @@ def test_a_flood_never_stops_its_writer_for_good_and_every_line_is_accounted_for
     wait_until(lambda: dyno.collected, "the FIFOs being taken away")
 
     def accounted_for() -> int:
-        added = int(dict(_pairs(logs.client.execute_command("XINFO", "STREAM", stream.key(app_id))))[b"entries-added"])
+        added = int(dict(_pairs(logs.client.execute_command("XINFO", "STREAM", key(app_id))))[b"entries-added"])
         reports = [re.search(r"(\d+) messages", text) for text in logs.lines(app_id, source="heroku")]
         return added - len(reports) + sum(int(found[1]) for found in reports if found)
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from foundation.errors import Unavailable
 from logs import stream
 from logs.resp import Client, Refused
-from logs.sender import LINES, Sender
+from logs.sender import BATCH, LINES, Sender
 from logs.stream import Line
+from logs.window import BACKSTOP, RESERVE, SHARES, SLACK, WINDOW, aside, fair, key, trim
 from tests.conftest import wait_until
 from tests.logs.conftest import OwnRedis
 
@@ -113,7 +114,72 @@ def test_the_window_keeps_the_last_1500_lines(client: Client, app_id: str) -> No
         say(client, app_id, [line(str(n)) for n in range(start, start + 500)])
     found = texts(stream.recent(client, app_id, 5000))
     assert found == [str(n) for n in range(2500, 4000)]
-    assert int(client.execute_command("XLEN", stream.key(app_id))) <= 1600
+
+
+def test_a_loud_dyno_takes_none_of_the_platform_s_lines_nor_the_router_s(client: Client, app_id: str) -> None:
+    quiet = [line("Scaled to web@1", "app", "api"), line("Starting process", "heroku", "web.1"), line("at=info", "heroku", "router")]
+    said = [(f"{said.text} {n}", said) for n in range(3) for said in quiet]
+    for text, of in said:  # the first of them are put aside long before the last are said
+        say(client, app_id, [of._replace(text=text)])
+        say(client, app_id, [line(str(n)) for n in range(1500)])
+    window = stream.recent(client, app_id, 1500)
+    assert [text for text in texts(window) if not text.isdecimal()] == [text for text, _ in said], "in the order in which they came"
+    assert len(window) == 1500 and texts(window)[-100:] == [str(n) for n in range(1400, 1500)]
+    assert texts(stream.recent(client, app_id, 1500, "heroku")) == [text for text, of in said if of.source == "heroku"]
+    assert texts(stream.recent(client, app_id, 2, dyno="router")) == ["at=info 1", "at=info 2"]
+    assert texts(stream.recent(client, app_id, 100)) == [str(n) for n in range(1400, 1500)], "the last hundred are the last hundred"
+
+
+def test_a_busy_router_leaves_what_dynos_print(client: Client, app_id: str) -> None:
+    say(client, app_id, [line("job done", process="worker.1")])
+    for start in range(0, 6000, 500):
+        say(client, app_id, [line(str(n), "heroku", "router") for n in range(start, start + 500)])
+    assert texts(stream.recent(client, app_id, 1500)) == ["job done", *(str(n) for n in range(4501, 6000))]
+    assert texts(stream.recent(client, app_id, 5, dyno="worker")) == ["job done"]
+
+
+def test_what_is_kept_of_an_app_is_bounded(client: Client, app_id: str) -> None:
+    kinds = [line("p", "heroku", "web.1"), line("r", "heroku", "router"), line("o")]
+    for _ in range(20):
+        say(client, app_id, [kind for kind in kinds for _ in range(200)])
+    lines = [int(client.execute_command("XLEN", name)) for name in (key(app_id), *aside(app_id))]
+    assert lines[0] <= WINDOW + SLACK + BATCH and lines[1:] == [RESERVE] * 3
+    stream.forget(client, app_id)
+    assert not client.execute_command("EXISTS", key(app_id), *aside(app_id))
+
+
+def test_a_client_that_comes_back_misses_nothing_that_was_put_aside(client: Client, app_id: str) -> None:
+    say(client, app_id, [line("seen")])
+    [(seen, _)] = stream.recent(client, app_id, 1)
+    say(client, app_id, [line("Process exited", "heroku", "web.1")])
+    say(client, app_id, [line(str(n)) for n in range(6000)])
+    following = stream.follow(client, app_id, after_id=seen)
+    entry = next(following)
+    assert entry and entry[1].text == "Process exited"
+
+
+entries = st.lists(st.sampled_from(SHARES), max_size=60)
+
+
+@given(entries, st.integers(0, 20))
+def test_the_window_is_fair(names: list[str], extra: int) -> None:
+    said = [(name, n) for n, name in enumerate(name for name in names for _ in range(40 + extra))]
+    shown = fair(said, lambda entry: entry[0])
+    assert shown == sorted(shown, key=lambda entry: entry[1])
+    assert len(shown) == min(len(said), WINDOW)
+    for name in SHARES:
+        own = [entry for entry in said if entry[0] == name]
+        kept = [entry for entry in shown if entry[0] == name]
+        assert kept == own[len(own) - len(kept) :], "the newest of each"
+        assert len(kept) >= min(len(own), RESERVE)
+
+
+def test_a_redis_that_runs_no_script_still_forgets_what_is_old(own_redis: OwnRedis, app_id: str) -> None:
+    stream.connect(own_redis.url).execute_command("ACL", "SETUSER", "default", "-eval")
+    client = stream.connect(own_redis.url)
+    say(client, app_id, [line(str(n)) for n in range(6000)])
+    assert texts(stream.recent(client, app_id, 1500)) == [str(n) for n in range(4500, 6000)]
+    assert int(client.execute_command("XLEN", key(app_id))) <= BACKSTOP + 100
 
 
 def test_a_filter_looks_through_the_whole_window(client: Client, app_id: str) -> None:
@@ -201,7 +267,7 @@ def test_a_process_that_ends_right_after_emit_has_not_lost_its_line(client: Clie
 
 
 def test_a_command_that_redis_refuses_loses_only_its_own_lines(client: Client, app_id: str) -> None:
-    client.execute_command("SET", stream.key(app_id), "not a stream")
+    client.execute_command("SET", key(app_id), "not a stream")
     say(client, app_id, [line()])
     say(client, app_id + "b", [line("fine")])
     assert texts(stream.recent(client, app_id + "b", 10)) == ["fine"]
@@ -221,17 +287,15 @@ def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis,
         stream.recent(client, app_id, 10)
     own_redis.start()
     assert stream.flush(client, 20)
-    found = stream.recent(client, app_id, 1500)
-    assert texts(found) == [str(n) for n in range(LINES + 700 - 1500, LINES + 700)]
-    # the report came before them, and the window has moved on since
-    say(client, app_id + "b", [line("x")])
-    assert not any("L12" in text for text in texts(found))
+    report, *kept = texts(stream.recent(client, app_id, 1500))
+    assert kept == [str(n) for n in range(LINES + 700 - 1499, LINES + 700)]
+    assert report.startswith("Error L12 (local buffer overflow): ")  # of the platform's share: what came after it did not push it out
 
 
 def test_the_report_of_loss_comes_first_when_redis_is_back(own_redis: OwnRedis) -> None:
     client = stream.connect(own_redis.url)
     own_redis.kill()
-    sender = Sender(client, stream.append, stream.overflow)
+    sender = Sender(client, stream.append, stream.overflow, trim)
     sender.put("a", [b"1 app web.1 %d" % n for n in range(LINES)])
     wait_until(lambda: sender.away, "the sender noticing")
     sender.put("a", [b"1 app web.1 new"])
@@ -239,7 +303,7 @@ def test_the_report_of_loss_comes_first_when_redis_is_back(own_redis: OwnRedis) 
     sender._overflow = lambda count, since: reports.append(b"%d" % count) or stream.overflow(count, since)  # type: ignore[func-returns-value]
     own_redis.start()
     assert sender.flush(20)
-    assert int(client.execute_command("XLEN", stream.key("a"))) >= stream.WINDOW
+    assert int(client.execute_command("XLEN", key("a"))) >= WINDOW
     assert b"1" in reports
 
 
@@ -280,7 +344,7 @@ def test_passwords_and_databases_in_the_url(davit_home: object, own_redis: OwnRe
     say(client, app_id, [line("in")])
     assert texts(stream.recent(client, app_id, 10)) == ["in"]
     other = redis_py.Redis(unix_socket_path=str(own_redis.socket), password="se/cr@t", db=3)
-    assert other.xlen(stream.key(app_id)) == 1
+    assert other.xlen(key(app_id)) == 1
     other.close()
     with pytest.raises(Refused):
         stream.connect(own_redis.url).execute_command("PING")
