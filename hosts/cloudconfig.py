@@ -111,16 +111,34 @@ fetch() {{ # URL SHA256 FILE
     mv "$3.part" "$3"
 }}
 
-systemctl enable --now davit-firewall.service
 sysctl --quiet --load /etc/sysctl.d/60-davit.conf || say "some kernel settings are not known here"
 mkdir -p /var/cache/davit
+
+# what fetching takes; cloud images have most of it, and Davit's set-up installs all else in one go
+missing=
+for program in {programs}; do command -v "$program" >/dev/null || missing="$missing $program"; done
+[ -e "$SSL_CERT_FILE" ] || missing="$missing ca-certificates"
+if [ -n "$missing" ]; then
+    say "installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Acquire::Languages=none update
+    apt-get -q -y -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 --no-install-recommends install $missing
+fi
 {release}
 {stack}
 say "installing what Davit needs"
-{checkout}/scripts/setup run
+{installing}
+systemctl enable --now davit-firewall.service
+say "starting Davit"
 {checkout}/bin/davit install --environment {environment} --start
 say "this is a Davit host"
 """
+
+_INSTALLING = "{checkout}/scripts/setup run host"
+_INSTALLING_BESIDE = """\
+SETUP_STACK=no {checkout}/scripts/setup run host
+wait "$stack" # fetched meanwhile
+trap - EXIT"""
 
 _ARCHIVE = """\
 fetch {url} {sha256} /var/cache/davit/release.tar
@@ -140,12 +158,16 @@ if [ "$(cat {checkout}/.release 2>/dev/null)" != {ref} ]; then
 fi"""
 
 _STACK = """\
-if [ ! -e {stacks}/davit-13/current/stack.json ]; then
+take_stack() {{
+    [ ! -e {stacks}/davit-13/current/stack.json ] || return 0
     fetch {url} {sha256} /var/cache/davit/stack.tar
     mkdir -p {stacks}
     tar -xf /var/cache/davit/stack.tar -C {stacks} --no-same-owner
     rm -f /var/cache/davit/stack.tar
-fi"""
+    say "the stack is there"
+}}
+take_stack & stack=$!
+trap 'kill "$stack" 2>/dev/null' EXIT"""
 
 
 def user_data(host: Host) -> str:
@@ -174,8 +196,6 @@ _Dumper.add_representer(str, _text)
 def compose(host: Host) -> dict[str, Any]:
     """The document as a value."""
     document: dict[str, Any] = {
-        "package_update": True,
-        "packages": ["ca-certificates", "curl", "git", "nftables", "python3", "python3-venv", "unattended-upgrades"],
         "users": ["default", _admin(host)] if host.admin_keys else ["default"],
         "ssh_pwauth": False,
         "ssh_genkeytypes": ["ed25519", "ecdsa"],  # an RSA key takes a slow machine a minute, and no client needs it
@@ -192,7 +212,8 @@ def compose(host: Host) -> dict[str, Any]:
     if host.certificates:
         document["ca_certs"] = {"trusted": [text.strip() + "\n" for text in host.certificates]}
     if host.mirror:
-        document["apt"] = {"primary": [{"arches": ["default"], "uri": host.mirror}]}
+        # Debian 13's image keeps its list of sources unless told otherwise
+        document["apt"] = {"preserve_sources_list": False, "primary": [{"arches": ["default"], "uri": host.mirror}]}
     return document
 
 
@@ -246,4 +267,14 @@ def setup(host: Host) -> str:
     else:
         release = _GIT.format(url=quoted(host.git or ""), ref=quoted(host.ref), checkout=CHECKOUT)
     stack = _STACK.format(url=quoted(host.stack.url), sha256=host.stack.sha256, stacks=STACKS) if host.stack else ""
-    return _SETUP.format(release=release, stack=stack, checkout=CHECKOUT, environment=ENVIRONMENT, stacks=STACKS)
+    installing = (_INSTALLING_BESIDE if host.stack else _INSTALLING).format(checkout=CHECKOUT)
+    programs = {"git": host.git, "curl": host.release or host.stack}
+    return _SETUP.format(
+        programs=" ".join(name for name, wanted in programs.items() if wanted),
+        release=release,
+        stack=stack,
+        installing=installing,
+        checkout=CHECKOUT,
+        environment=ENVIRONMENT,
+        stacks=STACKS,
+    )

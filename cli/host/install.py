@@ -6,6 +6,7 @@ import os
 import pwd
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def install(file: Path, user: str, say: Say, *, start: bool) -> None:
     variables = read_environment(file)
     settings = from_environment(variables)
     _make_user(user, settings.home, say)
+    _compile()
     changed = write(compose(file, variables, settings, user), UNITS)
     if not COMMAND.exists():
         COMMAND.symlink_to(CHECKOUT / "bin" / "davit")
@@ -163,6 +165,13 @@ def _settings_file(file: Path) -> None:
     if not file.exists():
         file.touch(mode=0o600)
         file.write_text("# Settings of this Davit, NAME=VALUE a line; docs/settings.md lists them.\n")
+
+
+def _compile() -> None:
+    """The processes cannot keep compiled modules beside Davit's sources, and would compile them at each of their starts."""
+    rooms = [path.parent for path in sorted(CHECKOUT.glob("*/__init__.py")) if path.parent.name != "tests"]
+    places = [*map(str, rooms), str(CHECKOUT / "app.py")]
+    run([sys.executable, "-m", "compileall", "-q", "-j", "0", *places], timeout=PATIENCE, check=False)
 
 
 def _make_user(user: str, directory: Path, say: Say) -> None:

@@ -60,6 +60,29 @@ def test_the_script_is_one_that_a_shell_understands(host: Host, tmp_path: Path) 
     assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
     assert ("git clone" in script) == (host.git is not None)
     assert ("stack.tar" in script) == (host.stack is not None)
+    assert ("for program in git;" in script) == (host.git is not None)
+
+
+def test_all_that_set_up_needs_is_installed_by_set_up_alone() -> None:
+    """One transaction of apt's, which keeps the services of packages down; cloud-init's own would start them."""
+    assert not {"packages", "package_update", "package_upgrade"} & document(EVERYTHING).keys()
+    assert "scripts/setup run host" in files(EVERYTHING)[cloudconfig.SETUP]
+
+
+def test_a_mirror_replaces_what_the_image_has() -> None:
+    assert document(EVERYTHING)["apt"] == {
+        "preserve_sources_list": False, "primary": [{"arches": ["default"], "uri": "http://mirror.example.com/debian"}],
+    }  # fmt: skip
+
+
+def test_a_stack_that_cannot_be_fetched_ends_the_set_up(tmp_path: Path) -> None:
+    """It is fetched beside the rest; what fails there must not be lost."""
+    script = files(EVERYTHING)[cloudconfig.SETUP]
+    beside = script[script.index("take_stack() {") : script.index('say "installing what')] + script[script.index('wait "$stack"') : script.index("trap - EXIT")]
+    for status in (0, 1):
+        stand_ins = f"set -eu\nsay() {{ :; }}\nfetch() {{ touch {tmp_path}/asked; return {status}; }}\ntar() {{ :; }}\nmkdir() {{ :; }}\n"
+        done = subprocess.run(["sh", "-c", stand_ins + beside.replace(cloudconfig.STACKS, str(tmp_path / "none")) + "echo on"], capture_output=True, text=True)
+        assert ("on" in done.stdout, (tmp_path / "asked").exists()) == (status == 0, True), done.stderr
 
 
 def test_what_it_fetches_is_used_only_when_its_checksum_is_right(tmp_path: Path) -> None:
