@@ -41,6 +41,9 @@ log = logging.getLogger("router")
 Reader = Callable[[Collection[str] | None], Sequence[AppRows]]
 """Reads the rows of some apps (or of all: None) from the database; blocking."""
 
+REQUEST_SECONDS = 5.0
+"""How long requests that are being answered have when the router is stopped."""
+
 _QUIET = re.compile(r"|New server registered\.|Server deleted\.")
 _DELETED = re.compile(r"Server deleted\.|No such server\.")
 
@@ -486,7 +489,7 @@ class Router:
         self.current.facts["dropped"] = dropped
 
 
-def stop(settings: Settings, patience: float = 5) -> None:
+def stop(settings: Settings, patience: float = REQUEST_SECONDS) -> None:
     """End every HAProxy of this Davit and remove what they leave; for `davit down`.
 
     Args:

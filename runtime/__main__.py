@@ -13,6 +13,7 @@ from logs import announce
 from runtime.drivers import Drivers
 from runtime.host import Host
 from runtime.instance import Instance
+from runtime.life import GRACE_SECONDS
 from runtime.oci import USER
 from runtime.process import Runtime
 
@@ -32,6 +33,7 @@ async def _serve() -> None:
 async def _stop() -> None:
     driver = Drivers(Host(settings(), Instance.claim(settings())))
     await driver.open()
+    await driver.end(GRACE_SECONDS)
     await driver.close(stop_dynos=True)
 
 

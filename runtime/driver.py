@@ -14,6 +14,9 @@ from typing import ClassVar, Protocol
 
 from foundation.errors import DavitError
 
+BUILD = "build-"
+"""What the ids of build sandboxes begin with; all others are dynos'."""
+
 
 class Unsupported(DavitError):
     """An isolation cannot do what is asked of it, or cannot be had on this host; the sentence says which and what can."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from signal import SIGTERM
 from typing import Protocol
 
 from foundation.errors import DavitError
-from runtime.driver import Driver, DynoSpec, RunningDyno, Unsupported
+from runtime.driver import BUILD, Driver, DynoSpec, RunningDyno, Unsupported
 from runtime.host import Host
 from state import isolations
 
@@ -123,6 +125,14 @@ class Drivers:
                 log.error("dynos cannot be looked after any more and are ended: %s", error.message, extra={"kind": isolation})
                 await self.host.end_unclaimed(isolation)
         return adopted
+
+    async def end(self, grace: float) -> None:
+        """Ask every dyno to end (SIGTERM), as Heroku asks; returns when all have, or after ``grace`` seconds. :meth:`close` ends
+        the rest, and build sandboxes, which are not asked: a build begins anew."""
+        dynos = [dyno for dyno in await self.adopt() if not dyno.spec_id.startswith(BUILD)]
+        await asyncio.gather(*(dyno.signal(SIGTERM) for dyno in dynos), return_exceptions=True)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(dyno.wait() for dyno in dynos), return_exceptions=True), grace)
 
     async def close(self, stop_dynos: bool) -> None:
         """Let go of everything; with ``stop_dynos`` end all dynos and remove every trace from the host."""

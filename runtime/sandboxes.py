@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from foundation.errors import NO_ROOM, Conflict, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import Settings
 from foundation.wire import Call
-from runtime.driver import DynoSpec, Exit, Limits, RunningDyno
+from runtime.driver import BUILD, DynoSpec, Exit, Limits, RunningDyno
 from runtime.drivers import Starter
 from slugs import image, kernel
 from slugs.store import Store
@@ -96,7 +96,7 @@ class Sandboxes:
         cache = self.cache_path(app_id)
         memory = self.settings.build_memory * MIB
         return DynoSpec(
-            id=f"build-{build_id}",
+            id=f"{BUILD}{build_id}",
             name="build",
             app=app,
             app_id=app_id,

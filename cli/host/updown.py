@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cli.host import doctor, environment, home, logfiles, processes, procfile, ready, record, supervisor
+from cli.host import doctor, environment, home, logfiles, processes, procfile, ready, record, supervisor, waiting
 from foundation.errors import DavitError
 from foundation.programs import run
 from foundation.settings import Settings
+
+log = logging.getLogger("davit")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +119,8 @@ def down(settings: Settings, say: Say, *, keep_apps: bool) -> None:
     pid = record.running_supervisor(settings.run)
     if pid is not None:
         say("Stopping Davit's processes.")
-        processes.stop([pid], 3 * supervisor.PATIENCE)
+        with waiting.told(say, lambda: waiting.processes(settings.run), supervisor.PATIENCE):
+            processes.stop([pid], 3 * supervisor.PATIENCE)
     supervisor.end(record.read(settings.run).living())  # of a supervisor that was killed
     if keep_apps:
         say("Davit is down; apps serve on. `davit up` takes them over again, `davit down` stops them.")
@@ -127,8 +131,30 @@ def down(settings: Settings, say: Say, *, keep_apps: bool) -> None:
 
 def _stop_apps(settings: Settings, say: Say) -> None:
     """HAProxy first, so that clients are refused at once rather than kept waiting for dynos that end."""
+    from router.service import REQUEST_SECONDS
+    from runtime.life import GRACE_SECONDS
+
     variables = environment.build(settings, os.environ)
-    for module, what in (("router", "the router"), ("runtime", "apps")):
-        say(f"Stopping {what}.")
+
+    def stop(module: str) -> None:
         run([sys.executable, "-m", module, "stop"], env=variables, cwd=CHECKOUT, timeout=120)
+
+    say("Stopping the router.")
+    with waiting.told(say, lambda: ["the requests that it still answers"], REQUEST_SECONDS):
+        stop("router")
+    say("Stopping apps.")
+    names = _app_names()
+    with waiting.told(say, lambda: waiting.dynos(settings.run, names), GRACE_SECONDS):
+        stop("runtime")
     processes.stop(processes.haproxies(settings.home), 5.0)
+
+
+def _app_names() -> dict[str, str]:
+    """Names by id; none where the database does not answer, which keeps nobody from stopping."""
+    from state import db
+
+    try:
+        return {id: name for id, name in db.ask("SELECT id, name FROM apps")}
+    except Exception as error:
+        log.debug("apps are called by their ids: %s", error)
+        return {}

@@ -8,16 +8,18 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status
+from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status, waiting
 from cli.host.processes import Identity
 from cli.main import COMMANDS, cli
 from foundation.settings import Address, from_environment
+from runtime.dynodir import DynoDirectory, Record
 from tests.e2e.errors_page import assert_says
 
 CHECKOUT = Path(__file__).parents[2]
@@ -332,3 +334,67 @@ def test_set_up_says_first_what_the_doctor_says_of_an_old_kernel(tmp_path: Path,
         assert (point.level == "fail") is refused
         assert (f"setup: {point.message} {point.remedy}" in done.stderr) is refused, done.stderr
         assert refused or (tmp_path / "cache").exists()
+
+
+# ---- Whom somebody waits for
+
+
+def _dyno(run: Path, name: str, app_id: str, pid: int, boot: str | None = None) -> None:
+    identity = Identity.of(pid)
+    assert identity is not None
+    directory = DynoDirectory(run / "dynos" / f"id-of-{name}")
+    directory.path.mkdir(parents=True)
+    directory.write(Record(directory.path.name, app_id, name, 1, "/none", boot or identity.boot, pid, identity.started))
+
+
+def test_dynos_that_have_not_ended_are_named_with_their_apps(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as ends, subprocess.Popen(["sleep", "600"]) as stays:
+        try:
+            _dyno(tmp_path, "web.1", "a-1", ends.pid)
+            _dyno(tmp_path, "worker.1", "a-2", stays.pid)
+            _dyno(tmp_path, "web.2", "a-1", stays.pid, boot="another")
+            (tmp_path / "dynos" / "half-made").mkdir()
+            assert waiting.dynos(tmp_path, {"a-1": "shop"}) == ["web.1 of shop", "worker.1 of a-2"]
+            ends.kill()
+            ends.wait()
+            assert waiting.dynos(tmp_path, {"a-1": "shop"}) == ["worker.1 of a-2"]
+        finally:
+            ends.kill()
+            stays.kill()
+    assert waiting.dynos(tmp_path, {}) == []
+
+
+def test_processes_that_have_not_ended_are_named(tmp_path: Path) -> None:
+    own = Identity.of(os.getpid())
+    ended = Identity(own.pid, own.started - 1, own.boot) if own else None
+    entries = [record.Entry("web", "running", own), record.Entry("ssh", "running", ended), record.Entry("worker")]
+    record.write(tmp_path, record.Record(own, entries))
+    assert waiting.processes(tmp_path) == ["web (answers its last requests)"]
+
+
+def test_who_is_waited_for_is_said_when_it_lasts_and_when_it_changes() -> None:
+    looks = iter([[], ["a", "b"], ["a", "b"], ["b"], []])
+    said: list[str] = []
+    over = threading.Event()
+
+    def whom() -> list[str]:
+        names = next(looks, None)
+        if names is None:
+            over.set()
+        return names or []
+
+    with waiting.told(said.append, whom, 30, every=0.01):
+        assert over.wait(60)
+    assert said == ["Waiting for a and b (30 seconds at most).", "Waiting for b (30 seconds at most)."]
+
+
+def test_what_is_quick_is_not_spoken_of() -> None:
+    said: list[str] = []
+    with waiting.told(said.append, lambda: ["never asked"], 30, every=600):
+        pass
+    assert said == []
+
+
+def test_of_many_who_are_waited_for_only_some_are_named() -> None:
+    assert waiting.listed([f"web.{n}" for n in range(1, 8)]) == "web.1, web.2, web.3, web.4, web.5 and 2 more"
+    assert waiting.listed(["web.1"]) == "web.1"

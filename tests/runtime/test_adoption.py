@@ -15,6 +15,7 @@ import pytest
 
 from runtime.children import exit_information
 from runtime.driver import Exit
+from runtime.drivers import Drivers
 from tests.runtime.bench_of_driver import Bench
 
 pytestmark = [pytest.mark.root]
@@ -130,6 +131,19 @@ def test_one_that_was_killed_with_a_dyno_half_started_is_found_as_well(other: Be
 def test_stopping_takes_away_what_a_killed_runtime_left(other: Bench) -> None:
     start_and_kill(other, "sleep 60", "sleep 60")
     other.open()  # and the fixture's close(stop_dynos=True) finds nothing left, though nobody adopted them
+
+
+def test_before_all_is_taken_away_dynos_are_asked_to_end_and_have_their_time(other: Bench) -> None:
+    start_and_kill(other, "trap 'echo bye; exit' TERM; echo up; while true; do sleep 0.05; done", "trap '' TERM; echo up; sleep 600")
+    other.open()
+    drivers = Drivers(other.host, {"container": lambda host: other.driver})
+    listens, ignores = sorted(other.run(drivers.adopt()), key=lambda dyno: dyno.spec_id)
+    other.up(listens)
+    other.up(ignores)
+    drivers.adopt = lambda: asyncio.sleep(0, [listens, ignores])  # type: ignore[method-assign,assignment,return-value]
+    other.run(drivers.end(0.2))
+    assert other.output(listens) == "up\nbye\n"
+    assert not ignores.ended
 
 
 def test_what_nobody_wrote_down_is_swept_away(other: Bench) -> None:
