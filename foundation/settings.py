@@ -37,15 +37,16 @@ class Address:
 
 @dataclass(frozen=True)
 class Allowed:
-    """Addresses of a network, at one port or (None) at all, that Davit may call though they are private."""
+    """Addresses of a network, at one port or (None) at all, that may be called though they are private."""
 
     network: ipaddress.IPv4Network | ipaddress.IPv6Network
     port: int | None = None
 
     def __str__(self) -> str:
+        where = str(self.network.network_address if self.network.num_addresses == 1 else self.network)
         if self.port is None:
-            return str(self.network)
-        return f"[{self.network}]:{self.port}" if self.network.version == 6 else f"{self.network}:{self.port}"
+            return where
+        return f"[{where}]:{self.port}" if self.network.version == 6 else f"{where}:{self.port}"
 
     def holds(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
         """Whether ``address`` at ``port`` is among them."""
@@ -103,6 +104,11 @@ class Settings:
         "DAVIT_OUTBOUND_ALLOW", None,
         "private addresses that drains and webhooks may call all the same: networks, with a port or without, parted by commas "
         "(10.1.0.0/16, 127.0.0.1:9000)",
+    )  # fmt: skip
+    dynos_allow: tuple[Allowed, ...] = _setting(
+        "DAVIT_DYNOS_ALLOW", None,
+        "private addresses that the dynos of all apps may reach all the same, a database's say: IPv4 networks, with a port or "
+        "without, parted by commas (10.1.0.5:5432, 10.2.0.0/24)",
     )  # fmt: skip
     rate_limit: int = _setting("DAVIT_RATE_LIMIT", "4500", "API calls that an account may make in an hour")
     osv_kernel: Path | None = _setting("DAVIT_OSV_KERNEL", None, "path of an OSv loader ELF, which unikernels boot")
@@ -178,6 +184,24 @@ def _allowed(variable: str, text: str) -> Allowed:
         ) from None
 
 
+def _allowed_to_dynos(text: str) -> Allowed:
+    found = _allowed("DAVIT_DYNOS_ALLOW", text)
+    if found.network.version != 4:
+        raise SettingError(f"DAVIT_DYNOS_ALLOW has “{text}”; dynos have IPv4 only: name the IPv4 address.")
+    if found.network.is_loopback:
+        raise SettingError(
+            f"DAVIT_DYNOS_ALLOW has “{text}”; that is each dyno's own loopback. Have the service listen on an address of this "
+            "host, and name that with its port."
+        )
+    if found.network.prefixlen < 8:
+        raise SettingError(f"DAVIT_DYNOS_ALLOW has “{text}”; no network larger than a /8 is opened.")
+    return found
+
+
+def _listed(text: str | None) -> list[str]:
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
 def from_environment(environ: Mapping[str, str]) -> Settings:
     """Parse the settings.
 
@@ -197,8 +221,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         values[name] = _number(names[name], raw[name] or "")
     values["build_slots"] = _number("DAVIT_BUILD_SLOTS", raw["build_slots"] or str(os.cpu_count() or 1))
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"
-    allowed = [text.strip() for text in (raw["outbound_allow"] or "").split(",")]
-    values["outbound_allow"] = tuple(_allowed("DAVIT_OUTBOUND_ALLOW", text) for text in allowed if text)
+    values["outbound_allow"] = tuple(_allowed("DAVIT_OUTBOUND_ALLOW", text) for text in _listed(raw["outbound_allow"]))
+    values["dynos_allow"] = tuple(map(_allowed_to_dynos, _listed(raw["dynos_allow"])))
     for name in ("osv_kernel", "osv_modules"):
         values[name] = _absolute(names[name], raw[name]) if raw[name] else None
     values["database_url"] = raw["database_url"] or f"sqlite:///{home / 'davit.db'}"

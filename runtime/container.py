@@ -376,13 +376,14 @@ class ContainerDriver(Driver):
         fifos = spec.terminal is None and spec.stdio is None
         record = Record(
             spec.id, spec.app_id, spec.name, slot.number, cgroup, boot_id(), network=spec.network, fifos=fifos,
-            isolation=self.isolation,
+            isolation=self.isolation, allowed=spec.allowed,
         )  # fmt: skip
         return _Prepared(spec, slot, DynoDirectory(self.host.dynos / spec.id), self.host.work / "dynos" / spec.id, record)
 
     def _prepare(self, plan: _Prepared) -> None:
         """Files, mounts, configuration."""
         plan.directory.create(plan.record)
+        self.host.admit(plan.record)
         plan.work.mkdir(mode=0o711)
         self._mount_root(plan)
         binds = self._bind_sources(plan)

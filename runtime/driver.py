@@ -76,6 +76,7 @@ class DynoSpec:
         readonly: no writable layer: the whole root is read-only (/tmp excepted).
         isolation: the driver that is to start it, a name of :mod:`state.isolations`.
         line: the Procfile's line as it was written, which ``command`` hands to bash: for drivers that have no bash.
+        allowed: whether it may reach the private addresses that DAVIT_DYNOS_ALLOW names: an app's dyno does, a build does not.
     """
 
     id: str
@@ -95,6 +96,7 @@ class DynoSpec:
     readonly: bool = False
     isolation: str = "container"
     line: str | None = None
+    allowed: bool = False
 
 
 @dataclass(frozen=True)

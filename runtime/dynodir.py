@@ -35,6 +35,7 @@ class Record:
         network: whether it has an address.
         fifos: whether its output goes to the FIFOs.
         isolation: the driver that started it and can take it over.
+        allowed: as in :class:`runtime.driver.DynoSpec`.
         facts: what that driver needs to find it again (socket paths, what was plugged in): JSON values only.
     """
 
@@ -49,6 +50,7 @@ class Record:
     network: bool = True
     fifos: bool = True
     isolation: str = "container"
+    allowed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -2,6 +2,9 @@
 
 An app reaches the internet and DNS; it reaches no other app, not this host, no private or link-local network (cloud metadata
 included), and none of the networks that this host is connected to. The router reaches apps: it speaks from the host itself.
+What DAVIT_DYNOS_ALLOW names is open to the slots in the set ``dynos`` alone: a build, which has its address from the same
+network, is in no set. Nothing is let through for being part of a known connection before it was asked where it leads: an
+address is given to another one day, and what the kernel remembers of its connections must open nothing to that one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from urllib.parse import urlsplit
 from foundation import programs
 from foundation.errors import DavitError
 from foundation.outbound import PRIVATE
-from foundation.settings import Address, Settings
+from foundation.settings import Address, Allowed, Settings
 from runtime.instance import SLOTS, Instance
 
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -38,27 +41,31 @@ class Policy:
         proxies: further (address, port) pairs that are allowed though private: the host's own HTTP proxy.
         local: networks that this host is connected to.
         router: (address or None for every address, port) at which apps may call each other by public name.
+        allowed: private addresses that apps' dynos may reach, and builds may not.
     """
 
     resolvers: Sequence[str] = ()
     proxies: Sequence[tuple[str, int]] = ()
     local: Sequence[str] = ()
     router: Sequence[tuple[str | None, int]] = field(default_factory=tuple)
+    allowed: Sequence[Allowed] = ()
 
 
-def ruleset(instance: Instance, policy: Policy) -> str:
-    """The text that replaces the instance's table in one transaction; pure."""
+def ruleset(instance: Instance, policy: Policy, dynos: Iterable[int] = ()) -> str:
+    """The text that replaces the instance's table in one transaction; ``dynos`` are the slots of apps' dynos; pure."""
     t, br, net = instance.table, instance.bridge, str(instance.network)
     blocked = ", ".join(collapse([*PRIVATE, *policy.local, net]))
     dns = _set_rules("ip daddr", policy.resolvers, "{} meta l4proto {{ tcp, udp }} th dport 53 accept")
     proxies = "".join(f"    ip daddr {address} tcp dport {port} accept\n" for address, port in policy.proxies)
     doors = (f"ip daddr {address} tcp dport {port}" if address else f"tcp dport {port}" for address, port in policy.router)
     router = "".join(f"    {door} accept\n" for door in doors)
+    beyond = "".join(map(_allows, policy.allowed))
+    here = "".join(_allows(allowed) for allowed in policy.allowed if allowed.network.num_addresses == 1 and allowed.port)
     return f"""\
 table inet {t}
 delete table inet {t}
 table inet {t} {{
-  chain forward {{
+{_set_of_dynos(instance, dynos)}  chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname != "{br}" oifname != "{br}" return
     iifname "{br}" oifname "{br}" drop
@@ -67,8 +74,8 @@ table inet {t} {{
     meta nfproto != ipv4 drop
     ip saddr != {net} drop
     ct state invalid drop
+{dns}{proxies}{beyond}    ip daddr {{ {blocked} }} reject with icmpx admin-prohibited
     ct state established,related accept
-{dns}{proxies}    ip daddr {{ {blocked} }} reject with icmpx admin-prohibited
     tcp dport 25 reject with icmpx admin-prohibited
     accept
   }}
@@ -77,8 +84,8 @@ table inet {t} {{
     iifname != "{br}" return
     meta nfproto != ipv4 drop
     ip saddr != {net} drop
-    ct state established,related accept
-{dns}{proxies}{router}    reject with icmpx admin-prohibited
+    ct direction reply ct state established,related accept
+{dns}{proxies}{router}{here}    reject with icmpx admin-prohibited
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -109,6 +116,17 @@ table bridge {t} {{
   }}
 }}
 """
+
+
+def _set_of_dynos(instance: Instance, slots: Iterable[int]) -> str:
+    addresses = ", ".join(map(instance.address, sorted(slots)))
+    elements = f"    elements = {{ {addresses} }}\n" if addresses else ""
+    return f"  set dynos {{\n    type ipv4_addr\n{elements}  }}\n"
+
+
+def _allows(allowed: Allowed) -> str:
+    port = f" meta l4proto {{ tcp, udp }} th dport {allowed.port}" if allowed.port else ""
+    return f"    ip saddr @dynos ip daddr {allowed.network}{port} accept\n"
 
 
 def _set_rules(match: str, addresses: Iterable[str], rule: str) -> str:
@@ -239,18 +257,45 @@ def policy(
     settings: Settings, environ: Mapping[str, str], local: Sequence[str], resolve: Callable[[str], list[str]] = addresses_of
 ) -> Policy:
     """The policy of this host now."""
-    return Policy(resolvers(), proxies(environ, resolve), local, router_doors([settings.http, settings.https]))
+    doors = router_doors([settings.http, settings.https])
+    return Policy(resolvers(), proxies(environ, resolve), local, doors, settings.dynos_allow)
 
 
-def apply(instance: Instance, rules: Policy) -> None:
+def apply(instance: Instance, rules: Policy, dynos: Iterable[int] = ()) -> None:
     """Put the rules in force, replacing earlier ones in one transaction.
+
+    Args:
+        dynos: the slots of apps' dynos.
 
     Raises:
         FirewallFailed: nft refuses; what was in force stays in force.
     """
+    _nft(ruleset(instance, rules, dynos))
+    _nft(port_ruleset(instance))
+
+
+def admit(instance: Instance, slot: int) -> None:
+    """A slot is an app's dyno's from now on; once more does no harm.
+
+    Raises:
+        FirewallFailed: nft refuses.
+    """
+    _nft(f"add element inet {instance.table} dynos {{ {instance.address(slot)} }}\n")
+
+
+def expel(instance: Instance, slot: int) -> None:
+    """A slot is nobody's; no error when it was before.
+
+    Raises:
+        FirewallFailed: nft refuses.
+    """
+    element = f"element inet {instance.table} dynos {{ {instance.address(slot)} }}\n"
+    _nft(f"add {element}delete {element}")
+
+
+def _nft(text: str) -> None:
     try:
-        programs.run(["nft", "-f", "-"], input=ruleset(instance, rules).encode())
-        programs.run(["nft", "-f", "-"], input=port_ruleset(instance).encode())
+        programs.run(["nft", "-f", "-"], input=text.encode())
     except programs.ProgramFailed as failure:
         reason = failure.stderr.strip().splitlines()[0] if failure.stderr.strip() else failure.message
         raise FirewallFailed(

@@ -635,6 +635,7 @@ class AppManager:
             port=port,
             isolation=wanted.isolation,
             line=line,
+            allowed=True,
         )
         return Plan(row, spec, f"{state.app.name}.{self.domain}", _checks(release, wanted.type), self.boot_seconds)
 

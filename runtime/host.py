@@ -79,6 +79,8 @@ class Host:
         self._orphans: set[int] = set()
         self._emptying: dict[Path, tuple[list[int], float]] = {}
         self._policy: firewall.Policy | None = None
+        self._admitted: set[int] = set()
+        self._ruling = threading.Lock()
         self._names = firewall.Names()
         self._passed = 0.0
         self._surveyed: list[tuple[Record, bool]] = []
@@ -102,8 +104,10 @@ class Host:
         await self.in_thread(self._prepare)
         await self.in_thread(self._end_half_starts)
         self._surveyed, newest = await self.in_thread(self._survey)
+        for slot in self._admitted - {record.slot for record, _ in self._surveyed}:
+            await self._left(slot)
         await self.in_thread(self._sweep, self.alive(), {record.slot for record, alive in self._surveyed if alive})
-        self.pool = Pool(self.instance, self.network, self.settings.run, self.work / "slots", self._warm, WARM_DISK)
+        self.pool = Pool(self.instance, self.network, self.settings.run, self.work / "slots", self._warm, WARM_DISK, self._left)
         # those that have ended keep their number as well: it is given back when they are taken away
         await self.pool.open({record.slot for record, _ in self._surveyed}, newest)
         self.keep(self._maintain())
@@ -127,6 +131,7 @@ class Host:
         mounts.mount("tmpfs", self.work / "devices", "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=0700")
         cgroups.prepare(self.instance.cgroup)
         self.network.open()
+        self._admitted = self._slots_of_dynos()
         self._apply_policy()
 
     def _apply_policy(self) -> None:
@@ -137,7 +142,8 @@ class Host:
             self._passed = time.monotonic()
         if policy == self._policy:
             return
-        firewall.apply(self.instance, policy)
+        with self._ruling:
+            firewall.apply(self.instance, policy, self._admitted)
         try:
             host = Path("/etc/resolv.conf").read_text()
         except OSError:
@@ -148,6 +154,40 @@ class Host:
         if not policy.resolvers:
             log.warning("no name server that dynos could reach is known; see /etc/resolv.conf")
         self._policy = policy
+
+    def _slots_of_dynos(self) -> set[int]:
+        """The slots of the apps' dynos that earlier runtime processes started: they must not be cut off for a moment."""
+        boot = boot_id()
+        found = (DynoDirectory(path).read() for path in self.dynos.iterdir())
+        return {record.slot for record in found if record and record.allowed and record.network and record.boot == boot}
+
+    def admit(self, record: Record) -> None:
+        """Before an app's dyno starts: let it reach what DAVIT_DYNOS_ALLOW names, until its slot is given back; blocking.
+
+        Raises:
+            FirewallFailed: it cannot be let.
+        """
+        if not (record.allowed and record.network):
+            return
+        with self._ruling:
+            self._admitted.add(record.slot)
+            if self._policy is not None and self._policy.allowed:
+                firewall.admit(self.instance, record.slot)
+
+    async def _left(self, slot: int) -> None:
+        if slot in self._admitted:
+            await self.in_thread(self._expel, slot)
+
+    def _expel(self, slot: int) -> None:
+        with self._ruling:
+            self._admitted.discard(slot)
+            if self._policy is None or not self._policy.allowed:
+                return
+            try:
+                firewall.expel(self.instance, slot)
+            except firewall.FirewallFailed as error:
+                log.warning("maintenance failed: %s", error)
+                self._policy = None  # the whole table anew, at the next look
 
     @property
     def resolv_conf(self) -> Path:

@@ -337,7 +337,7 @@ class OneOffs:
             id=row.id, name=name, app=state.app.name, app_id=state.app.id,
             stack=self.stacks.run_image(release.stack_version), slug=self.stacks.slug_image(release.slug.digest),
             command=environment.command(line), env=values, limits=environment.limits(size, self.cores), terminal=terminal,
-            stdio=(fds[0], fds[1], fds[2]) if fds else None, isolation=isolation, line=line,
+            stdio=(fds[0], fds[1], fds[2]) if fds else None, isolation=isolation, line=line, allowed=True,
         )  # fmt: skip
         return row, spec
 

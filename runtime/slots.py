@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,9 +64,14 @@ class Pool:
         work: where they are mounted, in the private mount namespace.
         warm: how many slots are kept ready.
         disk: the size for which they are ready.
+        left: called with a number that nobody has any more, before it is free.
     """
 
-    def __init__(self, instance: Instance, network: Network, directory: Path, work: Path, warm: int, disk: int) -> None:
+    def __init__(
+        self, instance: Instance, network: Network, directory: Path, work: Path, warm: int, disk: int,
+        left: Callable[[int], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        self._left = left
         self.instance, self.network, self.directory, self.work = instance, network, directory, work
         self.warm, self.disk = warm, disk
         self._ready: deque[Slot] = deque()
@@ -146,6 +151,7 @@ class Pool:
             await asyncio.sleep(0.02)
         else:
             await self._run(self.network.disconnect, number)
+        await self._left(number)
         self._used.discard(number)
 
     async def close(self) -> None:

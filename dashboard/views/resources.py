@@ -8,6 +8,7 @@ from flask import Response
 
 from dashboard import frame
 from dashboard.routing import Pages, Visit
+from foundation.settings import settings
 from state import capacity, formation, isolations, releases, sizes, sleep
 from state.models import Formation
 
@@ -22,7 +23,7 @@ def show(visit: Visit) -> Response:
         visit, "Resources", "resources.html", rows=formation.all_of(visit.session, visit.app),
         commands=base.process_types if base else {}, dynos=formation.dynos(visit.session, visit.app), sizes=sizes.SIZES.values(),
         capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST, isolations=isolations.ISOLATIONS,
-        filled=lambda row, name: _filled(visit, row, name),
+        filled=lambda row, name: _filled(visit, row, name), allowed=settings().dynos_allow,
     )  # fmt: skip
 
 

@@ -196,8 +196,9 @@ class MicroVmDriver:
         cgroup = f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}"
         fifos = spec.terminal is None and spec.stdio is None
         record = Record(
-            spec.id, spec.app_id, spec.name, slot, cgroup, boot_id(), network=spec.network, fifos=fifos, isolation=self.isolation
-        )
+            spec.id, spec.app_id, spec.name, slot, cgroup, boot_id(), network=spec.network, fifos=fifos,
+            isolation=self.isolation, allowed=spec.allowed,
+        )  # fmt: skip
         cores = os.cpu_count() or 1
         memory = machine.rounded(spec.limits.memory) + machine.RESERVE
         wanted = Machine(
@@ -226,6 +227,7 @@ class MicroVmDriver:
         """Directories, FIFOs, disks, tap, cgroup; what it opens is in ``launch.fds``."""
         record = launch.record
         launch.directory.create(record)
+        self.host.admit(record)
         (self.directory / record.id).mkdir(mode=0o700)
         uid = self.uid(record.slot)
         if record.fifos:

@@ -188,7 +188,7 @@ class OsvDriver:
         }  # fmt: skip
         record = Record(
             spec.id, spec.app_id, spec.name, slot, f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}", boot_id(),
-            network=spec.network, fifos=spec.stdio is None, isolation=self.isolation, facts=facts,
+            network=spec.network, fifos=spec.stdio is None, isolation=self.isolation, allowed=spec.allowed, facts=facts,
         )  # fmt: skip
         wanted = Machine(
             name=f"{spec.app}/{spec.name}",
@@ -204,6 +204,7 @@ class OsvDriver:
         """Directories, FIFOs, images, tap, cgroup."""
         spec, record = launch.spec, launch.record
         launch.directory.create(record)
+        self.host.admit(record)
         place = self.directory / record.id
         place.mkdir(mode=0o700)
         self._open_streams(launch, place)

@@ -74,7 +74,7 @@ def test_processes_get_settings_and_proxies_and_nothing_else_of_the_shell(tmp_pa
 def test_processes_read_the_same_settings_that_up_read(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, DAVIT_HTTP="[::]:80", DAVIT_BUILD_SLOTS="3")
     assert from_environment(environment.build(settings, {})) == settings
-    allowed = settings_of(tmp_path, DAVIT_OUTBOUND_ALLOW="10.1.0.0/16, 127.0.0.1:9000,[fd00::/8]:514")
+    allowed = settings_of(tmp_path, DAVIT_OUTBOUND_ALLOW="10.1.0.0/16, 127.0.0.1:9000,[fd00::/8]:514", DAVIT_DYNOS_ALLOW="10.1.0.5:5432")
     assert from_environment(environment.build(allowed, {})) == allowed
 
 

@@ -22,7 +22,7 @@ from dashboard.views import PARTS
 from foundation.authority import Authority
 from state import accounts, apps, config, crashes, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
 from state.models import Account, App, AuditEvent, Build, Dyno
-from tests.api.conftest import give_code
+from tests.api.conftest import give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
 
@@ -439,7 +439,15 @@ def test_a_certificate_is_bound_to_a_domain_and_renewed(desk: Desk) -> None:
 
 def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
     assert catalogue.app_addons(None) == [], "once there are some, the page has to show them"  # type: ignore[arg-type]
-    assert "this version of Davit does not have add-ons" in desk.person("viewer").get("/apps/timely/resources").text
+    page = desk.person("viewer").get("/apps/timely/resources").text
+    assert "this version of Davit does not have add-ons" in page
+    assert "they reach neither this host nor private networks" in page
+
+
+def test_resources_say_which_private_addresses_dynos_reach(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_home(desk.home, monkeypatch, DAVIT_DYNOS_ALLOW="10.1.0.5:5432, 10.2.0.0/24")
+    page = desk.person("viewer").get("/apps/timely/resources").text
+    assert "of private networks 10.1.0.5:5432, 10.2.0.0/24 and nothing else" in page
 
 
 def test_crashes_stay_among_the_activity_when_the_dyno_is_up_again(desk: Desk) -> None:

@@ -86,6 +86,15 @@ def test_a_list_that_cannot_be_read_is_no_list(text: str) -> None:
         from_environment({"DAVIT_OUTBOUND_ALLOW": text})
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("db.internal:5432", "must be networks"), ("[fd00::5]:5432", "IPv4 only"), ("127.0.0.1:5432", "own loopback"), ("0.0.0.0/0", "larger")],
+)  # fmt: skip
+def test_what_dynos_cannot_be_allowed_is_told(text: str, says: str) -> None:
+    with pytest.raises(SettingError, match=f"DAVIT_DYNOS_ALLOW.*{says}"):
+        from_environment({"DAVIT_DYNOS_ALLOW": text})
+
+
 def test_a_name_that_turns_to_a_private_address_is_refused_at_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(address: str) -> Callable[..., Any]:
         return lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))]

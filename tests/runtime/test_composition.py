@@ -98,6 +98,16 @@ class TestFirewall:
         time[0] = 122
         assert names("proxy") == ["10.1.1.2"], "nobody answers"
 
+    def test_what_is_allowed_is_open_to_dynos_alone_and_the_host_itself_only_by_its_very_address_and_port(self) -> None:
+        allowed = from_environment({"DAVIT_DYNOS_ALLOW": "10.1.0.0/16, 10.2.0.1:5432,10.3.0.1"}).dynos_allow
+        rules = firewall.ruleset(Instance.numbered(0), firewall.Policy(allowed=allowed), {2, 7})
+        assert "elements = { 198.18.0.3, 198.18.0.8 }" in rules
+        beyond, here = rules.split("chain input")
+        assert beyond.count("ip saddr @dynos ip daddr 10.") == 3 and beyond.index("@dynos") < beyond.index("reject")
+        assert [line.strip() for line in here.splitlines() if "@dynos" in line] == [
+            "ip saddr @dynos ip daddr 10.2.0.1/32 meta l4proto { tcp, udp } th dport 5432 accept"
+        ]
+
     def test_the_hosts_networks_are_blocked(self) -> None:
         rules = firewall.ruleset(Instance.numbered(0), firewall.Policy(local=["8.8.8.0/24"]))
         assert "8.8.8.0/24" in rules

@@ -1,0 +1,59 @@
+"""What DAVIT_DYNOS_ALLOW opens, to whom, and for how long: real nftables, connections and containers."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.runtime.bench_of_driver import Bench
+from tests.runtime.contract import _CONNECT
+
+NOWHERE = ["113"] * 7
+"""EHOSTUNREACH for each of the places."""
+
+
+def test_dynos_alone_reach_what_is_allowed_and_no_connection_outlives_that() -> None:
+    words = ["unshare", "--net", "--mount", "--propagation=private", sys.executable, "-m", "tests.runtime.beside_a_database"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    reached = ["reached", "113", "113", "reached", "reached", "113", "113"]
+    assert json.loads(done.stdout) == {
+        "before": NOWHERE, "dyno": reached, "build": NOWHERE, "adopted": reached,
+        "connections": ["answered answered", "silent silent"], "ended": NOWHERE,
+    }  # fmt: skip
+
+
+_WAITS = "import socket\nsocket.create_server(('0.0.0.0', 5000)).accept()\n"
+
+
+def test_a_container_of_an_app_reaches_a_service_of_this_host_and_that_of_a_build_does_not(
+    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]
+) -> None:
+    number = os.getpid() % 1024
+    network = ipaddress.IPv4Network((int(ipaddress.IPv4Address("100.64.0.0")) + number * 4096, 20))  # side by side with others
+    here = str(network[1])
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        bench = Bench(loop, *images, DAVIT_NETWORK=str(network), DAVIT_DYNOS_ALLOW=f"{here}:{port}")
+        connect = _CONNECT.format(targets=[(here, port)])
+        bench.open()
+        try:
+            assert bench.result(connect, allowed=True) == {here: "connected"}
+            assert bench.result(connect) == {here: "OSError113"}
+            waiting = bench.python(_WAITS + connect, allowed=True)
+            bench.close(stop_dynos=False)
+            bench.open()
+            (adopted,) = (dyno for dyno in bench.run(bench.driver.adopt()) if dyno.spec_id == waiting.spec_id)
+            bench.until(adopted.listeners, "listening")
+            assert adopted.address
+            socket.create_connection((adopted.address, 5000), 60).close()
+            assert json.loads(bench.output(adopted)) == {here: "connected"}, "another runtime process took it over"
+        finally:
+            bench.close()
+    assert bench.leftovers_on_host() == []
