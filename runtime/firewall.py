@@ -96,22 +96,23 @@ table inet {t} {{
 
 
 def port_ruleset(instance: Instance) -> str:
-    """Which address may speak on which port of the bridge: a dyno cannot take another's, whatever runs in it; pure."""
+    """Which addresses, of hardware and of IP, may speak on which port of the bridge: a dyno cannot take another's, whatever
+    runs in it; pure."""
     t = instance.table
-    ports = ", ".join(f'"{instance.veth(slot)}" . {instance.address(slot)}' for slot in SLOTS)
+    ports = ", ".join(f'"{instance.veth(slot)}" . {instance.mac(slot)} . {instance.address(slot)}' for slot in SLOTS)
     return f"""\
 table bridge {t}
 delete table bridge {t}
 table bridge {t} {{
   set ports {{
-    type ifname . ipv4_addr
+    type ifname . ether_addr . ipv4_addr
     elements = {{ {ports} }}
   }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
     iifname != "{instance.veth(0)[:-1]}*" return
-    ether type ip iifname . ip saddr @ports accept
-    ether type arp iifname . arp saddr ip @ports accept
+    ether type ip iifname . ether saddr . ip saddr @ports accept
+    ether type arp iifname . ether saddr . arp saddr ip @ports iifname . arp saddr ether . arp saddr ip @ports accept
     drop
   }}
 }}

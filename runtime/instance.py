@@ -65,6 +65,10 @@ class Instance:
         """The IPv4 address of ``slot``."""
         return str(self.network.network_address + 1 + slot)
 
+    def mac(self, slot: int) -> str:
+        """The hardware address of ``slot`` (0: the bridge): fixed, so that a neighbour's memory of it is never wrong."""
+        return f"02:da:71:{self.number:02x}:{slot >> 8:02x}:{slot & 255:02x}"
+
     def uids(self, slot: int) -> int:
         """The host's uid that is root in ``slot``."""
         return self.uid_base + slot * UID_RANGE

@@ -25,6 +25,7 @@ from runtime.instance import Instance
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000  # <linux/if_tun.h>
 _RTM_F_CLONED = 0x200  # rtnetlink(7): a cached path-MTU exception for one host of the internet, not a route
+_NUD_NOARP, _NTF_MASTER = 0x40, 0x04  # <linux/neighbour.h>: an entry of the bridge's own table that does not age
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -88,8 +89,8 @@ class Network:
         self._forward()
 
     def mac(self, slot: int) -> str:
-        """The hardware address of ``slot`` (0: the bridge): fixed, so that a neighbour's memory of it is never wrong."""
-        return f"02:da:71:{self.instance.number:02x}:{slot >> 8:02x}:{slot & 255:02x}"
+        """The hardware address of ``slot`` (0: the bridge)."""
+        return self.instance.mac(slot)
 
     def _way_out_mtu(self) -> int:
         sizes: list[int] = [self._ip.get_links(i)[0].get_attr("IFLA_MTU") for i in self._ways_out()]
@@ -153,14 +154,22 @@ class Network:
             self._ip.link("del", index=stale[0])
         namespace: int = self._inside_new(lambda ip: self._inside(ip, slot))
         try:
-            index = self._ip.link_lookup(ifname=name)[0]
-            _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
-            self._ip.link("set", index=index, master=self._bridge, state="up")
-            self._ip.brport("set", index=index, isolated=1)
+            self._plug_in(slot)
         except BaseException:
             os.close(namespace)
             raise
         return namespace
+
+    def _plug_in(self, slot: int) -> None:
+        """The cable becomes a port of the bridge, to which the dyno's own hardware address belongs and no other, for ever:
+        what the bridge learns from packets, a dyno that sends forged ones could teach it."""
+        name = self.instance.veth(slot)
+        index = self._ip.link_lookup(ifname=name)[0]
+        _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
+        self._ip.link("set", index=index, mtu=self._mtu, master=self._bridge)
+        self._ip.brport("set", index=index, isolated=1, learning=0, unicast_flood=0)
+        self._ip.fdb("add", ifindex=index, lladdr=self.mac(slot), state=_NUD_NOARP, flags=_NTF_MASTER)
+        self._ip.link("set", index=index, state="up")
 
     def _inside_new(self, work: Callable[[Any], None]) -> int:
         if _libc.unshare(_CLONE_NEWNET) < 0:
@@ -213,10 +222,7 @@ class Network:
         try:
             flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
             fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-            index = self._ip.link_lookup(ifname=name)[0]
-            _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
-            self._ip.link("set", index=index, mtu=self._mtu, master=self._bridge, state="up")
-            self._ip.brport("set", index=index, isolated=1)
+            self._plug_in(slot)
         except BaseException:
             os.close(tap)
             raise

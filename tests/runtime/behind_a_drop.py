@@ -38,7 +38,7 @@ ip link set {INSTANCE.bridge} up
 ip link add {INSTANCE.veth(1)} type veth peer name eth0 netns dyno
 ip link set {INSTANCE.veth(1)} master {INSTANCE.bridge} up
 ip -n dyno addr add {INSTANCE.address(1)}/20 dev eth0
-ip -n dyno link set eth0 up
+ip -n dyno link set eth0 address {INSTANCE.mac(1)} up
 ip -n dyno route add default via {INSTANCE.gateway}
 ip link add out type veth peer name eth0 netns world
 ip addr add 8.8.8.1/24 dev out
