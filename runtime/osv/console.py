@@ -3,7 +3,8 @@
 The kernel shows every environment variable while it reads them (measured: ``runscript expand …``, ``Setting in environment:``),
 so nothing is passed on before it has shown the last one, a variable of ours with a value that no other has. After that all is
 the app's but for a few sentences that only the kernel says; how the app ended is one of them, and counts only when nothing
-follows. An app can say such a sentence, too: it can lie about itself and about nobody else.
+follows. So it is with the words of a crash: after them comes the kernel's report of it (a backtrace, registers) and nothing
+more. An app can say such a sentence, too: it can lie about itself and about nobody else.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ _KERNEL = re.compile(
     rb"|Powering off\.|Chdir to: .*|chdir done"
 )
 _STATUS = re.compile(rb"program (?:exited with status|.{1,4096} returned) (-?\d{1,20})")
+_BACKTRACE = b"[backtrace]"
+_REPORT = re.compile(rb"|\[backtrace\]|\[registers\]|0x[0-9a-f]{8,16}( <.*>)?|[A-Z][A-Z0-9]{1,2}: +0x[0-9a-f]{16}( .*)?")
+"""What follows the words of a crash: lines of the kernel's report, empty ones among them."""
 _CRASHES = (
     (re.compile(rb"Aborted"), SIGABRT),
+    (re.compile(rb"\[backtrace\]"), SIGABRT),
+    (re.compile(rb"trying to execute or access missing symbol"), SIGABRT),
     (re.compile(rb"Assertion failed: .*"), SIGABRT),
     (re.compile(rb".*: failed looking up symbol .*"), SIGABRT),
     (re.compile(rb"page fault outside application, addr: 0x[0-9a-f]+"), SIGSEGV),
@@ -41,6 +47,8 @@ _FAILURES = re.compile(
     rb"|Neither paravirtual clock nor HPET is available\.|Unknown console:.{1,80}|incorrect parameter on --ip"
 )
 _BANNER = re.compile(rb"OSv (v[\w.+-]{1,80})?")
+_SECRETS = re.compile(rb"Cmdline: |runscript expand |Setting in environment: ")
+_CRASHED_AT_BOOT = "its kernel crashed before it started the app"
 
 
 class Console:
@@ -53,7 +61,8 @@ class Console:
     Attributes:
         banner: the kernel's first words (``OSv v…``).
         booted: the app has been started, or is about to be.
-        crash: the signal that its crash would be on Linux; None while it has not crashed.
+        crash: the signal that its crash would be on Linux; None while the last words are not a crash's.
+        reported: the kernel's backtrace followed them.
         oom: memory ran out.
         failure: why nothing could be started, in the kernel's words.
     """
@@ -63,8 +72,11 @@ class Console:
         self.booted = booted
         self.banner = ""
         self.crash: int | None = None
+        self.reported = False
         self.oom = False
         self.failure = ""
+        self._secret = False
+        self._last = b""
         self._rest = b""
         self._within = False
         self._held: list[tuple[bytes, int]] = []
@@ -77,6 +89,7 @@ class Console:
         *lines, self._rest = self._rest.split(b"\n")
         passed = b"".join(self._line(line) for line in lines)
         if len(self._rest) > LONGEST:
+            self._not_crashed()
             passed += self._release() + self._rest
             self._rest, self._within = b"", True
         return passed
@@ -113,23 +126,39 @@ class Console:
     def _look_for_failure(self, line: bytes) -> None:
         if not self.banner and (found := _BANNER.search(line)):  # a kernel built outside of git knows no version
             self.banner = found[0].decode().strip()
+        self._secret = self._secret or _SECRETS.match(line) is not None
+        if line == _BACKTRACE:  # what it says before it may be a setting's value from here on
+            self.failure = self.failure or self._words_of_a_crash()
         if self._crashed(line) or _FAILURES.match(line):
             self.failure = self.failure or line[:300].decode(errors="replace")
+        self._last = line or self._last
+
+    def _words_of_a_crash(self) -> str:
+        if self._secret or not self._last or _BANNER.match(self._last):
+            return _CRASHED_AT_BOOT
+        return f"{_CRASHED_AT_BOOT} ({self._last[:200].decode(errors='replace')})"
 
     def _line(self, line: bytes) -> bytes:
         line = line.removesuffix(b"\r")
         if self._within:  # the rest of a line whose beginning was passed on
             self._within = False
+            self._not_crashed()
             return line + b"\n"
         if _KERNEL.fullmatch(line):
             return b""
         if told := _STATUS.fullmatch(line):
+            self._not_crashed()
             self._held.append((line, int(told[1])))
             return b""
         if _FAILURES.match(line) and line.startswith(b"Failed to load object"):
             self.failure = self.failure or line[:300].decode(errors="replace")
-        self._crashed(line)
+        if not self._crashed(line) and not _REPORT.fullmatch(line):
+            self._not_crashed()
         return self._release() + line + b"\n"
+
+    def _not_crashed(self) -> None:
+        """The app goes on, so what looked like its crash was its own words."""
+        self.crash, self.reported, self.oom = None, False, False
 
     def _release(self) -> bytes:
         """Something follows, so what looked like the end was the app's own words."""
@@ -137,6 +166,7 @@ class Console:
         return b"".join(line + b"\n" for line, _ in held)
 
     def _crashed(self, line: bytes) -> bool:
+        self.reported = self.reported or line == _BACKTRACE
         if told := _UNCAUGHT.fullmatch(line):
             self.crash = int(told[1])
             return True

@@ -32,6 +32,8 @@ POWERDOWN_SECONDS = 2.0
 """How long OSv may take to power off when its button is pressed, before it is ended."""
 CRASH_SECONDS = 5.0
 """How long a guest that has crashed may take to be gone: some stand still for ever."""
+IDLE = 0.05
+"""Less than this share of a processor is used by a guest in which nothing runs."""
 PROBE_SECONDS = 0.2
 WATCH_SECONDS, SILENCE, MISSES = 15.0, 10.0, 4
 """The guest's kernel is asked whether it lives every so often, may be silent so long, so many times in a row."""
@@ -74,6 +76,7 @@ class Unikernel:
         self._listening = False
         self._last_stats = Stats(0, 0, 0.0, 0, 0)
         self._helpers: set[asyncio.Task[None]] = set()
+        self._crash: asyncio.Task[None] | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._removing: asyncio.Task[None] | None = None
         self._drained = asyncio.Event()
@@ -94,10 +97,11 @@ class Unikernel:
             if self.port is not None:
                 self._help(self._until_it_answers())
 
-    def _help(self, work: Coroutine[Any, Any, None]) -> None:
+    def _help(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
+        return task
 
     @property
     def ended(self) -> bool:
@@ -125,12 +129,11 @@ class Unikernel:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
-        crashed = self.console.crash
         self._waiting += self.console.feed(data)
         if self.console.booted and not self.booted.is_set():
             self.booted.set()
-        if self.console.crash is not None and crashed is None and not self._over:
-            self._help(self._end_a_crashed())
+        if self.console.crash is not None and not self._over and (self._crash is None or self._crash.done()):
+            self._crash = self._help(self._end_a_crashed())
         self._write()
 
     def _write(self) -> None:
@@ -190,8 +193,24 @@ class Unikernel:
             self._console_fd = -1
 
     async def _end_a_crashed(self) -> None:
-        await asyncio.sleep(CRASH_SECONDS)
-        self._kill("it crashed and stands still")
+        """Its last words are a crash's. Only one that lives no more is ended: an app may say such words, too."""
+        while self.console.crash is not None:
+            before = self.cgroup.cpu()
+            await asyncio.sleep(CRASH_SECONDS)
+            if self.console.crash is not None and not await self._lives(self.cgroup.cpu() - before):
+                return self._kill("it crashed and stands still")
+
+    async def _lives(self, cpu: float) -> bool:
+        """Whether anything in it goes on, as far as can be seen from outside.
+
+        Args:
+            cpu: seconds of the processor that it used within the last :data:`CRASH_SECONDS`.
+        """
+        if self.address is not None and self.port is not None and self._listening:
+            return await answers_http(self.address, self.port, SILENCE)
+        if self.address is not None and not await signals.answers(self.address, SILENCE):
+            return False
+        return cpu > IDLE * CRASH_SECONDS or not self.console.reported
 
     def _kill(self, why: str) -> None:
         if self.process is not None and not self.process.ended:

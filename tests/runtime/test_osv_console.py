@@ -112,6 +112,35 @@ def test_an_app_that_says_the_kernels_words_and_goes_on_has_not_ended() -> None:
     assert outcome(console, 0, None) == Exit(0)
 
 
+CRASH = b"page fault outside application, addr: 0x0000000000000010\r\n[registers]\r\nRIP: 0x0000000000000000 <???+0>\r\n"
+REPORT = b"RAX: 0x0000000000000001  RBX: 0x0000000000000002\r\nR8:  0x0000000000000001\r\nAborted\r\n\r\n[backtrace]\r\n"
+FRAMES = b"0x000000004021a3b4 <abort+19>\r\n0x0000000040219fff <???+1075945471>\r\n"
+
+
+def test_the_kernels_report_of_a_crash_is_no_line_of_the_apps() -> None:
+    _, console = read(PRELUDE + b"hello\r\n" + CRASH + REPORT + FRAMES, 7)
+    assert (console.crash, console.reported) == (11, True)
+    assert outcome(console, 0, None) == Exit(139)
+
+
+@pytest.mark.parametrize("words", [b"Assertion failed: what a visitor typed", b"Aborted", b"x: failed looking up symbol y"])
+def test_an_app_that_says_a_crashs_words_and_goes_on_has_not_crashed(words: bytes) -> None:
+    text, console = read(PRELUDE + words + b"\r\nstill here\r\n")
+    assert text == f"{words.decode()}\nstill here\n"
+    assert (console.crash, outcome(console, 0, None)) == (None, Exit(0))
+    _, console = read(PRELUDE + words + b"\r\nprogram exited with status 0\r\n" + END)
+    assert outcome(console, 0, None) == Exit(0)
+
+
+def test_a_kernel_that_crashes_at_boot_says_so_and_no_secret() -> None:
+    _, console = read(b"OSv v0.57.0\r\ntrying to execute or access missing symbol\r\n\r\n[backtrace]\r\n" + FRAMES)
+    assert console.failure == "trying to execute or access missing symbol"
+    _, console = read(b"OSv v0.57.0\r\nno memory for x\r\n\r\n[backtrace]\r\n" + FRAMES)
+    assert console.failure == "its kernel crashed before it started the app (no memory for x)"
+    _, console = read(PRELUDE.split(b"Setting in environment: DAVIT")[0] + b"\r\n[backtrace]\r\n" + FRAMES)
+    assert console.failure == "its kernel crashed before it started the app"
+
+
 def test_a_machine_that_was_ended_from_outside() -> None:
     _, console = read(PRELUDE + b"hello\r\n")
     assert outcome(console, 137, None) == Exit(137)

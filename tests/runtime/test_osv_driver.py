@@ -145,9 +145,26 @@ def test_a_crash_is_told_and_a_guest_that_stands_still_after_it_is_ended(
     bench: OsvBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runtime.osv.dyno.CRASH_SECONDS", 0.2)
+    monkeypatch.setattr("runtime.osv.dyno.SILENCE", 0.2)
     dyno = bench.begin(f"working\nAborted\n\n[backtrace]\n{STAND_STILL}")
     assert bench.run(dyno.wait()) == Exit(128 + signal.SIGABRT)
     assert bench.output(dyno) == "working\nAborted\n\n[backtrace]\n"
+
+
+def test_one_that_only_says_a_crashs_words_lives_on(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write into an app's log could end it otherwise. (The imitation has no network: it is asked otherwise.)"""
+    monkeypatch.setattr("runtime.osv.dyno.CRASH_SECONDS", 0.05)
+    asked = []
+
+    async def answers(address: str, seconds: float) -> bool:
+        asked.append(address)
+        return True
+
+    monkeypatch.setattr("runtime.osv.signals.answers", answers)
+    dyno = bench.begin(f"Assertion failed: what a visitor typed\n{STAND_STILL}")
+    bench.until(lambda: len(asked) > 2, "the question whether it lives")
+    assert not dyno.ended
+    bench.run(dyno.signal(signal.SIGKILL))
 
 
 def test_a_guest_whose_kernel_answers_nobody_is_ended(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +262,9 @@ def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, m
     off = replace(bench.says(""), env={**ENV, "SAY": f"$\nCould not mount rofs root filesystem.\n{POWER_OFF}"})
     with pytest.raises(StartFailed, match="Could not mount rofs root filesystem"):
         bench.run(bench.osv.start(off))
+    crash = replace(bench.says(""), env={**ENV, "SAY": f"$\ntrying to execute or access missing symbol\n\n[backtrace]\n{POWER_OFF}"})
+    with pytest.raises(StartFailed, match="could not be started: trying to execute or access missing symbol"):
+        bench.run(bench.osv.start(crash))
 
 
 def test_no_free_place_is_a_sentence(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
