@@ -110,6 +110,9 @@ def _verdict(ending: str, status: str, code: str) -> tuple[str, str]:
         sock = {"H18": "sock=backend ", "H27": "sock=client ", "H28": "sock=client "}.get(code, "")
     elif code == "H13" and ending[:2] == "PH":
         code = "H17"  # the answer could not be parsed; HAProxy makes no difference when it writes the page
+    elif code == "H26" and ending[:1] in "Cc":
+        code = "H28" if ending[:1] == "c" else "H27"  # HAProxy writes the same page for a client that has gone
+        sock = "sock=client "
     elif code in ("H19", "H21"):
         code = "H19" if ending[:1] == "s" else "H21"  # the page can only judge by the time that it took
     entry = CODES.get(code)

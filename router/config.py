@@ -124,6 +124,7 @@ def compose(frame: Frame, pool: int, placed: Iterable[tuple[int, Route]]) -> dic
         "states.map": states_map(routes.items()),
         "pages.map": pages.page_map(),
         "accept.map": f"{_ASKS_JSON} json\n",
+        "late.map": "late H12\n",  # an upload is no “late” but a “late1”: the first byte's time does not end it
         **{name: Path(__file__).with_name(name).read_text() for name in _SCRIPTS},
         **{f"{status}.http": pages.raw(code) for status, code in pages.RAW.items()},
     }
@@ -198,7 +199,8 @@ def _page(directory: Path, code: str) -> str:
 def _defaults(frame: Frame) -> str:
     times, directory = frame.timeouts, frame.directory
     since = "date(0,ms),sub(txn.t)"
-    gateway = _page(directory, f"{since},div({max(1, _ms(times.first_byte) - 5)}),bool,iif(H12,H13)")
+    late = f"{since},div({max(1, _ms(times.first_byte) - 5)}),bool,iif(late,early)"
+    gateway = _page(directory, f"{late},concat(,txn.upload),map_str({directory}/late.map,H13)")
     connect = _page(directory, f"{since},div({max(1, _ms(times.connect) - 5)}),bool,iif(H19,H21)")
     html = 'content-type "text/html; charset=utf-8"'
     return _section(
@@ -219,8 +221,8 @@ def _defaults(frame: Frame) -> str:
             "option redispatch 1",
             f"retries {RETRIES}",
             "balance roundrobin",
-            f"errorfile 400 {directory}/400.http",
             f"errorfile 408 {directory}/408.http",
+            f"http-error status 400 {html} lf-string {_page(directory, 'str(H26)')}",
             f"http-error status 502 {html} lf-string {gateway}",
             f"http-error status 503 {html} lf-string {connect}",
             f"http-error status 504 {html} lf-string {_page(directory, 'str(H12)')}",

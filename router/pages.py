@@ -7,6 +7,7 @@ between it and the request id, ``CODE>>`` the rest; ``CODEjson``, ``CODE>json``,
 
 from __future__ import annotations
 
+import http.client
 import json
 from html import escape
 
@@ -78,12 +79,12 @@ def page_map() -> str:
 def raw(code: Code) -> str:
     """A whole HTTP answer for what HAProxy refuses before there is a request to speak of (its ``errorfile``)."""
     text = html(code).replace(_ID, "-").replace(_APP, "")
-    reason = {400: "Bad Request", 408: "Request Timeout"}[code.status]
+    reason = http.client.responses[code.status]
     return (
         f"HTTP/1.1 {code.status} {reason}\r\nContent-Type: text/html; charset=utf-8\r\nCache-Control: no-store\r\n"
         f"Content-Length: {len(text.encode())}\r\nConnection: close\r\n\r\n{text}"
     )
 
 
-RAW = {400: CODES["H26"], 408: HEADER_TIMEOUT}
+RAW = {408: HEADER_TIMEOUT}
 """What replaces HAProxy's own pages for errors before the rules run."""

@@ -88,6 +88,8 @@ class TinyApp:
         if path == "/gate":
             while not self.gate.is_set():
                 await asyncio.sleep(0.01)
+            if headers.get("x-then") == "close":
+                return False
         if path == "/drip":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(8):

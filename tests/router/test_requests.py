@@ -571,6 +571,20 @@ def test_h13_closed_without_an_answer(davit: Davit, tiny: Make) -> None:
     page(davit, "h13", "H13", "/close")
 
 
+@pytest.mark.code("H13")
+def test_h13_an_upload_that_the_dyno_closes_late(unhurried: Davit, tiny: Make) -> None:
+    """The first byte's time is long over, but it is not what ended the request."""
+    app = tiny()
+    unhurried.app("h13up", app.dyno())
+    large, small = client(unhurried, "h13up"), client(unhurried, "h13up")
+    large.send("/gate", "X-Then: close", method="POST", body=b"x" * 20_000)
+    until(lambda: app.seen)
+    small.send("/gate", method="POST", body=b"x")
+    assert b"H12" in small.answer().body
+    app.gate.set()
+    assert b"H13" in large.answer().body
+
+
 @pytest.mark.code("H14")
 def test_h14_no_web_dyno_is_wanted(davit: Davit) -> None:
     davit.app("h14", web_quantity=0)
@@ -648,7 +662,22 @@ def test_h26_what_cannot_be_read(davit: Davit, line: str) -> None:
     asking = Client(davit.port, "")
     asking.socket.sendall(f"GET / HTTP/1.1\r\n{line}\r\n\r\n".encode())
     answer = asking.answer()
-    assert answer.status == CODES["H26"].status  # HAProxy's parser writes a page of its own, whatever errorfile says
+    assert answer.status == CODES["H26"].status  # HAProxy's parser writes a page of its own, and no setting changes it
+
+
+@pytest.mark.code("H26")
+@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html; charset=utf-8"), ("application/json", "application/json")])
+def test_h26_a_body_that_cannot_be_read(davit: Davit, tiny: Make, accept: str, kind: str) -> None:
+    app, path = tiny(), f"/gate?{accept}"
+    davit.app("h26", app.dyno())
+    rude = client(davit, "h26")
+    rude.send(path, "Transfer-Encoding: chunked", f"Accept: {accept}", method="POST")
+    until(lambda: app.seen)  # together with its head the parser would refuse it
+    rude.socket.sendall(b"zz\r\n")
+    answer = rude.answer()
+    assert answer.status == CODES["H26"].status and answer.headers["content-type"] == kind and b"H26" in answer.body
+    line = davit.log("h26", path)
+    assert line.startswith('at=error code=H26 desc="Request Error"') and " status=400 " in line
 
 
 @pytest.mark.code("H27")
@@ -665,7 +694,7 @@ def test_h27_the_client_goes_away(davit: Davit, tiny: Make) -> None:
 
 @pytest.mark.code("H28")
 def test_a_client_that_stalls_is_let_go(davit: Davit, tiny: Make) -> None:
-    """Heroku's H28. In HAProxy 2 the server's side runs out of patience first, so that page and log say H12."""
+    """Heroku's H28. In HAProxy 2 only the server's side runs out of patience, so that page and log say H12."""
     davit.app("h28", tiny().dyno())
     stalling = client(davit, "h28")
     stalling.send("/up", "Content-Length: 100000", method="POST")
