@@ -15,7 +15,7 @@ from pathlib import Path
 
 from foundation.errors import DavitError
 from runtime import confine
-from slugs import cpio
+from slugs import cpio, osvimage
 from slugs.elf import read_elf
 from slugs.rofs import Disk, Folder
 
@@ -68,7 +68,8 @@ def build(builder: Path, tree: Folder | Disk, image: Path, size: int) -> int:
         directory = Path(place)
         disk, kernel = directory / "disk", directory / "kernel"
         shutil.copyfile(builder, kernel)
-        with disk.open("wb") as file:
+        with disk.open("wb") as file:  # the builder makes its file system in the second partition
+            file.write(osvimage.partitioned(bytes(osvimage.SECTOR), osvimage.SECTOR, size - osvimage.SECTOR))
             file.truncate(size)
         for path in (directory, disk, kernel):
             os.chown(path, _NOBODY, _NOBODY)
