@@ -9,11 +9,13 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from foundation.errors import DavitError
-from state.pages import Page, Window
+from state.pages import Bound, Page, Window
 
 T = TypeVar("T")
 USUAL, MOST = 200, 1000
 """Items of a page when nothing is said, and at the most."""
+_ID = re.compile(r"(.*)~([0-9a-f-]{36})")
+_AFTER_ALL_IDS = "~"
 _BOUND = re.compile(r"[\]\[]?[^\x00-\x20;,]*")
 
 
@@ -24,20 +26,36 @@ class BadRange(DavitError):
 
 
 @dataclass(frozen=True)
+class Tied:
+    """Of an attribute that several items may have alike: its reader gives ``(value, id)``.
+
+    A bound is the value alone, with all that have it, or ``VALUE~ID``, as ``Next-Range`` says it.
+    """
+
+    of: type
+
+
+@dataclass(frozen=True)
 class Order:
     """What a list can be sorted by: attribute → reader of the attribute; the first is the usual one.
 
-    ``kinds`` says which bounds are numbers or times; the others are text.
+    ``kinds`` says which bounds are numbers or times, and which are :class:`Tied`; the others are text.
     """
 
     attributes: Mapping[str, Callable[[Any], Any]]
-    kinds: Mapping[str, type]
+    kinds: Mapping[str, type | Tied]
     usual_descending: bool = False
 
     @property
     def usual(self) -> str:
         """The attribute that the list is sorted by when nothing is said."""
         return next(iter(self.attributes))
+
+
+BY_AGE = Order(
+    {"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {"created_at": Tied(datetime)}
+)  # fmt: skip
+BY_NAME = Order({"name": lambda row: (row.name, row.id), "id": lambda row: row.id}, {"name": Tied(str)})
 
 
 def parse(header: str | None, order: Order) -> Window:
@@ -58,13 +76,15 @@ def parse(header: str | None, order: Order) -> Window:
     if not (maximum.isascii() and maximum.isdigit() and len(maximum) < 10 and int(maximum)):
         raise BadRange(f"max={maximum} in the Range header must be a number from 1 to {MOST}.")
     kind = order.kinds.get(attribute, str)
+    descending = options["order"] == "desc" if "order" in options else order.usual_descending and not bounds
+    after = start.startswith("]")
     return Window(
         attribute=attribute,
-        start=_bound(kind, start.lstrip("[]")),
-        end=_bound(kind, end.lstrip("[]")),
-        after=start.startswith("]"),
+        start=_bound(kind, start.lstrip("[]"), behind=after != descending),
+        end=_bound(kind, end.lstrip("[]"), behind=not descending),
+        after=after,
         maximum=min(int(maximum), MOST),
-        descending=options["order"] == "desc" if "order" in options else order.usual_descending and not bounds,
+        descending=descending,
     )
 
 
@@ -73,9 +93,15 @@ def _option(part: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _bound(kind: type, text: str) -> str | int | datetime | None:
+def _bound(kind: type | Tied, text: str, *, behind: bool) -> Bound:
+    """A bound as it is compared; ``behind``: where no id says which of those alike, it comes after the last of them."""
     if not text:
         return None
+    if isinstance(kind, Tied):
+        found = _ID.fullmatch(text)
+        value = _bound(kind.of, found[1] if found else text, behind=behind)
+        assert isinstance(value, (str, datetime))
+        return value, found[2] if found else _AFTER_ALL_IDS if behind else ""
     try:
         if kind is int:
             return max(-1, min(int(text), 2**31 - 1)) if len(text) < 12 else int(text[:1] + "0")
@@ -122,4 +148,6 @@ def headers(page: Page[Any], order: Order, window: Window) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return "~".join(map(_text, value))
     return value.isoformat() if isinstance(value, datetime) else str(value)

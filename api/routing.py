@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
@@ -113,6 +113,19 @@ class Call:
     identity: Identity | None
     found: App | None = None
     found_pipeline: Pipeline | None = None
+    _renewed: Callable[[Session], Call] | None = None
+
+    def within(self, session: Session) -> Call:
+        """This call in a further transaction, for a view that could not keep one open: all that was demanded is demanded again.
+
+        Raises:
+            Unauthorized, Forbidden, NotFound: the caller may not do it any more, or the app has gone.
+            ChangedMeanwhile: If-Match does not hold any more.
+        """
+        if self._renewed is not None:
+            return self._renewed(session)
+        identity = self.identity.within(session) if self.identity else None
+        return Call(session, self.body, identity, session.get(App, self.found.id) if self.found else None)
 
     @property
     def account(self) -> Account:
@@ -178,8 +191,16 @@ class Call:
         """A page of a list: 206 when it goes on."""
         return Reply([render(item) for item in page.items], 206 if page.more else 200, ranges.headers(page, order, window))
 
-    def short_listing(self, rows: Sequence[T], order: ranges.Order, render: Callable[[T], Any]) -> Reply:
-        """:meth:`listing` for a list that is in memory anyway."""
+    def short_listing(
+        self, rows: Sequence[T], order: ranges.Order, render: Callable[[T], Any], *, as_it_is: bool = False
+    ) -> Reply:
+        """:meth:`listing` for a list that is in memory anyway.
+
+        Args:
+            as_it_is: whether it is given as it is to who does not ask for a part of it: its own order means something.
+        """
+        if as_it_is and "Range" not in request.headers:
+            return Reply([render(row) for row in rows], headers={"Accept-Ranges": ", ".join(order.attributes)})
         window = self.window(order)
         return self.listing(ranges.cut(rows, order, window), order, window, render)
 
@@ -264,12 +285,16 @@ def _serve(operation: Operation, view: View, shown: Shown) -> Callable[..., Resp
 
         def change() -> Response:
             with transaction() as session:
-                return _answer(session, operation, view, shown, sent, identity, dict(places))
+                return _answer(session, operation, view, shown, sent, identity, places)
 
         return passwords.apart(change)
 
     served.operation = operation  # type: ignore[attr-defined]
     return served
+
+
+_FOUND = frozenset(("app", "pipeline"))
+"""Places of a path that a view is given as what they name."""
 
 
 def _body(operation: Operation) -> dict[str, Any]:
@@ -298,20 +323,28 @@ def _answer(
     session: Session, operation: Operation, view: View, shown: Shown, sent: dict[str, Any], identity: Identity | None,
     places: dict[str, str],
 ) -> Response:
-    call = Call(session, fields.NONE.read({}), identity.within(session) if identity else None)
+    call = _called(session, operation, shown, identity, places)
     if identity and identity.token is None:
         logins.finish(session, identity.account.id, call.code)
-    if operation.on_app:
-        call.found = apps.find(session, call.account, places.pop("app"), operation.needs)
-    if operation.on_pipeline:
-        change = operation.needs == "pipeline-manage"
-        call.found_pipeline = pipelines.find(session, call.account, places.pop("pipeline"), manage=change)
-    if operation.method in ("PATCH", "PUT", "DELETE") and "If-Match" in request.headers:
-        _demand_unchanged(call, shown(), places)
     call.body = operation.takes.read(sent)
-    answer = view(call, **places)
+    call._renewed = lambda later: replace(_called(later, operation, shown, identity, places), body=call.body)
+    rest = {name: value for name, value in places.items() if name not in _FOUND}
+    answer = view(call, **rest)
     _warn(call.body)
     return answer if isinstance(answer, Response) else _response(answer)
+
+
+def _called(session: Session, operation: Operation, shown: Shown, identity: Identity | None, places: dict[str, str]) -> Call:
+    """The call in this transaction: its caller may make it, and what it changes is as the caller says."""
+    call = Call(session, fields.NONE.read({}), identity.within(session) if identity else None)
+    if operation.on_app:
+        call.found = apps.find(session, call.account, places["app"], operation.needs)
+    if operation.on_pipeline:
+        change = operation.needs == "pipeline-manage"
+        call.found_pipeline = pipelines.find(session, call.account, places["pipeline"], manage=change)
+    if operation.method in ("PATCH", "PUT", "DELETE") and "If-Match" in request.headers:
+        _demand_unchanged(call, shown(), {name: value for name, value in places.items() if name not in _FOUND})
+    return call
 
 
 def _response(answer: Any) -> Response:

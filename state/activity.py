@@ -101,12 +101,12 @@ def _builds(session: Session, app: App, most: int) -> list[Item]:
 
 def _crashes(session: Session, app: App) -> list[Item]:
     return [
-        Item(row.created_at, "crash", _crashed(row), "davit", why=row.why, dyno=row.dyno)
+        Item(row.created_at, "crash", crashed(row), "davit", why=row.why, dyno=row.dyno)
         for row in crashes.newest(session, app.id)
     ]
 
 
-def _crashed(row: Crash) -> str:
+def crashed(row: Crash) -> str:
     """``web.1 of v7 crashed with status 137 (SIGKILL)``"""
     status = "" if row.exit_status is None else f" with status {row.exit_status}"
     if row.exit_status is not None and row.exit_status > 128:

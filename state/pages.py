@@ -11,6 +11,8 @@ from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 T = TypeVar("T")
+Bound = str | int | datetime | tuple[str | datetime, str] | None
+"""The last: a value that several items may have, and the id of one."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Window:
     """
 
     attribute: str
-    start: str | int | datetime | None = None
-    end: str | int | datetime | None = None
+    start: Bound = None
+    end: Bound = None
     after: bool = False
     maximum: int = 200
     descending: bool = False

@@ -109,12 +109,25 @@ def create(call: Call) -> Reply:
     return Reply({**serialize.account(account), "access_token": {"id": token.id, "token": text, "expires_in": None}}, 201)
 
 
-@resource.on("DELETE", "/davit/accounts/<user>", needs="admin", ours=True, gives=shapes.ACCOUNT)
-def destroy(call: Call, user: str) -> Any:
-    """Remove an account that owns no app."""
+def _found(call: Call, user: str) -> Account:
     account = people.find(call.session, user)
     if account is None:
         raise NotFound("Couldn't find that user.")
+    return account
+
+
+@resource.on("DELETE", "/davit/accounts/<user>/two-factor", needs="admin", ours=True, gives=shapes.ACCOUNT)
+def disable_two_factor(call: Call, user: str) -> Any:
+    """Turn somebody's two-factor authentication off, who has lost the device; one's own takes a code, as everybody's does."""
+    account = _found(call, user)
+    two_factor.disable(call.session, call.account, account, call.code)
+    return serialize.account(account)
+
+
+@resource.on("DELETE", "/davit/accounts/<user>", needs="admin", ours=True, gives=shapes.ACCOUNT)
+def destroy(call: Call, user: str) -> Any:
+    """Remove an account that owns no app."""
+    account = _found(call, user)
     if account.id == call.account.id:
         raise InvalidParams("You cannot remove the account that you are using.")
     people.remove(call.session, call.account, account)

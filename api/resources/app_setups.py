@@ -13,10 +13,10 @@ from api.resources.catalogue import check_region, check_stack
 from api.routing import Call, Reply, Resource
 from builder import manifest, setup, sources
 from foundation import outbound
-from foundation.errors import InvalidParams, Unauthorized
-from state import accounts, setups
+from foundation.errors import InvalidParams
+from state import setups
 from state.db import after_commit, transaction
-from state.models import Account, AppSetup
+from state.models import AppSetup
 
 resource = Resource("app-setups", reads="read")
 
@@ -50,9 +50,7 @@ def create(call: Call) -> Reply:
     if place is not None:
         outbound.check(place)  # takes as long as DNS does: not while others wait for the database
     with transaction() as session:
-        account = session.get(Account, call.account.id)
-        if account is None:
-            raise Unauthorized(accounts.INVALID_CREDENTIALS)
+        account = call.within(session).account
         row = setups.create(session, account, wanted, name=app.text("name"), stack=stack, env=env, buildpacks=buildpacks)
         after_commit(session, lambda: setup.enqueue(row.id))
     return Reply(serialize.app_setup(row, None, None), 202)

@@ -15,7 +15,8 @@ from state.models import Token
 
 resource = Resource("authorizations")
 
-ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+ORDER = ranges.BY_AGE
+SESSION_ORDER = ranges.Order({"id": lambda row: row.id}, {})
 TEN_YEARS = 10 * 365 * 24 * 3600
 _NEW = Fields(
     scope=Items(of=Text(), most=20), description=Text(most=255), client=Reference(), expires_in=Whole(least=1, most=TEN_YEARS)
@@ -30,9 +31,9 @@ def _render(call: Call, row: Token) -> Any:
 
 
 @resource.on("GET", "/oauth/authorizations", needs="account", gives=shapes.many(shapes.OAUTH_AUTHORIZATION))
-def index(call: Call) -> Any:
+def index(call: Call) -> Reply:
     """The caller's tokens, redacted."""
-    return [_render(call, row) for row in authorizations.all_of(call.session, call.account)]
+    return call.short_listing(authorizations.all_of(call.session, call.account), ORDER, lambda row: _render(call, row))
 
 
 @resource.on("POST", "/oauth/authorizations", needs="login", takes=_NEW, gives=shapes.OAUTH_AUTHORIZATION)
@@ -92,9 +93,10 @@ def destroy_session(call: Call) -> Any:
 
 
 @resource.on("GET", "/oauth/sessions", needs="account", gives=shapes.many(shapes.OAUTH_SESSION))
-def sessions(call: Call) -> Any:
+def sessions(call: Call) -> Reply:
     """The caller's sessions: browsers that are logged in."""
-    return [serialize.web_session(row, now()) for row in web_sessions.all_of(call.session, call.account)]
+    rows = web_sessions.all_of(call.session, call.account)
+    return call.short_listing(rows, SESSION_ORDER, lambda row: serialize.web_session(row, now()))
 
 
 @resource.on("DELETE", "/oauth/sessions", needs="account", gives=shapes.many(shapes.OAUTH_SESSION), ours=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api import serialize, shapes
+from api import ranges, serialize, shapes
 from api.fields import Fields, Items, Object, Text
-from api.routing import Call, Resource
+from api.routing import Call, Reply, Resource
 from state import apps
 
 resource = Resource("buildpack-installations", reads="read")
 
 _REGISTRY = re.compile(r"https://buildpack-registry\.s3\.amazonaws\.com/buildpacks/([\w.-]+/[\w.-]+)\.tgz")
+ORDER = ranges.Order({"ordinal": lambda row: row["ordinal"]}, {"ordinal": int})
 _MOST = 50
 _UPDATE = Object(fields=Fields(buildpack=Text(needed=True, most=1000)))
 
@@ -39,9 +40,9 @@ def _render(call: Call) -> Any:
 
 
 @resource.on("GET", "/apps/<app>/buildpack-installations", needs="view", gives=shapes.many(shapes.BUILDPACK_INSTALLATION))
-def index(call: Call) -> Any:
+def index(call: Call) -> Reply:
     """The chosen buildpacks, in order; none means detection."""
-    return _render(call)
+    return call.short_listing(_render(call), ORDER, lambda row: row)
 
 
 @resource.on(

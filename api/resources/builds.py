@@ -111,8 +111,8 @@ def purge_cache(call: Call) -> Any:
     """Throw the build cache away: the next build fetches everything anew."""
     wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": call.app.id}, timeout=30)
     with transaction() as session:
-        assert call.identity is not None
-        builds.note_purge(session, call.identity.within(session).account, call.app)
+        now = call.within(session)
+        builds.note_purge(session, now.account, now.app)
     return {}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from api import serialize, shapes
-from api.routing import Call, Resource
+from api import ranges, serialize, shapes
+from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
 from state import sizes
 
 resource = Resource("catalogue", reads="read")
 
+ORDER = ranges.Order({"name": lambda row: row["name"], "id": lambda row: row["id"]}, {})
 STACKS = ("davit-13",)
 _REGIONS = frozenset(("local", "us", "eu", serialize.REGION["id"]))
 _HEROKU_STACK = re.compile(r"cedar(-\d+)?|heroku-\d+")
@@ -49,6 +50,10 @@ def _pick(rows: list[dict[str, Any]], identity: str, what: str) -> dict[str, Any
     raise NotFound(f"Couldn't find that {what}.")
 
 
+def _list(call: Call, rows: list[dict[str, Any]]) -> Reply:
+    return call.short_listing(rows, ORDER, lambda row: row, as_it_is=True)
+
+
 def _stacks() -> list[dict[str, Any]]:
     return [serialize.stack(name, name == STACKS[0]) for name in STACKS]
 
@@ -58,9 +63,9 @@ def _sizes() -> list[dict[str, Any]]:
 
 
 @resource.on("GET", "/regions", needs="account", gives=shapes.many(shapes.REGION))
-def regions(call: Call) -> Any:
+def regions(call: Call) -> Reply:
     """The regions: one."""
-    return [serialize.region()]
+    return _list(call, [serialize.region()])
 
 
 @resource.on("GET", "/regions/<region>", needs="account", gives=shapes.REGION)
@@ -70,9 +75,9 @@ def region(call: Call, region: str) -> Any:
 
 
 @resource.on("GET", "/stacks", needs="account", gives=shapes.many(shapes.STACK))
-def stacks(call: Call) -> Any:
+def stacks(call: Call) -> Reply:
     """The stacks."""
-    return _stacks()
+    return _list(call, _stacks())
 
 
 @resource.on("GET", "/stacks/<stack>", needs="account", gives=shapes.STACK)
@@ -82,15 +87,15 @@ def stack(call: Call, stack: str) -> Any:
 
 
 @resource.on("GET", "/apps/<app>/available-stacks", needs="view", gives=shapes.many(shapes.STACK))
-def available_stacks(call: Call) -> Any:
+def available_stacks(call: Call) -> Reply:
     """The stacks that the app can be built on."""
-    return _stacks()
+    return _list(call, _stacks())
 
 
 @resource.on("GET", "/dyno-sizes", needs="account", gives=shapes.many(shapes.DYNO_SIZE))
-def dyno_sizes(call: Call) -> Any:
+def dyno_sizes(call: Call) -> Reply:
     """The dyno sizes."""
-    return _sizes()
+    return _list(call, _sizes())
 
 
 @resource.on("GET", "/dyno-sizes/<size>", needs="account", gives=shapes.DYNO_SIZE)
@@ -100,9 +105,9 @@ def dyno_size(call: Call, size: str) -> Any:
 
 
 @resource.on("GET", "/apps/<app>/available-dyno-sizes", needs="view", gives=shapes.many(shapes.DYNO_SIZE))
-def available_dyno_sizes(call: Call) -> Any:
+def available_dyno_sizes(call: Call) -> Reply:
     """The dyno sizes that the app can use: all."""
-    return _sizes()
+    return _list(call, _sizes())
 
 
 @resource.on("GET", "/apps/<app>/addons", needs="view", gives=shapes.NONE_YET)

@@ -8,13 +8,13 @@ from api import ranges, serialize, shapes
 from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
-from state import apps, drains
+from state import drains
 from state.db import transaction
 from state.models import LogDrain
 
 resource = Resource("log-drains")
 
-ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+ORDER = ranges.BY_AGE
 
 
 def _render(call: Call, row: LogDrain) -> Any:
@@ -36,9 +36,8 @@ def create(call: Call) -> Reply:
     url = call.body.need("url")
     outbound.check(drains.parse(url))  # asks the name service: not while others wait for the database
     with transaction() as session:
-        assert call.identity is not None
-        account = call.identity.within(session).account
-        row = drains.add(session, account, apps.find(session, account, call.app.id, "operate"), url)
+        now = call.within(session)
+        row = drains.add(session, now.account, now.app, url)
         return Reply(_render(call, row), 201)
 
 

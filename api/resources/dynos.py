@@ -12,11 +12,10 @@ from api import attach, links, ranges, rendezvous, serialize, shapes
 from api.fields import Fields, Flag, Reference, Text, Texts, Whole
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
-from foundation import wire
-from foundation.clock import now
+from foundation import clock, wire
 from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
-from state import apps, formation, isolations, sizes
+from state import formation, isolations, sizes
 from state.db import transaction
 from state.models import Dyno
 
@@ -42,12 +41,10 @@ def _dyno(call: Call, identity: str) -> Dyno:
 
 
 @resource.on("GET", "/apps/<app>/dynos", needs="view", scope="read", gives=shapes.many(shapes.DYNO))
-def index(call: Call) -> Any:
-    """The app's dynos."""
+def index(call: Call) -> Reply:
+    """The app's dynos, by type and number, as people count."""
     rows = formation.dynos(call.session, call.app)
-    if "Range" in request.headers:
-        return call.short_listing(rows, ORDER, lambda row: serialize.dyno(call.app, row))
-    return [serialize.dyno(call.app, row) for row in rows]  # by type and number, as people count
+    return call.short_listing(rows, ORDER, lambda row: serialize.dyno(call.app, row), as_it_is=True)
 
 
 @resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read", gives=shapes.DYNO)
@@ -84,9 +81,8 @@ def restart(call: Call, dyno: str) -> Reply:
         _end(row)  # the runtime may take its time, and nobody may wait for the database meanwhile
         return _UNDER_WAY
     with transaction() as session:
-        assert call.identity is not None
-        account = call.identity.within(session).account
-        formation.restart(session, account, apps.find(session, account, call.app.id, "operate"), row.name)
+        now = call.within(session)
+        formation.restart(session, now.account, now.app, row.name)
     return _UNDER_WAY
 
 
@@ -183,7 +179,7 @@ def _started(call: Call, said: dict[str, Any], params: dict[str, Any]) -> Dyno:
     return Dyno(
         id=said["dyno_id"], name=said["name"], type=params["type"], command=params["command"], size=said["size"], state="up",
         isolation=params["isolation"],
-        release_id=said["release_id"], release_version=said["release_version"], created_at=now(), updated_at=now(),
+        release_id=said["release_id"], release_version=said["release_version"], created_at=clock.now(), updated_at=clock.now(),
     )  # fmt: skip
 
 

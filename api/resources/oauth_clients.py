@@ -19,7 +19,7 @@ _EXCHANGE = Fields(
     grant=Object(fields=Fields(code=_SECRET, type=Text())), refresh_token=Object(fields=Fields(token=_SECRET)),
     client=Object(fields=Fields(secret=Text(needed=True, most=200)), needed=True),
 )  # fmt: skip
-ORDER = ranges.Order({"name": lambda row: row.name, "id": lambda row: row.id}, {})
+ORDER = ranges.BY_NAME
 
 
 def _render(row: OAuthClient) -> Any:

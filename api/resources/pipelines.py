@@ -16,8 +16,8 @@ from state.models import Promotion
 
 resource = Resource("pipelines", reads="read", writes="write")
 
-ORDER = ranges.Order({"name": lambda row: (row.name, row.id), "id": lambda row: row.id}, {})
-COUPLINGS = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+ORDER = ranges.BY_NAME
+COUPLINGS = ranges.BY_AGE
 MOST_APPS = 1000
 _NAME = Text(needed=True, most=100)
 _STAGE = Text(needed=True, most=60)
@@ -30,12 +30,10 @@ _AMONG = Fields(**{"in": Object(fields=Fields(id=Items(of=Text(), most=MOST_APPS
 
 
 @resource.on("GET", "/pipelines", needs="account", gives=shapes.many(shapes.PIPELINE))
-def index(call: Call) -> Any:
+def index(call: Call) -> Reply:
     """The pipelines that the caller owns or has an app in; ?eq[name]=NAME picks by name."""
     rows = pipelines.visible(call.session, call.account, request.args.get("eq[name]"))
-    if "Range" in request.headers:
-        return call.short_listing(rows, ranges.Order({"id": lambda row: row.id}, {}), serialize.pipeline)
-    return [serialize.pipeline(row) for row in rows]
+    return call.short_listing(rows, ORDER, serialize.pipeline, as_it_is=True)
 
 
 @resource.on(
@@ -194,11 +192,12 @@ def _promotion(call: Call, row: Promotion) -> Any:
     "GET", "/pipeline-promotions/<promotion>/promotion-targets", needs="account",
     gives=shapes.many(shapes.PIPELINE_PROMOTION_TARGET),
 )  # fmt: skip
-def promotion_targets(call: Call, promotion: str) -> Any:
+def promotion_targets(call: Call, promotion: str) -> Reply:
     """How far a promotion is, target by target."""
     row = pipelines.find_promotion(call.session, call.account, promotion)
     rows = pipelines.targets_of(call.session, row)
-    return [serialize.promotion_target(target, *pipelines.standing(target)) for target in rows]
+    order = ranges.Order({"id": lambda row: row.id}, {})
+    return call.short_listing(rows, order, lambda target: serialize.promotion_target(target, *pipelines.standing(target)))
 
 
 @resource.on(

@@ -11,13 +11,13 @@ from state import apps, transfers
 
 resource = Resource("app-transfers")
 
-ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+ORDER = ranges.BY_AGE
 
 
 @resource.on("GET", "/account/app-transfers", needs="account", gives=shapes.many(shapes.APP_TRANSFER))
-def index(call: Call) -> Any:
+def index(call: Call) -> Reply:
     """The transfers that the caller made or was offered."""
-    return [serialize.app_transfer(row) for row in transfers.all_of(call.session, call.account)]
+    return call.short_listing(transfers.all_of(call.session, call.account), ORDER, serialize.app_transfer)
 
 
 @resource.on("GET", "/account/app-transfers/<transfer>", needs="account", gives=shapes.APP_TRANSFER)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from api import ranges, serialize, shapes
 from api.fields import Fields, Items, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
-from foundation.errors import InvalidParams, Unauthorized
-from state import accounts, apps, webhooks
+from foundation.errors import InvalidParams
+from state import webhooks
 from state.db import transaction
-from state.models import Account, App, Webhook
+from state.models import Webhook
 
 resource = Resource("webhooks", reads="read", writes="write")
 
@@ -23,7 +21,7 @@ _NEW = Fields(
     url=Text(needed=True, most=2000), include=Items(of=Text(), most=50, needed=True), level=Text(needed=True, most=20), **_SECRETS
 )  # fmt: skip
 _CHANGES = Fields(url=Text(most=2000), include=Items(of=Text(), most=50), level=Text(most=20), **_SECRETS)
-ORDER = ranges.Order({"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {})
+ORDER = ranges.BY_AGE
 
 
 @resource.on("GET", "/apps/<app>/webhooks", needs="view", gives=shapes.many(shapes.APP_WEBHOOK))
@@ -49,8 +47,8 @@ def create(call: Call) -> Reply:
     secret, authorization = _secrets(call)
     outbound.check(wish.place)  # takes as long as DNS does: not while others wait for the database
     with transaction() as session:
-        account, app = _again(session, call)
-        row, text = webhooks.create(session, account, app, wish, secret=secret, authorization=authorization)
+        now = call.within(session)
+        row, text = webhooks.create(session, now.account, now.app, wish, secret=secret, authorization=authorization)
     return Reply(serialize.webhook(row), 201, {SECRET_HEADER: text} if secret is None else {})
 
 
@@ -63,9 +61,9 @@ def update(call: Call, webhook: str) -> Reply:
     secret, authorization = _secrets(call)
     outbound.check(wish.place)
     with transaction() as session:
-        account, app = _again(session, call)
-        row = webhooks.find(session, app, webhook)
-        webhooks.update(session, account, app, row, wish, secret=secret, authorization=authorization)
+        now = call.within(session)
+        row = webhooks.find(session, now.app, webhook)
+        webhooks.update(session, now.account, now.app, row, wish, secret=secret, authorization=authorization)
     return Reply(serialize.webhook(row))
 
 
@@ -76,13 +74,6 @@ def _secrets(call: Call) -> tuple[str | None, str | None]:
     if authorization is not None and not authorization.isascii():
         raise InvalidParams("Field authorization must be a header's value: ASCII characters only.")
     return call.body.text("secret"), authorization
-
-
-def _again(session: Session, call: Call) -> tuple[Account, App]:
-    account = session.get(Account, call.account.id)
-    if account is None:
-        raise Unauthorized(accounts.INVALID_CREDENTIALS)
-    return account, apps.find(session, account, call.app.id, "operate")
 
 
 @resource.on("DELETE", "/apps/<app>/webhooks/<webhook>", needs="operate", gives=shapes.APP_WEBHOOK)

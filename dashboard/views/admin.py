@@ -81,7 +81,7 @@ def remove_person(visit: Visit, user: str) -> Response:
     return visit.done("/admin/people", f"{email} is removed.")
 
 
-@pages.on("POST", "/admin/people/<user>/two-factor", needs="admin", again=everybody)
+@pages.on("POST", "/admin/people/<user>/two-factor", does="DELETE /davit/accounts/<user>/two-factor", again=everybody)
 def disable_two_factor(visit: Visit, user: str) -> Response:
     """Help somebody who has lost the device."""
     account = _found(visit, user)

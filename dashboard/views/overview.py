@@ -30,7 +30,7 @@ def state(visit: Visit) -> Response:
     return visit.page("state.html", glance=glance.one(visit.session, visit.app))
 
 
-@pages.on("GET", "/apps/<app>/activity", does="GET /apps/<app>")
+@pages.on("GET", "/apps/<app>/activity", does="GET /apps/<app>/activity")
 def history(visit: Visit) -> Response:
     """More of what happened."""
     return frame.page(visit, "Overview", "activity.html", items=activity.of(visit.session, visit.app, 200))

@@ -20,6 +20,7 @@ from api.routing import Operation, Resource
 from api.web import RESOURCES
 from foundation.errors import DavitError
 from state import db
+from state.models import Webhook
 from tests.api import published
 from tests.api.conftest import Api, give_code
 from tests.e2e.errors_page import assert_says
@@ -82,6 +83,20 @@ def test_a_change_of_what_has_changed_meanwhile_is_refused(api: Api, path: str, 
     assert api.patch(path, sent, headers={"If-Match": '"none"'}).status_code == 412
     for tag in (api.get(path).headers["ETag"], "*"):
         assert api.patch(path, sent, headers={"If-Match": tag}).status_code == 200
+
+
+def test_what_changes_while_an_address_is_looked_up_is_not_overwritten(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = api.post("/apps/timely/webhooks", {"url": "https://203.0.113.9/", "include": ["api:app"], "level": "notify"}).json
+    path = f"/apps/timely/webhooks/{hook['id']}"
+    tag = api.get(path).headers["ETag"]
+
+    def meanwhile(place: object) -> None:
+        with db.transaction() as session:
+            session.get_one(Webhook, hook["id"]).level = "sync"
+
+    monkeypatch.setattr("foundation.outbound.check", meanwhile)
+    answer = api.patch(path, {"include": ["api:build"]}, headers={"If-Match": tag})
+    assert (answer.status_code, api.get(path).json["include"]) == (412, ["api:app"])
 
 
 def test_if_match_shows_nobody_what_they_may_not_read(api: Api) -> None:

@@ -175,3 +175,18 @@ def test_somebody_chooses_a_password_by_an_invitation_once(either_api: Api) -> N
     assert api.post(path, chosen, as_=None).status_code == 404
     assert api.post("/oauth/authorizations", as_=None, auth=("stranger@example.com", "correct horse battery")).status_code == 201
     assert "no mail" in api.post("/password-resets", {"email": "owner@example.com"}, as_=None).json["message"]
+
+
+def test_an_admin_turns_the_two_factor_authentication_of_another_off_and_their_own_with_a_code(either_api: Api) -> None:
+    api = either_api
+    _recovery_codes(api)
+    own = _recovery_codes(api, "admin")
+    path = "/davit/accounts/{}@example.com/two-factor"
+    assert api.delete(path.format("owner")).status_code == 403
+    assert api.delete(path.format("admin"), as_="admin").json["id"] == "two_factor"
+    assert api.delete(path.format("nobody"), as_="admin").status_code == 404
+    assert api.delete(path.format("owner"), as_="admin").json["two_factor_authentication"] is False
+    assert api.get("/account").json["two_factor_authentication"] is False
+    assert api.delete(path.format("admin"), as_="admin", headers=_with(own[0])).json["two_factor_authentication"] is False
+    told = api.get("/davit/audit?action=2fa:disable", as_="admin").json
+    assert [row["details"]["email"] for row in told] == ["admin@example.com", "owner@example.com"]
