@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from api import attach
 from api.attach import EndOfInput, Input, Order
-from api.websocket import WAIT
+from api.nonblocking import CHUNK, WAIT, send_what_fits
 
 log = logging.getLogger("web")
 
@@ -31,7 +31,6 @@ IDLE_SECONDS = 3600
 """An attached dyno at which nobody types and which prints nothing for so long is let go (as Heroku's)."""
 USED = b"This address has been used, or is too old. Run the command again.\r\n"
 _END = 0x04
-_CHUNK = 65536
 
 
 class Rendezvous:
@@ -88,7 +87,7 @@ class Rendezvous:
     def receive(self) -> Iterator[Order]:
         """What was typed."""
         try:
-            data = self.socket.recv(_CHUNK)
+            data = self.socket.recv(CHUNK)
         except WAIT:
             return
         except OSError:
@@ -115,12 +114,7 @@ class Rendezvous:
 
     def flush(self) -> None:
         """Write what the socket takes."""
-        try:
-            while self.pending:
-                del self.pending[: self.socket.send(self.pending[:_CHUNK])]
-        except WAIT:
-            pass
-        except OSError:
+        if not send_what_fits(self.socket, self.pending):
             self._lose()
 
     def goodbye(self, status: int | None) -> None:

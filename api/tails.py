@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api import streams
-from api.websocket import WAIT
+from api.nonblocking import WAIT
 from foundation.clock import now
 from logs import stream
 from logs.stream import Line

@@ -1,11 +1,16 @@
-"""``heroku ps:exec``: an SSH server that opens a shell in a dyno that runs, at the address of ``DAVIT_EXEC``.
+"""``heroku ps:exec`` and its kin: an SSH server that leads into a dyno that runs, at the address of ``DAVIT_EXEC``.
 
 The command asks ``PUT /api/v2/DYNO`` (:mod:`api.resources.exec_manager`) with a fresh public key, and is told a host, a user name
 and the server's key. Then it comes here, to port 80 of that host: the command knows no other port. The user name is a ticket:
-signed, good for a minute and for that key only, so nothing has to be remembered. Who comes with it gets a command in the dyno as
-by ``run:inside``, with the permission asked for once more. The ``davit`` command needs none of this.
+signed, good for that key and while the token that it was asked for with is in force, so nothing has to be remembered. Who comes
+with it gets, with the permission asked for each time anew,
 
-The loop only moves bytes; each session is an :class:`api.attach.Peer` in a thread, at the other end of a socket pair.
+* a command in the dyno as by ``run:inside`` (``ps:exec``),
+* the dyno's files, to read (``ps:copy``; :mod:`api.dyno_files`),
+* connections to the dyno's own ports (``ps:forward``, ``ps:socks``), and to nothing else: whatever the dyno itself can reach, a
+  command in it reaches.
+
+The ``davit`` command needs none of this.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import asyncio
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,22 +28,26 @@ from typing import Any
 import asyncssh
 
 from api import attach
-from api.attach import EndOfInput, Input, Order
-from api.websocket import WAIT
-from builder.ssh import ensure_host_key
+from api.attach import EndOfInput, Input, Order, Resize
+from api.dyno_files import DynoFiles
+from api.nonblocking import CHUNK, WAIT, send_what_fits
+from builder.sshserver import OPTIONS, Crowd, KeyServer, ensure_host_key
+from foundation import wire
 from foundation.errors import DavitError, NotFound
 from foundation.settings import Address, settings
-from state import apps, formation, signatures
+from state import accounts, apps, formation, signatures
 from state.db import snapshot
-from state.models import Account
+from state.models import Token
 
 log = logging.getLogger("web")
 
-TICKET_SECONDS = 60
+TICKET_SECONDS = 12 * 3600
+"""How long connections may be begun: ``ps:socks`` begins one for each connection that goes through it."""
 SESSIONS = 16
 """At the same time; more wait for their turn, within the login's time."""
-CONNECTIONS = 64
-CHUNK = 65536
+CONNECTIONS = 256
+ITSELF = ("127.0.0.1", "localhost", "0.0.0.0")
+"""Names of the dyno, seen from itself; the heroku command's ``ps:forward`` says the last."""
 SHELL = "bash"
 _KIND = "exec"
 
@@ -54,13 +64,13 @@ def public_host_key() -> str:
     return f"{kind} {data}"
 
 
-def ticket(app_id: str, dyno_id: str, account_id: str, client_key: str) -> str | None:
-    """The user name to come with; None when ``client_key`` is no public key."""
+def ticket(app_id: str, dyno_id: str, token: Token, client_key: str) -> str | None:
+    """The user name to come with, for as long as ``token`` is in force; None when ``client_key`` is no public key."""
     try:
         key = asyncssh.import_public_key(client_key)
     except (asyncssh.KeyImportError, ValueError):
         return None
-    what = {"app": app_id, "dyno": dyno_id, "account": account_id, "key": key.get_fingerprint()}
+    what = {"app": app_id, "dyno": dyno_id, "account": token.account_id, "token": token.id, "key": key.get_fingerprint()}
     return signatures.sign(_KIND, what, TICKET_SECONDS)
 
 
@@ -77,6 +87,7 @@ class Piped:
         self.socket = sock
         self.socket.setblocking(False)
         self.pending = bytearray()
+        self.sizes: deque[Resize] = deque()
         self.status: int | None = None
         self.gone, self.input_over = threading.Event(), threading.Event()
         self._ended = self._told = False
@@ -98,7 +109,10 @@ class Piped:
         return self.socket.fileno()
 
     def tick(self) -> Iterator[Order]:
-        """The end of the input, which is told beside the socket: one that is shut down would be ready to be read for ever."""
+        """What is told beside the socket: a terminal's new size, and the end of the input (a socket that is shut down would be
+        ready to be read for ever)."""
+        while self.sizes:
+            yield self.sizes.popleft()
         if self.input_over.is_set() and not self._told:
             try:
                 self.socket.recv(1, socket.MSG_PEEK)
@@ -132,141 +146,130 @@ class Piped:
 
     def flush(self) -> None:
         """Write what the socket takes."""
-        try:
-            while self.pending:
-                del self.pending[: self.socket.send(self.pending[:CHUNK])]
-        except WAIT:
-            pass
-        except OSError:
+        if not send_what_fits(self.socket, self.pending):
             self.gone.set()
-            self.pending.clear()
 
 
-class _Connection(asyncssh.SSHServer):
-    """Who is at the other end of a connection."""
+class _Connection(KeyServer):
+    """Who is at the other end of a connection, and what may be reached over it: one dyno."""
 
     def __init__(self, door: Tunnel) -> None:
+        super().__init__(door)
         self._door = door
-        self.what: dict[str, Any] = {}
-
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self._door.connections += 1
-        if self._door.connections > CONNECTIONS:
-            conn.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._door.connections -= 1
+        self._what: dict[str, Any] = {}
 
     def begin_auth(self, username: str) -> bool:
         try:
-            self.what = signatures.read(_KIND, username)
+            self._what = signatures.read(_KIND, username)
         except NotFound:
-            self.what = {}
+            self._what = {}
+        self._conn.set_extra_info(ticket=self._what)
         return True
-
-    def public_key_auth_supported(self) -> bool:
-        return True
-
-    def password_auth_supported(self) -> bool:
-        return False
-
-    def kbdint_auth_supported(self) -> bool:
-        return False
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return bool(self.what) and key.get_fingerprint() == self.what["key"]
+        return bool(self._what) and key.get_fingerprint() == self._what["key"]
 
-    def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
-        return _Session(self._door, self.what)
+    async def connection_requested(  # type: ignore[override]
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> asyncssh.SSHForwarder:  # fmt: skip
+        """A port of the dyno's (``ps:forward``, ``ps:socks``); nothing that is not the dyno is reached from here."""
+        loop = asyncio.get_running_loop()
+        try:
+            line = await loop.run_in_executor(self._door.asking, _into, self._what, dest_host, dest_port)
+        except Elsewhere as error:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, error.message) from None
+        except DavitError as error:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, error.message) from None
+        _, dyno = await loop.create_connection(asyncssh.SSHForwarder, sock=line)
+        return asyncssh.SSHForwarder(dyno)
 
 
-class _Session(asyncssh.SSHServerSession[bytes]):
-    """A shell or one command, in the dyno that the ticket names."""
+class Elsewhere(DavitError):
+    """A forwarded connection is to lead to something that is not the dyno."""
 
-    def __init__(self, door: Tunnel, what: dict[str, Any]) -> None:
-        self._door, self._what = door, what
-        self._command = SHELL
+    id, status = "forbidden", 403
+
+
+def _into(what: dict[str, Any], host: str, port: int) -> socket.socket:
+    """A connection to a port of the dyno's.
+
+    Raises:
+        Elsewhere: ``host`` is not the dyno.
+        DavitError: the account may not, the dyno has gone, or nothing listens there.
+    """
+    params, address = _allowed(what)
+    if host.lower() not in (*ITSELF, address):
+        raise Elsewhere("Only the dyno itself is reached from here: give 127.0.0.1 as the host.")
+    asked = {"app_id": params["app_id"], "inside": params["inside"], "port": port}
+    [descriptor] = wire.call(settings().run / "runtime.sock", "oneoff.connect", asked, timeout=30).fds
+    line = socket.socket(fileno=descriptor)
+    line.setblocking(False)
+    return line
+
+
+class _Session:
+    """A shell or one command, in the dyno that the ticket names.
+
+    The client's side is a coroutine, the command's an :class:`api.attach.Peer` in a thread; a socket pair is between them.
+    """
+
+    def __init__(self, door: Tunnel, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        self._door, self._process = door, process
+        self._what: dict[str, Any] = process.get_extra_info("ticket")
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._peer = Piped(theirs)
-        self._from_client: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._task: asyncio.Task[None] | None = None
 
-    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
-        self._channel = chan
-
-    def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: Any) -> bool:
-        return True
-
-    def shell_requested(self) -> bool:
-        return True
-
-    def exec_requested(self, command: str) -> bool:
-        self._command = command
-        return True
-
-    def session_started(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        self._from_client.put_nowait(data)
-        if self._from_client.qsize() > 64:
-            self._channel.pause_reading()
-
-    def eof_received(self) -> bool:
-        self._from_client.put_nowait(None)
-        return True
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._peer.gone.set()  # the command gets SIGHUP when its attachment is closed
-        if self._task:
-            self._task.cancel()
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Until the command has ended or the client has gone."""
         loop = asyncio.get_running_loop()
-        sending = loop.create_task(self._to_command())
+        beside = [loop.create_task(self._to_command()), loop.create_task(self._until_gone())]
         try:
-            work = loop.run_in_executor(self._door.threads, self._attached, self._terminal(), self._channel.get_terminal_type())
-            while data := await loop.sock_recv(self._ours, CHUNK):
-                await self._writable.wait()
-                self._channel.write(data)
-            refusal = await work
-            if refusal:
-                self._channel.write(f"{refusal}\r\n".encode())
-            self._channel.exit(self._peer.status if self._peer.status is not None else 1)
+            work = loop.run_in_executor(self._door.threads, self._attached)
+            await self._to_client()
+            if refusal := await work:
+                self._process.stdout.write(f"{refusal}\r\n".encode())
+            self._process.exit(self._peer.status if self._peer.status is not None else 1)
+        except (OSError, asyncssh.Error):
+            pass  # the client has gone
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            self._peer.gone.set()  # the command gets SIGHUP when its attachment is closed
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self._ours.close()
 
-    def _terminal(self) -> tuple[int, int] | None:
-        """Rows and columns of the client's terminal; None where it has none."""
-        if self._channel.get_terminal_type() is None:
-            return None
-        columns, rows = self._channel.get_terminal_size()[:2]
-        return max(1, min(rows or 24, 10_000)), max(1, min(columns or 80, 10_000))
+    async def _to_client(self) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(self._ours, CHUNK):
+            self._process.stdout.write(data)
+            await self._process.stdout.drain()
 
     async def _to_command(self) -> None:
         loop = asyncio.get_running_loop()
-        while (data := await self._from_client.get()) is not None:
+        while True:
+            try:
+                data = await self._process.stdin.read(CHUNK)
+            except asyncssh.TerminalSizeChanged as size:
+                self._peer.sizes.append(Resize(*_within(size.height, size.width)))
+                continue
+            except (asyncssh.BreakReceived, asyncssh.SignalReceived):
+                continue
+            if not data:
+                break
             await loop.sock_sendall(self._ours, data)
-            if self._from_client.qsize() < 16:
-                self._channel.resume_reading()
         self._peer.input_over.set()
 
-    def _attached(self, size: tuple[int, int] | None, term: str | None) -> str:
+    async def _until_gone(self) -> None:
+        await self._process.channel.wait_closed()
+        self._peer.gone.set()
+
+    def _attached(self) -> str:
         """In a thread: run the command, with the client attached to it until it ends; why not, or nothing."""
         try:
             if self._peer.open:
-                params = {**begin(self._what), "command": self._command, "env": _environment(size, term)}
+                size, term = self._terminal()
+                params = {**_allowed(self._what)[0], "command": self._process.command or SHELL, "env": _environment(size, term)}
                 attachment = attach.start(self._what["account"], params, size, call="oneoff.inside")
                 log.info("attached by ssh", extra={"dyno": attachment.dyno_id})
                 attach.carry(self._peer, attachment)
@@ -279,21 +282,33 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         finally:
             self._peer.socket.close()
 
+    def _terminal(self) -> tuple[tuple[int, int] | None, str | None]:
+        """Rows and columns of the client's terminal, and its kind; None where it has none."""
+        kind = self._process.term_type
+        columns, rows = self._process.term_size[:2]
+        return (None if kind is None else _within(rows or 24, columns or 80)), kind
 
-def begin(what: dict[str, Any]) -> dict[str, Any]:
-    """The app and the dyno that a ticket is for, if its account may still run commands there: ``oneoff.inside``'s parameters.
+
+def _within(rows: int, columns: int) -> tuple[int, int]:
+    return max(1, min(rows, 10_000)), max(1, min(columns, 10_000))
+
+
+def _allowed(what: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The app and the dyno that a ticket is for, if its account may still run commands there.
+
+    Returns:
+        ``oneoff.inside``'s parameters, and the dyno's address.
 
     Raises:
-        DavitError: it may not, or the dyno has gone.
+        DavitError: it may not, its token is not in force any more, or the dyno has gone.
     """
     with snapshot() as session:
-        account = session.get(Account, what["account"])
-        if account is None:
-            raise NotFound(apps.NOT_FOUND)
+        account = accounts.bearer(session, what["token"])
         app = apps.find(session, account, what["app"], "operate")
-        if what["dyno"] not in {row.id for row in formation.dynos(session, app)}:
+        row = next((row for row in formation.dynos(session, app) if row.id == what["dyno"]), None)
+        if row is None:
             raise NotFound("That dyno has gone; `heroku ps` shows those that run.")
-        return {"app_id": app.id, "inside": what["dyno"], "type": "run", "size": None}
+        return {"app_id": app.id, "inside": row.id, "type": "run", "size": None}, row.address
 
 
 def _environment(size: tuple[int, int] | None, term: str | None) -> dict[str, str]:
@@ -302,22 +317,31 @@ def _environment(size: tuple[int, int] | None, term: str | None) -> dict[str, st
     return {"TERM": term or "xterm", "LINES": str(size[0]), "COLUMNS": str(size[1])}
 
 
-class Tunnel:
+class Tunnel(Crowd):
     """The server."""
 
     def __init__(self) -> None:
-        self.connections = 0
+        super().__init__(CONNECTIONS)
         self.threads = ThreadPoolExecutor(SESSIONS, thread_name_prefix="exec")
+        self.asking = ThreadPoolExecutor(8, thread_name_prefix="into")
 
     async def start(self, address: Address) -> int:
         """Listen; returns the port."""
         ensure_host_key(host_key())
         acceptor = await asyncssh.create_server(
-            lambda: _Connection(self), address.host, address.port, server_host_keys=[str(host_key())], encoding=None,
-            line_editor=False, allow_scp=False, agent_forwarding=False, x11_forwarding=False, compression_algs=["none"],
-            server_version="Davit", login_timeout=30, keepalive_interval=30, keepalive_count_max=4, reuse_address=True,
+            lambda: _Connection(self), address.host, address.port, server_host_keys=[str(host_key())],
+            process_factory=lambda process: _Session(self, process).run(), sftp_factory=self._files, **OPTIONS,
         )  # fmt: skip
         return acceptor.get_port()
+
+    def _files(self, chan: asyncssh.SSHServerChannel[bytes]) -> DynoFiles:
+        what: dict[str, Any] = chan.get_extra_info("ticket")
+
+        def run(command: str) -> attach.Attachment:
+            params = {**_allowed(what)[0], "command": command, "env": {}}
+            return attach.start(what["account"], params, None, call="oneoff.inside")
+
+        return DynoFiles(chan, lambda command: asyncio.get_running_loop().run_in_executor(self.asking, run, command))
 
 
 def serve(address: Address) -> None:

@@ -6,7 +6,6 @@ Nothing is buffered without bound in either direction: who does not read is not 
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,11 +14,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Ping, Request, TextMessage
 from wsproto.utilities import RemoteProtocolError
 
+from api.nonblocking import CHUNK, WAIT, send_what_fits
 from foundation.errors import BadRequest
-
-CHUNK = 65536
-WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""What a socket that does not block raises when there is nothing to do at the moment."""
 
 
 class WebSocket:
@@ -62,12 +58,7 @@ class WebSocket:
     def flush(self) -> None:
         """Write what the socket takes."""
         assert self.socket is not None
-        try:
-            while self.pending:
-                del self.pending[: self.socket.send(self.pending[:CHUNK])]
-        except WAIT:
-            pass
-        except OSError:
+        if not send_what_fits(self.socket, self.pending):
             self._lost()
 
     def receive(self) -> Iterator[Event]:

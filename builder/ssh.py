@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import re
-import secrets
 import shlex
 import signal
 import socket
@@ -21,7 +20,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import asyncssh
 from dulwich.errors import GitProtocolError
@@ -31,6 +29,7 @@ from builder import git
 from builder.platform import Davit, Platform, Pusher, Target
 from builder.receive import PusherGone, ReceivePack
 from builder.repositories import Bounds, Repositories
+from builder.sshserver import CHUNK, OPTIONS, Crowd, KeyServer, ensure_host_key
 from foundation import journal
 from foundation.errors import BadRequest, DavitError
 from foundation.settings import Address, Settings, settings
@@ -42,7 +41,6 @@ CONNECTIONS = 256
 """Connections at the same time."""
 LINGER = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
-CHUNK = 65536
 HELD = 1 << 20
 """Bytes of a session that are held in memory before the client has to wait."""
 HOUSEKEEPING = 3600
@@ -88,7 +86,7 @@ class SshDoor:
         self.platform = platform
         self.limit = limit
         self.host_key = host_key
-        self.connections = 0
+        self.crowd = Crowd(CONNECTIONS)
         self._threads = ThreadPoolExecutor(sessions, thread_name_prefix="git")
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="key")
         self._acceptor: asyncssh.SSHAcceptor | None = None
@@ -98,13 +96,7 @@ class SshDoor:
         ensure_host_key(self.host_key)
         self._acceptor = await asyncssh.create_server(
             lambda: _Connection(self), address.host, address.port,
-            server_host_keys=[str(self.host_key)],
-            encoding=None, line_editor=False, allow_pty=False, allow_scp=False,
-            agent_forwarding=False, x11_forwarding=False,
-            compression_algs=["none"],
-            server_version="Davit",
-            login_timeout=30, keepalive_interval=30, keepalive_count_max=4,
-            reuse_address=True,
+            server_host_keys=[str(self.host_key)], allow_pty=False, **OPTIONS,
         )  # fmt: skip
         return self._acceptor.get_port()
 
@@ -174,34 +166,14 @@ class SshDoor:
             return process.wait(), b""
 
 
-class _Connection(asyncssh.SSHServer):
+class _Connection(KeyServer):
     """Who is at the other end of a connection."""
 
     def __init__(self, door: SshDoor) -> None:
+        super().__init__(door.crowd)
         self._door = door
         self._full: set[_Session] = set()
         self.pusher: Pusher | None = None
-
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self._conn = conn
-        self._door.connections += 1
-        if self._door.connections > CONNECTIONS:
-            conn.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._door.connections -= 1
-
-    def begin_auth(self, username: str) -> bool:
-        return True  # always; and whichever the user name, it is the key that counts
-
-    def public_key_auth_supported(self) -> bool:
-        return True
-
-    def password_auth_supported(self) -> bool:
-        return False
-
-    def kbdint_auth_supported(self) -> bool:
-        return False
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         # Called for a key that is offered and again for the one that has signed, which therefore comes last.
@@ -359,24 +331,6 @@ def _write_all(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def ensure_host_key(path: Path) -> None:
-    """Make the host key when there is none: once, whole or not at all, readable by its owner only."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    key = asyncssh.generate_private_key("ssh-ed25519", comment=f"davit@{socket.gethostname()}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            _write_key(file, key)
-        os.link(fresh, path)
-    except FileExistsError:
-        pass  # another process was faster
-    finally:
-        fresh.unlink()
-
-
 def _make_host_key_apart(path: Path) -> None:
     """:func:`ensure_host_key` in a process of its own: this one is spared what making a key takes, for as long as it runs."""
     if path.exists():
@@ -388,12 +342,6 @@ def _make_host_key_apart(path: Path) -> None:
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-
-
-def _write_key(file: BinaryIO, key: asyncssh.SSHKey) -> None:
-    file.write(key.export_private_key("openssh"))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 async def serve(door: SshDoor, address: Address) -> None:

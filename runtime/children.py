@@ -93,6 +93,16 @@ class Process:
         except ProcessLookupError:
             pass
 
+    def lives(self) -> bool:
+        """Whether its pid is still its own: it has not been reaped, as the kernel knows at this moment."""
+        if self._pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def forget(self) -> None:
         """Stop watching it; it goes on."""
         if self._pidfd >= 0:

@@ -23,7 +23,7 @@ from pathlib import Path
 from signal import SIGHUP, SIGKILL
 
 from foundation.errors import DavitError
-from runtime import cgroups, children, mounts, oci, userns
+from runtime import cgroups, children, mounts, oci, reach, userns
 from runtime.children import Process
 from runtime.driver import Bind, Driver, DynoSpec, Exit, Limits, Listener, RunningDyno, Stats, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -180,6 +180,31 @@ class ContainerDyno(RunningDyno):
         if self.ended:
             raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
         return await self._driver.execute(self, command, env, terminal, stdio)
+
+    async def connect(self, port: int) -> socket.socket:
+        """A TCP connection to one of its own ports, made in its network namespace; see :class:`runtime.driver.RunningDyno`.
+
+        Raises:
+            StartFailed: it has ended.
+            Unsupported: it has no network.
+            Conflict: nothing listens there.
+        """
+        if self.address is None:
+            raise Unsupported(f"The dyno {self.record.name} has no network.")
+        namespace, network = self._own_network(), self._driver.host.network
+        try:
+            return await reach.connect(lambda: network.line_inside(namespace), (reach.LOOPBACK, self.address), port)
+        finally:
+            os.close(namespace)
+
+    def _own_network(self) -> int:
+        """A descriptor of its network namespace; by its pid, which is its own as long as its pidfd says that it lives."""
+        with suppress(OSError):
+            namespace = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            if self._process is not None and self._process.lives():
+                return namespace
+            os.close(namespace)
+        raise StartFailed(f"The dyno {self.record.name} has ended.")
 
     async def hang_up_commands(self) -> None:
         """End the further commands that an earlier runtime process ran in it: whoever was attached to them has gone."""

@@ -7,6 +7,7 @@ threads inside the driver.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,18 @@ class RunningDyno(Protocol):
         stdio: tuple[int, int, int] | None = None,
     ) -> RunningDyno:
         """Run a further command inside it, as its user and within its limits."""
+
+    async def connect(self, port: int) -> socket.socket:
+        """A TCP connection to one of its own ports, as from within itself.
+
+        Returns:
+            a socket that does not block, the caller's to close.
+
+        Raises:
+            Conflict: nothing listens there.
+            DavitError: it has ended, or has no network.
+        """
+        raise Unsupported("Nothing is forwarded into that.")
 
     async def update(self, limits: Limits) -> None:
         """Change its limits while it runs, up or down (the size of its file system stays); returns when they are in force.

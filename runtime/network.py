@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import ipaddress
 import os
+import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,24 @@ class Network:
         ip.link("set", index=index, state="up")
         ip.link("set", index=1, state="up")
         ip.route("add", dst="default", gateway=self.instance.gateway)
+
+    def line_inside(self, namespace: int) -> socket.socket:
+        """A TCP socket in another namespace: whatever it is connected to is reached from there.
+
+        Args:
+            namespace: a descriptor of it.
+        """
+
+        def make() -> socket.socket:
+            if _libc.setns(namespace, _CLONE_NEWNET) < 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            try:
+                return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            finally:
+                if _libc.setns(self._home, _CLONE_NEWNET) < 0:
+                    os._exit(70)  # a thread that is lost in a dyno's network must not go on
+
+        return self.call(make)
 
     def tap(self, slot: int) -> int:
         """Make a virtual machine's cable for ``slot``: a tap on the bridge under the name that the firewall knows.

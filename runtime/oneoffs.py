@@ -122,6 +122,18 @@ class OneOffs:
         version = {"release_id": row.release_id, "release_version": row.release_version}
         return {"dyno_id": id, "name": row.name, "size": row.size, **version}
 
+    async def connect(self, call: Call) -> dict[str, Any]:
+        """``oneoff.connect {app_id, inside, port}``: a TCP connection to a port of a dyno that runs (its id), as a descriptor."""
+        params = call.params
+        row, dyno = self._host_dyno(str(params["app_id"]), str(params["inside"]))
+        port = int(params["port"])
+        if not 0 < port < 65536:
+            raise InvalidParams("A port is a number from 1 to 65535.")
+        line = await dyno.connect(port)
+        call.reply_fds.append(line.detach())
+        log.info("a connection into a dyno", extra={"dyno": row.name, "app": row.app_id, "port": port})
+        return {}
+
     def _host_dyno(self, app_id: str, dyno_id: str) -> tuple[Dyno, RunningDyno]:
         found = self.formation(app_id, dyno_id)
         if found is None and dyno_id in self.rows and self.rows[dyno_id].app_id == app_id:

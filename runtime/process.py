@@ -70,6 +70,7 @@ class Runtime:
                 "migrate": self._migrate,
                 "oneoff.start": self.oneoffs.start,
                 "oneoff.inside": self.oneoffs.start_inside,
+                "oneoff.connect": self.oneoffs.connect,
                 "oneoff.wait": self.oneoffs.wait,
                 "oneoff.signal": self.oneoffs.signal,
                 "oneoff.resize": self.oneoffs.resize,

@@ -103,6 +103,18 @@ def find_token(session: Session, text: str, at: datetime | None = None) -> Token
     return token
 
 
+def bearer(session: Session, token_id: str) -> Account:
+    """The account that a token, known by its id, speaks for now.
+
+    Raises:
+        Unauthorized: it was taken away, or has expired.
+    """
+    token = session.get(Token, token_id)
+    if token is None or (token.expires_at and token.expires_at <= now()):
+        raise Unauthorized(INVALID_CREDENTIALS)
+    return token.account
+
+
 def authenticate_token(session: Session, text: str) -> Account:
     """The account that a token belongs to.
 

@@ -45,7 +45,7 @@ def _app_name() -> str:
     takes=Fields(client_key=Text(needed=True, most=10_000)), gives=_WAY,
 )  # fmt: skip
 def tunnel(call: Call, dyno: str) -> Any:
-    """Where SSH leads into a dyno, for the holder of client_key and a minute; the app is the user of Basic authentication."""
+    """Where SSH leads into a dyno, for the holder of client_key; the app is the user of Basic authentication."""
     if settings().exec is None:
         raise NoTunnel(_INSTEAD)
     from api import tunnel  # loads an SSH library, which only this needs
@@ -54,7 +54,8 @@ def tunnel(call: Call, dyno: str) -> Any:
     row = next((row for row in formation.dynos(call.session, app) if dyno in (row.name, row.id)), None)
     if row is None:
         raise NotFound(f"Couldn't find that process ({dyno}).")
-    user = tunnel.ticket(app.id, row.id, call.account.id, call.body.need("client_key"))
+    assert call.token is not None
+    user = tunnel.ticket(app.id, row.id, call.token, call.body.need("client_key"))
     if user is None:
         raise InvalidParams("Field client_key must be a public key as OpenSSH writes it.")
     address = settings().exec

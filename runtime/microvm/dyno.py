@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import socket
 import struct
 import termios
 import time
@@ -17,7 +18,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 from foundation.errors import DavitError
-from runtime import cgroups
+from runtime import cgroups, reach
 from runtime.children import Process
 from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
@@ -225,6 +226,10 @@ class MicroVm:
         async with self.moving:
             await self.driver.resize(self, limits)
 
+    async def connect(self, port: int) -> socket.socket:
+        """A TCP connection to its address: its loopback is the guest's own; see :class:`runtime.driver.RunningDyno`."""
+        return await reach.connect(socket.socket, [self.address] if self.address else [], port)
+
     async def migrate(self) -> float:
         """Move it to another QEMU; see :class:`runtime.driver.RunningDyno`."""
         self._refuse_ended("moved")
@@ -319,6 +324,10 @@ class Command:
     async def update(self, limits: Limits) -> None:
         """The dyno's limits."""
         await self._dyno.update(limits)
+
+    async def connect(self, port: int) -> socket.socket:
+        """The dyno's."""
+        return await self._dyno.connect(port)
 
     async def migrate(self) -> float:
         """Not while a command is attached."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import select
+import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import DavitError
-from runtime import cgroups
+from runtime import cgroups, reach
 from runtime.children import Process
 from runtime.driver import Exit, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
@@ -325,6 +326,10 @@ class Unikernel:
         if limits.memory != self.memory:
             raise Unsupported("A unikernel's memory cannot be changed while it runs; the new size holds from its next start on.")
         await self._driver.host.in_thread(self.cgroup.update, self._driver.limits(limits))
+
+    async def connect(self, port: int) -> socket.socket:
+        """A TCP connection to its address; see :class:`runtime.driver.RunningDyno`."""
+        return await reach.connect(socket.socket, [self.address] if self.address else [], port)
 
     async def migrate(self) -> float:
         """It cannot be moved.

@@ -15,13 +15,14 @@ from tests.cli.living import Davit, serving
 
 
 @pytest.fixture(scope="module")
-def davit(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Davit]:
-    """One Davit for the tests of a file; each test uses apps of its own."""
+def davit(request: pytest.FixtureRequest, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Davit]:
+    """One Davit for the tests of a file; each test uses apps of its own. What the file's ``further_settings`` gives is set."""
+    further: dict[str, str] = getattr(request.module, "further_settings", dict)()
     home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         use_home(home, patch, REDIS_URL=redis_server)
         db.upgrade()
-        with serving(home, tmp_path_factory.mktemp("work"), redis_server) as living:
+        with serving(home, tmp_path_factory.mktemp("work"), redis_server, **further) as living:
             yield living
         _forget()
     shutil.rmtree(home)

@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation import wire
+from foundation.errors import Conflict
 from state import accounts, apps, db, vault
 from state.models import App, Dyno, new_id
 from tests.api.conftest import Neighbour, give_code
@@ -40,7 +42,7 @@ class Processes:
     def handlers(self) -> dict[str, Any]:
         return {
             "oneoff.start": self.start, "oneoff.inside": self.start_inside, "oneoff.wait": self.wait, "oneoff.signal": self.signal,
-            "oneoff.resize": self.resize, "oneoff.stop": self.stop, "changed": lambda call: None,
+            "oneoff.connect": self.connect, "oneoff.resize": self.resize, "oneoff.stop": self.stop, "changed": lambda call: None,
         }  # fmt: skip
 
     def start(self, call: wire.Call) -> dict[str, Any]:
@@ -81,6 +83,15 @@ class Processes:
         """A further process; which dyno it is in only shows in its environment."""
         call.params["env"] = {**call.params["env"], "INSIDE": call.params["inside"]}
         return self.start(call)
+
+    def connect(self, call: wire.Call) -> dict[str, Any]:
+        """A dyno's ports are this host's here."""
+        try:
+            line = socket.create_connection(("127.0.0.1", call.params["port"]), 10)
+        except ConnectionRefusedError:
+            raise Conflict(f"Nothing listens on port {call.params['port']} in that dyno.") from None
+        call.reply_fds.append(line.detach())
+        return {}
 
     def _hang_up(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import contextlib
 import socket
-import tempfile
+import threading
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,25 +14,19 @@ from typing import Any
 import asyncssh
 import pytest
 
+from api import dyno_files
 from cli.client import ApiError, Client
 from state import accounts, apps, db
 from state.models import Account, App
-from tests.api.conftest import _forget, use_home
-from tests.cli.living import Davit, owner_app, serving
+from tests.cli.living import Davit, owner_app
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 from tests.ports import free_port
 
 
-@pytest.fixture(scope="module")
-def davit(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Davit]:
-    home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        use_home(home, patch, REDIS_URL=redis_server)
-        db.upgrade()
-        with serving(home, tmp_path_factory.mktemp("work"), redis_server, DAVIT_EXEC=f"127.0.0.1:{free_port()}") as living:
-            yield living
-        _forget()
-    shutil.rmtree(home)
+def further_settings() -> dict[str, str]:
+    """Where SSH is."""
+    return {"DAVIT_EXEC": f"127.0.0.1:{free_port()}"}
 
 
 @pytest.fixture
@@ -153,6 +147,128 @@ def test_a_client_that_vanishes_ends_its_command(davit: Davit, app: str, key: as
 
     _connect(davit, _way(davit, app, running["name"], key), key, vanish)
     wait_until(over.exists, "the command got SIGHUP")
+
+
+def test_a_window_that_changes_its_size_is_told_to_the_command(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+
+    async def widen(line: asyncssh.SSHClientConnection) -> str:
+        process = await line.create_process("trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.1; done", term_type="vt100", term_size=(80, 24))
+        assert "ready" in await process.stdout.readline()
+        process.change_terminal_size(77, 33)
+        return str(await process.stdout.readline())
+
+    assert "33 77" in _connect(davit, _way(davit, app, running["name"], key), key, widen)
+
+
+def test_a_dynos_files_are_copied_and_nothing_can_be_written(davit: Davit, app: str, key: asyncssh.SSHKey, tmp_path: Path) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    content = bytes(range(256)) * 3000 + b"the end"
+    there, here = tmp_path / "a file's name; $(touch x)", tmp_path / "copy"
+    there.write_bytes(content)
+    there.chmod(0o640)
+
+    async def copy(line: asyncssh.SSHClientConnection) -> None:
+        async with line.start_sftp_client() as files:
+            await files.get(str(there), str(here))
+            seen = await files.stat(str(there))
+            assert (seen.size, (seen.permissions or 0) & 0o777) == (len(content), 0o640)
+            async with files.open(str(there), "rb") as file:
+                assert await file.read(10, len(content) - 7) == b"the end"
+                assert await file.read(4, 0) == b"\0\1\2\3"
+            assert await files.realpath("x/../y") == "/app/y"
+            for name, why in ((f"{there}.not", "no such file"), (str(tmp_path), "no file"), ("/dev/zero", "no file")):
+                with pytest.raises(asyncssh.SFTPNoSuchFile, match=why):
+                    await files.open(name, "rb")
+            with pytest.raises(asyncssh.SFTPNoSuchFile, match="No such file"):
+                await files.stat(f"{there}.not")
+            for attempt in (
+                files.put(str(here), str(there)), files.remove(str(there)), files.mkdir(f"{there}.d"), files.listdir(str(tmp_path)),
+                files.rename(str(there), f"{there}.2"), files.symlink("/etc/passwd", f"{there}.l"), files.chmod(str(there), 0),
+            ):  # fmt: skip
+                with pytest.raises(asyncssh.SFTPError, match="can only be read here"):
+                    await attempt
+
+    _connect(davit, _way(davit, app, running["name"], key), key, copy)
+    assert here.read_bytes() == there.read_bytes() == content
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([there.name, "copy"])
+
+
+def test_no_operation_of_the_librarys_reaches_the_hosts_files() -> None:
+    """Also of a later version: what is not written anew is refused."""
+    own = vars(dyno_files.DynoFiles)
+    theirs = {name for name in dir(asyncssh.SFTPServer) if not name.startswith("_")} - dyno_files._LIBRARYS_OWN
+    assert theirs <= own.keys() and {"open56", "write", "statvfs", "readlink", "posix_rename"} <= theirs
+    assert {name for name in theirs if own[name] is not dyno_files._refuse} == {
+        "open", "read", "fstat", "close", "stat", "lstat", "realpath", "scandir", "exit",
+    }  # fmt: skip
+
+
+async def _echo(line: asyncssh.SSHClientConnection, host: str, port: int) -> bytes:
+    reader, writer = await line.open_connection(host, port)
+    writer.write(b"hello")
+    writer.write_eof()
+    return bytes(await reader.read())
+
+
+@pytest.mark.row("exec-elsewhere")
+def test_a_port_of_the_dyno_is_reached_and_nothing_else(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    with _echoing() as port:
+        nobody = free_port()
+
+        async def reach(line: asyncssh.SSHClientConnection) -> None:
+            for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+                assert await _echo(line, host, port) == b"HELLO", "and the end of what is sent is told"
+            with pytest.raises(asyncssh.ChannelOpenError, match=f"Nothing listens on port {nobody}"):
+                await _echo(line, "127.0.0.1", nobody)
+            for host in ("10.0.0.1", "169.254.169.254", "example.com", "::1", "127.0.0.2", ""):
+                with pytest.raises(asyncssh.ChannelOpenError) as refused:
+                    await _echo(line, host, port)
+                assert refused.value.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, host
+                assert_says("exec-elsewhere", refused.value.reason)
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await line.open_unix_connection("/run/davit.sock")
+            with pytest.raises(asyncssh.ChannelListenError):
+                await line.forward_remote_port("", 0, "localhost", 80)
+
+        _connect(davit, _way(davit, app, running["name"], key), key, reach)
+
+
+@contextlib.contextmanager
+def _echoing() -> Iterator[int]:
+    """A server that answers in capitals, once it has heard all."""
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as line, line.makefile("rwb") as both:
+                    both.write(both.read().upper())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def test_a_ticket_opens_nothing_when_its_token_has_been_taken_away(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    made = _owner(davit).post("/oauth/authorizations", {"description": "for a while"})
+    way = _way(davit, app, running["name"], key, made["access_token"]["token"])
+    _owner(davit).delete(f"/oauth/authorizations/{made['id']}")
+
+    async def everything(line: asyncssh.SSHClientConnection) -> Any:
+        with pytest.raises(asyncssh.ChannelOpenError, match="Invalid credentials"):
+            await _echo(line, "127.0.0.1", 80)
+        async with line.start_sftp_client() as files:
+            with pytest.raises(asyncssh.SFTPError, match="Invalid credentials"):
+                await files.stat("/etc/hostname")
+        return await line.run("echo hello")
+
+    refused = _connect(davit, way, key, everything)
+    assert refused.exit_status == 1 and "Invalid credentials" in refused.stdout and "hello" not in refused.stdout
 
 
 def test_bytes_that_are_no_ssh_end_their_connection_and_nothing_else(davit: Davit) -> None:

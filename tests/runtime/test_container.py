@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 
 import pytest
 
-from runtime.driver import Exit, Unsupported
+from foundation.errors import Conflict, DavitError
+from runtime.driver import Exit, Listener, Unsupported
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, Bench
 from tests.runtime.contract import DriverContract, SharedKernelContract
@@ -33,6 +36,27 @@ class TestWithCrun(SharedKernelContract):
         bench.run(further.remove())
         assert {name: (os.stat(f"/dev/{name}").st_uid, os.stat(f"/dev/{name}").st_mode) for name in names} == owned_before
 
+
+    def test_its_own_ports_are_connected_to_from_within_itself(self, bench: Bench) -> None:
+        """On its loopback address, where nobody else is; the host's own port of the same number is another."""
+        serve = "import socket; s = socket.create_server(('127.0.0.1', {port}))\nwhile 1: c = s.accept()[0]; c.sendall(c.recv(9).upper())"
+        with socket.create_server(("127.0.0.1", 0)) as hosts:
+            port = hosts.getsockname()[1]
+            dyno = bench.python(serve.format(port=port))
+            bench.until(lambda: Listener("127.0.0.1", port) in dyno.listeners(), "it listens")
+            with bench.run(dyno.connect(port)) as line:
+                line.settimeout(60)
+                line.sendall(b"hello")
+                assert line.recv(9) == b"HELLO"
+            other = bench.start("sleep 60")
+            with pytest.raises(Conflict, match=f"Nothing listens on port {port}"):
+                bench.run(other.connect(port))
+        bench.run(dyno.signal(signal.SIGKILL, everyone=True))
+        bench.run(dyno.wait())
+        with pytest.raises(DavitError, match="has ended"):
+            bench.run(dyno.connect(port))
+        with pytest.raises(Unsupported, match="no network"):
+            bench.run(bench.start("sleep 60", network=False).connect(port))
 
     def test_crun_runs_from_a_copy_that_nobody_can_write_to(self, bench: Bench) -> None:
         """It spares each start crun's own copying; where the host allows none, crun copies itself."""

@@ -1,0 +1,40 @@
+"""Connections into a dyno, for ``heroku ps:forward`` and ``ps:socks``: to its own ports and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+from foundation.errors import Conflict
+
+SECONDS = 5.0
+"""How long a connection may take to come about."""
+LOOPBACK = "127.0.0.1"
+
+
+async def connect(line: Callable[[], socket.socket], addresses: Sequence[str], port: int) -> socket.socket:
+    """A TCP connection to ``port`` at the first of the addresses that takes one.
+
+    Args:
+        line: makes a socket that is not connected, in the network that the addresses are in.
+
+    Returns:
+        a socket that does not block, the caller's to close.
+
+    Raises:
+        Conflict: nothing listens there.
+    """
+    for address in addresses:
+        made = line()
+        made.setblocking(False)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(made, (address, port)), SECONDS)
+        except (OSError, asyncio.TimeoutError):
+            made.close()
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    raise Conflict(f"Nothing listens on port {port} in that dyno.")
