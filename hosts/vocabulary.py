@@ -57,6 +57,7 @@ _BELOW: Mapping[str, frozenset[str]] = {
     "write_files": frozenset("path content source owner permissions encoding append defer".split()),
     "swap": frozenset("filename size maxsize".split()),
     "ca_certs": frozenset("remove_defaults trusted".split()),
+    "output": frozenset("all init config final".split()),
 }
 _NEEDED: Mapping[str, frozenset[str]] = {"write_files": frozenset({"path"}), "users": frozenset({"name"})}
 

@@ -12,6 +12,9 @@ import click
 
 from foundation.errors import InvalidParams
 
+LEAST_THAT_CLOUDS_TAKE = 16 << 10
+"""Bytes of user-data (Amazon EC2's User Guide, instance metadata and user data)."""
+
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What a host is to be."""
@@ -43,7 +46,10 @@ def user_data(**options: Any) -> None:
     """Print the user-data (#cloud-config) that turns a blank Debian or Ubuntu cloud image into a Davit host."""
     from hosts import cloudconfig
 
-    click.echo(cloudconfig.user_data(_host(options)), nl=False)
+    text = cloudconfig.user_data(_host(options))
+    click.echo(text, nl=False)
+    if (size := len(text.encode())) > LEAST_THAT_CLOUDS_TAKE:
+        click.echo(f"This is {size >> 10} KB of user-data; Amazon EC2 takes 16 KB, other clouds and a seed disk more.", err=True)
 
 
 @click.command("host:seed")

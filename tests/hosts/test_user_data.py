@@ -149,6 +149,7 @@ UNSOUND = {
     "write_files: [{content: x}]": "An entry of “write_files” has no “path”",
     "write_files: [{path: /x, mode: 1}]": "knows no “mode” in “write_files”",
     "users: [{name: ann, ssh-keys: []}]": "knows no “ssh-keys” in “users”",
+    "output: {al: /var/log/x}": "knows no “al” in “output”; did you mean “all”?",
     "- a": "must be a mapping",
     "a: [": "User-data is no YAML",
 }
@@ -167,6 +168,13 @@ def test_what_the_schema_alone_finds_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "user-data").write_text("#cloud-config\nssh_genkeytypes: [42]\n")
     done = CliRunner().invoke(cli, ["host:check", str(tmp_path / "user-data")])
     assert isinstance(done.exception, InvalidParams) and "ssh_genkeytypes" in done.exception.message
+
+
+def test_more_than_some_clouds_take_is_told() -> None:
+    words = ["host:user-data", "--domain", "apps.example.com", "--git", "https://x/y.git"]
+    assert CliRunner().invoke(cli, words).stderr == ""
+    asked = CliRunner().invoke(cli, [*words, "--set", "DAVIT_MIRROR=" + "x" * 16384])
+    assert asked.exit_code == 0 and "Amazon EC2 takes 16 KB" in asked.stderr and "Amazon" not in asked.stdout
 
 
 def test_what_is_generated_passes_its_own_check() -> None:
