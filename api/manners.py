@@ -13,6 +13,8 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from api.body import LIMIT
+from api.links import base_url
+from api.resources.explanations import explained
 from api.unserved import is_known
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -40,12 +42,17 @@ def _name_request() -> None:
 
 
 def error(id: str, message: str, status: int) -> Response:
-    """Heroku's error form."""
-    response = jsonify({"id": id, "message": message})
+    """Heroku's error form; ``url`` leads to what the id means."""
+    response = jsonify(_told(id, message))
     response.status_code = status
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = 'Bearer realm="davit"'
     return response
+
+
+def _told(id: str, message: str) -> dict[str, str]:
+    told = {"id": id, "message": message}
+    return {**told, "url": f"{base_url()}/errors/{id}"} if id in explained() else told
 
 
 def _refuse(problem: DavitError) -> Response:
@@ -53,7 +60,7 @@ def _refuse(problem: DavitError) -> Response:
         log.warning("request failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
     answer = error(problem.id, problem.message, problem.status)
     if isinstance(problem, TwoFactorRequired) and problem.app_name:
-        answer.set_data(json.dumps({"id": problem.id, "message": problem.message, "app": {"name": problem.app_name}}))
+        answer.set_data(json.dumps({**_told(problem.id, problem.message), "app": {"name": problem.app_name}}))
     return answer
 
 

@@ -25,7 +25,9 @@ def test_an_app_is_created_shown_renamed_and_destroyed(either_api: Api) -> None:
     assert api.patch("/apps/example", {"name": "other"}).json["name"] == "other"
     assert api.get("/apps/example").status_code == 404
     assert api.delete("/apps/other").status_code == 200
-    assert api.get("/apps/other").json == {"id": "not_found", "message": "Couldn't find that app."}
+    assert api.get("/apps/other").json == {
+        "id": "not_found", "message": "Couldn't find that app.", "url": "http://localhost/errors/not_found",
+    }  # fmt: skip
 
 
 def test_an_app_without_a_name_gets_one(api: Api) -> None:

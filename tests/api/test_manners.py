@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from api import body, fields
+from api.resources import explanations
 from api.routing import Operation, Resource
 from api.web import RESOURCES
 from foundation.errors import DavitError
@@ -52,6 +53,15 @@ def test_a_crash_is_told_without_its_details(api: Api, monkeypatch: pytest.Monke
     answer = api.get("/apps/timely/config-vars")
     assert (answer.status_code, answer.json["id"]) == (500, "internal_error")
     assert "ZeroDivision" not in answer.text
+
+
+def test_every_error_leads_to_what_it_means(api: Api) -> None:
+    for answer in (api.get("/apps/none"), api.get("/account", as_=None), api.delete("/"), api.call("POST", "/apps", data=b" " * (body.LIMIT + 1))):
+        page = api.get(answer.json["url"].removeprefix("http://localhost"), as_=None)
+        assert page.status_code == 200 and page.text.startswith(answer.json["id"] + "\n"), answer.text
+    assert "What to do: check the name." in api.get("/errors/not_found", as_=None).text
+    assert api.get("/errors/none", as_=None).status_code == 404
+    assert len(explanations.explained()) > 60
 
 
 def test_request_ids_are_echoed_and_extended(api: Api) -> None:
