@@ -1,11 +1,13 @@
 """What an app's manager has under way while it looks after everything else: a release that comes up, dynos that start.
 
-Nothing here is cancelled: an attempt is given up by telling it, and then ends by itself, in order.
+Nothing here is cancelled: an attempt is given up by telling it, and then ends by itself, in order. Nobody waits for that with
+the turn held; where two of a name at once are not wanted, the next attempt begins when this one has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -17,11 +19,12 @@ class Unwanted(Exception):
     """An attempt was given up, because something else is wanted by now; the sentence says what."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Attempt:
     """A dyno that is being started.
 
     Attributes:
+        name: which, as ``web.1``.
         release_id: of which release.
         size, isolation: as what.
         began: when.
@@ -29,17 +32,23 @@ class Attempt:
         task: does it.
     """
 
+    name: str
     release_id: str
     size: str
     isolation: str
     began: datetime = field(default_factory=now)
     life: DynoLife | None = None
     task: asyncio.Task[None] | None = None
-    unwanted: bool = False
+    _given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it was given up."""
+        return self._given_up.is_set()
 
     def give_up(self) -> None:
         """It need not come up any more."""
-        self.unwanted = True
+        self._given_up.set()
         if self.life is not None:
             self.life.give_up()
 
@@ -48,6 +57,30 @@ class Attempt:
         self.life = life
         if self.unwanted:
             life.give_up()
+
+    def check(self) -> None:
+        """Raise when it was given up.
+
+        Raises:
+            Unwanted: it was.
+        """
+        if self.unwanted:
+            raise Unwanted("Something else is wanted by now.")
+
+    async def outlast(self, other: Awaitable[object], seconds: float | None = None) -> None:
+        """Wait for something else to end, or for so many seconds at the most.
+
+        Raises:
+            Unwanted: this was given up before or meanwhile.
+        """
+        ending, given_up = asyncio.ensure_future(other), asyncio.ensure_future(self._given_up.wait())
+        try:
+            await asyncio.wait({ending, given_up}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            given_up.cancel()
+            if not isinstance(other, asyncio.Future):  # a future is somebody else's, too
+                ending.cancel()
+        self.check()
 
 
 @dataclass
@@ -58,6 +91,7 @@ class Rise:
         release_id: which.
         commanding: whether its release command runs or is about to.
         booting: whether its dynos are being started, after that.
+        arriving: whether they are all up and get the routes: who ends from here on has crashed.
         why: why it need not come up any more; empty while it is wanted.
         task: does it.
     """
@@ -65,6 +99,7 @@ class Rise:
     release_id: str
     commanding: bool = False
     booting: bool = False
+    arriving: bool = False
     why: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
@@ -75,14 +110,14 @@ class Rise:
         for attempt in self.attempts:
             attempt.give_up()
 
-    def attempt(self, size: str, isolation: str) -> Attempt:
+    def attempt(self, name: str, size: str, isolation: str) -> Attempt:
         """One of its dynos begins to start.
 
         Raises:
             Unwanted: it was given up.
         """
         self.check()
-        self.attempts.append(Attempt(self.release_id, size, isolation))
+        self.attempts.append(Attempt(name, self.release_id, size, isolation))
         return self.attempts[-1]
 
     def check(self) -> None:

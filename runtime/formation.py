@@ -2,9 +2,13 @@
 
 One asyncio task per app looks at what is wanted and sets it going; it never waits for a command or a dyno. What takes long is
 under way beside it (:mod:`runtime.attempts`): one release that comes up (its command, then its dynos, beside those that serve)
-and the dynos of the current release that are being started. Who changes routes has the turn, a lock: a release takes it when
-its dynos are up, and from then on it is the current one. Every step can be repeated: after a kill -9 the next runtime process
+and the dynos of the current release that are being started. Every step can be repeated: after a kill -9 the next runtime process
 adopts the dynos and goes on from the database.
+
+The turn, a lock, belongs to whoever decides which dynos serve: the look at what is wanted, a release whose dynos are all up (from
+then on it is the current one), an attempt whose dyno is up or takes a place. Who has it waits for the database and for the
+router to have taken the routes, never for a dyno, an attempt or a command: those are told, and end by themselves. A dyno that
+is *leaving* has no route and is nobody's present dyno; it is seen off in the background, which may take a minute.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from runtime import applog, backoff, environment, health, records
 from runtime.attempts import Attempt, Rise, Unwanted
 from runtime.driver import DynoSpec, RunningDyno, Unsupported
 from runtime.drivers import Starter
-from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan
+from runtime.life import BOOT_SECONDS, DidNotStart, DynoLife, Plan, describe
 from runtime.records import AppState, Wanted
 from runtime.snapshots import Snapshots
 from state import isolations
@@ -123,6 +127,7 @@ class AppManager:
         self._turn = asyncio.Lock()
         self._rise: Rise | None = None
         self._attempts: dict[str, Attempt] = {}
+        self._given_up: set[Attempt] = set()
         self._wave = asyncio.Semaphore(WAVE)
         self._tries: Counter[str] = Counter()
         self.not_before: dict[str, float] = {}
@@ -151,7 +156,8 @@ class AppManager:
                 await task
 
     def _under_way(self) -> list[asyncio.Task[None]]:
-        tasks = [self._rise.task if self._rise else None, *(attempt.task for attempt in self._attempts.values())]
+        attempts = [*self._attempts.values(), *self._given_up]
+        tasks = [self._rise.task if self._rise else None, *(attempt.task for attempt in attempts)]
         return [task for task in tasks if task is not None]
 
     def adopt(self, row: Dyno, running: RunningDyno) -> None:
@@ -239,7 +245,7 @@ class AppManager:
         results = await asyncio.gather(*(self._resume(life, running) for life, running in adopted), return_exceptions=True)
         for one, result in zip(adopted, results, strict=True):
             if isinstance(result, DidNotStart):
-                self.lives.pop(one[0].id, None)
+                self._forget(one[0])
             elif isinstance(result, BaseException):
                 log.error("a dyno could not be taken over", exc_info=result, extra={"dyno": one[0].name})
                 if one[0].running is not None:
@@ -258,6 +264,7 @@ class AppManager:
             plan = self._plan_for_adopted(state, release, row) if state and release else None
         await life.resume(running, plan)
         if row.leaving or (plan is None and row.state != "up"):
+            row.leaving = True
             self._retire_later([life])
 
     # --- a release
@@ -285,8 +292,7 @@ class AppManager:
                 await self._run_release_phase(rise, release)
                 new = await self._boot(rise, release)
             async with self._turn:
-                rise.check()
-                await self._go_live(release, new)
+                await self._go_live(rise, release, new)
                 self._rise = None  # before anybody else has the turn: its dynos are the current release's now
         except Exception as error:
             failed = self._failure(rise, error)
@@ -348,9 +354,21 @@ class AppManager:
             raise Unwanted("The app was destroyed.")
         return state
 
-    async def _go_live(self, release: Release, new: list[DynoLife]) -> None:
-        """From here on this is the current release; whatever was being started of another need not come up."""
-        await self._give_up(self._attempts)
+    async def _go_live(self, rise: Rise, release: Release, new: list[DynoLife]) -> None:
+        """From here on this is the current release; whatever was being started of another need not come up.
+
+        Raises:
+            DidNotStart: one of its dynos has ended again, while the others started.
+            Unwanted: the release was given up.
+        """
+        wanted = (await self._state()).formation.get("web") if new else None
+        rise.check()
+        for life in new:
+            if life.exit is not None and wanted is not None and _index(life.name) <= wanted.quantity:
+                said = f"{life.name} ended soon after it had listened on $PORT, {describe(life.exit)}. `davit logs` shows why."
+                raise DidNotStart(said, life.exit)
+        rise.arriving = True
+        self._give_up(self._attempts)
         if release.slug is not None:
             old = [life for life in self._present("web") if life.row.release_id != release.id]
             self.crashes.clear()
@@ -358,14 +376,16 @@ class AppManager:
             await self._switch([life for life in new if life.exit is None], old)
         await asyncio.to_thread(records.succeed, release.id)
 
-    async def _give_up(self, names: Iterable[str]) -> None:
-        """Dynos that are being started are not wanted any more; returns when they are gone."""
-        attempts = [self._attempts[name] for name in list(names) if name in self._attempts]
-        for attempt in attempts:
-            attempt.give_up()
-        tasks = [attempt.task for attempt in attempts if attempt.task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+    def _give_up(self, names: Iterable[str]) -> None:
+        """Dynos that are being started are not wanted any more: they are told, and end by themselves."""
+        for name in list(names):
+            if attempt := self._attempts.pop(name, None):
+                self._given_up.add(attempt)
+                attempt.give_up()
+
+    def _forget(self, life: DynoLife) -> None:
+        self.lives.pop(life.id, None)
+        life.gone.set()
 
     async def _forget_after(self, ending: Awaitable[None]) -> None:
         try:
@@ -377,20 +397,20 @@ class AppManager:
         mine = [life for life in self.lives.values() if life.row.release_id == release.id and not life.row.routed]
         await asyncio.gather(*(self._forget_after(life.stop(grace=5)) for life in mine))
         for life in mine:
-            self.lives.pop(life.id, None)
+            self._forget(life)
 
     # --- converging on the current release
 
     async def _converge(self, state: AppState) -> None:
         release = state.current
         if release is None or release.slug is None:
-            await self._give_up(self._attempts)
+            self._give_up(self._attempts)
             await self._retire(self._serving())
             await self._clear_crashed(list(self.crashed_rows))
             await self._clear_idle(list(self.idle_rows))
             return
         if state.asleep:
-            await self._give_up(self._attempts)
+            self._give_up(self._attempts)
             await self._fall_asleep(state, release)
             return
         types = {type for type in release.process_types if type != RELEASE_TYPE}
@@ -409,7 +429,7 @@ class AppManager:
 
     async def _converge_type(self, state: AppState, release: Release, wanted: Wanted) -> None:
         names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
-        await self._give_up(self._obsolete(state, release, wanted, names))
+        self._give_up(self._obsolete(state, release, wanted, names))
         present = self._serving(wanted.type)
         if wanted.live and not await self._resize_live(wanted, present):
             return
@@ -423,7 +443,9 @@ class AppManager:
         await self._retire([life for life in surplus if life.id in self.lives])
         if wanted.type == "web":  # a runtime that was killed may have left one that is up and not routed to yet
             there = [life for life in self._serving("web") if not life.row.routed and life.name in names]
-            await self._route([life for life in there if life.name not in self._attempts])
+            there = [life for life in there if life.name not in self._attempts]
+            if there:
+                await self._switch(there, [life for life in stale if life.name in {one.name for one in there}])
 
     def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
         """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
@@ -443,32 +465,40 @@ class AppManager:
     def _may_start(self, name: str) -> bool:
         if name in self._attempts or time.monotonic() < self.not_before.get(name, 0.0):
             return False
+        if _type(name) != "web" and any(attempt.name == name for attempt in self._given_up):
+            return False  # that one may be about to run
         # one that sleeps is not woken only to be replaced in a moment
         return not (self._rise is not None and self._rise.booting and name in self.idle_rows)
 
     def _begin(self, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]) -> None:
         """Start a dyno in place of one that is leaving or missing, beside everything else."""
         self.not_before.pop(name, None)
-        attempt = self._attempts[name] = Attempt(release.id, wanted.size.name, wanted.isolation)
-        work = self._attempt(attempt, state, release, wanted, name, leaving)
+        attempt = self._attempts[name] = Attempt(name, release.id, wanted.size.name, wanted.isolation)
+        work = self._attempt(attempt, state, release, wanted, leaving)
         attempt.task = asyncio.create_task(work, name=f"start {name}")
 
     async def _attempt(
-        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, leaving: list[DynoLife]
     ) -> None:
         try:
-            await self._renew(attempt, state, release, wanted, name, leaving)
+            await self._renew(attempt, state, release, wanted, leaving)
+        except Unwanted:
+            pass
         except Exception:
-            log.exception("starting a dyno failed; it is tried again", extra={"app_id": self.app_id, "dyno": name})
-            self.not_before[name] = time.monotonic() + 1
+            log.exception("starting a dyno failed; it is tried again", extra={"app_id": self.app_id, "dyno": attempt.name})
+            if not attempt.unwanted:
+                self.not_before[attempt.name] = time.monotonic() + 1
         finally:
-            if self._attempts.get(name) is attempt:
-                del self._attempts[name]
-            self._wake.set()
+            if attempt.unwanted and wanted.type == "web" and attempt.life is not None and attempt.life.id in self.lives:
+                attempt.life.row.leaving = True
+                self._retire_later([attempt.life], drained=True)
+            self._over(attempt)  # a worker that came up all the same is as any other now: the next look says what becomes of it
 
-    async def _route(self, lives: list[DynoLife]) -> None:
-        if lives:
-            await self._switch(lives, [])
+    def _over(self, attempt: Attempt) -> None:
+        self._given_up.discard(attempt)
+        if self._attempts.get(attempt.name) is attempt:
+            del self._attempts[attempt.name]
+        self._wake.set()
 
     async def _resize_live(self, wanted: Wanted, present: list[DynoLife]) -> bool:
         """Give running dynos their new size as they are; False when one cannot take it: then all are to be as they were."""
@@ -490,29 +520,41 @@ class AppManager:
         await asyncio.to_thread(records.stay, self.app_id, wanted.type, (wanted.size.name, wanted.isolation), there, failure)
 
     async def _renew(
-        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, leaving: list[DynoLife]
     ) -> None:
         before = leaving
-        if wanted.type != "web":  # two clocks or two consumers at once are what nobody asked for
+        if wanted.type != "web":
             if not await self._can_be_had(wanted, leaving):
                 return
-            await self._retire(leaving, wait=True)
+            async with self._turn:
+                attempt.check()
+                await self._retire(leaving)
+            await self._until_alone(attempt)
             leaving = []
         try:
             async with self._wave:
-                if attempt.unwanted:
-                    return
-                started = await self._start_one(attempt, state, release, wanted, name)
+                started = await self._start_one(attempt, state, release, wanted, attempt.name)
         except DidNotStart as error:
-            if attempt.unwanted:
-                return
+            attempt.check()
             changed = [life for life in before if _shape(life) != (wanted.size.name, wanted.isolation)]
             if changed:
                 await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
-            await self._start_failed(name, error, leaving, bool(changed))
-        else:
-            if wanted.type == "web":
+            await self._start_failed(attempt.name, error, leaving, bool(changed))
+            return
+        if wanted.type == "web":
+            async with self._turn:
+                attempt.check()
                 await self._switch([started], [life for life in leaving if life.id in self.lives])
+                self._over(attempt)  # before anybody else has the turn: from here on it is a dyno as any other
+
+    async def _until_alone(self, attempt: Attempt) -> None:
+        """Wait until no other dyno of that name is left: two clocks or two consumers at once are what nobody asked for.
+
+        Raises:
+            Unwanted: the attempt was given up.
+        """
+        for life in [life for life in self.lives.values() if life.name == attempt.name]:
+            await attempt.outlast(life.gone.wait())
 
     async def _can_be_had(self, wanted: Wanted, leaving: list[DynoLife]) -> bool:
         """Look before others than web stop, since they are stopped first: can this host isolate them as they are to be?"""
@@ -568,8 +610,12 @@ class AppManager:
         return [
             life
             for life in self.lives.values()
-            if not life.stopping and not life.row.leaving and life.up and life.exit is None and type in (None, life.row.type)
-        ]
+            if type in (None, life.row.type)
+            and life.up and life.exit is None and not life.leaving and not self._unwanted(life)
+        ]  # fmt: skip
+
+    def _unwanted(self, life: DynoLife) -> bool:
+        return any(attempt.life is life for attempt in self._given_up)
 
     # --- starting
 
@@ -583,7 +629,7 @@ class AppManager:
         there = {life.name: life for life in self._present(wanted.type) if life.row.release_id == release.id}
         missing = [name for name in names if name not in there]
         for start in range(0, len(missing), WAVE):
-            batch = [(name, rise.attempt(wanted.size.name, wanted.isolation)) for name in missing[start : start + WAVE]]
+            batch = [(name, rise.attempt(name, wanted.size.name, wanted.isolation)) for name in missing[start : start + WAVE]]
             results = await asyncio.gather(
                 *(self._start_one(attempt, state, release, wanted, name) for name, attempt in batch), return_exceptions=True
             )
@@ -599,15 +645,15 @@ class AppManager:
         self.lives[life.id] = life
         attempt.take(life)
         try:
-            snapshot = await self._unidle(plan.row)
+            snapshot = await self._unidle(attempt, plan.row)
             await self._clear_crashed([name])
             await life.start(plan, snapshot)
         except DidNotStart as error:
-            self.lives.pop(life.id, None)
+            self._forget(life)
             error.row = plan.row
             raise
         except BaseException:
-            self.lives.pop(life.id, None)
+            self._forget(life)
             raise
         return life
 
@@ -655,7 +701,8 @@ class AppManager:
         await self.router.sync(self.app_id)
         self._retire_later(old)
 
-    async def _retire(self, lives: Iterable[DynoLife], wait: bool = False) -> None:
+    async def _retire(self, lives: Iterable[DynoLife]) -> None:
+        """Take these off the routes and see them off in the background."""
         leaving = list(lives)
         if not leaving:
             return
@@ -666,12 +713,6 @@ class AppManager:
         if web:
             await self.router.sync(self.app_id)
         self._retire_later(leaving, drained=not web)
-        if wait:
-            await asyncio.gather(*(self._until_gone(life) for life in leaving))
-
-    async def _until_gone(self, life: DynoLife) -> None:
-        while life.id in self.lives:
-            await asyncio.sleep(0.02)
 
     def _retire_later(self, lives: list[DynoLife], drained: bool = False, aside: bool = False) -> None:
         for life in lives:
@@ -688,7 +729,7 @@ class AppManager:
         except Exception:
             log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})
         finally:
-            self.lives.pop(life.id, None)
+            self._forget(life)
             self._wake.set()
 
     # --- sleep
@@ -740,14 +781,19 @@ class AppManager:
             await asyncio.to_thread(self.snapshots.drop, fresh)
         return True
 
-    async def _unidle(self, row: Dyno) -> Path | None:
-        """A dyno starts that may have slept; the snapshot that it wakes from, if there is one that is still true."""
+    async def _unidle(self, attempt: Attempt, row: Dyno) -> Path | None:
+        """A dyno starts that may have slept; the snapshot that it wakes from, if there is one that is still true.
+
+        Raises:
+            Unwanted: the attempt was given up.
+        """
+        attempt.check()
         slept = self.idle_rows.get(row.name)
         if slept is None:
             return None
         applog.say(self.app_id, row.name, "Unidling", "State changed from down to starting")
         if row.name in self._asides:  # its memory is just being written: from there it goes on sooner than anew
-            await asyncio.wait({self._asides[row.name]}, timeout=ASIDE_SECONDS)
+            await attempt.outlast(self._asides[row.name], ASIDE_SECONDS)
         snapshot = await asyncio.to_thread(self.snapshots.take, self.app_id, row.name, row.id)
         await self._clear_idle([row.name])
         same = all(getattr(slept, name) == getattr(row, name) for name in ("release_id", "size", "isolation", "command"))
@@ -810,23 +856,32 @@ class AppManager:
         task.add_done_callback(self._background.discard)
 
     async def _crashed(self, life: DynoLife) -> None:
-        applog.say(self.app_id, life.name, "State changed from up to crashed")
-        if self._rise is not None and life.row.release_id == self._rise.release_id and not life.row.routed:
-            # nobody was served by it yet
-            self.lives.pop(life.id, None)
+        if life.leaving or self._unwanted(life):  # it ended before it was told to
+            applog.say(self.app_id, life.name, "State changed from up to down")
             await self._forget_after(life.stop(grace=0))
+            self._forget(life)
+            return
+        applog.say(self.app_id, life.name, "State changed from up to crashed")
+        rise = self._rise
+        if rise is not None and life.row.release_id == rise.release_id and not rise.arriving and not life.row.routed:
+            # nobody was served by it yet, and its release fails for it
+            await self._forget_after(life.stop(grace=0))
+            self._forget(life)
             return
         self.ended[life.row.type] += 1
         if life.exit is None or life.exit.status is not None:  # else it ended with an earlier runtime process, as in a power cut
             self._count_crash(life.name, (now() - life.started_at).total_seconds())
         self.crashed_rows[life.name] = life.id  # before anything is awaited: whoever starts the next one forgets this row
-        was_routed, life.row.routed = life.row.routed, False
-        await asyncio.to_thread(records.crash, life.id, self.crashes.get(life.name, 0), life.exit)
-        if was_routed:
-            await self.router.sync(self.app_id)
-        self.lives.pop(life.id, None)
+        life.row.routed = False
+        await self._forget_after(self._write_crash_down(life))
+        self._forget(life)
         self._wake.set()
         await self._forget_after(life.stop(grace=0, forget=False))
+
+    async def _write_crash_down(self, life: DynoLife) -> None:
+        await asyncio.to_thread(records.crash, life.id, self.crashes.get(life.name, 0), life.exit)
+        if life.row.type == "web":  # it has a route, or was about to get one
+            await self.router.sync(self.app_id)
 
     def _count_crash(self, name: str, lived: float) -> None:
         crashes = self.crashes[name] = backoff.count(self.crashes.get(name, 0), lived)
@@ -847,8 +902,7 @@ class AppManager:
 
     async def _destroy(self, state: AppState | None) -> None:
         """Called without the turn, so that what is under way can end."""
-        for attempt in self._attempts.values():
-            attempt.give_up()
+        self._give_up(self._attempts)
         if self._rise is not None:
             await self._give_up_release(self._rise, "The app was destroyed.")
         if under_way := self._under_way():
@@ -857,7 +911,8 @@ class AppManager:
             await asyncio.to_thread(records.fail_pending, self.app_id, "The app was destroyed.")
             await self.router.sync(self.app_id)
         await asyncio.gather(*(self._forget_after(life.stop(grace=10)) for life in list(self.lives.values())))
-        self.lives.clear()
+        for life in list(self.lives.values()):
+            self._forget(life)
         await self._gone(self.app_id)
         if state is not None:  # last: as long as there is a row, whoever starts next goes on with the rest
             await asyncio.to_thread(records.forget_app, self.app_id)
@@ -887,6 +942,10 @@ def _stays(wanted: Wanted, life: DynoLife, why: str) -> str:
 
 def _type(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _index(name: str) -> int:
+    return int(name.rpartition(".")[2])
 
 
 def _checks(release: Release, type: str) -> list[health.Check]:

@@ -68,6 +68,7 @@ class DynoLife:
     Attributes:
         row: the database row as this process last wrote it.
         running: the driver's handle; None before it started.
+        gone: set when nothing of it is left and its keeper has forgotten it.
     """
 
     def __init__(self, driver: Starter, row: Dyno, ended: Callable[[DynoLife], None]) -> None:
@@ -77,6 +78,7 @@ class DynoLife:
         self.stopping = False
         self.up = False
         self.exit: Exit | None = None
+        self.gone = asyncio.Event()
         self._given_up = asyncio.Event()
         self.started_at: datetime = now()
         self._ended = ended
@@ -93,13 +95,18 @@ class DynoLife:
         return self.row.name
 
     def give_up(self) -> None:
-        """While it starts: it need not come up any more, and :meth:`start` ends soon."""
+        """While it starts: it need not come up any more, and :meth:`start` ends as soon as the driver has it."""
         self._given_up.set()
 
     @property
     def given_up(self) -> bool:
         """Whether it was given up while it started."""
         return self._given_up.is_set()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is on its way out, and nobody counts on it any more: its end is no crash."""
+        return self.stopping or self.row.leaving
 
     async def start(self, plan: Plan, snapshot: Path | None = None) -> None:
         """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
@@ -112,6 +119,9 @@ class DynoLife:
         """
         row = self.row
         await asyncio.to_thread(records.insert, row)
+        if self.given_up:
+            await records.strike_off([row.id])
+            raise self._not_wanted()
         applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
             self._take(await self._wake(plan, snapshot) or await self.driver.start(plan.spec))
@@ -232,7 +242,7 @@ class DynoLife:
                 if checking.done():
                     return checking.result()
             if unwanted.done():
-                return DidNotStart(f"{self.name} was stopped while it started: something else is wanted by now.")
+                return self._not_wanted()
             if exiting.done():
                 exit = exiting.result()
                 when = "before it listened on $PORT" if checking is None else "before its health check passed"
@@ -249,6 +259,9 @@ class DynoLife:
             for waiting in (ready, exiting, unwanted, checking):
                 if waiting is not None:
                     waiting.cancel()
+
+    def _not_wanted(self) -> DidNotStart:
+        return DidNotStart(f"{self.name} was stopped while it started: something else is wanted by now.")
 
     async def _until_healthy(self, plan: Plan, address: str) -> DidNotStart | None:
         for check in plan.checks:

@@ -154,9 +154,13 @@ def change(dyno_ids: Sequence[str], **values: Any) -> None:
 
 
 def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
-    """Move the route from some dynos to others, in one transaction; those that leave the route are leaving."""
+    """Move the route from some dynos to others, in one transaction; those that leave the route are leaving.
+
+    Who has crashed in the meantime gets no route.
+    """
     with transaction() as session:
-        session.execute(update(Dyno).where(Dyno.id.in_(routed)).values(routed=True, state="up", updated_at=now()))
+        up = update(Dyno).where(Dyno.id.in_(routed), Dyno.state != "crashed")
+        session.execute(up.values(routed=True, state="up", updated_at=now()))
         session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
         outbox.note(session, Dyno, routed)
 

@@ -473,6 +473,110 @@ def test_a_worker_that_takes_its_time_to_end_holds_up_no_other(world: World) -> 
     play(world, story)
 
 
+def test_a_worker_that_takes_its_time_to_end_holds_up_nothing_when_something_else_is_wanted(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", clock="tick"))
+        world.scale(clock=1)
+        await until(lambda: len(world.dynos("up")) == 2, "both are up")
+        stubborn = world.driver.dynos[-1]
+        stubborn.behaviour = "ignores SIGTERM"
+        world.change(formation.restart, "clock")
+        await until(lambda: "signal 15 clock.1" in world.events, "it is told to end")
+        world.change(formation.restart)
+        await until(lambda: [dyno.spec.name for dyno in world.driver.dynos].count("web.1") == 2, "web is replaced")
+        await until(lambda: world.rows() == [("clock.1", "up", False), ("web.1", "up", True)], "the first web dyno is gone")
+        world.driver.dynos[-1].end(1)
+        await until(lambda: ("web.1", "up", True) in world.rows() and len(world.driver.dynos) == 4, "the crashed one is back")
+        assert (await world.settled(world.deploy(web="serve", clock="tick"))).status == "succeeded"
+        world.scale(web=2)
+        await until(lambda: {"web.1", "web.2"} == {dyno.name for dyno in world.dynos("up") if dyno.release_version == 3}, "scaled")
+        assert not stubborn.over.done() and world.events.count("start clock.1") == 1, "never two clocks"
+        stubborn.end(0)
+        await until(lambda: ("clock.1", 3) in {(row.name, row.release_version) for row in world.dynos("up")}, "the clock is new")
+        assert world.events.count("start clock.1") == 2
+
+    play(world, story)
+
+
+def test_a_worker_whose_machine_boots_for_long_holds_up_nothing_and_never_runs_twice(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", clock="tick"))
+        start, booted = world.driver.start, asyncio.Event()
+
+        async def slowly(spec: DynoSpec) -> FakeDyno:
+            world.events.append(f"boot {spec.name}")
+            if spec.name == "clock.1":
+                await booted.wait()
+            return await start(spec)
+
+        world.driver.start = slowly  # type: ignore[method-assign]
+        world.scale(clock=1)
+        await until(lambda: "boot clock.1" in world.events, "it boots")
+        world.change(formation.restart, "clock")
+        world.driver.dynos[0].end(1)
+        await until(lambda: ("web.1", "up", True) in world.rows() and len(world.driver.dynos) == 2, "the crashed one is back")
+        assert (await world.settled(world.deploy(web="serve", clock="tick"))).status == "succeeded"
+        assert world.events.count("boot clock.1") == 1
+        booted.set()
+        await until(lambda: ("clock.1", 3) in {(row.name, row.release_version) for row in world.dynos("up")}, "the clock is new")
+        clocks = [event for event in world.events if event in ("start clock.1", "removed clock.1")]
+        assert clocks == ["start clock.1", "removed clock.1", "start clock.1"]
+
+    play(world, story)
+
+
+@pytest.mark.row("crash-after-start")
+def test_a_release_of_which_a_dyno_has_ended_before_the_last_was_up_fails_and_the_old_one_serves_on(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.scale(web=5)
+        await until(lambda: len([row for row in world.rows() if row == (row[0], "up", True)]) == 5, "five serve")
+        start = world.driver.start
+
+        async def last_is_slow(spec: DynoSpec) -> FakeDyno:
+            world.driver.behaviour = "never listens" if spec.name == "web.5" else "serves"
+            return await start(spec)
+
+        world.driver.start = last_is_slow  # type: ignore[method-assign]
+        bad = world.deploy()
+        await until(lambda: len(world.driver.dynos) == 10, "the last one boots")
+        for dyno in world.driver.dynos[5:9]:
+            dyno.end(1)
+        await until(lambda: len(world.rows()) == 6, "their ends are noticed")
+        world.driver.dynos[9].behaviour = "serves"
+        release = await world.settled(bad)
+        assert (release.status, release.failure_kind) == ("failed", "app did not start")
+        assert_says("crash-after-start", release.failure or "")
+        await until(lambda: world.rows() == [(f"web.{index}", "up", True) for index in range(1, 6)], "the old ones, and no other")
+        assert {dyno.release_version for dyno in world.dynos("up")} == {2} and len(world.driver.dynos) == 10
+        assert world.crashes() == []
+
+    play(world, story)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_dyno_that_ends_while_it_drains_is_no_crash_of_its_successor(world: World, status: int) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        over = asyncio.Event()
+
+        async def drained(app_id: str, addresses: Any, timeout: float) -> None:
+            await over.wait()
+
+        world.router.drained = drained  # type: ignore[method-assign]
+        await world.settled(world.deploy())
+        assert world.rows() == [("web.1", "up", False), ("web.1", "up", True)]
+        world.driver.dynos[0].end(status)
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the old one is struck off")
+        assert world.manager.crashes == {} and world.crashes() == []
+        world.driver.dynos[1].end(1)  # the new one's first crash: it is back at once
+        await until(lambda: world.rows() == [("web.1", "up", True)] and len(world.driver.dynos) == 3, "it is back")
+        assert world.manager.crashes == {"web.1": 1}
+        over.set()
+
+    play(world, story)
+
+
 @pytest.mark.row("release-cancelled")
 @pytest.mark.parametrize("when", ["its command runs", "it boots"])
 @pytest.mark.parametrize("what", ["its build is cancelled", "its app is destroyed"])
