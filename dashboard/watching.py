@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import Session
 
-from state.models import App, AuditEvent, Build, Collaborator, Domain, Dyno, Formation, Release
+from state.models import App, AuditEvent, Build, Collaborator, Domain, Dyno, Formation, Pipeline, PipelineCoupling, Release
 
 _OF_APP: Sequence[Any] = (Dyno, Build, Release, Formation, Domain, Collaborator)
 
@@ -41,7 +41,7 @@ def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
 def every(session: Session) -> str:
     """A fingerprint of all apps together, as lists show them."""
     facts: list[object] = []
-    for table in (App, Dyno, Formation, Collaborator):
+    for table in (App, Dyno, Formation, Collaborator, Pipeline, PipelineCoupling):
         facts.append(str(session.execute(select(func.count(), func.max(table.updated_at)).select_from(table)).one()))
     for unfinished in (Build, Release):
         facts.append(session.execute(select(func.count()).where(unfinished.status == "pending")).scalar())

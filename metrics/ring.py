@@ -83,26 +83,28 @@ def read(path: Path, shape: Shape, since: float, until: float) -> tuple[int, lis
         The step in seconds, and (start of the step, numbers or None when nothing was recorded), oldest first. A file that is
         not there, or is no such file, has recorded nothing.
     """
+    tiers = list(_tiers(shape))
+    offset, seconds, steps = next((tier for tier in tiers if until - since <= tier[1] * tier[2]), tiers[-1])
+    first = max(int(since), int(until) - seconds * (steps - 1)) // seconds * seconds
+    starts = range(first, int(until) + 1, seconds)
     data = b""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.pread(fd, len(_MAGIC), 0) == _MAGIC and os.fstat(fd).st_size == shape.size:
-                data = os.pread(fd, shape.size, 0)
+                data = _read_round(fd, shape.record.size, offset, steps, first // seconds % steps, len(starts))
         finally:
             os.close(fd)
-    tiers = list(_tiers(shape))
-    offset, seconds, steps = next((tier for tier in tiers if until - since <= tier[1] * tier[2]), tiers[-1])
-    record = shape.record
-    found: list[tuple[int, Numbers | None]] = []
-    first = max(int(since), int(until) - seconds * (steps - 1)) // seconds * seconds
-    for start in range(first, int(until) + 1, seconds):
-        numbers = None
-        if data:
-            there = record.unpack_from(data, offset + start // seconds % steps * record.size)
-            numbers = there[1:] if there[0] == start else None
-        found.append((start, numbers))
-    return seconds, found
+    if not data:
+        return seconds, [(start, None) for start in starts]
+    records = zip(starts, shape.record.iter_unpack(data), strict=True)
+    return seconds, [(start, there[1:] if there[0] == start else None) for start, there in records]
+
+
+def _read_round(fd: int, size: int, offset: int, steps: int, first: int, count: int) -> bytes:
+    """``count`` records of a ring from its place ``first`` on, and round its end; nothing else of the file."""
+    head = min(count, steps - first)
+    return os.pread(fd, head * size, offset + first * size) + os.pread(fd, (count - head) * size, offset)
 
 
 def _tiers(shape: Shape) -> Iterator[tuple[int, int, int]]:

@@ -15,6 +15,9 @@ LONGEST = 7 * 86400
 _POINTS = 360
 """Values that a series has at the most; longer spans are condensed."""
 _SPARK_MINUTES = 20
+_SETTLES = 60
+"""Seconds from which on a step that has not ended says something: router and runtime write what they counted every few
+seconds, so that a younger one would show next to nothing, or all of it in one second."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ class Store:
         since = until - min(seconds, LONGEST)
         step, of_dynos = ring.read(dynos.path(self._home, app_id, type), dynos.SHAPE, since, until)
         _, of_requests = ring.read(requests.path(self._home, app_id), requests.SHAPE, since, until) if type == "web" else (0, [])
-        if not any(numbers for _, numbers in (*of_dynos, *of_requests)):
+        if not _measured(of_dynos, of_requests):
             return None
+        of_dynos, of_requests = _settled(of_dynos, until), _settled(of_requests, until)
         start = datetime.fromtimestamp(of_dynos[0][0], timezone.utc)
         factor = -(-len(of_dynos) // _POINTS)
         of_dynos, of_requests = _condense(of_dynos, factor, dynos.merge), _condense(of_requests, factor, requests.merge)
@@ -91,6 +95,7 @@ class Store:
         found = {}
         for app_id in app_ids:
             step, rows = ring.read(requests.path(self._home, app_id), requests.SHAPE, until - _SPARK_MINUTES * 60, until)
+            rows = _settled(rows, until)
             answered = [_answers(row) for _, row in rows]
             total = sum(answered)
             if total:
@@ -98,6 +103,15 @@ class Store:
                 rates = [count / length for count, length in zip(answered, _lengths(rows, step, until), strict=True)]
                 found[app_id] = (rates, failed / total)
         return found
+
+
+def _measured(*kinds: _Rows) -> bool:
+    return any(numbers for rows in kinds for _, numbers in rows)
+
+
+def _settled(rows: _Rows, until: float) -> _Rows:
+    """Without the step that has only begun, unless there is nothing before it."""
+    return rows[:-1] if _measured(rows[:-1]) and until - rows[-1][0] < _SETTLES else rows
 
 
 def _condense(rows: _Rows, factor: int, merge: ring.Merge) -> _Rows:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from foundation import wire
 from foundation.clock import now
 from foundation.errors import Conflict, NotFound
+from foundation.settings import settings
 from state import audit, notify
 from state.db import lock_app
 from state.models import Account, App, Build, Release, Slug
@@ -183,6 +185,15 @@ def is_cancelled(session: Session, release: Release) -> bool:
     """Whether somebody asked to give up the build that made ``release``."""
     asked = select(Build.id).where(Build.release_id == release.id, Build.status == "pending", Build.cancel_requested.is_(True))
     return session.scalar(asked) is not None
+
+
+def purge_cache(app_id: str) -> None:
+    """Have the app's build cache thrown away; never inside a write transaction, and :func:`note_purge` comes after it.
+
+    Raises:
+        DavitError: the runtime process does not answer, or cannot do it.
+    """
+    wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": app_id}, timeout=30)
 
 
 def note_purge(session: Session, account: Account, app: App) -> None:

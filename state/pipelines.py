@@ -153,9 +153,9 @@ def couplings(session: Session, row: Pipeline) -> list[PipelineCoupling]:
     return list(session.scalars(query.order_by(PipelineCoupling.created_at, PipelineCoupling.id)))
 
 
-def visible_couplings(session: Session, account: Account, of: Pipeline | None = None) -> list[PipelineCoupling]:
-    """The couplings of a pipeline, or of every pipeline that the account may see: those with apps that it may see, too."""
-    ids = [row.id for row in ([of] if of else visible(session, account))]
+def visible_couplings(session: Session, account: Account, of: Sequence[Pipeline] | None = None) -> list[PipelineCoupling]:
+    """The couplings of these pipelines, or of every one that the account may see: those with apps that it may see, too."""
+    ids = [row.id for row in (visible(session, account) if of is None else of)]
     query = select(PipelineCoupling).where(PipelineCoupling.pipeline_id.in_(ids))
     if not account.is_admin:
         query = query.join(App, App.id == PipelineCoupling.app_id).where(_workable(account))

@@ -12,9 +12,8 @@ from api.fields import Fields, Items, Object, Text
 from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
 from builder import queue, sources
-from foundation import outbound, wire
+from foundation import outbound
 from foundation.errors import InvalidParams
-from foundation.settings import settings
 from state import builds, listings
 from state.db import after_commit, transaction
 from state.models import Build
@@ -109,7 +108,7 @@ def _buildpacks(call: Call) -> list[str] | None:
 @resource.on("DELETE", "/apps/<app>/build-cache", needs="deploy", writes=False, gives=shapes.EMPTY)
 def purge_cache(call: Call) -> Any:
     """Throw the build cache away: the next build fetches everything anew."""
-    wire.call(settings().run / "runtime.sock", "cache.purge", {"app_id": call.app.id}, timeout=30)
+    builds.purge_cache(call.app.id)
     with transaction() as session:
         now = call.within(session)
         builds.note_purge(session, now.account, now.app)

@@ -102,7 +102,7 @@ def transfer(call: Call) -> Reply:
 )  # fmt: skip
 def couplings(call: Call) -> Reply:
     """The pipeline's apps, as far as the caller may see them, and their stages."""
-    rows = pipelines.visible_couplings(call.session, call.account, call.pipeline)
+    rows = pipelines.visible_couplings(call.session, call.account, [call.pipeline])
     return call.short_listing(rows, COUPLINGS, serialize.pipeline_coupling)
 
 

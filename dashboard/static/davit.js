@@ -85,6 +85,12 @@
     kept = null;
   });
 
+  // What is loaded now and then is not while nobody looks, and is at once when somebody does again.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (document.hidden && event.detail.elt.getAttribute("hx-trigger")?.startsWith("every")) event.preventDefault();
+  });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) window.htmx?.trigger(body, "shown"); });
+
   // The one stream of this page. Its cursor is what the newest event carried; hidden pages let go of theirs.
   const streamed = document.querySelector("[data-follow]");
   const topics = new URLSearchParams();

@@ -16,8 +16,8 @@ from state.models import AppTransfer, Pipeline, PipelineCoupling
 
 pages = Pages("apps")
 
-PAGE = 50
-"""Apps on a page."""
+PAGE, PIPELINES = 50, 20
+"""Apps and pipelines on a page."""
 
 
 @pages.on("GET", "/", does="GET /apps")
@@ -29,31 +29,25 @@ def index(visit: Visit) -> Response:
     found, count = glance.search(
         visit.session, visit.account, text, everything=True, alone=not text, offset=(page - 1) * PAGE, most=PAGE
     )
-    coupled = _coupled(visit) if page == 1 and not text else []
+    every = pipelines.visible(visit.session, visit.account) if not text else []
+    shown = every[(page - 1) * PIPELINES : page * PIPELINES]
+    coupled = pipelines.visible_couplings(visit.session, visit.account, shown) if shown else []
     seen = {row.app.id: row for row in glance.of(visit.session, [*found, *(row.app for row in coupled)])}
     return visit.page(
         "apps.html", glances=[seen[app.id] for app in found], count=count, q=text, page=page, offset=(page - 1) * PAGE,
-        offers=_offers(visit), groups=_groups(visit, coupled, seen) if page == 1 and not text else [],
+        more=page * PAGE < count or page * PIPELINES < len(every), offers=_offers(visit), groups=_groups(shown, coupled, seen),
         sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
     )  # fmt: skip
 
 
-def _coupled(visit: Visit) -> list[PipelineCoupling]:
-    """The apps in pipelines that the visitor may see."""
-    rows = pipelines.visible_couplings(visit.session, visit.account)
-    allowed = apps.permissions_on(visit.session, visit.account, [row.app for row in rows])
-    return [row for row in rows if allowed[row.app_id]]
-
-
 def _groups(
-    visit: Visit, coupled: Sequence[PipelineCoupling], seen: Mapping[str, Glance]
+    shown: Sequence[Pipeline], coupled: Sequence[PipelineCoupling], seen: Mapping[str, Glance]
 ) -> list[tuple[Pipeline, list[tuple[str, Glance]]]]:
-    """Every pipeline that the visitor may see, with its apps by stage."""
-    return [
-        (pipeline, [(stage, seen[row.app_id]) for stage in pipelines.STAGES for row in coupled
-                    if row.pipeline_id == pipeline.id and row.stage == stage])
-        for pipeline in pipelines.visible(visit.session, visit.account)
-    ]  # fmt: skip
+    """Each pipeline with its apps by stage."""
+    rows: dict[str, list[tuple[str, Glance]]] = {pipeline.id: [] for pipeline in shown}
+    for row in sorted(coupled, key=lambda row: pipelines.STAGES.index(row.stage)):
+        rows[row.pipeline_id].append((row.stage, seen[row.app_id]))
+    return [(pipeline, rows[pipeline.id]) for pipeline in shown]
 
 
 def _offers(visit: Visit) -> list[AppTransfer]:

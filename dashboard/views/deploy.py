@@ -99,6 +99,17 @@ def rebuild(visit: Visit) -> Response:
     return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
 
 
+@pages.on("POST", "/apps/<app>/build-cache/purge", does="DELETE /apps/<app>/build-cache", again=show, writes=False)
+def purge_cache(visit: Visit) -> Response:
+    """Throw the build cache away."""
+    assert visit.signed is not None
+    builds.purge_cache(visit.app.id)
+    with transaction() as session:
+        account = visit.signed.within(session).account
+        builds.note_purge(session, account, apps.find(session, account, visit.app.id, "deploy"))
+    return visit.done(f"/apps/{visit.app.name}/deploy", "The build cache is gone; the next build fetches everything anew.")
+
+
 @pages.on("POST", "/apps/<app>/deploy/tarball", does="POST /apps/<app>/builds", again=show, writes=False, upload=True)
 def deploy_tarball(visit: Visit) -> Response:
     """Build what was uploaded."""

@@ -43,6 +43,7 @@ class Processes:
         return {
             "oneoff.start": self.start, "oneoff.inside": self.start_inside, "oneoff.wait": self.wait, "oneoff.signal": self.signal,
             "oneoff.connect": self.connect, "oneoff.resize": self.resize, "oneoff.stop": self.stop, "changed": lambda call: None,
+            "ping": lambda call: None,
         }  # fmt: skip
 
     def start(self, call: wire.Call) -> dict[str, Any]:

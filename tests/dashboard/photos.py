@@ -12,6 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +64,45 @@ def main() -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@contextmanager
+def _beside(home: Path, ssh: str) -> Iterator[None]:
+    """What the admin's page asks whether it is there. Only the door for git over SSH is the real one: a router or a worker would
+    take the scenery in hand."""
+    from state import notify
+    from tests.api.conftest import Neighbour
+
+    def work() -> None:
+        while not over.wait(notify.WORKER_SECONDS / 3):
+            notify.worker_is_here()
+
+    over = threading.Event()
+    notify.worker_is_here()
+    worker = threading.Thread(target=work)
+    worker.start()
+    neighbours = [Neighbour(home / "run" / f"{name}.sock", {"ping": lambda call: None}) for name in ("router", "logs")]
+    door = subprocess.Popen([sys.executable, "-m", "builder.ssh"], cwd=ROOT, env={**os.environ, "DAVIT_SSH": ssh})
+    try:
+        yield
+    finally:
+        _stop(door, signal.SIGTERM)
+        for one in neighbours:
+            one.close()
+        over.set()
+        worker.join()
+
+
 def _serve_and_take(home: Path, redis_url: str) -> None:
     from state import db, vault
     from tests.cli.living import serving
+    from tests.ports import free_port
 
     vault.ensure_keys()
     db.upgrade()
     scenery.fill(more=200)
     wanted = sys.argv[1:] or list(NAMES)
     PLACE.mkdir(exist_ok=True)
-    with serving(home, home, redis_url) as davit, launched() as browser:
+    ssh = f"127.0.0.1:{free_port()}"
+    with _beside(home, ssh), serving(home, home, redis_url, DAVIT_SSH=ssh) as davit, launched() as browser:
         for look, options in LOOKS.items():
             visitors = Visitors(browser, davit.url, **options)
             for name in wanted:

@@ -103,10 +103,12 @@ def output_of(build_id: str, text: str, *, done: bool) -> Path:
     return place / "output"
 
 
-def dyno(session: Session, app: App, name: str, state: str, release: Release | None = None, **more: Any) -> Dyno:
+def dyno(
+    session: Session, app: App, name: str, state: str, release: Release | None = None, size: str = "basic", **more: Any
+) -> Dyno:
     """A dyno as the runtime would write it."""
     row = Dyno(
-        app_id=app.id, name=name, type=name.partition(".")[0], size="basic", command="gunicorn app:app", state=state,
+        app_id=app.id, name=name, type=name.partition(".")[0], size=size, command="gunicorn app:app", state=state,
         release_id=release.id if release else None, release_version=release.version if release else 0, started_at=now(), **more,
     )  # fmt: skip
     session.add(row)
@@ -149,7 +151,7 @@ def fill(*, more: int = 0) -> None:
             dyno(session, app, "web.1", "up", release)
             pipelines.couple(session, ann, project, app, stage)
         for number in range(more):
-            apps.create(session, ann, f"app-{number:04d}")
+            apps.create(session, ann, f"team-{number:04d}")  # behind those that have something to show
     _log(serving, 300)
     figures(serving)
 
@@ -163,8 +165,8 @@ def _serving(session: Session, ann: Account, bob: Account) -> str:
     releases.succeed(session, changed)
     release = deployed(session, app, bob, commit="b", types={"web": "gunicorn shop:app", "worker": "python work.py", "clock": "c"})
     formation.scale(session, ann, app, [{"type": "web", "quantity": 2, "size": "standard-2x"}, {"type": "worker", "quantity": 1}])
-    for name in ("web.1", "web.2", "worker.1"):
-        dyno(session, app, name, "up", release)
+    for name, size in (("web.1", "standard-2x"), ("web.2", "standard-2x"), ("worker.1", "basic")):
+        dyno(session, app, name, "up", release, size)
     apps.add_collaborator(session, ann, app, bob.email, ["view", "deploy"])
     _in_the_past(session, app)
     domain = domains.add(session, ann, app, "www.example.com")
@@ -205,8 +207,8 @@ def _failed(session: Session, ann: Account) -> None:
 
 
 def figures(app_id: str) -> None:
-    """An hour of measurements: a wave of requests, a few errors, memory that grows."""
-    home, until = settings().home, time.time()
+    """An hour of measurements, up to the last minute that has ended: a wave of requests, a few errors, memory that grows."""
+    home, until = settings().home, time.time() // 60 * 60 - 1
     for type in ("web", "worker"):
         (home / "metrics" / app_id).mkdir(parents=True, exist_ok=True)
         for minute in range(60):

@@ -22,7 +22,7 @@ from dashboard.views import PARTS
 from foundation.authority import Authority
 from state import accounts, apps, config, crashes, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
 from state.models import Account, App, AuditEvent, Build, Dyno
-from tests.api.conftest import give_code, use_home
+from tests.api.conftest import Neighbour, give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
 
@@ -442,6 +442,37 @@ def test_the_page_says_what_the_api_says_of_add_ons(desk: Desk) -> None:
     page = desk.person("viewer").get("/apps/timely/resources").text
     assert "this version of Davit does not have add-ons" in page
     assert "they reach neither this host nor private networks" in page
+
+
+def test_the_build_cache_is_thrown_away_by_who_may_deploy(desk: Desk) -> None:
+    place, purge = "/apps/timely/deploy", "/apps/timely/build-cache/purge"
+    owner, viewer = desk.person("owner"), desk.person("viewer")
+    assert purge not in owner.get(place).text, "nothing was built yet, so there is none"
+    with db.transaction() as session:
+        scenery.deployed(session, session.get_one(App, desk.app_id), session.get_one(App, desk.app_id).owner, commit="a")
+    assert purge in owner.get(place).text and purge not in viewer.get(place).text
+    assert owner.post(purge).status_code == 503, "nobody is there who could"
+    runtime = Neighbour(desk.home / "run" / "runtime.sock", {"cache.purge": lambda call: {}})
+    try:
+        assert viewer.post(purge).status_code == 403
+        assert owner.post(purge).status_code == 303
+    finally:
+        runtime.close()
+    assert runtime.calls == [("cache.purge", {"app_id": desk.app_id})]
+    assert "Threw the build cache away" in owner.get("/apps/timely/activity").text
+
+
+def test_pipelines_are_on_pages_as_apps_are(desk: Desk) -> None:
+    with db.transaction() as session:
+        owner = session.scalar(select(Account).where(Account.email == "owner@example.com"))
+        assert owner
+        for number in range(25):
+            pipelines.create(session, owner, f"project-{number:02}")
+    owned = desk.person("owner")
+    first, second = owned.get("/").text, owned.get("/?page=2").text
+    assert [page.count('aria-label="Pipeline') for page in (first, second)] == [20, 5]
+    assert "/apps/timely" in first and "/apps/timely" not in second and "page=2" in first
+    assert "Previous" in second and "Next" not in second
 
 
 def test_resources_say_which_private_addresses_dynos_reach(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

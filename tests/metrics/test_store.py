@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_apps_that_the_runtime_does_not_know_get_no_files(tmp_path: Path) -> Non
 def test_dynos_of_a_type_together(tmp_path: Path) -> None:
     for memory in (100 * MIB, 300 * MIB):
         dynos.write(tmp_path, "app", {"worker": Sample(2, memory, 1024 * MIB, 3.0, 1)})
-    figures = Store(tmp_path).figures("app", "worker", 3600)
+    figures = Store(tmp_path).figures("app", "worker", 3600, time.time() + 60)
     assert figures is not None and figures.quota == 1024 * MIB
     mean, most = (max(value for value in line.values if value is not None) for line in figures.memory)
     assert (mean, most) in ((200 * MIB, 300 * MIB), (300 * MIB, 300 * MIB)), "in one step, or in two"
@@ -86,6 +87,24 @@ def test_lists_show_apps_that_were_asked(tmp_path: Path) -> None:
     assert set(found) == {"busy"}
     values, errors = found["busy"]
     assert errors == 0.5 and max(value for value in values if value is not None) > 0
+
+
+def test_a_minute_that_has_just_begun_makes_no_drop_and_no_spike_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "metrics/app").mkdir(parents=True)
+    minute = 1_700_000_040.0
+    zeros = [0] * (len(requests.CLASSES) + histogram.BUCKETS - 1)
+    for at, count in ((minute - 120, 600), (minute - 60, 600), (minute + 1, 100)):
+        ring.add(requests.path(tmp_path, "app"), requests.SHAPE, at, [count, *zeros], requests.merge)
+    for now in (minute, minute + 1, minute + 59):
+        figures = Store(tmp_path).figures("app", "web", 3600, now)
+        assert figures is not None and list(figures.requests[0].values)[-2:] == [10, 10]
+        assert list(Store(tmp_path).requests(["app"], now)["app"][0])[-2:] == [10, 10]
+
+
+def test_what_has_just_begun_is_shown_where_there_is_nothing_else(tmp_path: Path) -> None:
+    answered(tmp_path, (200, 0.1))
+    assert Store(tmp_path).figures("app", "web", 3600) is not None
+    assert Store(tmp_path).requests(["app"])
 
 
 def test_a_week_is_condensed(tmp_path: Path) -> None:
