@@ -207,11 +207,12 @@ def _failed(session: Session, ann: Account) -> None:
 
 
 def figures(app_id: str) -> None:
-    """An hour of measurements, up to the last minute that has ended: a wave of requests, a few errors, memory that grows."""
-    home, until = settings().home, time.time() // 60 * 60 - 1
+    """An hour of measurements: a wave of requests, a few errors, memory that grows. It goes on for a while beyond now, so that
+    nothing breaks off while pages are looked at."""
+    home, until = settings().home, time.time()
     for type in ("web", "worker"):
         (home / "metrics" / app_id).mkdir(parents=True, exist_ok=True)
-        for minute in range(60):
+        for minute in range(90):
             at = until - (59 - minute) * 60
             memory, quota = (300 + 4 * minute) << 20, 2048 << 20
             numbers = (4, 8, 4 * memory, 4 * quota, memory, 20 + 15 * math.sin(minute / 9), minute == 31)
