@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from foundation.errors import DiskFull, Unavailable
@@ -74,30 +74,39 @@ def transaction() -> Iterator[Session]:
 
     Raises:
         DiskFull: the database has no room to write; nothing was changed.
-        Unavailable: others kept it busy for :data:`BUSY_SECONDS`; nothing was changed.
+        Unavailable: others kept it busy for :data:`BUSY_SECONDS`, and nothing was changed; or it does not answer.
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
-    with Session(engine().execution_options(write=True), expire_on_commit=False) as session, _committed(session):
+    with _in_sentences(), Session(engine().execution_options(write=True), expire_on_commit=False) as session, _committed(session):
         if _is_postgresql():
             session.execute(_SHARED)
         yield session
 
 
 @contextmanager
-def _committed(session: Session) -> Iterator[None]:
-    """Begin, commit and run what was put off until then; the driver's errors become sentences."""
-    outbox.act_as(session, None)
+def _in_sentences() -> Iterator[None]:
+    """What the driver says to a database that is full, busy or away becomes a sentence."""
     try:
-        with session.begin():
-            session.connection()  # begin now: what is computed in the block belongs to it, also before its first statement
-            yield
-    except OperationalError as error:
+        yield
+    except DBAPIError as error:
         if _for_want_of_room(error):
             raise DiskFull() from error
         if _for_want_of_a_turn(error):
             raise _busy() from error
+        if _for_want_of_an_answer(error):
+            log.warning("the database does not answer: %s", error.orig)
+            raise Unavailable("The database does not answer at the moment; try again.") from error
         raise
+
+
+@contextmanager
+def _committed(session: Session) -> Iterator[None]:
+    """Begin, commit and run what was put off until then."""
+    outbox.act_as(session, None)
+    with session.begin():
+        session.connection()  # begin now: what is computed in the block belongs to it, also before its first statement
+        yield
     for action in session.info.pop("after", []):
         try:
             action()
@@ -121,9 +130,9 @@ def alone() -> Iterator[Session]:
     On SQLite every writer is alone; on PostgreSQL the others hold a shared advisory lock, which this one takes for itself.
 
     Raises:
-        Unavailable: others did not come to an end within :data:`BUSY_SECONDS`.
+        Unavailable: others did not come to an end within :data:`BUSY_SECONDS`, or the database does not answer.
     """
-    with engine().execution_options(write=True).connect() as connection, _durable(connection):
+    with _in_sentences(), engine().execution_options(write=True).connect() as connection, _durable(connection):
         session = Session(connection, expire_on_commit=False)
         with _committed(session):
             if _is_postgresql():
@@ -148,14 +157,25 @@ def _durable(connection: Connection) -> Iterator[None]:
         raw.cursor().execute("PRAGMA synchronous=NORMAL")
 
 
-def _for_want_of_room(error: OperationalError) -> bool:
+def _for_want_of_room(error: DBAPIError) -> bool:
     """SQLite's SQLITE_FULL; PostgreSQL's disk_full (SQLSTATE 53100)."""
     return "disk is full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100"
 
 
-def _for_want_of_a_turn(error: OperationalError) -> bool:
+def _for_want_of_a_turn(error: DBAPIError) -> bool:
     """SQLite's SQLITE_BUSY; PostgreSQL's lock_not_available (SQLSTATE 55P03)."""
     return "database is locked" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "55P03"
+
+
+def _for_want_of_an_answer(error: DBAPIError) -> bool:
+    """A PostgreSQL that is not there, or went away meanwhile: the connection exceptions (SQLSTATE class 08), admin_shutdown,
+    crash_shutdown and cannot_connect_now (57P01 to 57P03). What the client library found out by itself has no SQLSTATE."""
+    if error.connection_invalidated:
+        return True
+    if not _is_postgresql() or not isinstance(error, OperationalError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith("08") or state in ("57P01", "57P02", "57P03")
 
 
 def _busy() -> Unavailable:
@@ -164,8 +184,12 @@ def _busy() -> Unavailable:
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """A session that reads one consistent state; objects stay readable after the block."""
-    with Session(engine(), expire_on_commit=False) as session:
+    """A session that reads one consistent state; objects stay readable after the block.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    with _in_sentences(), Session(engine(), expire_on_commit=False) as session:
         yield session
 
 

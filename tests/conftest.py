@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck
@@ -112,48 +113,78 @@ def _postgres_programs() -> Path:
     return versions[-1]
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Callable[[], str]]:
-    """A private PostgreSQL cluster; calling the fixture's value makes a fresh, empty database and returns its URL."""
-    programs = _postgres_programs()
-    directory = _short_directory("dvp")
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    if os.geteuid() == 0:
-        shutil.chown(directory, user, user)
-    identity = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
-    data = directory / "data"
-    subprocess.run(
-        [programs / "initdb", "-D", data, "-U", "davit", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
-        check=True, stdout=subprocess.DEVNULL, cwd=directory, **identity,
-    )  # fmt: skip
-    options = {
-        "listen_addresses": "", "unix_socket_directories": str(directory), "port": str(POSTGRES_PORT), "fsync": "off",
-        "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "32MB", "max_connections": "200",
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [programs / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())],
-        stdin=subprocess.DEVNULL, stderr=(directory / "log").open("wb"), cwd=directory, **identity,
-    )  # fmt: skip
-    made = 0
+class PostgresCluster:
+    """A private PostgreSQL cluster; calling it makes a fresh, empty database and returns its URL."""
 
-    def sql(statement: str) -> subprocess.CompletedProcess[bytes]:
-        argv = [programs / "psql", "-h", directory, "-p", str(POSTGRES_PORT), "-U", "davit", "-d", "postgres", "-qc", statement]
-        return subprocess.run(argv, capture_output=True, cwd=directory)
+    def __init__(self) -> None:
+        self.programs = _postgres_programs()
+        self.directory = _short_directory("dvp")
+        user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+        if os.geteuid() == 0:
+            shutil.chown(self.directory, user, user)
+        self._identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
+        self._environment = dict(os.environ)  # a test that starts it again has others, which would make it a leftover of that test
+        self._made = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        subprocess.run(
+            [self.programs / "initdb", "-D", self.directory / "data", "-U", "davit", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+            check=True, stdout=subprocess.DEVNULL, cwd=self.directory, **self._identity,
+        )  # fmt: skip
 
-    def fresh() -> str:
-        nonlocal made
-        made += 1
-        created = sql(f"CREATE DATABASE davit{made}")
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = {
+            "listen_addresses": "", "unix_socket_directories": str(self.directory), "port": str(POSTGRES_PORT), "fsync": "off",
+            "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "32MB", "max_connections": "200",
+        }  # fmt: skip
+        with (self.directory / "log").open("ab") as log:
+            process = self._process = subprocess.Popen(
+                [self.programs / "postgres", "-D", self.directory / "data", *(f"--{name}={value}" for name, value in options.items())],
+                stdin=subprocess.DEVNULL, stderr=log, cwd=self.directory, env=self._environment, **self._identity,
+            )  # fmt: skip
+        wait_until(lambda: self._sql("SELECT 1").returncode == 0 or process.poll() is not None, "PostgreSQL answering")
+        assert process.poll() is None, (self.directory / "log").read_text()
+
+    def stop(self) -> None:
+        """A fast shutdown: clients are cut off."""
+        if self._process is not None:
+            _stop(self._process, signal.SIGINT)
+            self._process = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
+    def __call__(self) -> str:
+        self._made += 1
+        created = self._sql(f"CREATE DATABASE davit{self._made}")
         assert created.returncode == 0, created.stderr.decode()
-        return f"postgresql://davit@/davit{made}?host={directory}&port={POSTGRES_PORT}"
+        return f"postgresql://davit@/davit{self._made}?host={self.directory}&port={POSTGRES_PORT}"
 
+    def _sql(self, statement: str) -> subprocess.CompletedProcess[bytes]:
+        where = ["-h", self.directory, "-p", str(POSTGRES_PORT), "-U", "davit", "-d", "postgres"]
+        return subprocess.run([self.programs / "psql", *where, "-qc", statement], capture_output=True, cwd=self.directory)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresCluster]:
+    """A private PostgreSQL cluster; calling the fixture's value makes a fresh, empty database and returns its URL."""
+    cluster = PostgresCluster()
     try:
-        wait_until(lambda: sql("SELECT 1").returncode == 0 or process.poll() is not None, "PostgreSQL answering")
-        assert process.poll() is None, (directory / "log").read_text()
-        yield fresh
+        cluster.start()
+        yield cluster
     finally:
-        _stop(process, signal.SIGINT)  # a fast shutdown: clients are cut off
-        shutil.rmtree(directory, ignore_errors=True)
+        cluster.stop()
+        shutil.rmtree(cluster.directory, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_that_goes(postgres_server: PostgresCluster) -> Iterator[PostgresCluster]:
+    """The same, to be stopped and started; the tests that follow find it running."""
+    yield postgres_server
+    if not postgres_server.runs:
+        postgres_server.start()
 
 
 @pytest.fixture

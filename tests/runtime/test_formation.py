@@ -25,6 +25,7 @@ from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
 from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, Build, Dyno, Formation, Release, Slug
+from tests.conftest import PostgresCluster
 from tests.e2e.errors_page import assert_says
 
 
@@ -283,6 +284,18 @@ async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any
 
 @pytest.fixture
 def world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield from _world(davit_home, redis_server, monkeypatch)
+
+
+@pytest.fixture
+def world_on_postgres(
+    postgres_that_goes: PostgresCluster, davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setenv("DATABASE_URL", postgres_that_goes())
+    yield from _world(davit_home, redis_server, monkeypatch)
+
+
+def _world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("DAVIT_HOME", str(davit_home))
     monkeypatch.setenv("REDIS_URL", redis_server)
     for cached in (settings, db.engine, notify.redis_client):
@@ -1068,6 +1081,28 @@ def test_who_is_woken_while_it_is_put_aside_goes_on_from_there(world: World) -> 
 
 
 # -- a database that refuses
+
+
+def test_a_release_waits_for_a_database_that_is_away(
+    world_on_postgres: World, postgres_that_goes: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_on_postgres
+    monkeypatch.setattr(manager_of_formations, "TRIES", 1)
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        coming = world.deploy()
+        await until(lambda: len(world.driver.dynos) == 2, "it boots")
+        await asyncio.to_thread(postgres_that_goes.stop)
+        world.driver.behaviour = world.driver.dynos[1].behaviour = "serves"
+        await until(lambda: "removed web.1" in world.events, "that it is up could not be written down")
+        assert not world.driver.dynos[0].over.done(), "what serves serves on"
+        await asyncio.to_thread(postgres_that_goes.start)
+        assert (await world.settled(coming)).status == "succeeded"
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the new one alone")
+
+    play(world, story)
 
 
 class Refusing:
