@@ -94,6 +94,24 @@ def keys_remove(key: str) -> None:
         hosts.connect().delete(f"/account/keys/{quote(key, safe='')}")
 
 
+@command("keys:clear")
+def keys_clear() -> None:
+    """Remove all of your SSH keys."""
+    client = hosts.connect()
+    with action("Removing all SSH keys"):
+        for row in client.get("/account/keys"):
+            client.delete(f"/account/keys/{row['id']}")
+
+
+@command("apps:leave")
+@on_app
+def leave(app: Target) -> None:
+    """End your collaboration on somebody's app."""
+    email = app.client.get("/account")["email"]
+    with action(f"Leaving {hexed(app.app)}"):
+        app.client.delete(f"{app.path}/collaborators/{quote(email, safe='')}")
+
+
 @command("accounts")
 @json_option
 def accounts(as_json: bool) -> None:
@@ -123,6 +141,14 @@ def accounts_remove(email: str) -> None:
     """Remove an account that owns no apps (admins)."""
     with action(f"Removing account {email}"):
         hosts.connect().delete(f"/davit/accounts/{quote(email, safe='')}")
+
+
+@command("accounts:2fa:disable")
+@click.argument("email")
+def accounts_two_factor_disable(email: str) -> None:
+    """Turn the two-factor authentication of somebody off who has lost the device (admins)."""
+    with action(f"Turning the two-factor authentication of {email} off"):
+        hosts.connect().delete(f"/davit/accounts/{quote(email, safe='')}/two-factor")
 
 
 @command("accounts:password")

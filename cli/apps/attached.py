@@ -45,12 +45,13 @@ class Lost(DavitError):
     id, status = "connection_lost", 503
 
 
-def attach(client: Client, url: str, terminal: bool) -> int:
+def attach(client: Client, url: str, terminal: bool, *, into: int | None = None) -> int:
     """Carry bytes until the command has ended; returns its exit status.
 
     Args:
         url: the attach_url; only its path is used, so that the token goes nowhere else.
         terminal: whether the command has a terminal, which this one then mirrors.
+        into: a descriptor that gets the command's standard output; its standard input is at its end then.
 
     Raises:
         Lost: the connection broke.
@@ -61,7 +62,7 @@ def attach(client: Client, url: str, terminal: bool) -> int:
         protocol = _shake_hands(connection, client, urlsplit(url).path)
         connection.settimeout(None)
         with _raw_terminal() if terminal else contextlib.nullcontext():
-            return _Session(connection, protocol, terminal).run()
+            return _Session(connection, protocol, terminal, into).run()
     finally:
         connection.close()
 
@@ -106,10 +107,11 @@ def _raw_terminal() -> Iterator[None]:
 
 
 class _Session:
-    def __init__(self, connection: socket.socket, protocol: WSConnection, terminal: bool) -> None:
+    def __init__(self, connection: socket.socket, protocol: WSConnection, terminal: bool, into: int | None) -> None:
         self.connection, self.protocol, self.terminal = connection, protocol, terminal
+        self.streams = {**_STREAMS, 1: 1 if into is None else into}
         self.pending = bytearray()
-        self.reading = True
+        self.reading = into is None
         self.status: int | None = None
         self.over = False
         self.stream: int | None = None
@@ -123,6 +125,8 @@ class _Session:
         previous = signal.set_wakeup_fd(alarm)
         handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGWINCH, signal.SIGINT)}
         try:
+            if not self.reading:
+                self._end_input()
             self._events()  # what came in one piece with the handshake
             while not self.over:
                 self._step(alarms)
@@ -171,8 +175,11 @@ class _Session:
         if data:
             self._send(BytesMessage(STDIN + data))
         else:
-            self.reading = False
-            self._send(TextMessage(json.dumps({"eof": True})))
+            self._end_input()
+
+    def _end_input(self) -> None:
+        self.reading = False
+        self._send(TextMessage(json.dumps({"eof": True})))
 
     def _from_server(self) -> None:
         try:
@@ -200,7 +207,7 @@ class _Session:
         if isinstance(event, BytesMessage):
             payload = bytes(event.data)
             if self.stream is None:
-                self.stream, payload = _STREAMS.get(payload[0], 1) if payload else 1, payload[1:]
+                self.stream, payload = self.streams[payload[0] if payload[:1] == b"\x02" else 1], payload[1:]
             _write(self.stream, payload)
             if event.message_finished:
                 self.stream = None

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -124,6 +125,33 @@ def inside(app: Target, dyno: str, words: tuple[str, ...], env: str | None, exit
 def exec_(app: Target, words: tuple[str, ...], dyno: str, no_tty: bool) -> None:
     """Open a shell, or run a command, in a dyno that runs."""
     _inside(app, dyno, _line(words) if words not in ((), ("--",)) else "bash", None, no_tty)
+
+
+@command("ps:copy")
+@on_app
+@click.argument("file")
+@click.option("-d", "--dyno", default="web.1", show_default=True, help="the dyno to copy from")
+@click.option("-o", "--output", "to", help="what the copy is called")
+def copy(app: Target, file: str, dyno: str, to: str | None) -> None:
+    """Copy a file out of a dyno that runs."""
+    from cli.apps import attached
+
+    target = Path(to or Path(file).name)
+    if target.exists():
+        raise DavitError(f"The local file {target} already exists")
+    part = target.with_name(f".{target.name}.part")
+    line = f"exec cat -- {shlex.quote(file)}"
+    with action(f"Copying {file} to {target}"):
+        asked = {"command": line, "force_no_tty": True}
+        headers = {"Accept": f"{ACCEPT}; attach=websocket"}
+        found = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}", asked, headers=headers)
+        try:
+            with part.open("wb", buffering=0) as copied:
+                if attached.attach(app.client, found["attach_url"], False, into=copied.fileno()):
+                    raise DavitError(f"{file} could not be copied; is it there, and a file?")
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @command("run:detached", context_settings=_SETTINGS)

@@ -63,6 +63,16 @@ def authorizations_info(id: str, as_json: bool) -> None:
     return output.print_json(row) if as_json else _show(row)
 
 
+@command("authorizations:update")
+@click.argument("id")
+@click.option("-d", "--description", required=True, help="what it is for")
+def authorizations_update(id: str, description: str) -> None:
+    """Change what one of your tokens is called."""
+    with action("Updating OAuth Authorization"):
+        row = hosts.connect().patch(_path(id), {"description": description})
+    _show(row)
+
+
 @command("authorizations:revoke")
 @click.argument("id")
 def authorizations_revoke(id: str) -> None:

@@ -108,3 +108,34 @@ def webhooks_events(app: Target, as_json: bool) -> None:
     output.table(
         [(row["id"], row["include"], output.when(row["created_at"])) for row in rows], ("Event ID", "Include", "Published")
     )
+
+
+@command("webhooks:deliveries:info")
+@on_app
+@click.argument("delivery")
+@json_option
+def webhooks_deliveries_info(app: Target, delivery: str, as_json: bool) -> None:
+    """Show a delivery: how often it was tried, and how that went."""
+    row = app.client.get(f"{app.path}/webhook-deliveries/{quote(delivery, safe='')}")
+    if as_json:
+        return output.print_json(row)
+    last = row["last_attempt"] or {}
+    output.header(row["id"])
+    output.pairs([
+        ("Event", row["event"]["id"]), ("Include", row["event"]["include"]), ("Webhook", row["webhook"]["id"]),
+        ("Status", row["status"]),
+        ("Attempts", str(row["num_attempts"])), ("Last answer", str(last.get("code") or last.get("error_class") or "")),
+        ("Next attempt", row["next_attempt_at"] or ""),
+    ])  # fmt: skip
+
+
+@command("webhooks:events:info")
+@on_app
+@click.argument("event")
+@json_option
+def webhooks_events_info(app: Target, event: str, as_json: bool) -> None:
+    """Show an event with its payload."""
+    row = app.client.get(f"{app.path}/webhook-events/{quote(event, safe='')}")
+    if not as_json:
+        output.header(row["id"])
+    output.print_json(row if as_json else row["payload"])

@@ -70,8 +70,11 @@ def test_drains_features_and_webhooks(davit: Davit) -> None:
     (row,) = json.loads(davit("webhooks", "-a", "timely", "--json").stdout)
     davit("webhooks:update", "-a", "timely", row["id"], "-i", "api:release,api:build")
     assert "api:build" in davit("webhooks:info", "-a", "timely", row["id"]).stdout
-    davit("webhooks:deliveries", "-a", "timely")
-    davit("webhooks:events", "-a", "timely")
+    davit("config:set", "-a", "timely", "TOLD=1", "--no-wait")
+    (event, *_) = json.loads(davit("webhooks:events", "-a", "timely", "--json").stdout)
+    assert '"action": "' in davit("webhooks:events:info", "-a", "timely", event["id"]).stdout
+    (sent, *_) = json.loads(davit("webhooks:deliveries", "-a", "timely", "--json").stdout)
+    assert event["include"] in davit("webhooks:deliveries:info", "-a", "timely", sent["id"]).stdout
     davit("webhooks:remove", "-a", "timely", row["id"])
     assert "no webhooks" in davit("webhooks", "-a", "timely").stdout
 
@@ -130,3 +133,28 @@ def test_tokens_and_the_rest(davit: Davit) -> None:
     editor.chmod(0o755)
     davit("config:edit", "-a", "timely", "--no-wait", EDITOR=str(editor))
     assert json.loads(davit("config", "-a", "timely", "--json").stdout) == {"A": "two words"}
+
+
+def test_what_happened_to_an_app_and_whose_it_is(davit: Davit) -> None:
+    davit("maintenance:on", "-a", "timely")
+    davit("maintenance:off", "-a", "timely")
+    assert re.search(r"owner@localhost +.*aintenance", davit("activity", "-a", "timely").stdout)
+    assert "has crashed" in davit("ps:crashes", "-a", "timely").stdout
+    refused = davit("apps:leave", "-a", "timely", check=False)
+    assert refused.returncode == 2 and refused.stderr
+    davit("accounts:create", "guest@example.com")
+    davit("accounts:2fa:disable", "guest@example.com")
+    davit("keys:clear")
+    davit("accounts:remove", "guest@example.com")
+
+
+def test_clients_and_tokens_are_changed(davit: Davit) -> None:
+    assert "No OAuth clients." in davit("clients").stdout
+    made = json.loads(davit("clients:create", "An editor", "https://example.com/back", "--json").stdout)
+    davit("clients:update", made["id"], "--name", "Another")
+    assert "=== Another" in davit("clients:info", made["id"]).stdout and made["id"] in davit("clients").stdout
+    assert json.loads(davit("clients:rotate", made["id"], "--json").stdout)["secret"] != made["secret"]
+    davit("clients:destroy", made["id"])
+    token = json.loads(davit("authorizations:create", "-d", "one", "--json").stdout)
+    assert re.search(r"Description: +two", davit("authorizations:update", token["id"], "-d", "two").stdout)
+    davit("authorizations:revoke", token["id"])

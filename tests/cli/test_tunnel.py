@@ -194,6 +194,20 @@ def test_a_dynos_files_are_copied_and_nothing_can_be_written(davit: Davit, app: 
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([there.name, "copy"])
 
 
+def test_the_davit_command_copies_a_file_out_of_a_dyno(davit: Davit, app: str, tmp_path: Path) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    there, here = tmp_path / "it's a file", tmp_path / "copy"
+    there.write_bytes(bytes(range(256)) * 2000)
+    where = ("-a", app, "-d", running["name"])
+    davit("ps:copy", *where, str(there), "--output", str(here))
+    assert here.read_bytes() == there.read_bytes()
+    again = davit("ps:copy", *where, str(there), "--output", str(here), check=False)
+    assert again.returncode == 1 and "already exists" in again.stderr
+    gone = davit("ps:copy", *where, f"{there}.not", "--output", str(tmp_path / "other"), check=False)
+    assert gone.returncode == 1 and "No such file" in gone.stderr and "could not be copied" in gone.stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["copy", "it's a file"]
+
+
 def test_no_operation_of_the_librarys_reaches_the_hosts_files() -> None:
     """Also of a later version: what is not written anew is refused."""
     own = vars(dyno_files.DynoFiles)

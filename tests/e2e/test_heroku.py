@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.e2e.heroku import LEDGER, Heroku
 from tests.e2e.line import Line
 from tests.e2e.together import Together
 from tests.e2e.world import App, eventually, tiny
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(1200)
 scene = Together(at_once=3)
@@ -261,8 +263,10 @@ def one_off_dynos(app: App) -> None:
         inside = heroku.start("run:inside", "web.1", "-x", "--", "sh -c 'echo inside $DYNO; exit 5'", check=False)
         assert inside.returncode == 5 and "inside web.1" in inside.stdout, inside
         LEDGER.note(("run:inside",), None)
-        assert "from web.1" in heroku.start("ps:exec", "--", "echo from $DYNO", timeout=600).stdout
+        told = re.search(r"from web\.1 at (\d+)", heroku.start("ps:exec", "--", "echo from $DYNO at $PORT", timeout=600).stdout)
+        assert told
         assert "web.1" in heroku.start("ps:exec", "--status").stdout
+        _into_the_dyno(heroku, int(told[1]))
         shell = heroku.terminal("run", "bash", rows=33, columns=77)
         shell.expect("$ ", 90)
         shell.type("stty size; echo $DYNO $GREETING; echo 'the' 'end'\n")
@@ -278,6 +282,47 @@ def one_off_dynos(app: App) -> None:
         gone.close()
         eventually(lambda: not [dyno for dyno in app.dynos() if dyno["type"] == "run"], "the dyno of the closed window is gone", 60)
         assert "no dyno size" in heroku.start("run", "-s", "gigantic", "true", check=False).stderr
+
+
+def _into_the_dyno(heroku: Heroku, port: int) -> None:
+    """A file out of the dyno, and ways to its port. The command makes an RSA key in JavaScript each time, so these run side by side;
+    its SOCKS proxy, which ps:forward has as well, knows no port but 1080.
+    """
+    here = free_port()
+    ways = [heroku.begin("ps:copy", "data.txt", "--output", "copied.txt"), heroku.begin("ps:forward", f"{here}:{port}")]
+    try:
+        assert ways[0].wait(600) == 0
+        assert (heroku.cwd / "copied.txt").read_text() == "from the slug\n"
+        eventually(lambda: _asked("--noproxy", "*", f"http://127.0.0.1:{here}/").startswith("first"), "the port is forwarded", 120)
+        _stop(ways[1])
+        eventually(lambda: not _listens(1080), "the port of the SOCKS proxy is free")
+        ways.append(heroku.begin("ps:socks"))
+        through = ("--noproxy", "", "--socks5", "127.0.0.1:1080")
+        eventually(lambda: _asked(*through, f"http://127.0.0.1:{port}/").startswith("first"), "the dyno is reached", 120)
+        assert _asked(*through, f"http://127.0.0.1:{heroku.davit.api}/") == "", "the host's port of another number is not there"
+        assert _asked(*through, f"http://127.0.0.2:{port}/") == "", "only the dyno itself is reached"
+        for command in ("copy", "forward", "socks"):
+            LEDGER.note((f"ps:{command}",), None)
+    finally:
+        for way in ways:
+            _stop(way)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()  # at SIGTERM it says goodbye and stays: its listening sockets keep it
+    process.wait(60)
+    if process.stdout:
+        process.stdout.close()
+
+
+def _asked(*words: str) -> str:
+    """What curl gets; nothing when it gets nothing."""
+    return subprocess.run(["curl", "-s", "--max-time", "20", *words], capture_output=True, text=True).stdout
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) == 0
 
 
 @scene
