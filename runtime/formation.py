@@ -24,6 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from sqlalchemy.exc import OperationalError
+
 from foundation.clock import now
 from foundation.errors import DavitError, DiskFull, NotFound, Unavailable
 from runtime import applog, backoff, environment, health, records
@@ -47,7 +49,9 @@ ASIDE_SECONDS = 60
 """How long somebody who wakes a dyno waits until it has been put aside; then it starts anew."""
 POLL_SECONDS = 2.0
 TRIES = 10
-"""How often a release is tried whose way up ends with an error of Davit's own, a second apart."""
+"""How often a release is tried whose way up ends with an error of Davit's own."""
+TRY_AGAIN = 1.0
+"""Seconds between two of these tries."""
 
 
 class Router(Protocol):
@@ -121,6 +125,7 @@ class AppManager:
         self._asides: dict[str, asyncio.Future[None]] = {}
         self.crashes: dict[str, int] = {}
         self.crashed_rows: dict[str, str] = {}
+        self._noting: set[str] = set()  # dynos whose crash is being written down
         self.ended: Counter[str] = Counter()
         self.idle_rows: dict[str, Dyno] = {}
         self._errands: deque[tuple[str, asyncio.Future[float]]] = deque()
@@ -129,7 +134,7 @@ class AppManager:
         self._attempts: dict[str, Attempt] = {}
         self._given_up: set[Attempt] = set()
         self._wave = asyncio.Semaphore(WAVE)
-        self._tries: Counter[str] = Counter()
+        self._failures = ("", 0)  # the release that failed last by Davit's own fault, and how often
         self.not_before: dict[str, float] = {}
         self.boot_seconds = boot_seconds
         self._wake = asyncio.Event()
@@ -275,7 +280,7 @@ class AppManager:
             await self._rise_or_fail(rise)
         except Exception:
             log.exception("bringing a release up failed; it is tried again", extra={"app_id": self.app_id})
-            await asyncio.sleep(1)
+            await asyncio.sleep(TRY_AGAIN)
         finally:
             if self._rise is rise:
                 self._rise = None
@@ -310,8 +315,11 @@ class AppManager:
             return "release phase failed", error.message
         if isinstance(error, DavitError) and not isinstance(error, Unavailable | DiskFull):
             return "app did not start", error.message
-        self._tries[rise.release_id] += 1
-        if isinstance(error, DavitError) or self._tries[rise.release_id] < TRIES:
+        if isinstance(error, DavitError | OperationalError):
+            return None  # the database is busy or away, or there is no room: as long as that lasts
+        failed, times = self._failures
+        self._failures = rise.release_id, times + 1 if failed == rise.release_id else 1
+        if self._failures[1] < TRIES:
             return None
         log.error("a release is given up", exc_info=error, extra={"app_id": self.app_id})
         return "app did not start", "Davit itself failed to bring the release up; its runtime.log has the details. Release again."
@@ -436,7 +444,8 @@ class AppManager:
         stale = [life for life in present if self._stale(life, state, release, wanted)]
         have = {life.name for life in present if life not in stale}
         surplus = [life for life in present if life.name not in names]
-        await self._clear_crashed([name for name in self.crashed_rows if _type(name) == wanted.type and name not in names])
+        over = [name for name in self.crashed_rows if _type(name) == wanted.type and (name not in names or name in have)]
+        await self._clear_crashed([name for name in over if name not in self._noting])
         for name in names:
             if name not in have and self._may_start(name):
                 self._begin(state, release, wanted, name, [life for life in stale if life.name == name])
@@ -463,7 +472,7 @@ class AppManager:
         ]
 
     def _may_start(self, name: str) -> bool:
-        if name in self._attempts or time.monotonic() < self.not_before.get(name, 0.0):
+        if name in self._attempts or name in self._noting or time.monotonic() < self.not_before.get(name, 0.0):
             return False
         if _type(name) != "web" and any(attempt.name == name for attempt in self._given_up):
             return False  # that one may be about to run
@@ -879,7 +888,12 @@ class AppManager:
         await self._forget_after(life.stop(grace=0, forget=False))
 
     async def _write_crash_down(self, life: DynoLife) -> None:
-        await asyncio.to_thread(records.crash, life.id, self.crashes.get(life.name, 0), life.exit)
+        self._noting.add(life.name)  # the next one takes this one's row away, and with it what there is to write down
+        try:
+            await asyncio.to_thread(records.crash, life.id, self.crashes.get(life.name, 0), life.exit)
+        finally:
+            self._noting.discard(life.name)
+            self._wake.set()
         if life.row.type == "web":  # it has a route, or was about to get one
             await self.router.sync(self.app_id)
 

@@ -126,6 +126,7 @@ def test_filters_hold_for_new_lines_too(davit: Davit, app: tuple[str, str], foll
 
 
 @pytest.mark.row("tail-unread")
+@pytest.mark.code("L11")
 def test_who_does_not_read_holds_up_nobody_and_is_told_what_was_lost(davit: Davit, app: tuple[str, str], follow: Follow) -> None:
     name, app_id = app
     url = _url(davit, name)

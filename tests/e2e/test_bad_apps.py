@@ -29,6 +29,7 @@ def does_not_start(app: App, source: str) -> str:
 
 @scene
 @pytest.mark.row("boot-no-port")
+@pytest.mark.code("R10")
 def an_app_that_binds_nothing(app: App) -> None:
     assert_says("boot-no-port", does_not_start(app, "import time\ntime.sleep(1000)\n"))
     eventually(lambda: "Error R10 (Boot timeout)" in app.log(), "R10 is in the log")
@@ -84,6 +85,7 @@ def an_app_that_crashes_again_and_again(app: App) -> None:
 
 @scene
 @pytest.mark.row("ignores-sigterm")
+@pytest.mark.code("R12")
 def an_app_that_ignores_sigterm(app: App) -> None:
     app.deploy({**TINY, "app.py": TINY["app.py"].replace('VERSION = "first"', 'import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nVERSION = "first"')})
     app.deploy(tiny("second"))
@@ -95,6 +97,7 @@ def an_app_that_ignores_sigterm(app: App) -> None:
 
 @scene
 @pytest.mark.row("memory-quota", "memory-killed")
+@pytest.mark.code("R14", "R15")
 def an_app_that_leaks_memory(app: App) -> None:
     leaks = TINY["app.py"].replace('VERSION = "first"', 'VERSION = "first"\nheld = []').replace(
         "        body =", '        held.append(b"x" * (int(self.path[1:] or 0) << 20))\n        body ='

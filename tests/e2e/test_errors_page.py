@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from router.codes import CODES
+from scripts.reference import written_codes
 from tests.e2e.errors_page import PAGE, rows, says
 
 
@@ -16,9 +17,12 @@ def test_every_row_is_proven_by_a_test_and_every_test_names_a_row() -> None:
     assert proven == set(rows()), f"no test proves {set(rows()) - proven}; the page lacks {proven - set(rows())}"
 
 
-def test_every_code_of_the_router_on_the_page_is_proven_by_a_test() -> None:
+def test_every_code_on_the_page_is_proven_by_a_test() -> None:
     shown = set(re.findall(r"^\| (H\d\d) \| .* \| \d{3} \| ", PAGE.read_text(), re.MULTILINE))
     assert shown == set(CODES)
+    written = set(re.findall(r"^\| ([RL]\d\d) \| Error ", PAGE.read_text(), re.MULTILINE))
+    assert written == set(written_codes())
+    shown |= written
     assert set(_marked("code")) == shown, f"no test proves {shown - set(_marked('code'))}"
 
 

@@ -7,18 +7,20 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.errors_page import assert_says
-from tests.e2e.residue import rows_unfinished
+from tests.e2e.errors_page import assert_says, says
+from tests.e2e.residue import home_database, rows_unfinished
 from tests.e2e.test_power_cut import pushing
 from tests.e2e.test_tarballs import _tarball
-from tests.e2e.world import DAVIT, App, Davit, eventually, tiny
+from tests.e2e.world import DAVIT, TINY, App, Davit, eventually, tiny
 
 WAITS = "while true; do sleep 0.1; done"
 
@@ -104,6 +106,27 @@ def test_commands_of_a_release_and_of_a_setup_when_the_worker_is_killed(app: App
     assert done["status"] == "failed" and "Davit was restarted while the postdeploy command ran" in done["failure_message"], done
     eventually(lambda: not of(setup, "postdeploy"), "the postdeploy command is gone", 60)
     setup.cli("apps:destroy", "--confirm", setup.name)
+
+
+def test_a_dyno_that_crashes_after_an_hour_is_started_again_at_once(app: App) -> None:
+    """The hour is written into its row, from which the next runtime process has it."""
+    dies = TINY["app.py"].replace("        if self.path ==", '        if self.path == "/die":\n            os._exit(7)\n        if self.path ==')
+    app.deploy({**TINY, "app.py": dies})
+    with contextlib.closing(sqlite3.connect(home_database(app.davit), timeout=60)) as connection, connection:
+        (dyno,) = app.dynos()
+        an_hour_ago = (datetime.now(timezone.utc) - timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
+        changed = connection.execute("UPDATE dynos SET started_at = ? WHERE id = ?", (an_hour_ago, dyno["id"]))
+        assert changed.rowcount == 1
+    kill_the_runtime(app)
+    assert app.get("/die").status_code == 503
+    eventually(lambda: app.get().status_code == 200, "it is started again")
+    log = app.log()
+    assert "heroku[web.1]: State changed from up to crashed" in log and "times in a row" not in log
+    assert app.dynos()[0]["id"] != dyno["id"]
+    app.get("/die")  # this one was young, but the first of its kind
+    eventually(lambda: app.get().status_code == 200, "it is started again")
+    app.get("/die")
+    eventually(lambda: says("crash-later", app.log()), "the second in a row makes a pause")
 
 
 def set_up(davit: Davit, postdeploy: str) -> App:

@@ -191,6 +191,7 @@ def test_killed_while_lines_flow_nothing_is_repeated_and_a_moment_is_missing_at_
     assert len(numbers) > 900
 
 
+@pytest.mark.code("L10")
 def test_a_flood_is_counted_in_its_own_app_s_log_and_others_are_heard(logs: Logs, app_id: str) -> None:
     noisy = logs.dyno(app_id, "web.1")
     quiet_app = app_id + "quiet"

@@ -137,6 +137,7 @@ def test_an_https_drain_gets_every_line_once_and_in_order(run: Run, client: Clie
 
 
 @pytest.mark.row("drain-unreachable")
+@pytest.mark.code("L13")
 def test_a_frame_that_was_not_taken_comes_again_with_the_same_id(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     receiver.statuses = [500, 429, 503]
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
@@ -151,6 +152,7 @@ def test_a_frame_that_was_not_taken_comes_again_with_the_same_id(run: Run, clien
 
 
 @pytest.mark.row("drain-certificate")
+@pytest.mark.code("L14")
 def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing_and_the_apps_log_says_so(
     run: Run, client: Client, app_id: str, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing_and_the_apps
 
 
 @pytest.mark.row("drain-overflow")
+@pytest.mark.code("L10")
 def test_what_is_refused_for_good_is_given_up_and_counted(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     receiver.statuses = [400]
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))

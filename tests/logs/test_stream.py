@@ -277,6 +277,7 @@ def test_a_command_that_redis_refuses_loses_only_its_own_lines(client: Client, a
         client.execute_command("NO-SUCH-COMMAND")
 
 
+@pytest.mark.code("L12")
 def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis, app_id: str) -> None:
     client = stream.connect(own_redis.url)
     say(client, app_id, [line("before")])

@@ -253,6 +253,7 @@ def test_lines_wait_while_the_store_is_away_and_while_nobody_reads(own_davit: Da
     assert [one.text.split('path="/')[1].split('"')[0] for one in davit.lines] == [str(number) for number in range(1, 300)]
 
 
+@pytest.mark.code("L10")
 def test_what_is_lost_is_counted_in_the_log(home: Path) -> None:
     import asyncio
 

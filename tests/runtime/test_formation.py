@@ -7,18 +7,21 @@ tests/e2e runs all of it together.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
+from runtime import applog, records
 from runtime import formation as manager_of_formations
 from runtime import oneoffs as one_off_dynos
-from runtime import records
 from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
@@ -642,6 +645,25 @@ def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World,
     play(world, story)
 
 
+def test_a_database_that_is_away_is_not_held_against_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        begin, away = records.begin_release, [Unavailable("The database was busy."), OperationalError("SELECT", {}, Exception("connection refused"))] * 2
+
+        def refuse(*words: Any) -> Release | None:
+            if away:
+                raise away.pop()
+            return begin(*words)
+
+        monkeypatch.setattr(records, "begin_release", refuse)
+        monkeypatch.setattr(manager_of_formations, "TRIES", 1)
+        monkeypatch.setattr(manager_of_formations, "TRY_AGAIN", 0.01)
+        release = await world.settled(world.deploy())
+        assert not away and release.status == "succeeded"
+
+    play(world, story)
+
+
 def test_scaling_up_and_down(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", worker="work"))
@@ -709,6 +731,95 @@ def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: 
         await world.settled(world.deploy())
         assert world.rows() == [("web.1", "up", True)], "a new release starts over"
         assert world.crashes() == [("web.1", 3, None), ("web.1", 1, None)], "history when it is up again"
+
+    play(world, story)
+
+
+def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, crash = threading.Event(), threading.Event(), records.crash
+
+    def slow(*words: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        crash(*words)
+
+    monkeypatch.setattr(records, "crash", slow)
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.dynos[0].end(4)
+        await until(begun.is_set, "the crash is about to be written")
+        world.manager.wake()
+        await asyncio.sleep(0.2)
+        assert len(world.driver.dynos) == 1
+        go_on.set()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up again")
+        assert world.crashes() == [("web.1", 4, None)]
+
+    play(world, story)
+
+
+def test_a_dyno_that_crashed_while_the_next_release_boots_is_not_shown_beside_its_successor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, crash = threading.Event(), threading.Event(), records.crash
+
+    def slow(*words: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        crash(*words)
+
+    monkeypatch.setattr(records, "crash", slow)
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        coming = world.deploy()
+        await until(lambda: len(world.driver.dynos) == 2, "the next one boots")
+        world.driver.dynos[0].end(4)
+        await until(begun.is_set, "the crash is about to be written")
+        world.driver.dynos[1].behaviour = "serves"
+        assert (await world.settled(coming)).status == "succeeded"
+        go_on.set()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "only the new one is left")
+        assert world.crashes() == [("web.1", 4, None)]
+
+    play(world, story)
+
+
+def test_a_dyno_that_crashes_after_an_hour_has_not_crashed_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        for number in range(1, 5):  # young, old, old, old
+            world.driver.dynos[-1].end(7)
+            await until(lambda: len(world.driver.dynos) == number + 1 and world.rows() == [("web.1", "up", True)], "up again, at once")  # noqa: B023
+            assert world.manager.crashes == {"web.1": 1}
+            [life] = world.manager.lives.values()
+            life.started_at -= timedelta(hours=1)
+        assert not any("times in a row" in text for text in said)
+
+    play(world, story)
+
+
+@pytest.mark.code("R99")
+def test_a_dyno_that_the_host_cannot_start_is_a_platform_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+
+        async def no_room(spec: DynoSpec) -> FakeDyno:
+            raise DavitError("There is no room for another dyno on this host.")
+
+        monkeypatch.setattr(world.driver, "start", no_room)
+        world.scale(worker=1)
+        await until(lambda: any("R99" in text for text in said), "it is said")
+        assert "Error R99 (Platform error) -> There is no room for another dyno on this host." in said
+        assert world.driver.alive() == ["web.1"]
 
     play(world, story)
 
