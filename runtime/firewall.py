@@ -1,7 +1,8 @@
 """What dynos may reach: one nftables table per instance (and one for the bridge's ports), composed as text, replaced at once.
 
 An app reaches the internet and DNS; it reaches no other app, not this host, no private or link-local network (cloud metadata
-included), and none of the networks that this host is connected to. The router reaches apps: it speaks from the host itself.
+included), and none of the networks that this host is connected to. The router reaches apps: it speaks from the host itself; so
+may whoever has an account here, but for the ports of :data:`OF_ROOT`.
 What DAVIT_DYNOS_ALLOW names is open to the slots in the set ``dynos`` alone: a build, which has its address from the same
 network, is in no set. Nothing is let through for being part of a known connection before it was asked where it leads: an
 address is given to another one day, and what the kernel remembers of its connections must open nothing to that one.
@@ -23,6 +24,8 @@ from foundation.outbound import PRIVATE
 from foundation.settings import Address, Allowed, Settings
 from runtime.instance import SLOTS, Instance
 
+OF_ROOT = (8000, 65077)
+"""Ports of dynos that this host's root alone may ask: OSv's REST server and the agent that raises signals know no password."""
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
@@ -86,6 +89,10 @@ table inet {t} {{
     ip saddr != {net} drop
     ct direction reply ct state established,related accept
 {dns}{proxies}{router}{here}    reject with icmpx admin-prohibited
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{br}" tcp dport {{ {", ".join(map(str, OF_ROOT))} }} meta skuid != 0 reject with tcp reset
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;

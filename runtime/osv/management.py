@@ -1,7 +1,7 @@
 """OSv's own REST server, where the user's modules bring it (``libhttpserver-api.so``): memory, threads, uptime, the host name.
 
-It has no authentication and may do anything in its guest; it is reached on the guest's address by this host alone, for dynos
-cannot reach one another and the router asks for the app's port only.
+It has no authentication and may do anything in its guest; it is reached on the guest's address by this host's root alone, for
+dynos cannot reach one another, the router asks for the app's port only, and the firewall lets no other user of the host pass.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from slugs import mounted
 log = logging.getLogger("runtime")
 
 PORT = 65077
-"""Where it listens in the guest; only this host reaches the guest's ports (and the router the app's)."""
+"""Where it listens in the guest; only this host's root reaches it (:data:`runtime.firewall.OF_ROOT`)."""
 NAME = "agent.so"
 _SOURCE = Path(__file__).with_name("agent.c")
 _SECONDS = 60

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runtime import firewall
+from runtime.osv import management, signals
 from tests.runtime.bench_of_driver import Bench
 from tests.runtime.contract import _CONNECT
 
@@ -27,6 +29,36 @@ def test_dynos_alone_reach_what_is_allowed_and_no_connection_outlives_that() -> 
         "before": NOWHERE, "dyno": reached, "build": NOWHERE, "adopted": reached,
         "connections": ["answered answered", "silent silent"], "ended": NOWHERE,
     }  # fmt: skip
+
+
+_ASKS = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+for port in map(int, sys.argv[3:]):
+    try: socket.create_connection((sys.argv[2], port), 30).close(); print("connected")
+    except ConnectionRefusedError: print("refused")
+"""
+_LISTENS = "import socket, time\nall = [socket.create_server(('0.0.0.0', port)) for port in (8080, 8000, 65077)]\ntime.sleep(1000)"
+
+
+def test_what_a_unikernel_does_for_its_host_it_does_for_root_alone(
+    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]
+) -> None:
+    """Its REST server and its agent ask nobody who they are. (A container listens there as one would.)"""
+    assert firewall.OF_ROOT == (management.PORT, signals.PORT)
+    bench = Bench(loop, *images)
+    bench.open()
+    try:
+        dyno = bench.python(_LISTENS)
+        bench.until(lambda: len(dyno.listeners()) == 3, "listening")
+        answers = {}
+        for uid in (0, 65534):
+            words = [sys.executable, "-c", _ASKS, str(uid), str(dyno.address), "8080", "8000", "65077"]
+            answers[uid] = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+        assert answers == {0: ["connected"] * 3, 65534: ["connected", "refused", "refused"]}
+    finally:
+        bench.close()
+    assert bench.leftovers_on_host() == []
 
 
 _WAITS = "import socket\nsocket.create_server(('0.0.0.0', 5000)).accept()\n"
