@@ -238,7 +238,12 @@ class Runtime:
     def _collect(self) -> list[str]:
         with snapshot() as session:
             keep = in_use(session)
-        return self.library.store.collect(keep)
+        gone = self.library.store.collect(keep)
+        if gone and (self.settings.home / "osv").is_dir():
+            from runtime.osv import images  # a host without unikernels does not load their code
+
+            images.forget(self.settings.home, gone)
+        return gone
 
     async def _watch_quiet(self) -> None:
         """Put apps to sleep that may sleep and that nobody has asked anything for a while."""

@@ -33,6 +33,7 @@ _OPERATORS = (
     (")", "closes a subshell with )"), ("\n", "has more than one line"),
 )  # fmt: skip
 _PATTERNS = "*?["
+_BRACES = re.compile(r"\{[^\s{}'\"$]*(,|\.\.)[^\s{}'\"]*\}")
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "ash", "busybox", "fish"}
 _BUILTINS = {
     "cd",
@@ -179,7 +180,9 @@ class _Words:
                 raise _refused(f"The command {what}, which needs a shell")
         if rest[0] in _PATTERNS and not word.startswith("-"):
             raise _refused(f"The command has a file pattern ({rest[0]}), which needs a shell")
-        if rest[0] == "~" and not word:
+        if rest[0] == "{" and _BRACES.match(rest):
+            raise _refused("The command has alternatives in braces ({…,…}), which needs a shell")
+        if rest[0] == "~" and (not word or (_ASSIGNMENT.match(word) and word[-1] in "=:")):
             raise _refused("The command has a ~, which needs a shell")
 
     def _single(self) -> str:
@@ -458,8 +461,10 @@ class _Translation:
 
     def _gunicorn(self, arguments: Sequence[str]) -> Launch:
         """gunicorn forks its workers; here one process serves the application with threads."""
-        if any("uvicorn" in word for word in arguments):
-            application = next((word for word in arguments if re.fullmatch(r"[\w.]+:[\w.()]+", word)), "")
+        options, positional = _gunicorn_options(arguments)
+        if any("uvicorn" in kind for kind in (options.get("-k", ""), options.get("--worker-class", ""))):
+            application = positional[-1] if positional else ""
+            application += "" if ":" in application or not application else ":application"
             if not application or not self._has_module("uvicorn"):
                 raise CommandRefused("The command asks gunicorn for uvicorn's workers, and uvicorn is not in the slug.")
             self._notes.append("gunicorn forks, which OSv cannot: uvicorn serves the application in one process.")
@@ -468,9 +473,12 @@ class _Translation:
         return self._python(arguments, "davit_wsgi")
 
     def _uvicorn(self, arguments: Sequence[str]) -> Launch:
-        words, dropped = _without_options(arguments, {"--workers": True, "--reload": False, "--loop": True})
+        words, dropped = _without_options(arguments, {"--workers": True, "--reload": False})
+        words, loops = _without_options(words, {"--loop": True})
         if dropped:
             self._notes.append(f"uvicorn's {', '.join(dropped)} is left out: OSv has one process.")
+        if loops:
+            self._notes.append("uvicorn's --loop is left out: on OSv it runs on Python's own event loop, asyncio.")
         if "--port" not in words and "PORT" in self._given:
             words += ["--port", self._given["PORT"]]
         return self._python([*words, "--loop", "asyncio"], "uvicorn")
@@ -507,6 +515,31 @@ def _python_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if rest[:1] == ["-"]:
         raise CommandRefused("The command feeds Python a script by its standard input, which a unikernel has not.")
     return [word for word in options if word not in ("-u", "-i")], rest
+
+
+_GUNICORN_FLAGS = {
+    "--reload", "--preload", "--daemon", "-D", "--check-config", "--print-config", "--spew", "--no-sendfile", "--capture-output",
+    "--enable-stdio-inheritance", "--log-syslog", "--disable-redirect-access-to-syslog", "--initgroups", "--reuse-port", "-R",
+    "--proxy-protocol", "--do-handshake-on-connect", "--strip-header-spaces", "--permit-obsolete-folding",
+    "--permit-unconventional-http-method", "--permit-unconventional-http-version", "--casefold-http-method", "--http2",
+}  # fmt: skip
+"""gunicorn's options that no value follows."""
+
+
+def _gunicorn_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """gunicorn's options with their values, and what is none: the application."""
+    options: dict[str, str] = {}
+    positional: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            positional.append(word)
+        elif not word.startswith("--") and len(word) > 2:  # -w4
+            options[word[:2]] = word[2:].removeprefix("=")
+        else:
+            options[name] = value if equals or name in _GUNICORN_FLAGS else next(words, "")
+    return options, positional
 
 
 def _without_options(arguments: Sequence[str], unwanted: Mapping[str, bool]) -> tuple[list[str], list[str]]:

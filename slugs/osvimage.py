@@ -72,7 +72,7 @@ def base(stack: Path, runtime: str, certificates: Path | None = None, omit: Coll
 
     Args:
         stack: the stack's root, mounted or unpacked.
-        runtime: as :attr:`slugs.osvcommand.Launch.runtime`.
+        runtime: as :attr:`slugs.osvcommand.Launch.runtime`; several with ``+`` between them.
         certificates: a file of the certificate authorities that this host trusts; the stack's own by default.
         omit: mount points that are not needed.
 
@@ -93,7 +93,8 @@ def base(stack: Path, runtime: str, certificates: Path | None = None, omit: Coll
     if trusted is not None:
         root.add("etc/ssl/certs/ca-certificates.crt", trusted)
     _add_libraries(root, stack)
-    _add_runtime(root, stack, runtime)
+    for one in runtime.split("+"):
+        _add_runtime(root, stack, one)
     return root
 
 

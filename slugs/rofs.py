@@ -49,6 +49,10 @@ class RofsFailed(DavitError):
     id, status = "rofs_failed", 422
 
 
+class ImageFull(RofsFailed):
+    """The files are more than the image may have."""
+
+
 @dataclass(frozen=True)
 class File:
     """A regular file: ``size`` bytes that ``open()`` gives; ``same`` is equal for names of one and the same file."""
@@ -256,7 +260,7 @@ class _Writer:
         first = self._block
         blocks = -(-file.size // BLOCK)
         if (first + blocks) * BLOCK > self._limit:
-            raise RofsFailed(f"The files are more than the {self._limit >> 20} MB that this image may have.")
+            raise ImageFull(f"The files are more than the {self._limit >> 20} MB that this image may have.")
         self._copy(name, file)
         self._block += blocks
         if file.same is not None:

@@ -177,11 +177,15 @@ def _capstan(what: Export, view: View, stream: BinaryIO, say: Say) -> None:
             say(f"{process} is left out: {refused.message}")
     if not launches:
         raise CommandRefused(f"No process type of {what.app} can run in a unikernel.")
-    runtimes = [launch.runtime for launch in launches.values()]
-    runtime = "python" if "python" in runtimes else runtimes[0]  # the one root serves all of them
+    runtime = _of_all(launches)
     name = f"davit.{what.app}"
     package = Package(name, f"{what.app} v{what.version}", "Davit", str(what.version), launches)
     capstan.write_package(package, _tree(view, runtime, osvimage.configuration(b"")), stream, PORT)
+
+
+def _of_all(launches: Mapping[str, Launch]) -> str:
+    """The runtimes that one root must have to serve all of them."""
+    return "+".join(sorted({launch.runtime for launch in launches.values()} - {"native"})) or "native"
 
 
 def _boot(what: Export, launch: Launch) -> osvline.Boot:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from foundation.errors import DavitError
-from runtime import cgroups, confine, oci, qmp
+from runtime import applog, cgroups, confine, oci, qmp
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -159,6 +159,8 @@ class OsvDriver:
 
     async def _start(self, spec: DynoSpec) -> Unikernel:
         sources = await self.host.in_thread(self._sources, spec)
+        if sources.launch.notes:
+            await self.host.in_thread(applog.say, spec.app_id, spec.name, *sources.launch.notes)
         launch = self._plan(spec)
         try:
             await self.host.in_thread(self._prepare_launch, launch, sources)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from runtime.images import Images
 from slugs import osvcommand, osvimage
 from slugs.osvcommand import Launch
-from slugs.rofs import Disk, File, Folder, Node, RofsFailed
+from slugs.rofs import Disk, File, Folder, ImageFull, Node, RofsFailed
 from slugs.view import View
 
 VERSION = "1"
@@ -114,7 +114,10 @@ class OsvImages:
         path = self.directory / "slugs" / f"{name}.rofs"
 
         def make() -> None:
-            written = osvimage.write_plain(osvimage.slug(app), path)
+            try:
+                written = osvimage.write_plain(osvimage.slug(app), path, limit=min(memory, osvimage.LARGEST_SLUG))
+            except ImageFull:
+                raise _too_large("more", memory) from None
             if written.structure > memory // 4:
                 path.unlink()
                 raise TooLargeForMemory(
@@ -124,11 +127,8 @@ class OsvImages:
 
         self._once(path, make)
         size = path.stat().st_size
-        if size > memory:
-            raise TooLargeForMemory(
-                f"The slug holds {size >> 20} MB of files, more than the dyno's {memory >> 20} MB of memory, where a unikernel"
-                " keeps what it has read. Choose a larger size, or run this process type as microvm."
-            )
+        if size > memory:  # it was made for a larger dyno
+            raise _too_large(f"{size >> 20} MB of files, more", memory)
         return path
 
     def _once(self, path: Path, make: Callable[[], None]) -> None:
@@ -157,6 +157,24 @@ class OsvImages:
         if self._modules is None or not self._modules.is_dir():
             return
         _merge(root, Disk(self._modules, skip=lambda path: path == "meta" or path.startswith("meta/")), "")
+
+
+def _too_large(holds: str, memory: int) -> TooLargeForMemory:
+    return TooLargeForMemory(
+        f"The slug holds {holds} than the dyno's {memory >> 20} MB of memory, where a unikernel keeps what it has read. Choose a"
+        " larger size, or run this process type as microvm."
+    )
+
+
+def forget(home: Path, digests: Iterable[str]) -> None:
+    """Remove the images of slugs that were collected.
+
+    Args:
+        home: DAVIT_HOME.
+        digests: the slugs' SHA-256.
+    """
+    for digest in digests:
+        (home / "osv" / "slugs" / f"{digest.removeprefix('sha256:')}.rofs").unlink(missing_ok=True)
 
 
 def _merge(root: Folder, tree: Disk, way: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from foundation.errors import InvalidParams
 from runtime.images import Images
-from runtime.osv import machine, management, memory
+from runtime.osv import images, machine, management, memory
 from runtime.osv.images import OsvImages, TooLargeForMemory
 from runtime.osv.machine import Machine, Network
 from slugs import osvimage, rofs
@@ -204,11 +204,26 @@ def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: 
     cache.prepare()
     with pytest.raises(TooLargeForMemory, match="more than the dyno's 0 MB of memory"):
         cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 50_000)
+    assert list((cache.directory / "slugs").iterdir()) == [], "nothing of what was refused stays on the disk"
+    assert cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 64 * MIB).slug is not None
+    with pytest.raises(TooLargeForMemory, match=r"holds \d MB of files, more than the dyno's 0 MB"):
+        cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 50_000)
     for path in (cache.directory / "slugs").glob("*.rofs"):
         path.unlink()
+    (tmp_path / "slug/app/many").mkdir()
+    for number in range(3000):
+        (tmp_path / "slug/app/many" / f"an-empty-file-{number}").touch()
     with pytest.raises(TooLargeForMemory, match="their names alone"):
-        cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 16)
+        cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 400_000)
     assert list((cache.directory / "slugs").glob("*.rofs")) == []
+
+
+def test_a_collected_slugs_image_goes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "osv/slugs").mkdir(parents=True)
+    for name in ("a" * 64, "b" * 64):
+        (tmp_path / "osv/slugs" / f"{name}.rofs").touch()
+    images.forget(tmp_path, ["sha256:" + "a" * 64, "sha256:" + "c" * 64])
+    assert [path.stem for path in (tmp_path / "osv/slugs").iterdir()] == ["b" * 64]
 
 
 def test_what_nobody_needs_any_more_goes(cache: OsvImages, tmp_path: Path) -> None:

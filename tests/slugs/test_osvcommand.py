@@ -81,6 +81,12 @@ PYTHON = (*BY_LOADER, "/usr/bin/python3.13")
         ("./manage.py runserver", (*PYTHON, "-m", "davit_launch", "/app/manage.py", "runserver")),
         ("gunicorn app:app -w 4", (*PYTHON, "-m", "davit_launch", "-m", "davit_wsgi", "app:app", "-w", "4")),
         ("uvicorn app:app --workers 4", (*PYTHON, "-m", "davit_launch", "-m", "uvicorn", "app:app", "--port", "8080", "--loop", "asyncio")),
+        *((line, (*PYTHON, "-m", "davit_launch", "-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8080", "--loop", "asyncio")) for line in (
+            "gunicorn -k uvicorn.workers.UvicornWorker --bind 0.0.0.0:$PORT main:app",
+            "gunicorn main:app -w4 --preload --worker-class=uvicorn.workers.UvicornWorker -b 0.0.0.0:$PORT",
+            "gunicorn -kuvicorn.workers.UvicornH11Worker --reload main:app --log-config x:y",
+        )),
+        ("gunicorn uvicorn_app:app", (*PYTHON, "-m", "davit_launch", "-m", "davit_wsgi", "uvicorn_app:app")),
         ("gunicorn -k uvicorn.workers.UvicornWorker app:app", (*PYTHON, "-m", "davit_launch", "-m", "uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8080", "--loop", "asyncio")),
         ("celery -A x worker --pool=threads", (*PYTHON, "-m", "davit_launch", "-m", "celery", "-A", "x", "worker", "--pool=threads")),
         ("node server.js", (*BY_LOADER, "/app/.heroku/node/bin/node", "server.js")),
@@ -112,6 +118,19 @@ def test_people_are_told_what_is_done_otherwise(view: View) -> None:
     notes = translate(view, "gunicorn app:app").notes
     assert any("gunicorn forks workers, which OSv cannot" in note for note in notes)
     assert any(".profile.d/other.sh is not run" in note and "python.sh" not in note for note in notes)
+
+
+def test_uvicorns_options_are_left_out_for_a_reason(view: View) -> None:
+    notes = translate(view, "uvicorn app:app --workers 4 --loop uvloop").notes
+    assert any("--workers is left out: OSv has one process" in note for note in notes)
+    assert any("--loop is left out: on OSv it runs on Python's own event loop" in note for note in notes)
+
+
+@pytest.mark.parametrize("line", ["./server {a,b}", "./server x{1..3}", "A=~/x ./server", "PATH=/bin:~/x ./server"])
+def test_what_only_a_shell_would_expand_is_refused(line: str) -> None:
+    with pytest.raises(CommandRefused, match="which needs a shell"):
+        osvcommand.split(line, ENVIRONMENT)
+    assert osvcommand.split("./server {a} {} x~", ENVIRONMENT)[1:] == ["{a}", "{}", "x~"]
 
 
 def test_npm_start_is_what_package_json_says(view: View, tmp_path: Path) -> None:
