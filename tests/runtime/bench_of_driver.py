@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,22 @@ ENV = {"PATH": "/usr/bin:/bin", "HOME": "/app", "PYTHONDONTWRITEBYTECODE": "1"}
 LIMITS = Limits(memory=128 * MIB, memory_max=128 * MIB, cpu_quota=1.0, pids=64)
 
 
+_SERVER = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        self.wfile.write(b"served")
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 5000), Handler).serve_forever()
+"""
+
+
 class Bench:
     """One open driver.
 
@@ -47,12 +66,16 @@ class Bench:
         self.home = Path(tempfile.mkdtemp(prefix="dv", dir="/tmp"))
         self.settings: Settings = from_environment({"DAVIT_HOME": str(self.home), **environ})
         self.oci_runtime = oci_runtime
+        self.environ = environ
+        self.warm = 0
         self._heard: dict[tuple[str, str], bytearray] = {}
         self.host: Host
         self.driver: ContainerDriver
 
     patience = 1.0
     """How much longer everything may take than in a container."""
+    limits = LIMITS
+    """What its dynos have unless a test says otherwise."""
 
     def run(self, work: Awaitable[_T], timeout: float = 150) -> _T:
         """Run a coroutine to its end."""
@@ -61,6 +84,7 @@ class Bench:
     def open(self, warm: int = 2) -> None:
         """Claim an instance, open the host and the driver."""
         children.reap_orphans(set(), children.reap_orphans(set(), set()))  # of runtimes that other tests killed
+        self.warm = warm
         self.host = Host(self.settings, self._claim(), warm=warm, environ={})
         self.driver = ContainerDriver(self.host, oci_runtime=self.oci_runtime)
         self.run(self.host.open())
@@ -85,7 +109,7 @@ class Bench:
     def spec(self, *command: str, **changes: Any) -> DynoSpec:
         """A dyno that runs ``command``; one word is a bash script."""
         argv = ["/bin/bash", "-c", command[0]] if len(command) == 1 else list(command)
-        base = DynoSpec(str(uuid.uuid4()), "web.1", "app", "app-id", self.stack, self.slug, argv, ENV, LIMITS)
+        base = DynoSpec(str(uuid.uuid4()), "web.1", "app", "app-id", self.stack, self.slug, argv, ENV, self.limits)
         return replace(base, **changes)
 
     def start(self, *command: str, **changes: Any) -> ContainerDyno:
@@ -95,6 +119,84 @@ class Bench:
     def python(self, code: str, **changes: Any) -> ContainerDyno:
         """Start a dyno that runs Python ``code``."""
         return self.start("/usr/bin/python3", "-c", code, **changes)
+
+    # -- the contract's words: what a dyno does, said so that a guest that is only an imitation can be told it, too
+
+    def saying(self, text: str, status: int, **changes: Any) -> ContainerDyno:
+        """Start one that says ``text`` and ends with ``status``."""
+        return self.python(f"import sys\nprint({text!r}, end='', flush=True)\nsys.exit({status})", **changes)
+
+    def waiting(self, text: str, **changes: Any) -> ContainerDyno:
+        """Start one that says ``text`` and stays; it has said so when this returns, and nobody has read it yet."""
+        dyno = self.python(f"import time\nprint({text!r}, end='', flush=True)\nwhile True: time.sleep(0.1)", **changes)
+        self.until_it_has_said(dyno, text)
+        return dyno
+
+    def deaf(self, text: str) -> ContainerDyno:
+        """Start one that ignores SIGTERM; it has said ``text`` when this returns."""
+        ignoring = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        dyno = self.python(f"{ignoring}print({text!r}, end='', flush=True)\nwhile True: time.sleep(0.1)")
+        self.until_it_has_said(dyno, text)
+        return dyno
+
+    def crashing(self, text: str) -> ContainerDyno:
+        """Start one that says ``text`` and crashes."""
+        return self.python(f"import os\nprint({text!r}, end='', flush=True)\nos.abort()")
+
+    def flooding(self, text: str) -> ContainerDyno:
+        """Start one that says ``text`` for ever, more than anybody reads."""
+        return self.python(f"while True: print({text!r} * 100, end='', flush=True)")
+
+    def serving(self) -> ContainerDyno:
+        """Start one that answers on port 5000."""
+        return self.python(_SERVER, port=5000)
+
+    def until_it_has_said(self, dyno: ContainerDyno, text: str) -> None:
+        """Wait until ``text`` waits to be read."""
+
+        def said() -> bool:
+            fd = os.open(self.host.dynos / dyno.spec_id / "stdout", os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                return int.from_bytes(ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder) >= len(text.encode())
+            finally:
+                os.close(fd)
+
+        self.until(lambda: said() or dyno.ended, f"{dyno.spec_id} saying {text!r}")
+
+    def kill_the_keeper(self, dyno: ContainerDyno) -> None:
+        """SIGKILL to the process that is the dyno for this host: its init, or its QEMU."""
+        os.kill(dyno.pid, signal.SIGKILL)
+
+    def quota(self, dyno: ContainerDyno) -> float:
+        """The processors that the kernel gives it at the most."""
+        if dyno.cgroup.v2:
+            quota, period = map(int, cgroups._read(dyno.cgroup._file("cpu", "cpu.max")).split())
+            return quota / period
+        return dyno.cgroup._number("cpu", "cpu.cfs_quota_us") / dyno.cgroup._number("cpu", "cpu.cfs_period_us")
+
+    def restart_the_runtime(self, dyno: ContainerDyno) -> ContainerDyno:
+        """The runtime lets go of everything and starts again; ``dyno`` as the new one has found it."""
+        self.close(stop_dynos=False)
+        self.open(self.warm)
+        (found,) = [one for one in self.run(self.driver.adopt()) if one.spec_id == dyno.spec_id]
+        return found
+
+    def another(self) -> Bench:
+        """A bench of the same kind in a DAVIT_HOME of its own, not open yet."""
+        return type(self)(self.loop, self.stack, self.slug, oci_runtime=self.oci_runtime, **self.environ)
+
+    def started_by_a_runtime_that_is_killed(self, text: str) -> list[tuple[str, int, int]]:
+        """A runtime of its own starts a dyno that says ``text`` and stays, and is killed: the dyno's id, slot and pid."""
+        kind = f"{type(self).__module__}:{type(self).__name__}"
+        argv = [sys.executable, "-m", "tests.runtime.bench_process", kind, str(self.stack), str(self.slug), text]
+        env = {**os.environ, **self.environ, "DAVIT_HOME": str(self.home)}
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
+            assert process.stdout
+            line = process.stdout.readline()
+            process.kill()
+        return [tuple(json.loads(line))]
+
+    # -- what is heard of it
 
     def output(self, dyno: ContainerDyno, stream: str = "stdout") -> str:
         """What an ended dyno wrote, read as `logs` reads it."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import struct
 import termios
+from collections import deque
 from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
@@ -43,8 +46,169 @@ while True: time.sleep(0.05)
 _EXHAUST = "x = []\nwhile True: x.append(bytearray(1 << 20))"
 
 
-class DriverContract:
-    """The contract of runtime.driver."""
+class LifeContract:
+    """A dyno's life, from its start to its end and past everybody's death: what every isolation promises whatever the app is.
+
+    It is written in the bench's own words (:meth:`Bench.saying`, :meth:`Bench.waiting`, …), so that a guest that is only an
+    imitation can show it, too.
+    """
+
+    # -- its end
+
+    def test_it_says_its_words_and_its_status_is_the_apps(self, bench: Bench) -> None:
+        dyno = bench.saying("hello\nfrom within\n", 7)
+        assert bench.run(dyno.wait()) == Exit(7)
+        assert bench.run(dyno.wait()) == Exit(7)
+        assert bench.output(dyno) == "hello\nfrom within\n"
+
+    def test_its_last_words_wait_for_their_reader(self, bench: Bench) -> None:
+        dyno = bench.saying("last words\n", 0)
+        assert bench.run(dyno.wait()) == Exit(0)
+        bench.run(dyno.remove())
+        assert (bench.host.dynos / dyno.spec_id / "ended").exists()
+        assert bench.output(dyno) == "last words\n"
+
+    def test_an_apps_crash_is_told(self, bench: Bench) -> None:
+        dyno = bench.crashing("before\n")
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGABRT)
+        assert bench.output(dyno).startswith("before\n")
+
+    def test_killing_what_keeps_it_is_told_and_leaves_nothing(self, bench: Bench) -> None:
+        dyno = bench.waiting("up\n")
+        bench.kill_the_keeper(dyno)
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
+        bench.run(dyno.remove())
+        assert bench.output(dyno) == "up\n"
+
+    def test_what_ignores_term_is_ended_by_kill(self, bench: Bench) -> None:
+        dyno = bench.deaf("up\n")
+        bench.run(dyno.signal(signal.SIGTERM))
+        assert not dyno.ended
+        bench.run(dyno.signal(signal.SIGKILL, everyone=True))
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
+
+    def test_an_ended_dyno_takes_every_call(self, bench: Bench) -> None:
+        dyno = bench.saying("x\n", 0)
+        bench.run(dyno.wait())
+        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+        assert dyno.listeners() == []
+        assert dyno.stats().pids >= 0
+        bench.run(dyno.remove())
+        bench.run(dyno.remove())
+
+    def test_one_that_runs_can_be_taken_away(self, bench: Bench) -> None:
+        dyno = bench.waiting("up\n")
+        bench.run(dyno.remove())
+        assert dyno.ended
+        assert bench.output(dyno) == "up\n"
+
+    # -- its start
+
+    def test_a_stack_that_is_not_there_starts_nothing(self, bench: Bench) -> None:
+        with pytest.raises(DavitError, match=r"."):
+            bench.waiting("x\n", stack=Path("/nonexistent"))
+        assert not list(bench.host.dynos.iterdir())
+
+    def test_a_host_that_is_full_says_so(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = bench.host.pool
+        bench.until(lambda: not pool.leaving and len(pool._ready) == pool.warm, "quiet")
+        with monkeypatch.context() as full:
+            full.setattr(pool, "_ready", deque())
+            full.setattr(pool, "_used", set(range(1, 1024)))
+            with pytest.raises(DavitError, match="as many as it has places for"):
+                bench.waiting("x\n")
+
+    def test_given_descriptors_get_its_output(self, bench: Bench, tmp_path: Path) -> None:
+        with (tmp_path / "in").open("w+") as source, (tmp_path / "out").open("w") as target:
+            dyno = bench.saying("to a file\n", 3, stdio=(source.fileno(), target.fileno(), target.fileno()))
+            assert bench.run(dyno.wait()) == Exit(3)
+        assert (tmp_path / "out").read_text() == "to a file\n"
+
+    # -- while it runs
+
+    def test_a_flood_waits_for_its_reader_and_holds_up_nobody(self, bench: Bench) -> None:
+        flood = bench.flooding("flood flood flood\n")
+        calm = bench.saying("calm\n", 0)
+        assert bench.run(calm.wait()) == Exit(0)
+        assert bench.output(calm) == "calm\n"
+        assert not flood.ended
+        bench.run(flood.signal(signal.SIGKILL, everyone=True))
+        assert bench.run(flood.wait()) == Exit(128 + signal.SIGKILL)
+
+    def test_its_share_of_the_processors_changes_while_it_runs(self, bench: Bench) -> None:
+        dyno = bench.waiting("up\n")
+        for quota in (0.5, 1.0):
+            bench.run(dyno.update(replace(bench.limits, cpu_quota=quota)))
+            assert bench.quota(dyno) == quota
+        assert not dyno.ended
+
+    # -- the runtime's end
+
+    def test_a_runtime_that_starts_again_finds_it_and_hears_how_it_ends(self, bench: Bench) -> None:
+        before = bench.waiting("before\n")
+        dyno = bench.restart_the_runtime(before)
+        assert (dyno.slot, dyno.address, dyno.pid) == (before.slot, before.address, before.pid)
+        assert not dyno.ended
+        assert bench.saying("x\n", 0).slot != dyno.slot
+        assert dyno.stats().pids >= 1
+        bench.run(dyno.signal(signal.SIGKILL, everyone=True))
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
+        assert bench.output(dyno) == "before\n"
+
+    def test_a_killed_runtime_leaves_it_running_and_the_next_one_finds_it(self, bench: Bench) -> None:
+        other = bench.another()
+        try:
+            ((id, slot, pid),) = other.started_by_a_runtime_that_is_killed("before\n")
+            other.open()
+            (dyno,) = other.run(other.driver.adopt())
+            assert (dyno.spec_id, dyno.slot, dyno.pid, dyno.ended) == (id, slot, pid, False)
+            other.run(dyno.remove())
+            assert other.output(dyno) == "before\n"
+            other.remove_all()
+        finally:
+            other.close()
+        assert other.leftovers_on_host() == []
+
+    def test_one_that_died_while_no_runtime_ran_is_told_and_keeps_its_place_until_it_is_taken_away(self, bench: Bench) -> None:
+        other = bench.another()
+        try:
+            ((id, slot, pid),) = other.started_by_a_runtime_that_is_killed("before\n")
+            os.kill(pid, signal.SIGKILL)
+            other.until(lambda: _buried(pid), "its end")
+            other.open()
+            (dyno,) = other.run(other.driver.adopt())
+            assert dyno.spec_id == id
+            assert other.run(dyno.wait()).status in (None, 128 + signal.SIGKILL)
+            assert other.saying("x\n", 0).slot != slot
+            other.run(dyno.remove())
+        finally:
+            other.close()
+        assert other.leftovers_on_host() == []
+
+
+def _buried(pid: int) -> bool:
+    """Whether it has ended with all its threads; whose runtime is dead is inherited, in life by init, here by this process."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return not Path(f"/proc/{pid}").exists()
+
+
+class DriverContract(LifeContract):
+    """The contract of runtime.driver: a life, and what an app finds and may do in it."""
+
+    # -- being ready
+
+    def test_it_is_ready_when_it_listens_and_serves_until_it_is_told_to_end(self, bench: Bench) -> None:
+        dyno = bench.serving()
+        bench.until(dyno.listeners, "listening", 120)
+        assert [one.port for one in dyno.listeners()] == [5000]
+        assert dyno.address
+        with socket.create_connection((dyno.address, 5000), 30) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"served" in connection.makefile("rb").read()
+        bench.run(dyno.signal(signal.SIGTERM))
+        assert bench.run(dyno.wait()).status == 128 + signal.SIGTERM
 
     # -- running
 
@@ -55,13 +219,6 @@ class DriverContract:
 
     def test_a_program_may_open_its_standard_output_again(self, bench: Bench) -> None:
         assert bench.output(bench.start("echo again > /dev/stdout")) == "again\n"
-
-    def test_last_lines_survive_until_they_are_read(self, bench: Bench) -> None:
-        dyno = bench.python("print('last words')")
-        bench.run(dyno.wait())
-        bench.run(dyno.remove())
-        assert (bench.host.dynos / dyno.spec_id / "ended").exists()
-        assert bench.output(dyno) == "last words\n"
 
     def test_given_descriptors_are_its_standard_streams(self, bench: Bench, tmp_path: Path) -> None:
         (tmp_path / "in").write_text("question")
@@ -85,8 +242,6 @@ class DriverContract:
     def test_its_environment_is_the_given_one_and_nothing_else(self, bench: Bench) -> None:
         secret = "s3cret with spaces\nand a second line"
         dyno = bench.python("import os, json; print(json.dumps(dict(os.environ)))", env={**ENV, "SECRET": secret})
-        import json
-
         seen = json.loads(bench.output(dyno))
         seen.pop("LC_CTYPE", None)
         assert seen == {**ENV, "SECRET": secret}
@@ -103,8 +258,6 @@ class DriverContract:
     def test_its_name_is_its_host_name(self, bench: Bench) -> None:
         code = "import socket, json; print(json.dumps([socket.gethostname(), socket.gethostbyname('web.1')]))"
         dyno = bench.python(code)
-        import json
-
         assert json.loads(bench.output(dyno)) == ["web.1", dyno.address]
 
     def test_none_of_the_runtimes_descriptors_reach_it(self, bench: Bench) -> None:
@@ -124,11 +277,6 @@ class DriverContract:
         assert bench.output(dyno) == "1000\nshared1\n"
         assert (source / "new").read_text() == "back\n"
         assert (source / "new").stat().st_uid == source.stat().st_uid
-
-    def test_a_dyno_that_cannot_be_started_leaves_nothing(self, bench: Bench) -> None:
-        with pytest.raises(DavitError, match=r"."):
-            bench.start("/usr/bin/true", "x", stack=Path("/nonexistent"))
-        assert not list(bench.host.dynos.iterdir())
 
     def test_a_start_that_is_given_up_leaves_nothing(self, bench: Bench) -> None:
         async def give_up() -> None:
@@ -162,20 +310,6 @@ class DriverContract:
         bench.run(dyno.signal(signal.SIGTERM, everyone=True))
         bench.run(dyno.wait())
         assert bench.output(dyno) == "up\ninner\n"
-
-    def test_kill_ends_what_ignores_term(self, bench: Bench) -> None:
-        dyno = bench.python(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{_UP}")
-        bench.up(dyno)
-        bench.run(dyno.signal(signal.SIGTERM))
-        bench.run(dyno.signal(signal.SIGKILL, everyone=True))
-        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
-
-    def test_a_signal_to_an_ended_dyno_is_no_error(self, bench: Bench) -> None:
-        dyno = bench.python("pass")
-        bench.run(dyno.wait())
-        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
-        bench.run(dyno.remove())
-        bench.run(dyno.remove())
 
     # -- limits
 
@@ -225,6 +359,15 @@ except OSError as error:
         bench.run(dyno.signal(10))
         assert bench.run(dyno.wait()) == Exit(5)
 
+    def test_limits_shrink_while_it_runs_and_hold(self, bench: Bench) -> None:
+        code = f"import signal, sys\nsignal.signal(10, lambda *_: bytearray(200 << 20) and sys.exit(5))\n{_UP}"
+        large = replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB)
+        dyno = bench.python(code, limits=large)
+        bench.up(dyno)
+        bench.run(dyno.update(LIMITS))
+        bench.run(dyno.signal(10))
+        assert bench.run(dyno.wait()) == Exit(128 + signal.SIGKILL, oom=True)
+
     def test_stats_tell_what_it_uses(self, bench: Bench) -> None:
         code = f"import signal\nx = bytearray(40 << 20)\nopen('/app/f', 'wb').write(bytes(20 << 20))\n{_UP}"
         dyno = bench.python(code)
@@ -263,13 +406,9 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
         bench.until(lambda: neighbour.listeners(), "listening")
         assert neighbour.address
         assert bench.result(_CONNECT.format(targets=[(neighbour.address, 5000)])) != {neighbour.address: "connected"}
-        import socket
-
         socket.create_connection((neighbour.address, 5000), 30).close()
 
     def test_the_host_is_out_of_reach_at_once(self, bench: Bench) -> None:
-        import socket
-
         gateway = bench.host.instance.gateway
         with socket.create_server(("0.0.0.0", 0)) as server:
             port = server.getsockname()[1]

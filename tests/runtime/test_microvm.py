@@ -18,7 +18,6 @@ from select import select
 
 import pytest
 
-from foundation.errors import DavitError
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.microvm import acceleration, kernel, machine
 from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
@@ -209,16 +208,8 @@ class TestLife:
         said = own.output(dyno).split("\n")  # type: ignore[arg-type]
         assert said == ["/app", "1000", "Hello from the slug", "new", "bye", ""]
 
-    def test_qemu_killed_is_a_crash_and_leaves_nothing(self, own: MicroVmBench) -> None:
-        dyno = start(own, "exec sleep 1000")
-        os.kill(dyno.pid, signal.SIGKILL)
-        assert own.run(dyno.wait()) == Exit(137)
-
-    def test_a_flood_of_output_waits_for_its_reader_and_the_guest_still_obeys(self, own: MicroVmBench) -> None:
-        dyno = start(own, "while true; do echo 0123456789012345678901234567890123456789; done")
-        own.run(dyno.look())
-        own.run(dyno.signal(signal.SIGKILL, everyone=True))
-        assert own.run(dyno.wait()) == Exit(137)
+    test_killed = DriverContract.test_killing_what_keeps_it_is_told_and_leaves_nothing
+    test_flood = DriverContract.test_a_flood_waits_for_its_reader_and_holds_up_nobody
 
     def test_a_killed_runtime_finds_its_guest_again_and_knows_how_it_ended(
         self, loop: asyncio.AbstractEventLoop, images: tuple[Path, Path]
@@ -304,10 +295,7 @@ class TestBadInput:
             own.run(own.vm.resume(own.spec("true"), snapshot))
         assert not snapshot.exists()
 
-    def test_no_free_place_is_a_sentence(self, own: MicroVmBench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(own.host.pool, "_used", set(range(1, 1024)))
-        with pytest.raises(DavitError, match="as many as it has places for"):
-            start(own, "true")
+    test_full = DriverContract.test_a_host_that_is_full_says_so
 
 
 def _pids(dyno: MicroVm) -> int:

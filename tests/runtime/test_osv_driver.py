@@ -4,88 +4,29 @@ no kernel of OSv comes with Davit. What only a real one can show is in test_osv_
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
 from foundation.errors import DavitError, InvalidParams
-from runtime import children
-from runtime.driver import Bind, DynoSpec, Exit, Limits, Unsupported
-from runtime.host import Host
+from runtime.driver import Bind, Exit, Unsupported
 from runtime.osv import kernel, signals
-from runtime.osv.driver import OsvDriver, StartFailed, find_qemu
-from runtime.osv.dyno import Unikernel
+from runtime.osv.driver import StartFailed, find_qemu
 from runtime.osv.images import TooLargeForMemory
+from slugs import osvcommand
 from slugs.osvcommand import CommandRefused
-from tests.conftest import PATIENCE
 from tests.runtime import imitation_guest
-from tests.runtime.bench_of_driver import ENV, MIB, Bench
-from tests.runtime.imitation_guest import POWER_OFF, REPEAT, STAND_STILL
+from tests.runtime.bench_of_driver import ENV, MIB
+from tests.runtime.bench_of_osv import LIMITS, OsvBench
+from tests.runtime.contract import LifeContract
+from tests.runtime.imitation_guest import POWER_OFF, STAND_STILL
 
 pytestmark = [pytest.mark.root]
-_T = TypeVar("_T")
-LIMITS = Limits(memory=128 * MIB, memory_max=256 * MIB, cpu_quota=1.0, pids=64)
-STARTED = "\nSetting in environment: DAVIT_DYNO={id}\n"
-
-
-class OsvBench(Bench):
-    """A bench with the OSv driver."""
-
-    osv: OsvDriver
-
-    def run(self, work: Awaitable[_T], timeout: float = 60) -> _T:
-        """Run a coroutine to its end; ``timeout`` seconds are an idle machine's."""
-        return super().run(work, PATIENCE * timeout)
-
-    def open(self, warm: int = 0) -> None:
-        """Claim an instance, open host and driver."""
-        children.reap_orphans(set(), children.reap_orphans(set(), set()))  # of runtimes that other tests killed
-        self.host = Host(self.settings, self._claim(), warm=warm, environ={})
-        self.osv = self.driver = OsvDriver(self.host, kvm=False)  # type: ignore[assignment]
-        self.run(self.host.open())
-        self.run(self.osv.open())
-
-    def says(self, text: str, **changes: Any) -> DynoSpec:
-        """A dyno whose guest starts its app and then says ``text``."""
-        base = DynoSpec(
-            "", "web.1", "app", "app-id", self.stack, self.slug, [], ENV, LIMITS, isolation="osv", line="/usr/bin/true"
-        )
-        spec = replace(base, id=os.urandom(8).hex(), **changes)
-        return replace(spec, env={**spec.env, "SAY": "$" + STARTED.format(id=spec.id) + text})
-
-    def begin(self, text: str, **changes: Any) -> Unikernel:
-        """Start one."""
-        return self.run(self.osv.start(self.says(text, **changes)))
-
-    def footprint(self) -> dict[str, Any]:
-        """What the driver holds while no dyno runs."""
-        self.until(lambda: not self.host.pool._leaving and len(self.host.tasks) <= 1, "quiet", 30)
-        return {
-            "cables": sorted(self.host.network.cables()),
-            "descriptors": len(os.listdir("/proc/self/fd")),
-            "dynos": [path.name for path in self.host.dynos.iterdir()],
-            "work": [path.name for path in self.osv.directory.iterdir()],
-            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
-            "drafts": [path.name for path in self.osv.images.directory.rglob(".*")],
-            "slots": sorted(self.host.pool._used),
-        }
-
-    def remove_all(self) -> None:
-        """Remove every dyno, and read as `logs` does what they left."""
-        for dyno in list(self.osv.running.values()):
-            self.run(dyno.remove())
-        for directory in self.host.dynos.iterdir():
-            for name in ("stdout", "stderr"):
-                (directory / name).unlink(missing_ok=True)
-        self.host.clear_read_out()
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +38,25 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_bench(loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path) -> Iterator[OsvBench]:
     bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
     bench.open()
+    bench.run(bench.saying("", 0).wait())  # its images are made: what a test adds to them is left over
+    bench.remove_all()
     yield bench
     bench.close()
     assert bench.leftovers_on_host() == []
 
 
 @pytest.fixture
-def bench(open_bench: OsvBench) -> Iterator[OsvBench]:
+def bench(open_bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[OsvBench]:
     """The driver; after the test everything is as before it."""
+    monkeypatch.setattr("runtime.osv.dyno.POWERDOWN_SECONDS", 0.1)  # an imitation has no power button
     before = open_bench.footprint()
     yield open_bench
     open_bench.remove_all()
     open_bench.wait_for_footprint(before)
+
+
+class TestContract(LifeContract):
+    """What is promised of every driver's dynos and that a guest without an app can show."""
 
 
 def argv_of(pid: int) -> str:
@@ -116,14 +64,6 @@ def argv_of(pid: int) -> str:
 
 
 # -- a life
-
-
-def test_it_starts_says_its_words_and_ends(bench: OsvBench) -> None:
-    dyno = bench.begin(f"hello\nfrom within\nprogram exited with status 7\n{POWER_OFF}")
-    assert bench.run(dyno.wait()) == Exit(7)
-    assert bench.output(dyno) == "hello\nfrom within\n"
-    bench.run(dyno.remove())
-    bench.run(dyno.remove())
 
 
 def test_nothing_of_what_the_kernel_is_told_is_on_a_command_line_or_in_the_log(bench: OsvBench) -> None:
@@ -175,39 +115,12 @@ def test_a_guest_whose_kernel_answers_nobody_is_ended(bench: OsvBench, monkeypat
     assert bench.output(dyno) == "deaf and dumb\n"
 
 
-def test_kill_ends_what_does_not_listen(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.osv.dyno.POWERDOWN_SECONDS", 0.1)
-    dyno = bench.begin(f"deaf\n{STAND_STILL}")
-    bench.run(dyno.signal(signal.SIGTERM))
-    assert not dyno.ended
-    bench.run(dyno.signal(signal.SIGKILL, everyone=True))
-    assert bench.run(dyno.wait()) == Exit(137)
-    bench.run(dyno.signal(signal.SIGTERM))
-
-
-def test_qemu_killed_from_outside_is_told(bench: OsvBench) -> None:
-    dyno = bench.begin(f"x\n{STAND_STILL}")
-    os.kill(dyno.pid, signal.SIGKILL)
-    assert bench.run(dyno.wait()) == Exit(137)
-
-
-def test_a_flood_waits_for_its_reader_and_hurts_nobody(bench: OsvBench) -> None:
-    dyno = bench.begin("flood flood flood\n" * 20 + REPEAT)
-    other = bench.begin(f"calm\n{POWER_OFF}")
-    assert bench.run(other.wait()) == Exit(0)
-    assert bench.output(other) == "calm\n"
+def test_a_flood_does_not_fill_the_runtimes_memory(bench: OsvBench) -> None:
+    dyno = bench.flooding("flood flood flood\n")
     bench.until(lambda: len(dyno._waiting) > 0, "back pressure", 60)
     assert len(dyno._waiting) < 1 << 20
     bench.run(dyno.signal(signal.SIGKILL))
     bench.run(dyno.wait())
-
-
-def test_given_descriptors_get_its_output(bench: OsvBench, tmp_path: Path) -> None:
-    with (tmp_path / "in").open("w+") as source, (tmp_path / "out").open("w") as target:
-        fds = (source.fileno(), target.fileno(), target.fileno())
-        dyno = bench.begin(f"to a file\nprogram exited with status 3\n{POWER_OFF}", stdio=fds)
-        assert bench.run(dyno.wait()) == Exit(3)
-    assert (tmp_path / "out").read_text() == "to a file\n"
 
 
 def test_the_app_cannot_be_found_is_an_end_and_not_a_start_that_fails(bench: OsvBench) -> None:
@@ -229,6 +142,17 @@ def test_qemu_is_confined_and_has_limits(bench: OsvBench) -> None:
     bench.until(lambda: dyno.touched, "the look at its memory")
     assert 0 < dyno.stats().memory < 32 * MIB, "QEMU's own memory, which is more, is not the guest's"
     assert dyno.cgroup.memory() > dyno.stats().memory and dyno.listeners() == []
+
+
+def test_what_is_done_otherwise_is_said_in_the_apps_log(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("runtime.osv.driver.applog.say", lambda *words: said.append(words))
+    translate = osvcommand.translate
+    monkeypatch.setattr(
+        "slugs.osvcommand.translate", lambda *given: replace(translate(*given), notes=("it is served by one process",))
+    )
+    bench.run(bench.saying("x\n", 0).wait())
+    assert said == [("app-id", "web.1", "it is served by one process")]
 
 
 # -- refused, and nothing is left
@@ -267,12 +191,6 @@ def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, m
         bench.run(bench.osv.start(crash))
 
 
-def test_no_free_place_is_a_sentence(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.host.pool, "_used", set(range(1, 1024)))
-    with pytest.raises(DavitError, match="as many as it has places for"):
-        bench.begin(STAND_STILL)
-
-
 @pytest.mark.parametrize("when", ["at once", "while it boots"])
 def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench, when: str) -> None:
     async def give_up() -> None:
@@ -287,34 +205,6 @@ def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench, when: str) -> 
 
     bench.run(give_up())
     bench.until(lambda: not bench.osv.running and len(bench.host.tasks) <= 1, "removal", 30)
-
-
-# -- the runtime's death
-
-
-def test_it_runs_on_without_the_runtime_and_is_found_again(
-    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path
-) -> None:
-    bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
-    text = f"before\n{STAND_STILL}"
-    argv = [sys.executable, "-m", "tests.runtime.osv_other_process", str(bench.stack), str(bench.slug), text]
-    env = {**os.environ, "DAVIT_HOME": str(bench.home), "DAVIT_OSV_KERNEL": str(loader)}
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env) as process:
-        assert process.stdout
-        line = process.stdout.readline()
-        process.kill()
-    id, slot, pid = json.loads(line)
-    bench.open()
-    try:
-        (dyno,) = bench.run(bench.osv.adopt())
-        assert (dyno.spec_id, dyno.slot, dyno.pid, dyno.ended) == (id, slot, pid, False)
-        assert dyno.monitor is not None
-        bench.run(dyno.remove())
-        assert bench.output(dyno) == "before\n"
-        bench.remove_all()
-    finally:
-        bench.close()
-    assert bench.leftovers_on_host() == []
 
 
 # -- the host

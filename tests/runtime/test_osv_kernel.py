@@ -22,9 +22,9 @@ from runtime.driver import DynoSpec, Exit, Limits
 from runtime.osv.dyno import Unikernel
 from tests.runtime import rootfs
 from tests.runtime.bench_of_driver import ENV as CONTRACT_ENV
-from tests.runtime.bench_of_driver import MIB
+from tests.runtime.bench_of_driver import MIB, Bench
+from tests.runtime.bench_of_osv import OsvBench
 from tests.runtime.contract import DriverContract
-from tests.runtime.test_osv_driver import OsvBench
 
 pytestmark = [pytest.mark.root, pytest.mark.osv, pytest.mark.timeout(600)]
 LIMITS = Limits(memory=256 * MIB, memory_max=512 * MIB, cpu_quota=1.0, pids=64)
@@ -61,6 +61,11 @@ class KernelBench(OsvBench):
     """A bench with a real kernel."""
 
     patience = 8.0
+    limits = LIMITS
+
+    # the contract's words are said by a real program here
+    saying, waiting, deaf = Bench.saying, Bench.waiting, Bench.deaf  # type: ignore[assignment]
+    crashing, flooding = Bench.crashing, Bench.flooding  # type: ignore[assignment]
 
     def spec(self, *command: str, **changes: Any) -> DynoSpec:
         """A dyno as the contract of all drivers asks for one: a program and its arguments, for there is no shell."""
@@ -97,6 +102,8 @@ def kernel_bench(loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempP
     slug = rootfs.app_image(directory, {"web.py": WEB, "wsgi.py": WSGI, "pause.py": PAUSE, "crash.py": CRASH, "shims.py": SHIMS})
     bench = KernelBench(loop, stacks.current(STACKS).run, slug, DAVIT_OSV_KERNEL=os.environ["DAVIT_OSV_KERNEL"])
     bench.open()
+    bench.run(bench.started("./say").wait(), 60)  # its slug's image is made: what a test adds is left over
+    bench.remove_all()
     yield bench
     bench.close()
     assert bench.leftovers_on_host() == []
