@@ -18,7 +18,7 @@ def main() -> int:
     """Run the plan and print the table."""
     usual = Plan()
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("deploys", "configs", "rollbacks", "scales", "restarts", "kills"):
+    for name in ("deploys", "configs", "rollbacks", "scales", "restarts", "overlaps", "kills"):
         parser.add_argument(f"--{name}", type=int, default=getattr(usual, name), help=f"default {getattr(usual, name)}")
     parser.add_argument("--rate", type=float, default=usual.rate, help="requests per second")
     plan = Plan(**vars(parser.parse_args()))

@@ -5,6 +5,7 @@ The platform is reached as its users reach it: the Platform API over HTTP (Herok
     report = asyncio.run(run(Platform.here(), Plan(deploys=50, kills=1)))
     print(report.table())
 
+Beside the web dynos there is a worker that takes its time to end, and one kind of event is several at once.
 Each event ends when what it asked for is in force: the newest release has succeeded, its dynos and no others are up, and
 the app answers with it. The requests that were sent in the meantime count for that kind of event.
 """
@@ -35,7 +36,9 @@ ANSWER = re.compile(rb"^(deploy=\w+ config=\w+) dyno=web\.\d+\n$")
 PATIENCE = 120.0
 """Seconds that an event may take."""
 
-PROCFILE = "web: python3 server.py\n"
+PROCFILE = """web: python3 server.py
+worker: trap 'sleep 10; exit 0' TERM; while true; do sleep 60 & wait; done
+"""
 SERVER = '''"""Answers with its deploy and its configuration; told to stop, it goes on for a second: nothing is cut off."""
 
 import os
@@ -251,6 +254,7 @@ class App:
             (self.tree / name).write_text(text)
         await self._git("init", "--quiet", "--initial-branch=main")
         await self.deploy()
+        await self._ask_for({"type": "worker", "quantity": 1})
 
     async def destroy(self) -> None:
         """Take the app and the tree away."""
@@ -284,14 +288,29 @@ class App:
     async def scale(self, quantity: int) -> None:
         """Run so many web dynos."""
         self.quantity = quantity
-        await self.platform.api("PATCH", f"{self.path}/formation", {"updates": [{"type": "web", "quantity": quantity}]})
+        await self._ask_for({"type": "web", "quantity": quantity})
         await self.in_force(re.escape(self.answer))
+
+    async def _ask_for(self, *updates: dict[str, Any]) -> None:
+        await self.platform.api("PATCH", f"{self.path}/formation", {"updates": list(updates)})
 
     async def restart(self) -> None:
         """Restart every dyno."""
         before = {dyno["id"] for dyno in await self.dynos()}
         await self.platform.api("DELETE", f"{self.path}/dynos")
         await self.in_force(re.escape(self.answer), without=before)
+
+    async def all_at_once(self) -> None:
+        """What takes its time (the worker's restart), and before it is over what must not wait for that: config, scale, restart."""
+        usual, config = self.quantity, f"c{time.time_ns()}"
+        await self.platform.api("DELETE", f"{self.path}/formations/worker")
+        await self.platform.api("PATCH", f"{self.path}/config-vars", {"CHAOS": "passing"})
+        await self.platform.api("PATCH", f"{self.path}/config-vars", {"CHAOS": config})
+        self.quantity = usual + 1
+        await self._ask_for({"type": "web", "quantity": self.quantity})
+        await self.platform.api("DELETE", f"{self.path}/dynos")
+        await self.in_force(rf"deploy=\w+ config={config}")
+        await self.scale(usual)
 
     async def dynos(self) -> list[dict[str, Any]]:
         """The web dynos that the API tells of."""
@@ -421,6 +440,7 @@ class Plan:
     rollbacks: int = 20
     scales: int = 10
     restarts: int = 10
+    overlaps: int = 3
     kills: int = 1
     rate: float = 200
 
@@ -442,6 +462,7 @@ class Plan:
             *[Event("rollback", app.roll_back)] * self.rollbacks,
             *[Event("scale up and down", up_and_down)] * self.scales,
             *[Event("ps:restart", app.restart)] * self.restarts,
+            *[Event("all at once", app.all_at_once)] * self.overlaps,
             *[Event(f"kill -9 {name}", lambda name=name: kill(app, name)) for name in names] * self.kills,  # type: ignore[misc]
         ]
 
