@@ -15,7 +15,7 @@ from typing import Any
 from foundation.clock import now
 from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
 from foundation.wire import Call
-from runtime import applog, environment, records
+from runtime import applog, environment, quota, records
 from runtime.driver import DynoSpec, RunningDyno
 from runtime.drivers import Starter
 from runtime.formation import Stacks
@@ -191,6 +191,10 @@ class OneOffs:
         await asyncio.gather(*(dyno.remove() for _, dyno in mine), return_exceptions=True)
         await records.strike_off([row.id for row, _ in mine])
 
+    def alive(self) -> list[tuple[Dyno, RunningDyno]]:
+        """Those that have not ended, the commands of releases among them."""
+        return [(row, self.running[row.id]) for row in self.rows.values() if row.state != "complete"]
+
     def _find(self, call: Call) -> RunningDyno:
         dyno = self.running.get(str(call.params["dyno_id"]))
         if dyno is None:
@@ -262,6 +266,8 @@ class OneOffs:
         reading = asyncio.ensure_future(self._relay(release.id, row, reader))
         try:
             exit = await asyncio.wait_for(dyno.wait(), RELEASE_SECONDS)
+            if exit.oom:
+                quota.killed(row)
             await asyncio.wait({reading}, timeout=5)
         except (asyncio.TimeoutError, TimeoutError):
             await dyno.signal(signal.SIGKILL, everyone=True)
@@ -361,11 +367,14 @@ class OneOffs:
             applog.say(row.app_id, row.name, f"Stopping process with SIGKILL: it ran for {seconds} seconds")
             await dyno.signal(signal.SIGKILL, everyone=True)
             exit = await dyno.wait()
+        if exit.oom:
+            quota.killed(row)
         status = "unknown" if exit.status is None else exit.status
         applog.say(row.app_id, row.name, f"Process exited with status {status}", "State changed from up to complete")
         await self._clean_up(row, dyno)
 
     async def _clean_up(self, row: Dyno, dyno: RunningDyno) -> None:
+        row.state = "complete"
         await dyno.remove()
         self._keep(self._forget(row.id))
         await records.strike_off([row.id])

@@ -17,7 +17,7 @@ from foundation.settings import Settings
 from foundation.wire import Call, Server
 from logs.stream import forget as forget_log
 from metrics import dynos
-from runtime import applog, records
+from runtime import quota, records
 from runtime.driver import RunningDyno
 from runtime.drivers import Drivers
 from runtime.formation import POLL_SECONDS, AppManager
@@ -28,7 +28,6 @@ from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
 from runtime.snapshots import Snapshots
 from slugs.collect import in_use
-from state import sizes
 from state.db import snapshot
 from state.models import Dyno
 from state.notify import redis_client
@@ -271,19 +270,12 @@ class Runtime:
                         log.warning("figures could not be written", extra={"app_id": manager.app_id, "reason": error.strerror})
 
     async def _watch_memory(self) -> None:
-        """R14: a dyno uses more than its size promises."""
+        """A dyno uses more than its size promises, one of a formation or a one-off."""
         while True:
             await asyncio.sleep(MEMORY_SECONDS)
             for manager in list(self.managers.values()):
                 for life in list(manager.lives.values()):
-                    if life.running is None or life.exit is not None or not life.up:
-                        continue
-                    quota = sizes.find(life.row.size).memory * sizes.MIB
-                    with contextlib.suppress(OSError):
-                        used = life.running.stats().memory
-                        if used > quota:
-                            applog.say(
-                                life.row.app_id, life.name,
-                                f"Process running mem={used // sizes.MIB}M({100 * used / quota:.1f}%)",
-                                "Error R14 (Memory quota exceeded)",
-                            )  # fmt: skip
+                    if life.running is not None and life.exit is None and life.up:
+                        quota.watch(life.row, life.running)
+            for row, running in self.oneoffs.alive():
+                quota.watch(row, running)

@@ -131,6 +131,22 @@ def one_offs_of_an_app_end_with_it(app: App) -> None:
 
 
 @scene
+def a_one_off_that_uses_more_memory_than_it_has_is_told(app: App) -> None:
+    app.deploy(tiny("first"))
+    grows = "import sys; a = b'x' * (700 << 20); sys.stdin.readline(); b = b'x' * (900 << 20)"  # of 512 MB
+    process = subprocess.Popen(
+        [DAVIT, "run", "-a", app.name, "--", f'python3 -c "{grows}"'], env=app.davit.environment, cwd=app.checkout, stdin=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    eventually(lambda: re.search(r"heroku\[run\.\d+\]: Error R14 \(Memory quota exceeded\)", app.log()), "R14 is in the log", 60)
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.wait(60) == 137
+    killed = r"heroku\[run\.\d+\]: Error R15 \(Memory quota vastly exceeded\) -> .* twice its dyno's memory"
+    eventually(lambda: re.search(killed, app.log()), "R15 is in the log")
+
+
+@scene
 def an_app_without_code_says_so(app: App) -> None:
     done = app.cli("run", "--", "true", check=False)
     assert done.returncode and "has no code yet" in done.stderr, done.stderr
