@@ -19,8 +19,8 @@ import asyncio
 import logging
 import socket
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from api import attach
 from api.attach import EndOfInput, Input, Order, Resize
 from api.dyno_files import DynoFiles
 from api.nonblocking import CHUNK, WAIT, send_what_fits
+from api.streams import TooManyStreams
 from builder.sshserver import OPTIONS, Crowd, KeyServer, ensure_host_key
 from foundation import wire
 from foundation.errors import DavitError, NotFound
@@ -175,13 +176,65 @@ class _Connection(KeyServer):
         """A port of the dyno's (``ps:forward``, ``ps:socks``); nothing that is not the dyno is reached from here."""
         loop = asyncio.get_running_loop()
         try:
+            give_back = self._door.ways.take(self._what["account"])
+        except DavitError as error:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, error.message) from None
+        try:
             line = await loop.run_in_executor(self._door.asking, _into, self._what, dest_host, dest_port)
+            _, dyno = await loop.create_connection(lambda: _Forwarder(give_back), sock=line)
         except Elsewhere as error:
+            give_back()
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, error.message) from None
         except DavitError as error:
+            give_back()
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, error.message) from None
-        _, dyno = await loop.create_connection(asyncssh.SSHForwarder, sock=line)
+        except BaseException:
+            give_back()
+            raise
         return asyncssh.SSHForwarder(dyno)
+
+
+class _Forwarder(asyncssh.SSHForwarder):
+    """The dyno's side of a forwarded connection."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        super().__init__()
+        self._give_back = give_back
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._give_back()
+        super().connection_lost(exc)
+
+
+class Ways:
+    """How many ways into dynos are open: each holds descriptors of a process that others need, too. For one thread.
+
+    Args:
+        most: in all.
+        each: of one account.
+    """
+
+    def __init__(self, most: int = 512, each: int = 64) -> None:
+        self._most, self._each = most, each
+        self._open: Counter[str] = Counter()
+
+    def take(self, account_id: str) -> Callable[[], None]:
+        """Count one more; returns what gives it back (any number of times).
+
+        Raises:
+            TooManyStreams: there are too many already.
+        """
+        if self._open[account_id] >= self._each or self._open.total() >= self._most:
+            raise TooManyStreams("Too many ways into dynos are open already; close one first.")
+        self._open[account_id] += 1
+        held = [account_id]
+
+        def give_back() -> None:
+            if held:
+                self._open[held.pop()] -= 1
+                self._open += Counter()  # forgets who has none
+
+        return give_back
 
 
 class Elsewhere(DavitError):
@@ -216,13 +269,25 @@ class _Session:
     def __init__(self, door: Tunnel, process: asyncssh.SSHServerProcess[bytes]) -> None:
         self._door, self._process = door, process
         self._what: dict[str, Any] = process.get_extra_info("ticket")
-        self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._peer = Piped(theirs)
 
     async def run(self) -> None:
         """Until the command has ended or the client has gone."""
+        try:
+            give_back = self._door.ways.take(self._what["account"])
+        except DavitError as error:
+            self._process.stdout.write(f"{error.message}\r\n".encode())
+            self._process.exit(1)
+            return
+        try:
+            await self._served()
+        finally:
+            give_back()
+
+    async def _served(self) -> None:
         loop = asyncio.get_running_loop()
+        self._ours, theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._peer = Piped(theirs)
         beside = [loop.create_task(self._to_command()), loop.create_task(self._until_gone())]
         try:
             work = loop.run_in_executor(self._door.threads, self._attached)
@@ -322,6 +387,7 @@ class Tunnel(Crowd):
 
     def __init__(self) -> None:
         super().__init__(CONNECTIONS)
+        self.ways = Ways()
         self.threads = ThreadPoolExecutor(SESSIONS, thread_name_prefix="exec")
         self.asking = ThreadPoolExecutor(8, thread_name_prefix="into")
 

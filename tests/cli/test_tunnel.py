@@ -249,6 +249,26 @@ def test_a_port_of_the_dyno_is_reached_and_nothing_else(davit: Davit, app: str, 
         _connect(davit, _way(davit, app, running["name"], key), key, reach)
 
 
+def test_one_account_has_only_so_many_ways_open_and_gets_back_those_that_it_closes(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
+    running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as listener:
+        port = listener.getsockname()[1]
+
+        async def crowd(line: asyncssh.SSHClientConnection) -> None:
+            many = [await line.open_connection("127.0.0.1", port) for _ in range(64)]
+            with pytest.raises(asyncssh.ChannelOpenError, match="Too many ways into dynos"):
+                await line.open_connection("127.0.0.1", port)
+            refused = await line.run("echo hello")
+            assert refused.exit_status == 1 and "Too many ways" in refused.stdout
+            for _, writer in many:
+                writer.close()
+            for _, writer in many:
+                await writer.channel.wait_closed()
+            assert (await line.run("echo hello")).stdout == "hello\n"
+
+        _connect(davit, _way(davit, app, running["name"], key), key, crowd)
+
+
 @contextlib.contextmanager
 def _echoing() -> Iterator[int]:
     """A server that answers in capitals, once it has heard all."""
