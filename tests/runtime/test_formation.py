@@ -753,6 +753,7 @@ def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: Wor
         await asyncio.sleep(0.2)
         assert len(world.driver.dynos) == 1
         go_on.set()
+        await until(lambda: len(world.driver.dynos) == 2, "started again")
         await until(lambda: world.rows() == [("web.1", "up", True)], "up again")
         assert world.crashes() == [("web.1", 4, None)]
 
