@@ -125,7 +125,10 @@ class Call:
         if self._renewed is not None:
             return self._renewed(session)
         identity = self.identity.within(session) if self.identity else None
-        return Call(session, self.body, identity, session.get(App, self.found.id) if self.found else None)
+        found = session.get(App, self.found.id) if self.found else None
+        if self.found is not None and found is None:
+            raise NotFound(apps.NOT_FOUND)
+        return Call(session, self.body, identity, found)
 
     @property
     def account(self) -> Account:
