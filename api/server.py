@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from foundation import journal
 from foundation.settings import settings
+
+user, group = os.geteuid(), os.getegid()
+"""Whose gunicorn's files are. Its own defaults are those of the process that imported it first, which may have been root's."""
 
 sendfile = False
 """Half of the connections are in TLS, where the kernel cannot send a file by itself."""

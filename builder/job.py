@@ -154,7 +154,7 @@ class BuildJob:
         if row.attempts > 1:
             self._output.warning("Davit's worker process ended during this build; it is taken up again from the start.")
         if row.cancel_requested:
-            raise BuildFailed("The build was cancelled.", "cancelled")
+            raise BuildFailed(queue.CANCELLED, "cancelled")
         if row.ref and row.commit:  # another push may have been released while this one waited for its turn
             try:
                 repositories.check_turn(self.app.id, row.ref, row.old_sha or ZERO, row.commit)
@@ -481,7 +481,7 @@ class Pump:
                 if now - looked > LOOK_SECONDS:
                     looked = now
                     if self._job.cancelled():
-                        raise BuildFailed("The build was cancelled.", "cancelled")
+                        raise BuildFailed(queue.CANCELLED, "cancelled")
 
     def _where(self) -> str:
         if self._step is None:

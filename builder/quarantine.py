@@ -89,6 +89,7 @@ class Quarantine:
     @classmethod
     def create(cls, incoming: Path, app_id: str, repository: Path) -> Quarantine:
         """A new one, locked for as long as this process lives and :meth:`close` is not called."""
+        incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
         quarantine = cls(repository, incoming / f"{app_id}.receiving-{secrets.token_hex(8)}")
         quarantine.path.mkdir(mode=0o700)
         quarantine._lock = os.open(quarantine.path, os.O_RDONLY | os.O_DIRECTORY)

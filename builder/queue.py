@@ -18,8 +18,9 @@ from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from builder import output
+from builder import output, repositories
 from foundation.clock import now
+from foundation.errors import DavitError
 from foundation.settings import settings
 from state import builds, notify
 from state.db import ask, snapshot, transaction
@@ -28,6 +29,7 @@ from state.models import Build
 log = logging.getLogger("builder")
 
 NAME = "builds"
+CANCELLED = "The build was cancelled."
 ATTEMPTS = 2
 """A build whose worker died is taken up again once, from the same commit."""
 LOST_AFTER = timedelta(seconds=10)
@@ -63,7 +65,7 @@ def tell_of_wait(build_id: str) -> None:
         what = (first.commit or first.source_version or "source")[:8]
         text = f"Waiting for another build of this app to end: {what}, by {first.account.email}"
     elif taken >= slots:
-        text = f"Waiting for a free build slot: {taken} builds go first, {slots} at a time"
+        text = f"Waiting for a free build slot: {taken} build{'s go' if taken > 1 else ' goes'} first, {slots} at a time"
     else:
         return
     with suppress(OSError):  # a full disk: the build's own business, later
@@ -156,9 +158,30 @@ def give_up(build_id: str, message: str, kind: str = "build failed") -> None:
     with transaction() as session:
         builds.fail(session, build_id, kind, message)
         build = session.get(Build, build_id)
-    out = output.Output(build_id)
-    out.warning(message)
-    out.finish(output.Outcome("failed", kind, message))
-    out.close()
-    if build is not None:
-        enqueue_next(build.app_id)
+    _tell_of_end(build_id, build, message, kind)
+
+
+def withdraw(build_id: str) -> None:
+    """End a build that was cancelled before its turn came. One that is at work sees for itself that it is not wanted."""
+    with transaction() as session:
+        build = session.get(Build, build_id)
+        if build is None or build.status != "pending" or build.phase not in ("waiting", "queued"):
+            return
+        builds.fail(session, build_id, "cancelled", CANCELLED)
+    with suppress(NoSuchJobError, redis.RedisError):
+        Job.fetch(build_id, connection=notify.redis_client()).delete()
+    _tell_of_end(build_id, build, CANCELLED, "cancelled")
+
+
+def _tell_of_end(build_id: str, build: Build | None, message: str, kind: str) -> None:
+    with suppress(OSError):  # a full disk: the row says how it ended
+        out = output.Output(build_id)
+        out.warning(message)
+        out.finish(output.Outcome("failed", kind, message))
+        out.close()
+    if build is None:
+        return
+    if build.commit:
+        with suppress(DavitError):
+            repositories.unpin(build_id)
+    enqueue_next(build.app_id)

@@ -89,14 +89,13 @@ class Repositories:
     """The repositories under one directory.
 
     Args:
-        root: ``DAVIT_HOME/repos``; made when it is missing.
+        root: ``DAVIT_HOME/repos``; made when something is first put there (by whom it belongs to, not by who only loads this).
         bounds: of each.
     """
 
     def __init__(self, root: Path, bounds: Bounds = Bounds()) -> None:
         self.root, self.bounds = root, bounds
         self.incoming = root / "incoming"
-        self.incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # The repositories themselves
 

@@ -120,4 +120,5 @@ def cancel(call: Call, build: str) -> Any:
     """Cancel a build that is waiting or under way."""
     row = builds.find(call.session, call.app, build)
     builds.request_cancel(call.session, call.account, call.app, row)
+    after_commit(call.session, lambda: queue.withdraw(row.id))
     return _render(call, row)

@@ -93,8 +93,8 @@ def preload(plans: Sequence[Plan]) -> None:
     memory.settle()
 
 
-_BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "api.server", "app", "encodings.idna")
-"""What is loaded by name only, so that importing the programs does not bring it."""
+_BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "app", "encodings.idna")
+"""What is loaded by name only, so that importing the programs does not bring it; not api.server, which looks whose process it is."""
 
 
 def _prepare_tables() -> None:

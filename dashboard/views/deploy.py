@@ -151,6 +151,7 @@ def cancel(visit: Visit, build: str) -> Response:
     """Give a build up."""
     row = builds.find(visit.session, visit.app, build)
     builds.request_cancel(visit.session, visit.account, visit.app, row)
+    after_commit(visit.session, lambda: queue.withdraw(row.id))
     return visit.done(f"/apps/{visit.app.name}/builds/{row.id}", "The build is being cancelled.")
 
 

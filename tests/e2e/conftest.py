@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -37,9 +39,12 @@ STRICT = {
 
 @pytest.fixture(scope="session")
 def strict() -> Iterator[Davit]:
-    """A running Davit with small limits, on a disk of its own that can be filled."""
-    with small_disk(3 << 30) as home, running(Davit(home, extra=STRICT)) as world:
-        yield world
+    """A running Davit with small limits, on a disk of its own that can be filled, and as an ordinary user where root is not needed."""
+    with small_disk(3 << 30) as home:
+        account = pwd.getpwnam("daemon")
+        os.chown(home, account.pw_uid, account.pw_gid)
+        with running(Davit(home, extra=STRICT)) as world:
+            yield world
 
 
 @contextlib.contextmanager

@@ -211,6 +211,25 @@ def a_second_push_waits_its_turn_says_so_and_is_right(app: App) -> None:
 
 
 @scene
+def a_push_that_waits_its_turn_is_cancelled_at_once(app: App) -> None:
+    app.use_buildpack("echo working; sleep 600")
+    app.commit(tiny("never"))
+    later = twin(app)
+    later.commit(tiny("later"))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(app.push)
+        eventually(lambda: phases(app) == ["building"], "the first is being built", 60)
+        second = pool.submit(later.push)
+        eventually(lambda: phases(app) == ["building", "waiting"], "the second waits", 60)
+        app.cli("builds:cancel")  # the newest
+        assert "main -> main (cancelled)" in (pushed := second.result()).output, pushed.output
+        assert phases(app) == ["building", "done"]
+        app.cli("builds:cancel")
+        assert "main -> main (cancelled)" in first.result().output
+    assert not stored(app)
+
+
+@scene
 def a_build_goes_on_when_its_pusher_is_gone(app: App) -> None:
     slowly(app)
     app.commit(tiny("first"))
