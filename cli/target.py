@@ -98,7 +98,7 @@ def find(app: str | None, remote: str | None) -> Target:
     return Target(chosen[0].app, hosts.connect(chosen[0].url))
 
 
-def _begun(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def begun(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """For tab completion: the apps whose names begin so; none when Davit cannot be asked."""
     try:
         return [name for name, _ in hosts.connect().get("/davit/app-names")["apps"] if name.startswith(incomplete)]
@@ -116,7 +116,7 @@ def on_app(function: Callable[..., Any]) -> Callable[..., Any]:
     run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     options = [
         click.option(
-            "-a", "--app", envvar="DAVIT_APP", metavar="APP", help="app to run the command against", shell_complete=_begun
+            "-a", "--app", envvar="DAVIT_APP", metavar="APP", help="app to run the command against", shell_complete=begun
         ),
         click.option("-r", "--remote", metavar="REMOTE", help="git remote of the app to use"),
     ]

@@ -51,16 +51,14 @@ def written_codes() -> dict[str, str]:
 
 def codes_tables() -> str:
     """What apps' logs have codes for, as Markdown tables: the router's, then those of dynos and of the log."""
-    rows = ["| code | what the log says | status | what to do |", "|---|---|---|---|"]
-    rows += [f"| {code.code} | {code.desc} | {code.status} | {_told(code.developer, code.command)} |" for code in CODES.values()]
+    rows = ["| code | what the log says | status | id in JSON | what to do |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {code.code} | {code.desc} | {code.status} | `{code.id}` | {code.developer.removesuffix('.')} |"
+        for code in CODES.values()
+    ]
     rows += ["", "| code | what the log says | what to do |", "|---|---|---|"]
     rows += [f"| {code} | Error {code} ({name}) | {REMEDIES[code]} |" for code, name in written_codes().items()]
     return "\n".join(rows)
-
-
-def _told(developer: str, command: str) -> str:
-    """As on the visitors' page, where the command stands below the sentence."""
-    return developer.removesuffix(".").replace("The command below", f"`{command}`").replace("the command below", f"`{command}`")
 
 
 def with_generated(text: str, generated: str) -> str:

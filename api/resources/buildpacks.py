@@ -8,6 +8,7 @@ from typing import Any
 from api import ranges, serialize, shapes
 from api.fields import Fields, Items, Object, Text
 from api.routing import Call, Reply, Resource
+from builder import buildpacks
 from state import apps
 
 resource = Resource("buildpack-installations", reads="read")
@@ -28,11 +29,11 @@ def chosen(call: Call, sent: list[str]) -> list[str]:
     """Buildpacks as they are kept.
 
     Raises:
-        InvalidParams: one is on this host and the caller is no admin.
+        InvalidParams: one is no buildpack, or on this host and the caller is no admin.
     """
     names = [_name(text) for text in sent]
     apps.check_buildpacks(call.account, names)
-    return names
+    return [buildpacks.check(name, admin=call.account.is_admin) for name in names]
 
 
 def _render(call: Call) -> Any:

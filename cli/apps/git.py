@@ -13,7 +13,7 @@ import click
 from cli import hosts
 from cli.client import Client
 from cli.output import command
-from cli.target import REMOTE, Target, on_app
+from cli.target import REMOTE, Target, begun, find, on_app
 from foundation.errors import DavitError
 from foundation.settings import settings
 
@@ -62,15 +62,18 @@ def point(remote: str, client: Client, app: str) -> None:
 
 
 @command("git:remote")
-@on_app
+@click.option("-a", "--app", envvar="DAVIT_APP", metavar="APP", help="app to push to", shell_complete=begun)
+@click.option("-r", "--remote", metavar="REMOTE", help="name of the git remote to make")
 @click.argument("name", required=False)
-def remote(app: Target, name: str | None) -> None:
-    """Make a git remote (`davit`, or NAME) that pushes to an app without asking for anything."""
+def remote(app: str | None, remote: str | None, name: str | None) -> None:
+    """Make a git remote (`davit`, or another name) that pushes to an app without asking for anything."""
     if not in_checkout():
         raise DavitError("This is not a git repository; run `git init` first.")
-    found = app.get()["name"]
-    point(name or REMOTE, app.client, found)
-    click.echo(f"set git remote {name or REMOTE} to {app.client.url}/{found}.git")
+    name = remote or name or REMOTE
+    target = find(app, None)
+    found = target.get()["name"]
+    point(name, target.client, found)
+    click.echo(f"set git remote {name} to {target.client.url}/{found}.git")
 
 
 @command("git:clone")

@@ -13,19 +13,12 @@ from typing import Any
 
 import click
 
-from cli.apps.streams import copy
+from cli.apps.streams import copy, harmless
 from cli.client import ApiError, Unreachable
 from cli.output import command
 from cli.target import Target, on_app
 
 _PREFIX = re.compile(r"^(?P<time>\S+ )(?P<source>[\w-]+\[[^\]]*\]:)")
-_CONTROL = re.compile(
-    r"(?P<colour>\x1b\[[0-9;:]*m)"  # SGR (ECMA-48, 8.3.117): it stays
-    r"|\x1b\[[0-?]*[ -/]*[@-~]?"  # other control sequences
-    r"|\x1b[PX^_\]][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # strings: titles, links, the clipboard
-    r"|\x1b[ -/]*[0-~]?"
-    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
-)
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
 
 
@@ -85,12 +78,6 @@ def _events(app: Target, url: str, last: str | None) -> Iterator[tuple[str | Non
 
 def _coloured() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-
-def harmless(line: str) -> str:
-    """A line of an app's as a terminal may be given it: with its colours, which end with it, and nothing else that steers."""
-    line = _CONTROL.sub(lambda match: match["colour"] or "", line)
-    return line + "\x1b[0m" if "\x1b" in line else line
 
 
 def _show(line: str) -> None:

@@ -94,7 +94,7 @@ def preload(plans: Sequence[Plan]) -> None:
 
 
 _BY_NAME = ("gunicorn.app.wsgiapp", "api.door", "app", "encodings.idna")
-"""What is loaded by name only, so that importing the programs does not bring it; not api.server, which looks whose process it is."""
+"""What is loaded by name only, so that importing the programs does not bring it. Not api.server: it looks whose process it is."""
 
 
 def _prepare_tables() -> None:

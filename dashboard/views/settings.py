@@ -8,6 +8,7 @@ from datetime import timedelta
 from flask import Response, request
 from sqlalchemy.orm import Session
 
+from builder import buildpacks
 from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
 from foundation import outbound
@@ -186,7 +187,7 @@ def set_buildpacks(visit: Visit) -> Response:
     """The buildpacks of the next build, in the order of the form; ``move`` and ``remove`` change that order."""
     names = [name.strip() for name in visit.form.getlist("buildpack") if name.strip()]
     if added := visit.text("new", 1000):
-        names.append(added)
+        names.append(buildpacks.check(added, admin=visit.account.is_admin))
     verb, _, number = visit.text("act", 40).partition(":")
     if number.isascii() and number.isdigit() and int(number) < len(names):
         at = int(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -202,8 +203,13 @@ def test_buildpacks_are_chosen_in_order(api: Api) -> None:
     assert api.put("/apps/timely/buildpack-installations", {"updates": []}).json == []
 
 
-def test_only_an_admin_chooses_a_buildpack_of_the_host(api: Api) -> None:
-    sent = {"updates": [{"buildpack": "file:///srv/buildpack"}]}
+def test_a_buildpack_that_nobody_knows_is_refused_where_it_is_chosen(api: Api) -> None:
+    answer = api.put("/apps/timely/buildpack-installations", {"updates": [{"buildpack": "nosuch"}]})
+    assert (answer.status_code, "“nosuch” is no buildpack that Davit knows" in answer.json["message"]) == (422, True)
+
+
+def test_only_an_admin_chooses_a_buildpack_of_the_host(api: Api, tmp_path: Path) -> None:
+    sent = {"updates": [{"buildpack": f"file://{tmp_path}"}]}
     assert api.put("/apps/timely/buildpack-installations", sent).status_code == 422
     assert api.put("/apps/timely/buildpack-installations", sent, as_="admin").status_code == 200
 

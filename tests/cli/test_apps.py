@@ -258,7 +258,9 @@ def test_a_checkout_tells_which_app_is_meant(davit: Davit) -> None:
     assert davit.git("remote", "-v").splitlines()[0].startswith(f"davit\t{davit.url}/pointed.git")
     assert davit("apps:info").stdout.startswith("=== pointed\n")
     davit("create", "other-one", "--no-remote")
-    davit("git:remote", "-a", "other-one", "staging")
+    assert davit("git:remote", "-a", "other-one", "-r", "staging").stdout.startswith("set git remote staging to ")
+    davit("git:remote", "-a", "other-one", "named")
+    assert [line.split()[0] for line in davit.git("remote", "-v").splitlines()[::2]] == ["davit", "named", "staging"]
     assert davit("info", "-r", "staging").stdout.startswith("=== other-one\n")
     assert davit("info").stdout.startswith("=== pointed\n")
     assert davit("info", DAVIT_APP="other-one").stdout.startswith("=== other-one\n")

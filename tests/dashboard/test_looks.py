@@ -209,15 +209,15 @@ def test_news_that_come_while_a_question_is_open_wait_for_the_answer(davit: Davi
 def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:
     page = _ann(chromium, davit)
     page.goto("/dashboard/apps/storefront/settings")
-    for name in ("heroku/python", "heroku/nodejs", "heroku/ruby"):
+    for name in ("heroku/python", "heroku/nodejs", "heroku/static"):
         page.get_by_label("Add a buildpack").fill(name)
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.locator("#buildpacks")).to_contain_text(name)
     names = page.locator("#buildpacks li .grow")
-    page.get_by_role("button", name="Move heroku/ruby up").click()
-    expect(names).to_have_text(["heroku/python", "heroku/ruby", "heroku/nodejs"])
+    page.get_by_role("button", name="Move heroku/static up").click()
+    expect(names).to_have_text(["heroku/python", "heroku/static", "heroku/nodejs"])
     page.locator("#buildpacks li").nth(2).drag_to(page.locator("#buildpacks li").nth(0))
-    expect(names).to_have_text(["heroku/nodejs", "heroku/python", "heroku/ruby"])
+    expect(names).to_have_text(["heroku/nodejs", "heroku/python", "heroku/static"])
 
 
 def test_a_terminal_opens_inside_a_running_dyno(davit: Davit, chromium: Browser) -> None:

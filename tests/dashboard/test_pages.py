@@ -255,12 +255,12 @@ def test_an_order_of_buildpacks_that_somebody_else_changed_is_not_put_back(desk:
     page = "/apps/timely/settings/buildpacks"
     stale = fields_of(owner.get("/apps/timely/settings").text, "/buildpacks")
     assert owner.post(page, {**stale, "new": "heroku/python"}).status_code == 303
-    answer = owner.post(page, {**stale, "new": "heroku/ruby"})
+    answer = owner.post(page, {**stale, "new": "heroku/static"})
     assert answer.status_code == 409 and "somebody else changed the buildpacks" in answer.text
     fresh = fields_of(answer.text, "/buildpacks")
-    assert owner.post(page, {**fresh, "new": "heroku/ruby"}).status_code == 303
+    assert owner.post(page, {**fresh, "new": "heroku/static"}).status_code == 303
     with db.snapshot() as session:
-        assert session.get(App, desk.app_id).buildpacks == ["heroku/python", "heroku/ruby"]  # type: ignore[union-attr]
+        assert session.get(App, desk.app_id).buildpacks == ["heroku/python", "heroku/static"]  # type: ignore[union-attr]
 
 
 def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
