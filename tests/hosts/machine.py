@@ -118,7 +118,7 @@ class Machine:
         (kernel,) = (tree / "boot").glob("vmlinuz-*")
         (initrd,) = (tree / "boot").glob("initrd.img-*")
         forwards = {self.http: 80, self.api: 5000, self.ssh_port: 22}
-        net = ",".join(["user,id=wan", *(f"hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in forwards.items())])
+        net = ",".join(["user,id=wan,ipv6=off", *(f"hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in forwards.items())])
         self.console.touch()
         self.process = subprocess.Popen(
             [
