@@ -84,12 +84,13 @@ class Client:
 
     def call(
         self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None,
-        basic: tuple[str, str] | None = None,
+        basic: tuple[str, str] | None = None, timeout: float = TIMEOUT,
     ) -> Any:  # fmt: skip
         """Call and return the JSON value.
 
         Args:
             basic: e-mail address and password instead of the token.
+            timeout: seconds that the answer may take.
 
         Raises:
             ApiError: the API refused.
@@ -98,10 +99,12 @@ class Client:
         sent = dict(headers or {})
         if basic:
             sent["Authorization"] = "Basic " + b64encode(":".join(basic).encode()).decode()
-        return self._exchange(method, path, body, sent)[1]
+        return self._exchange(method, path, body, sent, timeout)[1]
 
-    def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, Any]:
-        connection, answer = self._ask(method, path, body, headers, TIMEOUT)
+    def _exchange(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str], timeout: float = TIMEOUT
+    ) -> tuple[http.client.HTTPResponse, Any]:
+        connection, answer = self._ask(method, path, body, headers, timeout)
         try:
             return answer, _value(answer.read())
         except (OSError, http.client.HTTPException) as error:

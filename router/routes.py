@@ -15,6 +15,8 @@ from state.models import App, Domain, Dyno, Formation, Release
 
 BACKLOG_PER_DYNO = 50
 """Requests that wait per web dyno while an app boots, before H11 (Heroku's figure)."""
+BACKLOG_OF_MOVING = 2000
+"""Requests that may wait while the only dyno moves: it answers again in a moment, as fast as before."""
 
 BLANK, MAINTENANCE, CRASHED, NO_WEB, GONE = "blank", "maintenance", "crashed", "noweb", "gone"
 _STARTING, _ASLEEP = "starting", "asleep"
@@ -120,6 +122,8 @@ def _state(rows: AppRows, targets: frozenset[Target]) -> str | None:
         return NO_WEB
     if rows.asleep:
         return f"{_ASLEEP}:{BACKLOG_PER_DYNO * rows.web_quantity}"
+    if any(dyno.state == "up" and not dyno.routed and not dyno.leaving for dyno in rows.dynos):
+        return f"{_STARTING}:{BACKLOG_OF_MOVING}"
     staying = [dyno for dyno in rows.dynos if not dyno.leaving]
     if staying and all(dyno.state == "crashed" for dyno in staying):
         return CRASHED

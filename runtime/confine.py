@@ -1,8 +1,9 @@
 """How QEMU is started so that a guest that breaks out of it has nothing (pure: composes a command line).
 
 Its own mount namespace with nothing but /usr read-only in it, an empty network namespace (its tap comes as a descriptor), a
-cgroup with limits from its first instruction on, an unprivileged uid that nobody else has, no capability and no way to one;
-QEMU's own seccomp filter (``-sandbox``) comes on top. The process id stays the same from the first program to QEMU.
+cgroup with limits from its first instruction on, an unprivileged uid that nobody else has, no capability and no way to one,
+no core file (it would hold the guest's memory); QEMU's own seccomp filter (``-sandbox``) comes on top. The process id stays the
+same from the first program to QEMU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 _SCRIPT = """
 root=$1 uid=$2 kvm=$3 groups=$4 shown=$5
 shift 5
+ulimit -c 0
 for group in $groups; do echo $$ > "$group/cgroup.procs"; done
 mount -t tmpfs -o mode=0755,nosuid,size=256k davit "$root"
 cd "$root"

@@ -8,7 +8,8 @@ threads inside the driver.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -17,6 +18,10 @@ from foundation.errors import DavitError
 
 BUILD = "build-"
 """What the ids of build sandboxes begin with; all others are dynos'."""
+
+
+Hold = Callable[[], AbstractAsyncContextManager[None]]
+"""Keeps requests from a dyno for as long as it is entered."""
 
 
 class Unsupported(DavitError):
@@ -103,10 +108,12 @@ class DynoSpec:
 @dataclass(frozen=True)
 class Exit:
     """How a dyno ended: ``status`` as a shell gives it (128 + signal for a signal), None when nobody could know
-    (it ended while the runtime process was down and the kernel does not keep it)."""
+    (it ended while the runtime process was down and the kernel does not keep it); ``why``: a sentence for the app's log where
+    the status does not say it, as when a virtual machine's kernel gave up."""
 
     status: int | None
     oom: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,17 +183,20 @@ class RunningDyno(Protocol):
             Unsupported: it cannot be done without a restart; nothing has changed then.
         """
 
-    async def migrate(self) -> float:
+    async def migrate(self, hold: Hold) -> float:
         """Move it, running, to another process that carries it on with all that it has in memory, at the same address.
 
-        ``pid`` is another afterwards. When it fails it runs on where it was.
+        ``pid`` is another afterwards. When it fails it runs on where it was, or (once it ran at the other end) has ended.
+
+        Args:
+            hold: entered before it stands still, left when it runs again.
 
         Returns:
             seconds for which it stood still.
 
         Raises:
             Unsupported: its isolation has no such thing.
-            DavitError: it could not be moved; it runs on unmoved.
+            DavitError: it could not be moved; the sentence says whether it runs on.
         """
         raise Unsupported("Only microVMs can be moved while they run; `davit ps:isolation TYPE=microvm` makes it one.")
 

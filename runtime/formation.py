@@ -1,9 +1,9 @@
 """The formation manager of one app: makes what runs equal what the database wants, and loses no request on the way.
 
 One asyncio task per app looks at what is wanted and sets it going; it never waits for a command or a dyno. What takes long is
-under way beside it (:mod:`runtime.attempts`): one release that comes up (its command, then its dynos, beside those that serve)
-and the dynos of the current release that are being started. Every step can be repeated: after a kill -9 the next runtime process
-adopts the dynos and goes on from the database.
+under way beside it (:mod:`runtime.attempts`): one release that comes up (its command, then its dynos, beside those that serve),
+the dynos of the current release that are being started, and those that get another size or move while they run. Every step can
+be repeated: after a kill -9 the next runtime process adopts the dynos and goes on from the database.
 
 The turn, a lock, belongs to whoever decides which dynos serve: the look at what is wanted, a release whose dynos are all up (from
 then on it is the current one), an attempt whose dyno is up or takes a place. Who has it waits for the database and for the
@@ -18,11 +18,11 @@ import contextlib
 import logging
 import random
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy.exc import OperationalError
 
@@ -40,6 +40,7 @@ from state.models import Dyno, Release, new_id
 from state.releases import RELEASE_TYPE, config_of
 
 log = logging.getLogger("runtime")
+_T = TypeVar("_T")
 
 WAVE = 4
 """Dynos of an app that start at the same time; more would fight for the same cores and all be slow."""
@@ -87,6 +88,13 @@ class Stacks(Protocol):
         """A slug's image."""
 
 
+class Moved(NamedTuple):
+    """How a dyno was moved: seconds for which it stood still, and for which requests were held from it."""
+
+    pause: float
+    held: float
+
+
 class AppManager:
     """Keeps one app's dynos.
 
@@ -128,7 +136,8 @@ class AppManager:
         self._noting: set[str] = set()  # dynos whose crash is being written down
         self.ended: Counter[str] = Counter()
         self.idle_rows: dict[str, Dyno] = {}
-        self._errands: deque[tuple[str, asyncio.Future[float]]] = deque()
+        self._held: set[str] = set()
+        self._resizing: set[str] = set()
         self._turn = asyncio.Lock()
         self._rise: Rise | None = None
         self._attempts: dict[str, Attempt] = {}
@@ -138,7 +147,7 @@ class AppManager:
         self.not_before: dict[str, float] = {}
         self.boot_seconds = boot_seconds
         self._wake = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
         self._crash_release: str | None = None
 
@@ -184,21 +193,23 @@ class AppManager:
         web = self._present("web")
         return bool(web) and all(life.started_at <= moment for life in web)
 
-    async def migrate(self, name: str) -> float:
-        """Move the running dyno ``name`` to another process, when this manager's task comes to it.
-
-        Returns:
-            seconds for which it stood still.
+    async def migrate(self, name: str) -> Moved:
+        """Move the running dyno ``name`` to another process, beside everything else.
 
         Raises:
             NotFound: no such dyno runs.
             Unsupported: its isolation cannot do that.
-            DavitError: it could not be moved, and runs on where it was.
+            Unavailable: this process ends meanwhile.
+            DavitError: it could not be moved; the sentence says whether it runs on where it was.
         """
-        done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._errands.append((name, done))
-        self._wake.set()
-        return await done
+        async with self._turn:
+            moving = self._in_background(self._move(self._movable(name)), f"move {name}")
+        try:
+            return await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            if moving.cancelled():
+                raise Unavailable(f"Davit's runtime is ending; whether {name} was moved shows when it is back.") from None
+            raise
 
     # --- the one task
 
@@ -221,7 +232,6 @@ class AppManager:
 
     async def _look(self) -> AppState | None:
         """Read what is wanted and set it going."""
-        await self._run_errands()
         state = await asyncio.to_thread(records.read_app, self.app_id)
         if state is None or state.app.destroying:
             return state
@@ -373,7 +383,8 @@ class AppManager:
         rise.check()
         for life in new:
             if life.exit is not None and wanted is not None and _index(life.name) <= wanted.quantity:
-                said = f"{life.name} ended soon after it had listened on $PORT, {describe(life.exit)}. `davit logs` shows why."
+                how = describe(life.exit, life.row.isolation)
+                said = f"{life.name} ended soon after it had listened on $PORT, {how}. `davit logs` shows why."
                 raise DidNotStart(said, life.exit)
         rise.arriving = True
         self._give_up(self._attempts)
@@ -439,9 +450,9 @@ class AppManager:
         names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
         self._give_up(self._obsolete(state, release, wanted, names))
         present = self._serving(wanted.type)
-        if wanted.live and not await self._resize_live(wanted, present):
-            return
-        stale = [life for life in present if self._stale(life, state, release, wanted)]
+        if wanted.live:
+            self._resize_live(wanted, present)
+        stale = [life for life in present if life.id not in self._resizing and self._stale(life, state, release, wanted)]
         have = {life.name for life in present if life not in stale}
         surplus = [life for life in present if life.name not in names]
         over = [name for name in self.crashed_rows if _type(name) == wanted.type and (name not in names or name in have)]
@@ -452,7 +463,7 @@ class AppManager:
         await self._retire([life for life in surplus if life.id in self.lives])
         if wanted.type == "web":  # a runtime that was killed may have left one that is up and not routed to yet
             there = [life for life in self._serving("web") if not life.row.routed and life.name in names]
-            there = [life for life in there if life.name not in self._attempts]
+            there = [life for life in there if life.name not in self._attempts and life.id not in self._held]
             if there:
                 await self._switch(there, [life for life in stale if life.name in {one.name for one in there}])
 
@@ -509,19 +520,27 @@ class AppManager:
             del self._attempts[attempt.name]
         self._wake.set()
 
-    async def _resize_live(self, wanted: Wanted, present: list[DynoLife]) -> bool:
-        """Give running dynos their new size as they are; False when one cannot take it: then all are to be as they were."""
+    def _resize_live(self, wanted: Wanted, present: list[DynoLife]) -> None:
+        """Begin to give running dynos their new size as they are. When one cannot take it, all are to be as they were."""
         for life in present:
-            if life.row.size == wanted.size.name or life.row.isolation != wanted.isolation:
-                continue
-            try:
+            if life.row.size != wanted.size.name and life.row.isolation == wanted.isolation and life.id not in self._resizing:
+                self._resizing.add(life.id)
+                self._in_background(self._resize(wanted, life), f"resize {life.name}")
+
+    async def _resize(self, wanted: Wanted, life: DynoLife) -> None:
+        try:
+            async with self._wave:
                 await life.resize(wanted.size, environment.limits(wanted.size, self.cores))
-            except DavitError as error:
+        except DavitError as error:
+            if life.exit is None and not life.leaving:
                 applog.say(self.app_id, life.name, f"The size stays {life.row.size}: {error.message}")
                 await self._stay(wanted, life, error.message)
-                self._wake.set()
-                return False
-        return True
+        except Exception:
+            log.exception("resizing a dyno failed; it is tried again", extra={"app_id": self.app_id, "dyno": life.name})
+            await asyncio.sleep(1)
+        finally:
+            self._resizing.discard(life.id)
+            self._wake.set()
 
     async def _stay(self, wanted: Wanted, life: DynoLife, failure: str) -> None:
         """What the formation wants of size or isolation cannot be: it wants again what ``life`` has (or had)."""
@@ -654,9 +673,13 @@ class AppManager:
         self.lives[life.id] = life
         attempt.take(life)
         try:
+            slept, began = name in self.idle_rows, time.monotonic()
             snapshot = await self._unidle(attempt, plan.row)
             await self._clear_crashed([name])
-            await life.start(plan, snapshot)
+            as_it_was = await life.start(plan, snapshot)
+            if slept:
+                how = "from its memory" if as_it_was else "anew"
+                applog.say(self.app_id, name, f"Woken in {(time.monotonic() - began) * 1000:.0f} ms ({how})")
         except DidNotStart as error:
             self._forget(life)
             error.row = plan.row
@@ -725,9 +748,13 @@ class AppManager:
 
     def _retire_later(self, lives: list[DynoLife], drained: bool = False, aside: bool = False) -> None:
         for life in lives:
-            task = asyncio.create_task(self._see_off(life, drained, aside), name=f"retire {life.name}")
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._in_background(self._see_off(life, drained, aside), f"retire {life.name}")
+
+    def _in_background(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def _see_off(self, life: DynoLife, drained: bool, aside: bool) -> None:
         try:
@@ -819,20 +846,7 @@ class AppManager:
 
     # --- moving
 
-    async def _run_errands(self) -> None:
-        while self._errands:
-            name, done = self._errands.popleft()
-            try:
-                pause = await self._migrate(name)
-            except Exception as error:
-                if not done.cancelled():
-                    done.set_exception(error)
-            else:
-                if not done.cancelled():
-                    done.set_result(pause)
-
-    async def _migrate(self, name: str) -> float:
-        """Requests go to other dynos meanwhile; where there is none the router holds them."""
+    def _movable(self, name: str) -> DynoLife:
         life = next((life for life in self._serving() if life.name == name), None)
         if life is None or life.running is None:
             raise NotFound(f"Couldn't find that process ({name}), or it is not up.")
@@ -841,28 +855,50 @@ class AppManager:
                 f"{name} is isolated by {life.row.isolation}, and only microVMs can be moved while they run; "
                 f"`davit ps:isolation {life.row.type}={isolations.MICROVM}` makes it one."
             )
-        routed = life.row.routed
-        if routed:
-            await self._set_routed(life, False)
-        try:
-            pause = await life.running.migrate()
-        finally:
-            if routed:
-                await self._set_routed(life, True)
-        applog.say(self.app_id, name, f"Moved to another process; it stood still for {pause * 1000:.0f} ms")
-        return pause
+        return life
 
-    async def _set_routed(self, life: DynoLife, routed: bool) -> None:
-        life.row.routed = routed
-        await asyncio.to_thread(records.change, [life.id], routed=routed)
-        await self.router.sync(self.app_id)
+    async def _move(self, life: DynoLife) -> Moved:
+        assert life.running is not None
+        held = 0.0
+
+        @contextlib.asynccontextmanager
+        async def hold() -> AsyncIterator[None]:
+            nonlocal held
+            began = time.monotonic()
+            async with self._held_back(life):
+                yield
+            held = time.monotonic() - began
+
+        pause = await life.running.migrate(hold)
+        stood, waited = (f"{seconds * 1000:.0f} ms" for seconds in (pause, held))
+        said = f"Moved to another process; it stood still for {stood}, and requests were held for {waited}"
+        applog.say(self.app_id, life.name, said)
+        return Moved(pause, held)
+
+    @contextlib.asynccontextmanager
+    async def _held_back(self, life: DynoLife) -> AsyncIterator[None]:
+        """Requests go to other dynos meanwhile; where there is none the router holds them. Afterwards it is routed to as
+        before, unless it has ended or is leaving by then."""
+        if not life.row.routed:
+            yield
+            return
+        self._held.add(life.id)
+        try:
+            life.row.routed = False
+            await asyncio.to_thread(records.hold, life.id, True)
+            await self.router.sync(self.app_id)
+            yield
+        finally:
+            self._held.discard(life.id)
+            if life.exit is None and life.id in self.lives and not life.leaving:
+                back = await asyncio.to_thread(records.hold, life.id, False)
+                life.row.routed = back and not life.row.leaving and life.exit is None
+                await self.router.sync(self.app_id)
 
     # --- crashes
 
     def _life_ended(self, life: DynoLife) -> None:
-        task = asyncio.create_task(self._crashed(life), name=f"crash of {life.name}")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._in_background(self._crashed(life), f"crash of {life.name}")
 
     async def _crashed(self, life: DynoLife) -> None:
         if life.leaving or self._unwanted(life):  # it ended before it was told to

@@ -17,6 +17,7 @@ from foundation.errors import DavitError
 from runtime import applog, health, records
 from runtime.driver import DynoSpec, Exit, Limits, RunningDyno, Unsupported
 from runtime.drivers import Starter
+from state import isolations
 from state.models import Dyno
 from state.sizes import MIB, Size
 
@@ -108,11 +109,14 @@ class DynoLife:
         """Whether it is on its way out, and nobody counts on it any more: its end is no crash."""
         return self.stopping or self.row.leaving
 
-    async def start(self, plan: Plan, snapshot: Path | None = None) -> None:
+    async def start(self, plan: Plan, snapshot: Path | None = None) -> bool:
         """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
 
         Args:
             snapshot: what an earlier dyno was put aside as; it wakes from there, or starts anew when that cannot be done.
+
+        Returns:
+            whether it was woken from there.
 
         Raises:
             DidNotStart: it is not going to be up; it has been stopped and removed.
@@ -124,7 +128,8 @@ class DynoLife:
             raise self._not_wanted()
         applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
-            self._take(await self._wake(plan, snapshot) or await self.driver.start(plan.spec))
+            woken = await self._wake(plan, snapshot)
+            self._take(woken or await self.driver.start(plan.spec))
         except DavitError as error:
             await records.strike_off([row.id])
             applog.say(row.app_id, row.name, f"Error R99 (Platform error) -> {error.message}")
@@ -133,6 +138,7 @@ class DynoLife:
             await records.strike_off([row.id])
             raise
         await self._come_up(plan)
+        return woken is not None
 
     async def _wake(self, plan: Plan, snapshot: Path | None) -> RunningDyno | None:
         if snapshot is None:
@@ -246,7 +252,7 @@ class DynoLife:
             if exiting.done():
                 exit = exiting.result()
                 when = "before it listened on $PORT" if checking is None else "before its health check passed"
-                said = f"{self.name} ended {when}, {describe(exit)}. `davit logs` shows why."
+                said = f"{self.name} ended {when}, {describe(exit, self.row.isolation)}. `davit logs` shows why."
                 return DidNotStart(said, exit)
             why = health.explain(running.listeners(), port)
             applog.say(
@@ -280,9 +286,10 @@ class DynoLife:
         exit = await running.wait()
         self.exit = exit
         if exit.oom:
-            most = "twice its dyno's memory" if self.row.isolation == "container" else "the memory of its machine"
-            why = f"the process was killed: it used more than {most}"
+            why = f"the process was killed: it used more than {most_memory(self.row.isolation)}"
             applog.say(self.row.app_id, self.name, f"Error R15 (Memory quota vastly exceeded) -> {why}")
+        elif exit.why:
+            applog.say(self.row.app_id, self.name, f"Error R99 (Platform error) -> {exit.why}")
         applog.say(self.row.app_id, self.name, f"Process exited with status {'unknown' if exit.status is None else exit.status}")
         if not self.stopping and self.up:
             self._ended(self)
@@ -322,9 +329,17 @@ class DynoLife:
             await asyncio.wait({self._watcher}, timeout=10)
 
 
-def describe(exit: Exit) -> str:
+def most_memory(isolation: str) -> str:
+    """What a dyno that was ended for want of memory had used up."""
+    return "twice its dyno's memory" if isolation == isolations.CONTAINER else "the memory of its machine"
+
+
+def describe(exit: Exit, isolation: str) -> str:
+    """How a dyno ended, after “it ended”."""
     if exit.oom:
-        return "killed because it used more than twice its dyno's memory"
+        return f"killed because it used more than {most_memory(isolation)}"
+    if exit.why:
+        return f"with status {exit.status}: {exit.why[0].lower()}{exit.why[1:]}"
     if exit.status is None:
         return "with an unknown status"
     if exit.status > 128:

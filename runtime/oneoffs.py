@@ -276,7 +276,8 @@ class OneOffs:
             reading.cancel()
             await asyncio.wait({reading})
             await self._clean_up(row, dyno)
-        return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {describe(exit)}."
+        how = describe(exit, row.isolation)
+        return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {how}."
 
     async def give_up(self, release_id: str) -> None:
         """End the release's command, if it runs or is about to (runtime.formation.ReleasePhase)."""

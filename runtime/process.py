@@ -198,11 +198,12 @@ class Runtime:
         return {"dynos": found}
 
     async def _migrate(self, call: Call) -> dict[str, float]:
-        """``migrate {app_id, name}`` → ``{pause}``: seconds for which the dyno stood still."""
+        """``migrate {app_id, name}`` → ``{pause, held}``: seconds for which the dyno stood still, and requests were held."""
         manager = self.managers.get(str(call.params["app_id"]))
         if manager is None:
             raise NotFound("Couldn't find that app.")
-        return {"pause": await manager.migrate(str(call.params["name"]))}
+        moved = await manager.migrate(str(call.params["name"]))
+        return {"pause": moved.pause, "held": moved.held}
 
     # --- looking for oneself
 
@@ -268,6 +269,8 @@ class Runtime:
                         await asyncio.to_thread(dynos.write, self.settings.home, manager.app_id, found)
                     except OSError as error:
                         log.warning("figures could not be written", extra={"app_id": manager.app_id, "reason": error.strerror})
+                    except Exception:  # one app's figures must not keep the others' from being written
+                        log.exception("figures could not be written", extra={"app_id": manager.app_id})
 
     async def _watch_memory(self) -> None:
         """A dyno uses more than its size promises, one of a formation or a one-off."""

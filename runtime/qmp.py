@@ -88,13 +88,16 @@ class Monitor:
         finally:
             self._waiting.pop(number, None)
 
-    async def event(self, *names: str, timeout: float = 30, **data: Any) -> tuple[str, dict[str, Any]]:
+    async def event(self, *names: str, timeout: float | None = 30, **data: Any) -> tuple[str, dict[str, Any]]:
         """The next event (also of those that came before and nobody asked for) with one of these names and this data.
 
         Its data have, besides QEMU's own, ``at``: seconds since 1970.
 
+        Args:
+            timeout: seconds; None for as long as it takes.
+
         Raises:
-            MonitorFailed: it did not come within ``timeout`` seconds.
+            MonitorFailed: it did not come in time, or QEMU has gone.
         """
 
         def find() -> tuple[str, dict[str, Any]] | None:
@@ -115,6 +118,10 @@ class Monitor:
             return await asyncio.wait_for(wait(), timeout)
         except asyncio.TimeoutError:
             raise MonitorFailed(f"The virtual machine did not tell {' or '.join(names)} within {timeout:g} seconds.") from None
+
+    def forget_events(self) -> None:
+        """What has come until now is old news: who asks for an event from here on means one that is still to come."""
+        self._events.clear()
 
     def close(self) -> None:
         """Hang up; the virtual machine goes on."""

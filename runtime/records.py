@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from foundation.clock import now
 from foundation.errors import DavitError
 from runtime.driver import Exit
-from state import apps, builds, crashes, formation, outbox, releases, sizes, sleep
+from state import apps, builds, crashes, formation, isolations, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -140,8 +140,24 @@ def crash(dyno_id: str, times: int, exit: Exit | None) -> None:
             return
         row.state, row.routed, row.crashes, row.exit_status = "crashed", False, times, status
         if status is not None:
-            why = "It was killed: it used more than twice its dyno's memory." if exit and exit.oom else ""
-            crashes.record(session, row, status, why)
+            crashes.record(session, row, status, _why(row, exit))
+
+
+def _why(row: Dyno, exit: Exit | None) -> str:
+    if exit is None or not exit.oom:
+        return f"{exit.why}." if exit and exit.why else ""
+    most = "twice its dyno's memory" if row.isolation == isolations.CONTAINER else "the memory of its machine"
+    return f"It was killed: it used more than {most}."
+
+
+def hold(dyno_id: str, held: bool) -> bool:
+    """Take a dyno off the routes, or put it back if it still is up and is not leaving; whether it is routed to then."""
+    with transaction() as session:
+        row = session.get(Dyno, dyno_id)
+        if row is None or row.leaving or row.state != "up":
+            return False
+        row.routed, row.updated_at = not held, now()
+        return row.routed
 
 
 def change(dyno_ids: Sequence[str], **values: Any) -> None:

@@ -23,6 +23,8 @@ resource = Resource("dynos")
 
 ORDER = ranges.Order({"name": lambda row: row.name, "id": lambda row: row.id}, {})
 LONGEST_SECONDS = 24 * 3600
+MOVE_SECONDS = 600
+"""More than a dyno takes to move: its twin starts, its memory goes, its guest answers again (each has a bound of its own)."""
 _VARIABLE = re.compile(r"\w{1,255}", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _ENVIRONMENT_BYTES = 64 * 1024
@@ -94,13 +96,14 @@ def stop(call: Call, dyno: str) -> Reply:
 
 @resource.on(
     "POST", "/apps/<app>/dynos/<dyno>/actions/migrate", needs="operate", scope="write", writes=False, ours=True,
-    gives=shapes.plain(shapes.thing(pause=shapes.NUMBER)),
+    gives=shapes.plain(shapes.thing(pause=shapes.NUMBER, held=shapes.NUMBER)),
 )  # fmt: skip
 def migrate(call: Call, dyno: str) -> Any:
-    """Move a running microVM to another process: ``{"pause": seconds}`` that it stood still."""
+    """Move a running microVM to another process: ``pause`` and ``held`` are the seconds for which it stood still, and for which
+    the router held requests from it."""
     row = _dyno(call, dyno)
     params = {"app_id": call.app.id, "name": row.name}
-    return wire.call(settings().run / "runtime.sock", "migrate", params, timeout=180).result
+    return wire.call(settings().run / "runtime.sock", "migrate", params, timeout=MOVE_SECONDS).result
 
 
 def _end(row: Dyno) -> None:

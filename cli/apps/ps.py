@@ -18,6 +18,8 @@ _CHANGE = re.compile(r"(?P<type>[\w-]+?)(?P<operator>[=+-])(?P<quantity>\d+)(?::
 _ISOLATION = re.compile(r"(?P<type>[\w-]+)=(?P<isolation>[\w-]+)")
 _PATIENCE = 300
 """Seconds that dynos may take to come up otherwise."""
+_MOVE_SECONDS = 610
+"""More than the API takes to answer that a dyno has moved, or has not."""
 _SIZE = re.compile(r"(?P<type>[\w-]+)=(?P<size>[\w-]+)")
 
 
@@ -182,8 +184,9 @@ def resize(app: Target, changes: tuple[str, ...], live: bool) -> None:
 def migrate(app: Target, dyno: str) -> None:
     """Move a running microVM to another process, with all that it has in memory; requests wait meanwhile, none fails."""
     with action(f"Moving {dyno} on {hexed(app.app)}") as step:
-        answer = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}/actions/migrate")
-        step.result = f"done, it stood still for {answer['pause'] * 1000:.0f} ms"
+        answer = app.client.call("POST", f"{app.path}/dynos/{quote(dyno, safe='')}/actions/migrate", timeout=_MOVE_SECONDS)
+        stood, held = (f"{answer[name] * 1000:.0f} ms" for name in ("pause", "held"))
+        step.result = f"done, it stood still for {stood}, and requests were held for {held}"
 
 
 @command("ps:sleep")

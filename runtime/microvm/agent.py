@@ -10,6 +10,7 @@ import secrets
 import socket
 import struct
 import termios
+import time
 import tty
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from runtime.microvm import protocol
 from runtime.microvm.protocol import Frame, Order, State
 
 _PIECE = 4096  # PIPE_BUF: what a pipe that is said to be writable takes without blocking
+_MOST_WAITING = 8 << 20
+"""Bytes for a guest that it does not read: what a host has to say in earnest is far less."""
 _FILLER = bytes(protocol.CHUNK + 64)
 
 
@@ -84,7 +87,7 @@ class Channel:
         self.started: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Exit] = loop.create_future()
         self._window = protocol.WINDOW
-        self._queues: dict[int, list[bytes]] = {}
+        self._queues: dict[int, bytearray] = {}
         self._reading = False
         self._over: Exit | None = None
 
@@ -138,10 +141,12 @@ class Channel:
     def _write(self, which: int, data: bytes) -> None:
         fd = self._streams.targets[which] if self._streams is not None else -1
         if fd < 0:
-            self._agent.send(protocol.taken(self.number, len(data)))
+            self._agent.taken(self.number, len(data))
             return
-        waiting = self._queues.setdefault(fd, [])
-        waiting.extend(data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+        if len(data) + sum(map(len, self._queues.values())) > protocol.WINDOW:
+            self._agent.break_off("it sends more than its window holds")
+            return
+        self._queues.setdefault(fd, bytearray()).extend(data)
         try:
             asyncio.get_running_loop().add_writer(fd, self._writable, fd)
         except PermissionError:  # a file: it always takes all
@@ -150,17 +155,14 @@ class Channel:
 
     def _writable(self, fd: int) -> None:
         waiting = self._queues[fd]
-        piece = waiting.pop(0)
         try:
-            written = os.write(fd, piece)
+            written = os.write(fd, waiting[:_PIECE])
         except BlockingIOError:
             written = 0
         except OSError:
-            written = len(piece)  # nobody reads any more
-        if written < len(piece):
-            waiting.insert(0, piece[written:])
-        if written:
-            self._agent.send(protocol.taken(self.number, written))
+            written = len(waiting)  # nobody reads any more
+        del waiting[:written]
+        self._agent.taken(self.number, written)
         if not waiting:
             asyncio.get_running_loop().remove_writer(fd)
             del self._queues[fd]
@@ -211,6 +213,8 @@ class Agent:
 
     Attributes:
         listeners, stats: as it last told.
+        heard: when it last said something (monotonic seconds).
+        breach: what it did that no guest agent does, for which this end hung up; empty while it behaves.
         state: how it stood when the connection was made.
     """
 
@@ -220,6 +224,9 @@ class Agent:
         self._done: dict[int, asyncio.Future[None]] = {}
         self._count = 0
         self._out = bytearray()
+        self._taken: dict[int, int] = {}
+        self.heard = time.monotonic()
+        self.breach = ""
         self._writing = False
         self._closed = False
         self._reader = protocol.Reader()
@@ -286,6 +293,18 @@ class Agent:
         loop.remove_reader(self._socket)
         loop.remove_writer(self._socket)
         self._socket.close()
+        failure = GuestFailed("the connection to its guest has ended")
+        for waiting in (*self._done.values(), *(channel.started for channel in self._channels.values())):
+            if not waiting.done():
+                waiting.set_exception(failure)
+                waiting.exception()  # nobody may be waiting for it
+
+    def break_off(self, breach: str) -> None:
+        """Hang up on a guest that does not keep to the protocol."""
+        if not self._closed:
+            self.breach = breach
+            self.close()
+            self.lost()
 
     # -- commands
 
@@ -365,6 +384,20 @@ class Agent:
             return
         self._out += data
         self._flush()
+        if len(self._out) > _MOST_WAITING:
+            self.break_off("it does not read what it is told")
+
+    def taken(self, number: int, count: int) -> None:
+        """The host took ``count`` bytes of a channel's output: told soon, for many frames at once."""
+        if count and not self._taken:
+            asyncio.get_running_loop().call_soon(self._tell_taken)
+        if count:
+            self._taken[number] = self._taken.get(number, 0) + count
+
+    def _tell_taken(self) -> None:
+        taken, self._taken = self._taken, {}
+        for number, count in taken.items():
+            self.send(protocol.taken(number, count))
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -396,7 +429,10 @@ class Agent:
             self.close()
             self.lost()
             return
+        self.heard = time.monotonic()
         for frame in self._reader.feed(data):
+            if self._closed:
+                return
             self._take(frame)
 
     def _take(self, frame: Frame) -> None:

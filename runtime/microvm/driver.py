@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from foundation.errors import DavitError
 from runtime import cgroups, confine, oci, qmp, scratch
 from runtime.children import Process, start_time
-from runtime.driver import DynoSpec, Limits, Unsupported
+from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.microvm import acceleration, kernel, machine, moving, resize
@@ -115,6 +115,10 @@ class MicroVmDriver:
         self.kvm = self._kvm if self._kvm is not None else await acceleration.kvm_works(self.qemu, version, self.kernel)
         await self.host.in_thread(self._prepare)
         self._open = True
+
+    async def current_qemu(self) -> tuple[int, ...]:
+        """The version of the QEMU that this host has now: a package may have been upgraded since it was looked for."""
+        return (await self.host.in_thread(find_qemu, self._qemu_name))[1]
 
     def _prepare(self) -> None:
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -279,20 +283,21 @@ class MicroVmDriver:
             await self.reach(launch)
 
     async def reach(self, launch: Launch) -> None:
-        """Connect to the guest agent; ends early when QEMU does."""
-        assert launch.process is not None
+        """Connect to the guest agent; ends early when its machine or QEMU does."""
+        assert launch.process is not None and launch.monitor is not None
         booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), BOOT_SECONDS[self.kvm]))
         gone = asyncio.ensure_future(launch.process.wait())
+        stopped = asyncio.ensure_future(launch.monitor.event("SHUTDOWN", "GUEST_PANICKED", timeout=None))
+        waiting: set[asyncio.Future[Any]] = {booting, gone, stopped}
         try:
-            await asyncio.wait({booting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if not booting.done():
                 raise GuestFailed("its machine ended while it booted")
             launch.agent = booting.result()
         finally:
-            gone.cancel()
-            if not booting.done():
-                booting.cancel()
-                await asyncio.gather(booting, return_exceptions=True)
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     def _spawn(self, launch: Launch) -> None:
         record = launch.record
@@ -361,12 +366,17 @@ class MicroVmDriver:
 
     async def last_words(self, launch: Launch) -> str:
         """What QEMU or the guest's kernel said last, for the sentence."""
-        words = _text(self.directory / launch.record.id / "messages").strip().splitlines()
-        if not words and launch.monitor is not None:
+        return await self.last_line(launch.record.id, launch.monitor)
+
+    async def last_line(self, id: str, monitor: Monitor | None) -> str:
+        """Of the dyno ``id``'s machine; in brackets, or empty."""
+        words = _text(self.directory / id / "messages").strip().splitlines()
+        if not words and monitor is not None:
             with suppress(DavitError):
-                told = await launch.monitor.execute("ringbuf-read", {"device": "serial", "size": 32768}, timeout=5)
+                told = await monitor.execute("ringbuf-read", {"device": "serial", "size": 32768}, timeout=5)
                 words = [line for line in str(told).splitlines() if line.strip()]
-        return f" ({_printable(words[-1])})" if words else ""
+        panic = [line for line in words if "panic" in line]
+        return f" ({_printable((panic or words)[-1])})" if words else ""
 
     async def undo(self, launch: Launch) -> None:
         """Take everything away that was made for a start that failed."""
@@ -400,9 +410,9 @@ class MicroVmDriver:
         """See :meth:`MicroVm.update`."""
         await resize.resize(self, dyno, limits)
 
-    async def move(self, dyno: MicroVm) -> float:
+    async def move(self, dyno: MicroVm, hold: Hold) -> float:
         """See :meth:`MicroVm.migrate`."""
-        return await moving.move(self, dyno)
+        return await moving.move(self, dyno, hold)
 
     async def put_aside(self, dyno: MicroVm, to: Path) -> None:
         """See :meth:`MicroVm.suspend`."""
@@ -456,7 +466,10 @@ class MicroVmDriver:
         """Connect to a machine that another process started; one that does not answer is ended."""
         try:
             dyno.monitor = await Monitor.connect(self.socket(dyno.record, "monitor"))
-            if (await dyno.monitor.execute("query-status"))["status"] in ("paused", "postmigrate"):
+            status = (await dyno.monitor.execute("query-status"))["status"]
+            if status in ("shutdown", "guest-panicked", "internal-error"):
+                raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
+            if status in ("paused", "postmigrate"):
                 await dyno.monitor.execute("cont")  # its runtime was killed while it put the machine aside
             dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), BOOT_SECONDS[False])
             if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run

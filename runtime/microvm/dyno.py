@@ -14,18 +14,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGABRT, SIGKILL
 from typing import TYPE_CHECKING
 
 from foundation.errors import DavitError
 from runtime import cgroups, reach
 from runtime.children import Process
-from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
+from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
 from runtime.microvm import protocol
 from runtime.microvm.agent import Agent, Channel, GuestFailed, Streams
 from runtime.microvm.protocol import Order
-from runtime.qmp import Monitor
+from runtime.qmp import Monitor, MonitorFailed
 
 if TYPE_CHECKING:
     from runtime.microvm.driver import MicroVmDriver
@@ -36,6 +36,12 @@ PATIENCE = 3.0
 """Seconds from SIGKILL inside the guest to the end of the guest."""
 ANSWER_SECONDS = 60.0
 """A guest on a busy host without acceleration may take this long to start a further command."""
+WATCH_SECONDS = 5.0
+"""How often one looks whether the guest still says something; it tells what it uses as often."""
+SILENCE = {True: 60.0, False: 180.0}
+"""Seconds without a word after which a guest is asked for one: with and without acceleration."""
+_MOST_CPU = 1e10
+"""Seconds of processor time that no dyno has ever used."""
 NOTHING = Stats(0, 0, 0.0, 0, 0)
 
 
@@ -70,12 +76,18 @@ class MicroVm:
         self._removing: asyncio.Task[None] | None = None
         self._last = NOTHING
         self._again: asyncio.Task[None] | None = None
+        self._eye: asyncio.Task[None] | None = None
+        self._why = ""
+        self._arrived = asyncio.Event()
+        self._arrived.set()
 
     def watch(self) -> None:
         """Begin to wait for its end."""
         if self.agent is not None:
             self.agent.lost = self._lost
-        self._exit = asyncio.get_running_loop().create_task(self._watch(), name=f"microvm {self.spec_id}")
+        loop = asyncio.get_running_loop()
+        self._exit = loop.create_task(self._watch(), name=f"microvm {self.spec_id}")
+        self._eye = loop.create_task(self._keep_an_eye(), name=f"eye on microvm {self.spec_id}")
 
     @property
     def ended(self) -> bool:
@@ -83,29 +95,79 @@ class MicroVm:
         return self._exit is None or self._exit.done() or (self.main is not None and self.main.ended.done())
 
     async def _watch(self) -> Exit:
-        """Its command's end as the guest tells it, else QEMU's own end."""
-        exit = Exit(None)
-        while self.process is not None:
-            process = self.process
-            gone = asyncio.ensure_future(process.wait())
-            waiting: set[asyncio.Future[object]] = {gone, *((self.main.ended,) if self.main else ())}  # type: ignore[arg-type]
+        """Its command's end as the guest tells it, else its machine's, else QEMU's own."""
+        exit: Exit | None = None
+        while exit is None and self.process is not None:
+            exit = await self._until_it_ends(self.process)
+        await self._end_machine()
+        return exit or Exit(None)
+
+    async def _until_it_ends(self, process: Process) -> Exit | None:
+        """None when it lives on in another process."""
+        gone = asyncio.ensure_future(process.wait())
+        still = asyncio.ensure_future(self._stands_still())
+        waiting: set[asyncio.Future[object]] = {gone, still, *((self.main.ended,) if self.main else ())}  # type: ignore[arg-type]
+        try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if self.main is not None and self.main.ended.done():
-                gone.cancel()
-                exit = self.main.ended.result()
-                break
-            if process is self.process:
-                exit = self._explain(gone.result())
-                break
-        await self._end_machine()
-        return exit
+                return self.main.ended.result()
+            if still.done():
+                return Exit(128 + SIGABRT, why=still.result())
+            return self._explain(gone.result()) if process is self.process else None
+        finally:
+            gone.cancel()
+            still.cancel()
+
+    async def _stands_still(self) -> str:
+        """Return when the guest's kernel gave up or powered off, with what it said last."""
+        try:
+            if self.monitor is None:
+                raise MonitorFailed("There is none.")
+            await self.monitor.event("SHUTDOWN", "GUEST_PANICKED", timeout=None)
+        except MonitorFailed:
+            await asyncio.Event().wait()  # its process's end says the rest
+        return f"Its virtual machine gave up or powered off{await self.driver.last_line(self.spec_id, self.monitor)}"
 
     def _explain(self, status: int | None) -> Exit:
-        """QEMU has gone without a word from the guest: killed, or the guest's kernel gave up or powered off (status 0)."""
+        """QEMU has gone without a word from the guest. It was here until a moment ago: a status that the kernel does not
+        tell (to who is not its parent) is that of one who was killed."""
         if self.put_aside:
             return Exit(0)
         oom = self.cgroup.ooms() > 0
-        return Exit(128 + SIGKILL if oom else None if status == 0 else status, oom)
+        return Exit(status or 128 + SIGKILL if not oom else 128 + SIGKILL, oom, "" if oom else self._why)
+
+    def give_up(self, why: str) -> None:
+        """It is of no use any more: its machine ends, and ``why`` is what is told."""
+        log.warning("a microVM is ended: %s", why, extra={"dyno": self.spec_id})
+        self._why = self._why or why
+        if self.process is not None:
+            self.process.send(SIGKILL)
+
+    async def _keep_an_eye(self) -> None:
+        """A guest that hangs does not end by itself: its kernel answers nobody any more, or QEMU has stopped it."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self.moving.locked() and (trouble := await self._trouble()) and not self.moving.locked():
+                return self.give_up(trouble)
+
+    async def _trouble(self) -> str:
+        """Why there is nothing to be hoped for any more; empty while there is."""
+        silent = time.monotonic() - self.agent.heard if self.agent is not None else 0.0
+        if silent < 2 * WATCH_SECONDS:
+            return ""
+        status = "unknown"
+        with contextlib.suppress(DavitError):
+            assert self.monitor is not None
+            status = str((await self.monitor.execute("query-status"))["status"])
+        if status in ("internal-error", "guest-panicked", "shutdown"):
+            return f"QEMU has stopped it ({status})"
+        if silent < SILENCE[self.driver.kvm]:
+            return ""
+        try:
+            await self.look()
+        except DavitError:
+            return f"Its guest has not answered for {silent:.0f} seconds"
+        return ""
 
     async def _end_machine(self) -> None:
         self._last = self.stats()
@@ -122,8 +184,9 @@ class MicroVm:
 
     def hang_up(self) -> None:
         """Close the connections."""
-        if self._again is not None:
-            self._again.cancel()
+        for task in (self._again, self._eye):
+            if task is not None:
+                task.cancel()
         if self.agent is not None:
             self.agent.lost = lambda: None
             self.agent.close()
@@ -131,6 +194,8 @@ class MicroVm:
             self.monitor.close()
 
     def _lost(self) -> None:
+        if self.agent is not None and self.agent.breach:
+            return self.give_up(f"Its guest agent does not keep to the protocol ({self.agent.breach})")
         if self.process is not None and not self.process.ended and not self.moving.locked():
             self._again = asyncio.get_running_loop().create_task(self._reconnect())
 
@@ -140,12 +205,9 @@ class MicroVm:
         if self.ended or self.process is None or self.process.ended:
             return
         try:
-            self.agent = await Agent.connect(self.driver.socket(self.record, "agent"), ANSWER_SECONDS)
-            self.bind_main()
-            self.agent.lost = self._lost
+            self.talk_to(await Agent.connect(self.driver.socket(self.record, "agent"), ANSWER_SECONDS))
         except (DavitError, OSError):
-            log.warning("a microVM does not answer any more and is ended", extra={"dyno": self.spec_id})
-            self.process.send(SIGKILL)
+            self.give_up("Its guest does not answer any more")
 
     def bind_main(self) -> None:
         """Take the channel of the dyno's command over on a fresh connection; it may be over already."""
@@ -164,9 +226,12 @@ class MicroVm:
 
     async def signal(self, number: int, everyone: bool = False) -> None:
         """Send a signal to its command through the guest's init, or to all its processes but the init."""
-        if self.ended or self.agent is None:
+        if number != SIGKILL:
+            await self._arrived.wait()  # what is said to a machine that is leaving may stay with it
+        if self.ended:
             return
-        self.agent.send(protocol.signal(0, number, everyone))
+        if self.agent is not None:
+            self.agent.send(protocol.signal(0, number, everyone))
         if number == SIGKILL:
             self.driver.host.keep(self._see_to_the_end())
 
@@ -230,16 +295,30 @@ class MicroVm:
         """A TCP connection to its address: its loopback is the guest's own; see :class:`runtime.driver.RunningDyno`."""
         return await reach.connect(socket.socket, [self.address] if self.address else [], port)
 
-    async def migrate(self) -> float:
+    async def migrate(self, hold: Hold) -> float:
         """Move it to another QEMU; see :class:`runtime.driver.RunningDyno`."""
-        self._refuse_ended("moved")
         async with self.moving:
-            return await self.driver.move(self)
+            self._refuse_ended("moved")
+            self._arrived.clear()
+            try:
+                return await self.driver.move(self, hold)
+            finally:
+                self._arrived.set()
+
+    def lives_in(self, process: Process, monitor: Monitor | None) -> None:
+        """From here on it is another process that it lives and ends with."""
+        self.process, self.monitor, self.pid = process, monitor, process.pid
+
+    def talk_to(self, agent: Agent) -> None:
+        """Go on over this connection to its guest."""
+        self.agent = agent
+        self.bind_main()
+        agent.lost = self._lost
 
     async def suspend(self, to: Path) -> None:
         """Write it down and end it; see :class:`runtime.driver.RunningDyno`."""
-        self._refuse_ended("put aside")
         async with self.moving:
+            self._refuse_ended("put aside")
             await self.driver.put_aside(self, to)
 
     def _refuse_ended(self, what: str) -> None:
@@ -255,7 +334,16 @@ class MicroVm:
     def stats(self) -> Stats:
         """What it uses, as the guest told within the last seconds."""
         told = self.agent.stats if self.agent is not None else None
-        return told or self._last
+        return self._possible(told) if told is not None else self._last
+
+    def _possible(self, told: Stats) -> Stats:
+        """What a guest tells, as far as it can be true."""
+        facts = self.record.facts
+        memory, limits = facts["memory"] + facts["plugged_memory"], facts["limits"]
+        return Stats(
+            min(told.memory, memory), min(told.disk, limits["disk"]), min(told.cpu, _MOST_CPU), min(told.pids, 1 << 22),
+            min(told.ooms, 1 << 22),
+        )  # fmt: skip
 
     async def look(self) -> None:
         """Let the guest tell now what it uses."""
@@ -269,10 +357,15 @@ class MicroVm:
         await asyncio.shield(self._removing)
 
     async def _remove(self) -> None:
+        self._end_now()  # also so that a move that is under way ends
+        async with self.moving:
+            self._end_now()  # where it has moved to
+            await self.wait()
+            await self.driver.take_away(self)
+
+    def _end_now(self) -> None:
         if self.process is not None and not self.process.ended and not self.ended:
             self.process.send(SIGKILL)
-        await self.wait()
-        await self.driver.take_away(self)
 
     def let_go(self) -> None:
         """Forget it without ending it."""
@@ -329,9 +422,9 @@ class Command:
         """The dyno's."""
         return await self._dyno.connect(port)
 
-    async def migrate(self) -> float:
+    async def migrate(self, hold: Hold) -> float:
         """Not while a command is attached."""
-        return await self._dyno.migrate()
+        return await self._dyno.migrate(hold)
 
     async def suspend(self, to: Path) -> None:
         """Not while a command is attached."""

@@ -18,6 +18,10 @@ AGENT, MONITOR, STACK, SLUG, SCRATCH, TAP, OUT, ERR, INCOMING = range(3, 12)
 KEPT_OUT, KEPT_ERR, KEPT_STACK, KEPT_SLUG, KEPT_SCRATCH = range(12, 17)
 DESCRIPTORS = 17
 
+# of the guest's memory nothing goes into a core file, and no page is shared with another machine (which could be measured)
+_TYPE = "q35,usb=off,vmport=off,smbus=off,sata=off,i8042=off,dump-guest-core=off,mem-merge=off"
+# a machine whose kernel gives up or powers off stands still, so that one can read what it said last
+_ENDS = ("-action", "reboot=shutdown,shutdown=pause")
 _KERNEL_WORDS = (
     "console=ttyS0 8250.nr_uarts=1 quiet loglevel=3 panic=-1 oops=panic random.trust_cpu=on no_timer_check"
     " swiotlb=noforce memhp_default_state=online memory_hotplug.online_policy=auto-movable cgroup_no_v1=all rdinit=/init"
@@ -80,7 +84,8 @@ def command(qemu: str, machine: Machine) -> list[str]:
         *_network(machine),
         *_memory(machine),
         "-device", "virtio-rng-pci",
-        *(["-incoming", f"fd:{INCOMING}"] if machine.incoming else []),
+        # it does not run by itself when it has come in: only one of two machines may, and who moves it says when
+        *(["-S", "-incoming", f"fd:{INCOMING}"] if machine.incoming else []),
     ]  # fmt: skip
 
 
@@ -98,9 +103,9 @@ def _base(machine: Machine) -> list[str]:
     if machine.pluggable:
         size += f",maxmem={(machine.memory + machine.pluggable) // MIB}M"
     return [
-        "-name", name, "-M", "q35,usb=off,vmport=off,smbus=off,sata=off,i8042=off", "-accel", accel,
+        "-name", name, "-M", _TYPE, "-accel", accel,
         "-cpu", "host" if machine.kvm else "max,monitor=off", "-smp", smp, "-m", size,
-        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX,
+        "-nodefaults", "-no-user-config", *_ENDS, "-display", "none", "-sandbox", confine.SANDBOX,
         "-chardev", "ringbuf,id=serial,size=32768", "-serial", "chardev:serial",
         "-chardev", f"socket,id=monitor,fd={MONITOR},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
     ]  # fmt: skip

@@ -17,7 +17,8 @@ import shutil
 import socket
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
@@ -27,7 +28,7 @@ from foundation.errors import DavitError
 from foundation.programs import run
 from runtime import cgroups
 from runtime.children import start_time
-from runtime.driver import DynoSpec, Limits
+from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
 from runtime.microvm import machine, protocol
 from runtime.microvm.agent import Agent
@@ -55,42 +56,123 @@ class MoveFailed(DavitError):
 # -- to another QEMU -----------------------------------------------------------------------------------------------------
 
 
-async def move(driver: MicroVmDriver, dyno: MicroVm) -> float:
+async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
     """Move a running microVM to another QEMU on this host.
+
+    Its memory goes, then it stands still, then it runs at the other end: from the moment on in which it is told to run there it
+    lives there and nowhere else, whatever comes, because it has the disk from then on.
+
+    Args:
+        hold: keeps requests from it while it stands still.
 
     Returns:
         seconds for which it stood still.
 
     Raises:
-        MoveFailed: it could not be moved; it runs on where it was.
+        Unsupported: this host's QEMU is another one by now; it runs on where it was.
+        MoveFailed: it could not be moved and runs on where it was; or it ran at the other end, and does not answer there: then
+            it has ended.
     """
-    source, process = dyno.monitor, dyno.process
-    assert source is not None and process is not None
+    await _refuse_another_qemu(driver, dyno)
+    source = dyno.monitor
+    assert source is not None
     ours, theirs = socket.socketpair()
     target: Launch | None = None
+    source.forget_events()
     try:
-        target = await driver.host.in_thread(_twin, driver, dyno, os.dup(theirs.fileno()))
-        await driver.launch(target)
-        assert target.monitor is not None and target.process is not None
-        _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
-        if not driver.kvm:
-            await source.execute("stop")
-        await _send(source, ours.fileno())
-        if not driver.kvm:
-            await _go_on_again(target)
-        stopped: float = (await source.event("STOP", timeout=SECONDS))[1]["at"]
-        resumed: float = (await target.monitor.event("RESUME", timeout=SECONDS))[1]["at"]
-        agent = await Agent.connect(driver.socket(target.record, "agent"), ANSWER_SECONDS)
-    except (DavitError, OSError, AssertionError) as error:
-        words = await driver.last_words(target) if target is not None else ""
-        await _stay(driver, dyno, target)
-        reason = error.message if isinstance(error, DavitError) else str(error)
-        raise MoveFailed(f"The dyno {dyno.record.name} could not be moved and runs on where it was: {reason}{words}") from None
+        async with AsyncExitStack() as held:
+            try:
+                target = await driver.host.in_thread(_twin, driver, dyno, os.dup(theirs.fileno()))
+                await driver.launch(target)
+                assert target.monitor is not None and target.process is not None
+                _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
+                await _hand_over(driver, source, target.monitor, ours.fileno(), lambda: held.enter_async_context(hold()))
+                if dyno.ended:
+                    raise MoveFailed("it has ended meanwhile")
+            except BaseException as error:
+                words = await driver.last_words(target) if target is not None else ""
+                await _stay(driver, dyno, target)
+                if not isinstance(error, DavitError | OSError | AssertionError):
+                    raise
+                reason = error.message if isinstance(error, DavitError) else str(error)
+                where = "has ended" if dyno.ended else "runs on where it was"
+                raise MoveFailed(f"The dyno {dyno.record.name} could not be moved and {where}: {reason}{words}") from None
+            pause = await _run_there(driver, dyno, target, source)
+        await _reach(driver, dyno)
     finally:
         ours.close()
         theirs.close()
-    await _settle_in(driver, dyno, target, agent)
-    return max(0.0, resumed - stopped)
+    return pause
+
+
+async def _refuse_another_qemu(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """The machine that a QEMU emulates changes with its version."""
+    await driver.open()
+    now, then = await driver.current_qemu(), tuple(dyno.record.facts["qemu"])
+    if now != then:
+        theirs, ours = (".".join(map(str, version)) for version in (then, now))
+        raise Unsupported(
+            f"The dyno {dyno.record.name} runs in QEMU {theirs}, and this host has {ours} by now, which is another machine; "
+            "`davit ps:restart` starts it anew."
+        )
+
+
+async def _hand_over(
+    driver: MicroVmDriver, source: Monitor, target: Monitor, descriptor: int, hold: Callable[[], Awaitable[None]]
+) -> None:
+    """The memory goes to the target; both stand still when this returns."""
+    if driver.kvm:
+        await _send(source, descriptor, hold)
+    else:
+        await hold()
+        await source.execute("stop")
+        await _send(source, descriptor, _at_rest)
+    await _until_read(target)
+
+
+async def _at_rest() -> None:
+    """It stands still already."""
+
+
+async def _run_there(driver: MicroVmDriver, dyno: MicroVm, target: Launch, source: Monitor) -> float:
+    """It runs at the other end, or nowhere; gives the seconds for which it stood still."""
+    assert target.monitor is not None and target.process is not None
+    pid, left, left_agent = dyno.pid, dyno.process, dyno.agent
+    dyno.record = replace(target.record, facts={**target.record.facts, "moving_to": None})
+    dyno.lives_in(target.process, target.monitor)
+    if left_agent is not None:
+        left_agent.lost = lambda: None
+    pause = 0.0
+    try:
+        await target.monitor.execute("cont")
+        with suppress(MonitorFailed):  # it runs, and that is what counts
+            stopped: float = (await source.event("STOP", timeout=5))[1]["at"]
+            pause = max(0.0, (await target.monitor.event("RESUME", timeout=5))[1]["at"] - stopped)
+        with suppress(OSError):  # what is written says already where it is going, and the machine that it left ends now
+            await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
+    except DavitError as error:  # whether it ran nobody knows: it must not go on in two places
+        dyno.give_up(f"It was moved, and did not run at the other end: {error.message}")
+        raise MoveFailed(f"The dyno {dyno.record.name} was moved, and did not run there: {error.message} It is ended.") from None
+    finally:
+        source.close()
+        if left_agent is not None:
+            left_agent.close()
+        if left is not None:
+            left.send(SIGKILL)
+            await left.wait()
+            driver.host.forget(pid)
+        await _limit_one(driver, dyno)
+    return pause
+
+
+async def _reach(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """It runs at the other end; one that does not answer there has crashed."""
+    assert dyno.process is not None
+    try:
+        dyno.talk_to(await Agent.connect(driver.socket(dyno.record, "agent"), ANSWER_SECONDS))
+    except (DavitError, OSError):
+        dyno.give_up("Its guest does not answer any more since it was moved")
+        raise MoveFailed(f"The dyno {dyno.record.name} was moved, and does not answer any more; it is ended.") from None
 
 
 def _twin(driver: MicroVmDriver, dyno: MicroVm, incoming: int) -> Launch:
@@ -145,12 +227,17 @@ def take_descriptor(pid: int, number: int) -> int:
         os.close(pidfd)
 
 
-async def _send(monitor: Monitor, descriptor: int) -> None:
+async def _send(monitor: Monitor, descriptor: int, at_rest: Callable[[], Awaitable[None]] | None = None) -> None:
     """Send the machine's memory into ``descriptor``; returns when all of it is gone, and the machine is stopped then.
+
+    Args:
+        at_rest: called when it has been stopped to send the rest.
 
     Raises:
         MonitorFailed: it could not be sent.
     """
+    pausing = {"capability": "pause-before-switchover", "state": at_rest is not None}
+    await monitor.execute("migrate-set-capabilities", {"capabilities": [pausing]})
     await monitor.execute("migrate-set-parameters", {"max-bandwidth": 16 << 30, "downtime-limit": DOWNTIME_MS})
     await monitor.execute("getfd", {"fdname": "memory"}, fds=[descriptor])
     await monitor.execute("migrate", {"uri": "fd:memory"})
@@ -160,6 +247,10 @@ async def _send(monitor: Monitor, descriptor: int) -> None:
         status = told.get("status")
         if status == "completed":
             return
+        if status == "pre-switchover" and at_rest is not None:
+            await at_rest()
+            await monitor.execute("migrate-continue", {"state": "pre-switchover"})
+            at_rest = None
         if status in ("failed", "cancelled"):
             raise MonitorFailed(f"its memory could not be sent: {told.get('error-desc', status)}")
         if time.monotonic() > end:
@@ -181,36 +272,14 @@ async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> 
         for fd in target.fds.values():
             os.close(fd)
         target.fds.clear()
-    _note(driver, dyno, moving_to=None)
+    with suppress(OSError):  # a full disk; the twin has gone, and its pid and start will not come again
+        _note(driver, dyno, moving_to=None)
     if dyno.monitor is not None:
         with suppress(DavitError):
             await dyno.monitor.execute("migrate_cancel")
         with suppress(DavitError):
             if (await dyno.monitor.execute("query-status"))["status"] != "running":
                 await dyno.monitor.execute("cont")
-    await _limit_one(driver, dyno)
-
-
-async def _settle_in(driver: MicroVmDriver, dyno: MicroVm, target: Launch, agent: Agent) -> None:
-    """The dyno lives in the twin now: write that down, then end the machine that it left."""
-    assert target.process is not None
-    left, left_agent, left_monitor, pid = dyno.process, dyno.agent, dyno.monitor, dyno.pid
-    facts = {**target.record.facts, "moving_to": None}
-    dyno.record = replace(target.record, facts=facts)
-    await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
-    dyno.monitor, dyno.agent, dyno.pid = target.monitor, agent, target.process.pid
-    if left_agent is not None:
-        left_agent.lost = lambda: None
-        left_agent.close()
-    if left_monitor is not None:
-        left_monitor.close()
-    dyno.bind_main()
-    agent.lost = dyno._lost
-    dyno.process = target.process
-    if left is not None:
-        left.send(SIGKILL)
-        await left.wait()
-        driver.host.forget(pid)
     await _limit_one(driver, dyno)
 
 
@@ -248,11 +317,11 @@ async def settle(driver: MicroVmDriver, record: Record) -> Record:
 
 
 async def _left(driver: MicroVmDriver, record: Record) -> bool:
-    """Whether the machine has sent all its memory away."""
+    """Whether the machine has sent all its memory away, or ended; one that is only slow to answer has not."""
     try:
         monitor = await Monitor.connect(driver.socket(record, "monitor"))
     except DavitError:
-        return True  # it has gone
+        return record.pid is None or start_time(record.pid) != record.started
     try:
         return bool((await monitor.execute("query-status"))["status"] == "postmigrate")
     except DavitError:
@@ -343,7 +412,9 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     try:
         await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)
         await driver.launch(launch)
-        await _go_on_again(launch)
+        assert launch.monitor is not None
+        await _until_read(launch.monitor)
+        await launch.monitor.execute("cont")
         await driver.reach(launch)
         return await _wake(driver, launch, spec)
     except BaseException as error:
@@ -351,15 +422,13 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         raise failure from error
 
 
-async def _go_on_again(launch: Launch) -> None:
-    """It was stopped when it was written, and is stopped when it has been read."""
-    assert launch.monitor is not None
+async def _until_read(monitor: Monitor) -> None:
+    """It has come in, and stands still."""
     end = time.monotonic() + SECONDS
-    while (await launch.monitor.execute("query-status"))["status"] == "inmigrate":
+    while (await monitor.execute("query-status"))["status"] == "inmigrate":
         if time.monotonic() > end:
             raise MonitorFailed(f"its memory could not be read within {SECONDS:g} seconds")
         await asyncio.sleep(0.01)
-    await launch.monitor.execute("cont")
 
 
 def _read(driver: MicroVmDriver, snapshot: Path) -> dict[str, Any]:

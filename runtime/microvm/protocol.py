@@ -141,25 +141,28 @@ class Reader:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are whole now."""
-        self._rest += data
-        while True:
-            at = self._rest.find(MAGIC)
-            if at < 0:
-                self._rest = self._rest[-3:]
-                return
-            self._rest = self._rest[at:]
-            if len(self._rest) < _HEAD.size:
-                return
-            _, type, _, channel, length = _HEAD.unpack_from(self._rest)
-            if length > CHUNK:
-                self._rest = self._rest[1:]
-                continue
-            if len(self._rest) < _HEAD.size + length:
-                return
-            payload = self._rest[_HEAD.size : _HEAD.size + length]
-            self._rest = self._rest[_HEAD.size + length :]
-            yield Frame(type, channel, payload)
+        """The frames that are whole now. Whatever the bytes are, each is looked at once or twice, and none is copied twice."""
+        stream, at = self._rest + data, 0
+        try:
+            while True:
+                begin = stream.find(MAGIC, at)
+                if begin < 0:
+                    at = max(at, len(stream) - len(MAGIC) + 1)
+                    return
+                at = begin
+                if len(stream) - at < _HEAD.size:
+                    return
+                _, type, _, channel, length = _HEAD.unpack_from(stream, at)
+                if length > CHUNK:
+                    at += 1
+                    continue
+                end = at + _HEAD.size + length
+                if len(stream) < end:
+                    return
+                frame, at = Frame(type, channel, stream[at + _HEAD.size : end]), end
+                yield frame
+        finally:
+            self._rest = stream[at:]
 
 
 class Hunter:

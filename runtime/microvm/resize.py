@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from foundation.errors import DavitError
 from runtime.driver import Limits, Unsupported
 from runtime.dynodir import DynoDirectory
 from runtime.microvm import machine, protocol
@@ -32,6 +34,8 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
 
     Raises:
         Unsupported: it cannot be done without a restart; nothing has changed.
+        MonitorFailed, GuestFailed: it was begun and could not be done; all is as it was before, but for what the guest does not
+            give back.
     """
     facts = dyno.record.facts
     if dyno.ended or dyno.monitor is None or dyno.agent is None:
@@ -48,19 +52,36 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
         raise Unsupported(
             f"The dyno {dyno.record.name} uses {used // MIB} MB, more than the {limits.memory // MIB} MB of the new size."
         )
-    largest = max(before, wanted)
-    await driver.host.in_thread(driver.limit, dyno.cgroup, limits, largest)
-    if wanted > before:
-        await _memory(dyno, more)
-    await _tell(dyno, limits, processors)
-    if wanted < before:
-        await _memory(dyno, more)
+    plugged = facts["plugged_memory"]
+    try:
+        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, max(before, wanted))
+        if wanted > before:
+            await _memory(dyno, more)
+        await _tell(dyno, limits, processors)
+        if wanted < before:
+            await _memory(dyno, more)
         await _balloon(dyno, min(facts["memory"], wanted))
-        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
-    else:
-        await _balloon(dyno, min(facts["memory"], wanted))
+        if wanted < before:
+            await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
+    except (DavitError, OSError):
+        await _as_before(driver, dyno, plugged)
+        raise
     facts["limits"] = dict(vars(limits))
     await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
+
+
+async def _as_before(driver: MicroVmDriver, dyno: MicroVm, plugged: int) -> None:
+    """What was begun is undone, each step whether or not another can be."""
+    facts = dyno.record.facts
+    limits = Limits(**facts["limits"])
+    with suppress(DavitError):
+        await _tell(dyno, limits, machine.processors(limits, facts["most_processors"]))
+    with suppress(DavitError):
+        await _balloon(dyno, min(facts["memory"], machine.rounded(limits.memory) + machine.RESERVE))
+    with suppress(DavitError):
+        await _memory(dyno, plugged)
+    with suppress(OSError):
+        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
 
 
 async def _tell(dyno: MicroVm, limits: Limits, processors: int) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from foundation.errors import DavitError
 from runtime import cgroups, reach
 from runtime.children import Process
-from runtime.driver import Exit, Limits, Listener, Stats, Unsupported
+from runtime.driver import Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
 from runtime.osv import machine, management, memory, signals
 from runtime.osv.console import Console, outcome
@@ -331,7 +331,7 @@ class Unikernel:
         """A TCP connection to its address; see :class:`runtime.driver.RunningDyno`."""
         return await reach.connect(socket.socket, [self.address] if self.address else [], port)
 
-    async def migrate(self) -> float:
+    async def migrate(self, hold: Hold) -> float:
         """It cannot be moved.
 
         Raises:

@@ -41,6 +41,7 @@ STARTING, CRASHED = dyno(state="starting", routed=False, address=None), dyno(id=
         (rows(STARTING), "starting:100"),
         (rows(STARTING, CRASHED), "starting:100"),
         (rows(CRASHED), "crashed"),
+        (rows(dyno(routed=False)), "starting:2000"),  # it moves
         (rows(CRASHED, dyno(routed=False, leaving=True)), "crashed"),
         (rows(dyno(address=None)), "starting:100"),
         (rows(dyno(address="not an address")), "starting:100"),

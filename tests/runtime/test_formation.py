@@ -22,7 +22,7 @@ from foundation.settings import settings
 from runtime import applog, records
 from runtime import formation as manager_of_formations
 from runtime import oneoffs as one_off_dynos
-from runtime.driver import DynoSpec, Exit, Limits, Listener, Stats, Unsupported
+from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
@@ -41,6 +41,7 @@ class FakeDyno:
         self.over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.memory = 1
         self.written: asyncio.Event | None = None
+        self.may_go_on = asyncio.Event()
         if behaviour == "crashes at start":
             self.over.set_result(Exit(7))
 
@@ -73,14 +74,24 @@ class FakeDyno:
     async def resize_terminal(self, rows: int, columns: int) -> None: ...
 
     async def update(self, limits: Limits) -> None:
+        if self.behaviour == "is resized slowly":
+            self.events.append("resizing")
+            await self.may_go_on.wait()
         if self.behaviour == "cannot be resized":
             raise Unsupported("This one cannot be resized while it runs.")
         self.events.append(f"update {self.spec.name} to {limits.memory >> 20}")
 
-    async def migrate(self) -> float:
-        self.events.append(f"migrate {self.spec.name}")
-        if self.behaviour == "cannot be moved":
-            raise DavitError("There is no room to move it to.")
+    async def migrate(self, hold: Hold) -> float:
+        self.events.append(f"migrating {self.spec.name}")
+        if self.behaviour == "moves slowly":
+            await self.may_go_on.wait()
+        async with hold():
+            self.events.append(f"migrate {self.spec.name}")
+            if self.behaviour == "dies on the way":
+                self.end(137)
+                await asyncio.sleep(0.1)
+            if self.behaviour != "serves":
+                raise DavitError("There is no room to move it to.")
         return 0.02
 
     async def suspend(self, to: Path) -> None:
@@ -255,6 +266,18 @@ class World:
     def forgotten(self) -> bool:
         with db.snapshot() as session:
             return session.get(App, self.app.id) is None
+
+    async def microvm(self, **types: str) -> FakeDyno:
+        """Deploy an app whose web dyno is a microVM."""
+        await self.settled(self.deploy(**types))
+        self.shape("web", isolation="microvm")
+        web = await until(
+            lambda: [row.isolation for row in self.dynos("up") if row.type == "web"] == ["microvm"]
+            and [dyno for dyno in self.driver.dynos if not dyno.over.done() and dyno.spec.name == "web.1"],
+            "a microVM",
+        )
+        await until(lambda: len(self.rows()) == 1, "the other is gone")
+        return web[-1]  # type: ignore[no-any-return]
 
     def rows(self) -> list[tuple[str, str, bool]]:
         with db.snapshot() as session:
@@ -1061,17 +1084,67 @@ def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
         await world.settled(world.deploy())
         with pytest.raises(Unsupported, match="isolated by container"):
             await world.manager.migrate("web.1")
-        world.shape("web", isolation="microvm")
-        await until(lambda: [row.isolation for row in world.dynos("up")] == ["microvm"] and len(world.rows()) == 1, "microVM")
+        await world.microvm()
         world.events.clear()
-        assert await world.manager.migrate("web.1") == 0.02
-        assert world.events == ["routes []", "migrate web.1", "routes [web.1@v2]"]
+        moved = await world.manager.migrate("web.1")
+        assert moved.pause == 0.02 and moved.held > 0
+        assert world.events == ["migrating web.1", "routes []", "migrate web.1", "routes [web.1@v3]"]
         world.driver.dynos[-1].behaviour = "cannot be moved"
         with pytest.raises(DavitError, match="no room"):
             await world.manager.migrate("web.1")
         assert world.rows() == [("web.1", "up", True)]
         with pytest.raises(DavitError, match=r"web\.2"):
             await world.manager.migrate("web.2")
+
+    play(world, story)
+
+
+def test_a_dyno_that_dies_while_it_moves_is_not_routed_to_again(world: World) -> None:
+    async def story() -> None:
+        (await world.microvm()).behaviour = "dies on the way"
+        world.driver.missing["microvm"] = "No more."
+        with pytest.raises(DavitError, match="no room"):
+            await world.manager.migrate("web.1")
+        await until(lambda: world.rows() == [("web.1", "crashed", False)], "it has crashed")
+        assert "routes [web.1@v2]" not in world.events[world.events.index("migrate web.1") :]
+
+    play(world, story)
+
+
+def test_a_move_and_a_resize_that_take_their_time_hold_up_nothing_else(world: World) -> None:
+    """Not another release, not scaling, not the end of the app."""
+
+    async def story() -> None:
+        first = await world.microvm(web="serve", worker="work")
+        first.behaviour = "moves slowly"
+        moving = asyncio.create_task(world.manager.migrate("web.1"))
+        await until(lambda: "migrating web.1" in world.events, "it moves")
+        world.scale(worker=1)
+        await world.until_alive("web.1", "worker.1")
+        worker = next(dyno for dyno in world.driver.dynos if dyno.spec.name == "worker.1")
+        worker.behaviour = "is resized slowly"
+        world.shape("worker", size="standard-1x", live=True)
+        await until(lambda: "resizing" in world.events, "it is resized")
+        await world.settled(world.deploy(web="serve"))
+        await until(lambda: first.over.done(), "the moving one has left")
+        first.may_go_on.set()
+        with pytest.raises(DavitError):
+            first.behaviour = "cannot be moved"
+            await moving
+        await until(lambda: world.rows() == [("web.1", "up", True)], "what is left")
+        assert world.dynos("up")[0].release_version == 3
+
+    play(world, story)
+
+
+def test_who_waits_for_a_move_is_told_that_davit_ends(world: World) -> None:
+    async def story() -> None:
+        (await world.microvm()).behaviour = "moves slowly"
+        moving = asyncio.create_task(world.manager.migrate("web.1"))
+        await until(lambda: "migrating web.1" in world.events, "it moves")
+        await world.manager.close()
+        with pytest.raises(Unavailable, match="ending"):
+            await moving
 
     play(world, story)
 

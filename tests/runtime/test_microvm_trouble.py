@@ -1,0 +1,328 @@
+"""What is done with a microVM that fails in the middle of something, with imitations of QEMU and of the guest agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.driver import Exit, Unsupported
+from runtime.microvm import dyno as microvm
+from runtime.microvm import moving, protocol, resize
+from runtime.microvm.agent import Agent, GuestFailed, Streams
+from runtime.microvm.dyno import MicroVm
+from runtime.microvm.machine import MIB
+from runtime.microvm.moving import MoveFailed
+from runtime.qmp import MonitorFailed
+from tests.runtime.imitation_qemu import LIMITS, Imitation, ImitationDriver, ended
+
+
+def play(home: Path, story: Callable[[ImitationDriver, MicroVm, Imitation], Coroutine[Any, Any, None]]) -> None:
+    """A dyno runs, and ``story`` happens to it."""
+
+    async def whole() -> None:
+        driver = ImitationDriver(home)
+        dyno, qemu = await driver.start_imitation()
+        with ended(qemu):
+            try:
+                await story(driver, dyno, qemu)
+            finally:
+                dyno.let_go()
+                for other in driver.others.values():
+                    other.end()
+
+    asyncio.run(asyncio.wait_for(whole(), 240))
+
+
+
+
+def no(reason: str) -> Callable[[dict[str, Any]], Any]:
+    """QEMU refuses."""
+
+    def answer(arguments: dict[str, Any]) -> Any:
+        raise RuntimeError(reason)
+
+    return answer
+
+
+async def begin_move(driver: ImitationDriver, dyno: MicroVm, monkeypatch: pytest.MonkeyPatch) -> Imitation:
+    """The other machine is there."""
+    launch, twin = await driver.twin(dyno)
+
+    def made(driver: object, dyno: object, incoming: int) -> Any:
+        os.close(incoming)
+        return launch
+
+    monkeypatch.setattr(moving, "_twin", made)
+    return twin
+
+
+def holding(events: list[str]) -> Callable[[], Any]:
+    """A hold that writes down when it began and ended."""
+
+    @asynccontextmanager
+    async def hold() -> AsyncIterator[None]:
+        events.append("held")
+        try:
+            yield
+        finally:
+            events.append("let go")
+
+    return hold
+
+
+class TestMoving:
+    def test_requests_are_held_from_the_stop_until_it_runs_again_and_the_pause_is_this_moves(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            events: list[str] = []
+            qemu.say("STOP", when=1.0)  # of an earlier attempt
+            qemu.answers["stop"] = lambda _: (events.append("stop"), qemu.say("STOP", when=100.0), {})[2]
+            twin.answers["cont"] = lambda _: (events.append("cont"), twin.say("RESUME", when=100.5), {})[2]
+            await dyno.monitor.execute("query-status")  # type: ignore[union-attr]
+            assert await dyno.migrate(holding(events)) == 0.5
+            assert events == ["held", "stop", "cont", "let go"]
+            assert dyno.pid == twin.process.pid and qemu.gone
+            assert "cont" not in qemu.asked and not dyno.ended
+
+        play(tmp_path, story)
+
+    def test_once_it_was_told_to_run_at_the_other_end_it_runs_nowhere_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both machines hold the same disk."""
+        monkeypatch.setattr(moving, "ANSWER_SECONDS", 0.5)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            twin.agent_answers = False
+            with pytest.raises(MoveFailed, match="does not answer any more; it is ended"):
+                await dyno.migrate(holding([]))
+            exit = await dyno.wait()
+            assert exit.status == 137 and "since it was moved" in exit.why
+            assert "cont" in twin.asked and "cont" not in qemu.asked
+            assert qemu.gone
+
+        play(tmp_path, story)
+
+    def test_when_the_other_end_will_not_run_it_ends(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            twin.answers["cont"] = no("I cannot")
+            with pytest.raises(MoveFailed, match="did not run there: QEMU says: I cannot"):
+                await dyno.migrate(holding([]))
+            assert (await dyno.wait()).status == 137 and "cont" not in qemu.asked
+
+        play(tmp_path, story)
+
+    def test_a_move_that_fails_before_leaves_it_running_where_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            qemu.answers["migrate"] = no("no way")
+            events: list[str] = []
+            with pytest.raises(MoveFailed, match="runs on where it was: QEMU says: no way"):
+                await dyno.migrate(holding(events))
+            assert events == ["held", "let go"] and qemu.status == "running" and not dyno.ended
+            assert "cont" not in twin.asked and dyno.pid == qemu.process.pid
+
+        play(tmp_path, story)
+
+    def test_a_signal_waits_until_it_has_arrived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            signals: list[asyncio.Task[None]] = []
+
+            @asynccontextmanager
+            async def hold() -> AsyncIterator[None]:
+                signals.append(asyncio.ensure_future(dyno.signal(signal.SIGTERM)))
+                await asyncio.sleep(0)
+                yield
+
+            await dyno.migrate(hold)
+            await asyncio.gather(*signals)
+            while bytes([protocol.SIGNAL]) not in twin.told:
+                await asyncio.sleep(0.01)
+            assert bytes([protocol.SIGNAL]) not in qemu.told
+
+        play(tmp_path, story)
+
+    def test_another_qemu_is_told_before_anything_happens(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            driver.qemu_version = (8, 0, 1)
+            with pytest.raises(Unsupported, match=r"runs in QEMU 7\.2\.0, and this host has 8\.0\.1"):
+                await dyno.migrate(holding([]))
+
+        play(tmp_path, story)
+
+    def test_a_machine_that_is_slow_to_answer_has_not_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def unanswered(path: Path) -> Any:
+            raise MonitorFailed("It does not answer.")
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            monkeypatch.setattr(moving.Monitor, "connect", unanswered)
+            assert not await moving._left(driver, dyno.record)
+            qemu.end()
+            assert await moving._left(driver, dyno.record)
+
+        play(tmp_path, story)
+
+
+class TestItsEnd:
+    @pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
+    def test_a_kernel_that_gives_up_or_powers_off_is_a_crash_with_its_last_words(self, tmp_path: Path, reason: str) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.answers["ringbuf-read"] = lambda _: "Kernel panic - not syncing: Oops\nKernel Offset: disabled\n"
+            qemu.say("SHUTDOWN", guest=True, reason=reason)
+            exit = await dyno.wait()
+            assert exit.status == 134 and exit.why.endswith("powered off (Kernel panic - not syncing: Oops)")
+            assert qemu.gone
+
+        play(tmp_path, story)
+
+    def test_a_killed_machine_whose_status_nobody_tells_is_a_crash_all_the_same(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            assert dyno._explain(None) == dyno._explain(0) == Exit(137)
+
+        play(tmp_path, story)
+
+
+class TestWatchdog:
+    @pytest.fixture(autouse=True)
+    def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.05)
+        monkeypatch.setattr(microvm, "ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(microvm, "SILENCE", {False: 0.3})
+
+    def test_a_guest_that_says_nothing_any_more_is_ended(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.agent_answers = False
+            exit = await dyno.wait()
+            assert exit.status == 137 and "has not answered for" in exit.why
+
+        play(tmp_path, story)
+
+    def test_a_machine_that_qemu_has_stopped_is_ended_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(microvm, "SILENCE", {False: 600.0})
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.status = "internal-error"
+            assert "internal-error" in (await dyno.wait()).why
+
+        play(tmp_path, story)
+
+    def test_one_that_only_has_nothing_to_say_is_asked_and_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(microvm, "ANSWER_SECONDS", 60)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            while qemu.told.count(bytes([protocol.LOOK])) < 3:
+                await asyncio.sleep(0.01)
+            assert not dyno.ended
+
+        play(tmp_path, story)
+
+
+class TestResize:
+    def test_memory_that_a_guest_takes_only_half_of_is_taken_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(resize, "SECONDS", 0.3)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            wanted = [0]
+            qemu.answers["qom-set"] = lambda arguments: (wanted.append(arguments["value"]), {})[1]
+            qemu.answers["qom-get"] = lambda _: wanted[-1] // 2
+            with pytest.raises(MonitorFailed, match="took only"):
+                await dyno.update(replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB))
+            assert wanted[-1] == 0 and dyno.record.facts["plugged_memory"] == 0
+            assert dyno.record.facts["limits"] == vars(LIMITS)
+            assert driver.limited[-1] == 224 * MIB < driver.limited[0]
+
+        play(tmp_path, story)
+
+
+class Guest:
+    """The other end of a guest agent's connection, which says what it likes."""
+
+    def __init__(self) -> None:
+        import socket
+
+        ours, self.socket = socket.socketpair()
+        ours.setblocking(False)
+        self.agent = Agent(ours)
+        self.hung_up = asyncio.Event()
+        self.agent.lost = self.hung_up.set
+        self.agent._listen()
+
+    async def say(self, data: bytes) -> None:
+        await asyncio.to_thread(self.socket.sendall, data)
+
+
+class TestHostileGuest:
+    def test_one_that_sends_more_than_its_window_holds_is_hung_up_on(self) -> None:
+        async def story() -> None:
+            guest = Guest()
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            guest.agent.main(Streams(None, (writer, os.dup(writer))))
+            piece = protocol.frame(protocol.OUTPUT, 0, bytes(protocol.CHUNK))
+            flood = asyncio.ensure_future(guest.say(piece * 64))
+            await guest.hung_up.wait()
+            assert "window" in guest.agent.breach
+            await asyncio.gather(flood, return_exceptions=True)
+            os.close(reader)
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_many_small_frames_are_acknowledged_together(self) -> None:
+        async def story() -> None:
+            guest = Guest()
+            guest.agent.main(None)
+            heard = guest.agent._done[7] = asyncio.get_running_loop().create_future()
+            await guest.say(protocol.frame(protocol.OUTPUT, 0, b"x") * 20_000 + protocol.frame(protocol.DONE, 7))
+            await heard
+            await asyncio.sleep(0)
+            answered = len(guest.agent._out) + len(await asyncio.to_thread(guest.socket.recv, 1 << 20))
+            assert answered < 20_000
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_one_that_never_reads_is_hung_up_on(self) -> None:
+        async def story() -> None:
+            guest = Guest()
+            asking = asyncio.ensure_future(guest.agent.ask(lambda number: protocol.frame(protocol.LOOK, number), 60))
+            await asyncio.sleep(0)
+            for _ in range(40):
+                guest.agent.send(bytes(1 << 20))
+            assert "does not read" in guest.agent.breach
+            with pytest.raises(GuestFailed, match="connection"):  # who waits for an answer is told at once
+                await asking
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_figures_are_believed_as_far_as_they_can_be_true(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            assert qemu.agent is not None
+            qemu.agent.write(protocol.frame(protocol.FIGURES, 0, struct.pack("<6Q", *[(1 << 64) - 1] * 6)))
+            while dyno.agent is not None and dyno.agent.stats is None:
+                await asyncio.sleep(0.01)
+            stats = dyno.stats()
+            assert (stats.memory, stats.disk) == (224 * MIB, LIMITS.disk)
+            assert max(stats.pids, stats.ooms, stats.cpu) < 1 << 34
+
+        play(tmp_path, story)
+
+    def test_magic_words_without_an_end_are_skipped_at_once(self) -> None:
+        reader = protocol.Reader()
+        for _ in range(200):  # four million of them: quadratic would be hours
+            assert list(reader.feed(protocol.MAGIC * 20_000)) == []
+        assert len(reader._rest) < 12
