@@ -48,7 +48,7 @@ BENCHES: Mapping[str, Bench] = {
         quick=("--deploys=3", "--configs=3", "--rollbacks=2", "--scales=2", "--restarts=1", "--kills=1"),
     ),
     "idle": Bench("memory with no app, and what a dyno adds", quick=("--settled=4",)),
-    "vms": Bench("containers, microVMs and unikernels side by side", quick=("--runs=1", "--seconds=2")),
+    "vms": Bench("containers, microVMs and unikernels side by side", quick=("--runs=1", "--seconds=2", "--most=3")),
     "crowd": Bench("200 dynos on one machine", quick=("--dynos=40",)),
     "logs": Bench("collecting logs", quick=("--rounds=2", "--samples=30", "--idle=4")),
     "seal": Bench("sealing a slug against tar and gzip", ("--runs=3",), quick=("--runs=1",)),

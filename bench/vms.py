@@ -1,10 +1,11 @@
-"""The isolations side by side: ``python -m bench.vms [--runs 3] [--seconds 5]``.
+"""The isolations side by side: ``python -m bench.vms [--runs 3] [--seconds 5] [--most 12]``.
 
-The same server from the same stack image as a container, as a microVM and, where there is a kernel of it, as an OSv unikernel:
-from the request to start it to the first 200, its end, the memory that it takes beyond the server's own, requests a second
-through HAProxy, how many fit into this host's memory; of microVMs also the pause of a move, how long new limits and a new
-beginning from a file take. Which acceleration was in use stands on top: without KVM a processor is emulated, and figures of
-virtual machines are several times worse.
+The same server from the same stack image as a container, as a microVM and, where there is a kernel of it, as an OSv unikernel.
+Of the drivers alone: from the request to start it to the first 200, its end, the memory that it has for itself beyond a
+container's, new limits while it runs, how long a unikernel's images take for each MB of slug; of microVMs also the pause of a
+move, and a new beginning from a file. Behind a whole Davit (:mod:`bench.vm_apps`): requests a second through its router, the
+request that wakes an app, what visitors wait while a microVM moves, and how many dynos this host takes. Which acceleration was
+in use stands on top: without KVM a processor is emulated, and figures of virtual machines are several times worse.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
+import shutil
 import signal
 import statistics
 import tempfile
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.dyno_start import until_200
-from bench.router import free_port, haproxy
 from bench.tables import Figure, ms, report
+from bench.vm_apps import Served
+from bench.vm_apps import measure as serve
 from foundation.errors import DavitError
 from foundation.settings import from_environment, settings
 from runtime import mounts, stacks
@@ -40,21 +42,8 @@ GROWN = replace(LIMITS, memory=512 * MIB, memory_max=1024 * MIB, cpu_shares=2048
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/app", "PYTHONDONTWRITEBYTECODE": "1", "PORT": str(PORT)}
 COMMAND = ("/usr/bin/python3", "-m", "http.server", str(PORT))
 BOOT_SECONDS = 300.0
-PROXY = """
-global
-    maxconn 2000
-    nbthread 1
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-frontend web
-    bind 127.0.0.1:{port}
-    default_backend app
-backend app
-    server one {address}:{target}
-"""
+SLUG_MIB = 48
+"""Of the slug whose image is timed: what a middling app with its packages has."""
 
 
 @dataclass
@@ -64,13 +53,13 @@ class Measured:
     starts: list[float] = field(default_factory=list)
     stops: list[float] = field(default_factory=list)
     memory: int = 0
-    own: int = 0
-    rate: float = 0.0
     pause: float | None = None
     grow: float | None = None
     shrink: float | None = None
     aside: float | None = None
-    wake: float | None = None
+    resumed: float | None = None
+    root: float | None = None
+    slug: float | None = None
 
 
 def spec(isolation: str, stack: Path) -> DynoSpec:
@@ -113,33 +102,42 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
 
 
-async def requests_a_second(dyno: RunningDyno, seconds: int) -> float:
-    """Through a HAProxy, with 8 connections."""
-    assert dyno.address is not None
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="dvb") as directory:
-        config = PROXY.format(port=port, address=dyno.address, target=PORT)
-        with haproxy(config, Path(directory), "vms", logged=False):
-            words = ["wrk", "-t1", "-c8", f"-d{seconds}s", f"http://127.0.0.1:{port}/"]
-            process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
-            told = (await process.communicate())[0].decode()
-    found = re.search(r"Requests/sec:\s+([\d.]+)", told)
-    return float(found[1]) if found else 0.0
+def images(driver: Any, stack: Path, home: Path, into: Measured) -> None:
+    """What a unikernel's images take: the root of Python once per stack, and the slug's for each MB."""
+    app = home / "tree" / "app"
+    for number in range(SLUG_MIB * 4):
+        path = app / f"package{number % 16}" / f"file{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(MIB // 4))
+    began = time.perf_counter()
+    driver.images._slug(app.parent, app, 2 * SLUG_MIB * MIB)
+    into.slug = (time.perf_counter() - began) / SLUG_MIB
+    shutil.rmtree(driver.images.directory / "base")
+    driver.images.prepare()
+    mounted = driver.host.images.use(stack)
+    try:
+        began = time.perf_counter()
+        driver.images._root(stack, mounted, "python")
+        into.root = time.perf_counter() - began
+    finally:
+        driver.host.images.done(stack)
 
 
-async def measure(driver: Driver, isolation: str, stack: Path, runs: int, seconds: int) -> Measured:
-    """All of one isolation."""
+async def measure(driver: Driver, isolation: str, stack: Path, runs: int, home: Path) -> Measured:
+    """All that one isolation's driver shows by itself."""
     into = Measured()
+    if isolation == "osv":
+        await asyncio.to_thread(images, driver, stack, home, into)
     for _ in range(runs):
         await start_and_stop(driver, isolation, stack, into)
     dyno = await driver.start(spec(isolation, stack))
     try:
         await until_up(dyno)
-        into.rate = await requests_a_second(dyno, seconds)
         into.memory = taken(dyno)
-        if isolation != "osv":
-            into.grow = await timed(dyno.update(GROWN))
-            into.shrink = await timed(dyno.update(LIMITS))
+        # a unikernel's memory is what it was started with; its share of the processors changes
+        grown = GROWN if isolation != "osv" else replace(LIMITS, cpu_shares=GROWN.cpu_shares)
+        into.grow = await timed(dyno.update(grown))
+        into.shrink = await timed(dyno.update(LIMITS))
         if isolation == "microvm":
             await until_up(dyno)
             into.pause = await dyno.migrate()
@@ -158,7 +156,7 @@ async def sleep_and_wake(driver: Driver, dyno: RunningDyno, stack: Path, into: M
     began = time.perf_counter()
     woken = await driver.resume(spec("microvm", stack), snapshot)
     await until_up(woken)
-    into.wake = time.perf_counter() - began
+    into.resumed = time.perf_counter() - began
     snapshot.parent.rmdir()
     return woken
 
@@ -170,32 +168,42 @@ async def timed(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def figures(found: dict[str, Measured]) -> list[Figure]:
+def figures(found: dict[str, Measured], served: dict[str, Served]) -> list[Figure]:
     """What is reported: a container is what virtual machines stand beside."""
-    beside = found.get("container")
     shown: list[Figure] = []
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    base, base_served = found.get("container", Measured()), served.get("container", Served())
 
     def say(isolation: str, what: str, value: float | None, other: float | None, form: Any) -> None:
         if value is None:
             return
-        compared = other is not None and isolation != "container"
+        compared = bool(other) and isolation != "container"
         ratio = value / other if compared and other else None
         shown.append(Figure("vms", f"{isolation}: {what}", form(value), form(other) if compared else "", ratio))
 
     for isolation, one in found.items():
-        base = beside or Measured()
-        own = base.memory
+        size = "its share of the processors, live" if isolation == "osv" else "size, live"
         say(isolation, "start to the first 200", statistics.median(one.starts), statistics.median(base.starts or [0]), ms)
         say(isolation, "SIGTERM to gone", statistics.median(one.stops), statistics.median(base.stops or [0]), ms)
-        say(isolation, "memory beyond a container's", float(one.memory - own), None, _mib)
-        say(isolation, "requests a second through HAProxy", one.rate, base.rate or None, lambda value: f"{value:.0f}/s")
-        say(isolation, "how many fill this host's memory", host / max(1, one.memory), host / max(1, own), lambda n: f"{n:.0f}")
-        say(isolation, "twice the size, live", one.grow, base.grow, ms)
-        say(isolation, "half the size, live", one.shrink, base.shrink, ms)
+        if isolation == "container":
+            say(isolation, "memory of its own, the server's", float(one.memory), None, _mib)
+        else:
+            say(isolation, "memory beyond a container's", float(one.memory - base.memory), None, _mib)
+        say(isolation, f"twice {size}", one.grow, base.grow, ms)
+        say(isolation, f"half {size}", one.shrink, base.shrink, ms)
+        say(isolation, "image of the slug, each MB", one.slug, None, ms)
+        say(isolation, "root of Python, once for each stack", one.root, None, ms)
         say(isolation, "pause of a move to another QEMU", one.pause, None, ms)
         say(isolation, "written to a file", one.aside, None, ms)
-        say(isolation, "woken from it, to the first 200", one.wake, statistics.median(one.starts), ms)
+        say(isolation, "from that file to the first 200", one.resumed, statistics.median(one.starts), ms)
+        if isolation not in served:
+            continue
+        app = served[isolation]
+        say(isolation, "requests a second through the router", app.rate, base_served.rate, lambda value: f"{value:.0f}/s")
+        say(isolation, "the request that wakes it, held and answered", app.wake, base_served.wake, ms)
+        say(isolation, "pause of ps:migrate", app.pause, None, ms)
+        say(isolation, "longest that a visitor waited meanwhile", app.longest, None, ms)
+        say(isolation, f"dynos that run at once ({app.why})", app.dynos, None, lambda value: f"{value:.0f}")
+        say(isolation, "of the host's memory, each of them", app.each, base_served.each, _mib)
     return shown
 
 
@@ -207,6 +215,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of load")
+    parser.add_argument("--most", type=int, default=12, help="dynos that fill the host; 0: no Davit at all")
     options = parser.parse_args()
     stack = stacks.current(settings().stacks).run
     mounts.isolate()
@@ -216,6 +225,7 @@ async def main() -> None:
         drivers = Drivers(host)
         await drivers.open()
         found: dict[str, Measured] = {}
+        drivers_here: dict[str, Driver] = {}
         try:
             for isolation in ("container", "microvm", "osv"):
                 try:
@@ -225,10 +235,13 @@ async def main() -> None:
                     continue
                 if hasattr(driver, "kvm"):
                     print(f"{isolation}: {'KVM' if driver.kvm else 'emulated processor (TCG)'}", flush=True)
-                found[isolation] = await measure(driver, isolation, stack, options.runs, options.seconds)
+                drivers_here[isolation] = driver
+            for isolation, driver in drivers_here.items():
+                found[isolation] = await measure(driver, isolation, stack, options.runs, Path(home))
         finally:
             await drivers.close(stop_dynos=True)
-        report(figures(found))
+    served = await asyncio.to_thread(serve, list(found), options.seconds, options.most) if options.most else {}
+    report(figures(found, served))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""What the isolations are worth behind a whole Davit: requests a second through its router, how long the request that wakes an
+app is held, how long visitors wait while a microVM moves, and how many dynos this host takes. :mod:`bench.vms` prints it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.dyno_start import available
+from tests.e2e.conftest import running
+from tests.e2e.world import TINY, App, Davit, eventually
+
+SLEEP_AFTER = 3
+"""Seconds without requests after which an app of the bench sleeps."""
+PATIENCE = 600.0
+LEAST_FREE = 1 << 30
+"""Bytes that stay free: a host that is fuller than that begins to swap or to kill, and its figures are worth nothing."""
+
+
+@dataclass
+class Served:
+    """Of one isolation: requests a second; seconds; dynos that run and bytes of the host that each takes, and why there are no
+    more."""
+
+    rate: float = 0.0
+    wake: float = 0.0
+    pause: float | None = None
+    longest: float | None = None
+    dynos: int = 0
+    each: float = 0.0
+    why: str = ""
+
+
+def measure(isolations: list[str], seconds: int, most: int) -> dict[str, Served]:
+    """All of it for each isolation.
+
+    Args:
+        isolations: those that this host can have.
+        seconds: how long there is load.
+        most: dynos at which the filling of the host is given up.
+    """
+    kept = {name: os.environ[name] for name in ("DAVIT_OSV_KERNEL", "DAVIT_OSV_MODULES") if name in os.environ}
+    extra = {"DAVIT_SLEEP_AFTER": str(SLEEP_AFTER), "DAVIT_BOOT_TIMEOUT": "300", **kept}
+    found: dict[str, Served] = {}
+    with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")), extra=extra)) as davit:
+        for isolation in isolations:
+            app = davit.create()
+            app.deploy(TINY)
+            app.cli("ps:sleep", "off")
+            app.cli("ps:isolation", f"web={isolation}")
+            _until_up(app, 1, isolation)
+            found[isolation] = _one(davit, app, isolation, seconds, most)
+            app.cli("apps:destroy", "--confirm", app.name)
+    return found
+
+
+def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int) -> Served:
+    into = Served()
+    into.rate = requests_a_second(davit, app, seconds)
+    if isolation == "microvm":
+        with asking(app) as waits:
+            said = app.cli("ps:migrate", "web.1").stderr
+        into.pause, into.longest = stood_still(said), max(waits)
+    into.wake = woken(app)
+    fill(app, isolation, most, into)
+    return into
+
+
+def requests_a_second(davit: Davit, app: App, seconds: int) -> float:
+    """Through Davit's router, with 8 connections."""
+    words = ["wrk", "-t1", "-c8", f"-d{seconds}s", "-H", f"Host: {app.name}.localhost", f"http://127.0.0.1:{davit.http}/"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"Requests/sec:\s+([\d.]+)", told)
+    assert found is not None and "Non-2xx" not in told, told
+    return float(found[1])
+
+
+def woken(app: App) -> float:
+    """Seconds of the request that wakes the app: held by the router, answered by the dyno."""
+    app.cli("ps:sleep", "on")
+    eventually(lambda: [dyno["state"] for dyno in app.dynos()] == ["idle"], "it sleeps", PATIENCE)
+    began = time.perf_counter()
+    answer = app.get()
+    took = time.perf_counter() - began
+    assert answer.status_code == 200, answer.text
+    app.cli("ps:sleep", "off")
+    return took
+
+
+def stood_still(said: str) -> float:
+    """Seconds, from what ``ps:migrate`` says."""
+    found = re.search(r"stood still for ([\d.,]+) ?(ms|s)", said)
+    assert found is not None, said
+    return float(found[1].replace(",", "")) / (1000 if found[2] == "ms" else 1)
+
+
+@contextmanager
+def asking(app: App) -> Iterator[list[float]]:
+    """Ask again and again meanwhile; the seconds that each answer took."""
+    waits: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            began = time.perf_counter()
+            answer = app.get()
+            assert answer.status_code == 200, answer.text
+            waits.append(time.perf_counter() - began)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        eventually(lambda: waits, "the first answer", PATIENCE)
+        yield waits
+    finally:
+        done.set()
+        asker.join()
+
+
+def fill(app: App, isolation: str, most: int, into: Served) -> None:
+    """Scale up, one dyno after the other, until the host is full, one is refused, or there are ``most``."""
+    free, into.dynos, into.why = available(), 1, f"given up at {most}, there is room"
+    while into.dynos < most:
+        if available() < LEAST_FREE:
+            into.why = "less than 1 GiB of memory is left"
+            break
+        done = app.cli("ps:scale", f"web={into.dynos + 1}", check=False)
+        try:
+            assert done.returncode == 0, done.stderr
+            _until_up(app, into.dynos + 1, isolation)
+        except AssertionError as error:
+            into.why = f"the next did not come up: {str(error).strip().splitlines()[-1][:100]}"
+            break
+        into.dynos += 1
+    into.each = (free - available()) / max(1, into.dynos - 1)
+
+
+def _until_up(app: App, number: int, isolation: str) -> None:
+    def up() -> bool:
+        return sum(dyno["state"] == "up" and dyno.get("isolation") == isolation for dyno in app.dynos()) == number
+
+    eventually(up, f"{number} dynos as {isolation}", PATIENCE)
