@@ -37,6 +37,8 @@ log = logging.getLogger("runtime")
 
 QEMU = "qemu-system-x86_64"
 OLDEST_QEMU = (6, 0)
+PLACES = "/usr/bin:/usr/local/bin:/usr/sbin"
+"""Where programs are looked for, whatever PATH the runtime was given."""
 BOOT_SECONDS = {True: 30.0, False: 120.0}
 """From QEMU's start until the kernel starts the app: with and without acceleration."""
 MONITOR_SECONDS = 60.0
@@ -504,7 +506,7 @@ def find_qemu(name: str) -> tuple[str, str]:
     Raises:
         Unsupported: it is missing or too old; the sentence says what to do.
     """
-    path = shutil.which(name, path="/usr/bin:/usr/local/bin:/usr/sbin")
+    path = shutil.which(name, path=PLACES)
     if path is None:
         raise Unsupported("Unikernels need QEMU, which is not installed: apt-get install qemu-system-x86.")
     said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout

@@ -33,6 +33,8 @@ POWERDOWN_SECONDS = 2.0
 """How long OSv may take to power off when its button is pressed, before it is ended."""
 CRASH_SECONDS = 5.0
 """How long a guest that has crashed may take to be gone: some stand still for ever."""
+EXHAUSTED = 0.95
+"""The share of its memory that a guest has touched that ran out of it."""
 IDLE = 0.05
 """Less than this share of a processor is used by a guest in which nothing runs."""
 PROBE_SECONDS = 0.2
@@ -82,6 +84,7 @@ class Unikernel:
         self._removing: asyncio.Task[None] | None = None
         self._drained = asyncio.Event()
         self._over = False
+        self._exhausted = False
 
     # -- looking after it ------------------------------------------------------------------------------------------
 
@@ -119,7 +122,7 @@ class Unikernel:
             self.monitor.close()
         ooms = self.cgroup.ooms()
         exit = outcome(self.console, status, self._asked)
-        return Exit(128 + SIGKILL, oom=True) if ooms and exit.status in (None, 128 + SIGKILL) else exit
+        return Exit(128 + SIGKILL, oom=True) if (ooms or self._exhausted) and exit.status in (None, 128 + SIGKILL) else exit
 
     def _readable(self) -> None:
         """Take what the serial port gives, unless what it gave before is still to be written: then the guest waits."""
@@ -229,7 +232,14 @@ class Unikernel:
             assert self.address is not None
             misses = 0 if await signals.answers(self.address, SILENCE) else misses + 1
             if misses >= MISSES:
+                self._exhausted = await self._has_used_up_its_memory()
                 return self._kill("its kernel does not answer any more")
+
+    async def _has_used_up_its_memory(self) -> bool:
+        """A kernel without memory stands still and says nothing; one that stands still with memory left has another reason."""
+        size = machine.granted(self.memory)
+        touched = await self._driver.host.in_thread(memory.touched, self.pid, size)
+        return touched is not None and touched > EXHAUSTED * size
 
     async def _measure(self) -> None:
         """Its memory: what its kernel tells, where the user's modules let it tell; otherwise what the host sees of it."""

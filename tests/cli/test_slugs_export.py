@@ -19,6 +19,7 @@ from slugs import osvimage, rofs
 from slugs.store import Store
 from state import accounts, apps, db, releases, vault
 from state.models import Slug
+from tests.e2e.errors_page import assert_says
 from tests.runtime import rootfs
 from tests.state.conftest import forget_caches
 
@@ -100,6 +101,7 @@ def test_a_disk_that_boots_by_itself(place: tuple[Path, Path, str], tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "disk.img", "disk.qcow2", "loader.img"]
 
 
+@pytest.mark.row("osv-builder")
 def test_what_is_missing_is_said_and_nothing_is_left(place: tuple[Path, Path, str], tmp_path: Path) -> None:
     (tmp_path / "elf").write_bytes(Path("/bin/true").read_bytes())
     (tmp_path / "text").write_text("no kernel")
@@ -112,6 +114,8 @@ def test_what_is_missing_is_said_and_nothing_is_left(place: tuple[Path, Path, st
         ("zfs", None, tmp_path / "none", "cannot be read"),
     ):
         done = export(place, form, tmp_path / "out", loader, builder)
+        if builder is not None:
+            assert_says("osv-builder", done.stdout + done.stderr)
         assert (done.returncode, why in done.stdout) == (1, True), done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elf", "text"]
 

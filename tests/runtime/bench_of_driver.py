@@ -74,6 +74,8 @@ class Bench:
 
     patience = 1.0
     """How much longer everything may take than in a container."""
+    unreachable, loopback = "OSError113", "lo"
+    """What a program hears at once that asks for an address which is closed to it; the loopback device's name."""
     limits = LIMITS
     """What its dynos have unless a test says otherwise."""
 

@@ -19,6 +19,7 @@ import pytest
 from foundation.errors import DavitError
 from runtime.driver import Bind, Exit
 from tests.conftest import PATIENCE
+from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB, Bench
 
 _CONNECT = """
@@ -115,8 +116,9 @@ class LifeContract:
         with monkeypatch.context() as full:
             full.setattr(pool, "_ready", deque())
             full.setattr(pool, "_used", set(range(1, 1024)))
-            with pytest.raises(DavitError, match="as many as it has places for"):
+            with pytest.raises(DavitError, match="as many as it has places for") as full_up:
                 bench.waiting("x\n")
+        assert_says("no-places", full_up.value.message)
 
     def test_given_descriptors_get_its_output(self, bench: Bench, tmp_path: Path) -> None:
         with (tmp_path / "in").open("w+") as source, (tmp_path / "out").open("w") as target:
@@ -196,7 +198,6 @@ def _buried(pid: int) -> bool:
 
 class DriverContract(LifeContract):
     """The contract of runtime.driver: a life, and what an app finds and may do in it."""
-
     # -- being ready
 
     def test_it_is_ready_when_it_listens_and_serves_until_it_is_told_to_end(self, bench: Bench) -> None:
@@ -415,7 +416,8 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
             own = [address for address in _host_addresses() if address != gateway]
             targets = [(address, port) for address in (gateway, *own)]
             results = bench.result(_CONNECT.format(targets=targets))
-        assert set(results.values()) <= {"OSError113", "ConnectionRefusedError111"}, results
+        there = {gateway, *_host_addresses()}  # another Davit's bridge may have gone meanwhile
+        assert {results[one] for one in results if one in there} <= {"OSError113", "ConnectionRefusedError111"}, results
 
     def test_private_networks_and_metadata_are_out_of_reach_at_once(self, bench: Bench) -> None:
         targets = [
@@ -423,14 +425,14 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
             for address in ("169.254.169.254", "10.1.2.3", "192.168.1.1", "172.16.0.1", "100.64.0.1", "198.19.255.1")
         ]
         results = bench.result(_CONNECT.format(targets=targets))
-        assert set(results.values()) == {"OSError113"}, results
+        assert set(results.values()) == {bench.unreachable}, results
 
     def test_mail_is_refused(self, bench: Bench) -> None:
-        assert bench.result(_CONNECT.format(targets=[("8.8.4.4", 25)])) == {"8.8.4.4": "OSError113"}
+        assert bench.result(_CONNECT.format(targets=[("8.8.4.4", 25)])) == {"8.8.4.4": bench.unreachable}
 
     def test_without_a_network_it_has_the_loopback_only(self, bench: Bench) -> None:
         code = "import socket, json; print(json.dumps([name for _, name in socket.if_nameindex()]))"
-        assert bench.result(code, network=False) == ["lo"]
+        assert bench.result(code, network=False) == [bench.loopback]
 
     def test_another_dynos_files_and_processes_are_not_there(self, bench: Bench) -> None:
         bench.start("echo secret > /tmp/mine; sleep 60")

@@ -15,11 +15,13 @@ import pytest
 
 from foundation.errors import DavitError, InvalidParams
 from runtime.driver import Bind, Exit, Unsupported
-from runtime.osv import kernel, signals
+from runtime.network import NetworkFailed
+from runtime.osv import kernel, signals, zfs
 from runtime.osv.driver import StartFailed, find_qemu
 from runtime.osv.images import TooLargeForMemory
-from slugs import osvcommand
+from slugs import osvcommand, rofs
 from slugs.osvcommand import CommandRefused
+from tests.e2e.errors_page import assert_says
 from tests.runtime import imitation_guest
 from tests.runtime.bench_of_driver import ENV, MIB
 from tests.runtime.bench_of_osv import LIMITS, OsvBench
@@ -55,6 +57,7 @@ def bench(open_bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Osv
     open_bench.wait_for_footprint(before)
 
 
+@pytest.mark.row("no-places")
 class TestContract(LifeContract):
     """What is promised of every driver's dynos and that a guest without an app can show."""
 
@@ -113,6 +116,8 @@ def test_a_guest_whose_kernel_answers_nobody_is_ended(bench: OsvBench, monkeypat
     dyno = bench.begin(f"deaf and dumb\n{STAND_STILL}")
     assert bench.run(dyno.wait()) == Exit(137)
     assert bench.output(dyno) == "deaf and dumb\n"
+    monkeypatch.setattr("runtime.osv.memory.touched", lambda pid, size: size)
+    assert bench.run(bench.waiting("it has used all its memory\n").wait()) == Exit(137, oom=True)
 
 
 def test_a_flood_does_not_fill_the_runtimes_memory(bench: OsvBench) -> None:
@@ -158,7 +163,12 @@ def test_what_is_done_otherwise_is_said_in_the_apps_log(bench: OsvBench, monkeyp
 # -- refused, and nothing is left
 
 
+@pytest.mark.row("osv-refused", "osv-too-large", "osv-line", "osv-cloud-init", "osv-module")
 def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path) -> None:
+    rows = {
+        "needs a shell": "osv-refused", "memory": "osv-too-large", "a unikernel takes 3600": "osv-line",
+        "has the key “runcmd”": "osv-cloud-init", "libcloud-init.so": "osv-module", "host name": "osv-module",
+    }  # fmt: skip
     for changes, error, why in (
         ({"line": "a | b"}, CommandRefused, "needs a shell"),
         ({"line": None}, CommandRefused, "comes from none"),
@@ -171,24 +181,40 @@ def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path
         ({"env": {**ENV, "OSV_CLOUD_INIT": "files: {/a: b}"}}, Unsupported, "libcloud-init.so"),
         ({"env": {**ENV, "OSV_CLOUD_INIT": "hostname: x"}}, Unsupported, "host name"),
     ):
-        with pytest.raises(error, match=why):
+        with pytest.raises(error, match=why) as refused:
             bench.run(bench.osv.start(bench.says(STAND_STILL, **changes)))
+        if row := rows.get(why):
+            assert_says(row, refused.value.message)
     with pytest.raises(Unsupported, match="no other can be started"):
         bench.run(bench.begin(STAND_STILL).exec(["ls"], {}))
 
 
+@pytest.mark.row("osv-boot")
 def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = replace(bench.says(""), env={**ENV, "SAY": "$nothing of it"})
     with monkeypatch.context() as impatient:
         impatient.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 3.0, False: 3.0})
-        with pytest.raises(StartFailed, match="did not start it within 3 seconds"):
+        with pytest.raises(StartFailed, match="did not start it within 3 seconds") as told:
             bench.run(bench.osv.start(silent))
+        assert_says("osv-boot", told.value.message)
     off = replace(bench.says(""), env={**ENV, "SAY": f"$\nCould not mount rofs root filesystem.\n{POWER_OFF}"})
-    with pytest.raises(StartFailed, match="Could not mount rofs root filesystem"):
+    with pytest.raises(StartFailed, match="Could not mount rofs root filesystem") as told:
         bench.run(bench.osv.start(off))
+    assert_says("osv-boot", told.value.message)
     crash = replace(bench.says(""), env={**ENV, "SAY": f"$\ntrying to execute or access missing symbol\n\n[backtrace]\n{POWER_OFF}"})
-    with pytest.raises(StartFailed, match="could not be started: trying to execute or access missing symbol"):
+    with pytest.raises(StartFailed, match="could not be started: trying to execute or access missing symbol") as told:
         bench.run(bench.osv.start(crash))
+    assert_says("osv-boot", told.value.message)
+
+
+def test_a_tap_that_cannot_be_made_is_told_and_nothing_is_left(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(slot: int) -> int:
+        raise NetworkFailed("The kernel gives no tap: Device or resource busy.")
+
+    with monkeypatch.context() as without:
+        without.setattr(bench.host.network, "tap", refuse)
+        with pytest.raises(NetworkFailed, match="gives no tap"):
+            bench.waiting("x\n")
 
 
 @pytest.mark.parametrize("when", ["at once", "while it boots"])
@@ -210,7 +236,10 @@ def test_a_start_that_is_given_up_leaves_nothing(bench: OsvBench, when: str) -> 
 # -- the host
 
 
-def test_kernels_that_are_none_are_refused_with_a_sentence(tmp_path: Path, loader: Path) -> None:
+@pytest.mark.row("osv-no-kernel", "osv-no-qemu")
+def test_kernels_that_are_none_are_refused_with_a_sentence(
+    tmp_path: Path, loader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text").write_text("no kernel")
     (tmp_path / "disk").write_bytes(bytes(510) + b"\x55\xaa" + bytes(1000))
     (tmp_path / "linux").write_bytes(loader.read_bytes().replace(b"OSv ", b"Lnx "))
@@ -218,10 +247,17 @@ def test_kernels_that_are_none_are_refused_with_a_sentence(tmp_path: Path, loade
         (None, "DAVIT_OSV_KERNEL is not set"), (tmp_path / "none", "cannot be read"), (tmp_path / "text", "no 64-bit ELF"),
         (tmp_path / "disk", "a boot disk"), (Path("/bin/true"), "no kernel for x86-64"), (tmp_path / "linux", "is not OSv's"),
     ):  # fmt: skip
-        with pytest.raises(kernel.KernelUnusable, match=why):
+        with pytest.raises(kernel.KernelUnusable, match=why) as told:
             kernel.check(path)
-    with pytest.raises(Unsupported, match="apt-get install qemu-system-x86"):
-        find_qemu("qemu-system-none")
+        assert_says("osv-no-kernel", told.value.message)
+    old = tmp_path / "qemu-system-old"
+    old.write_text("#!/bin/sh\necho 'QEMU emulator version 5.2.0 (Debian 1:5.2+dfsg-11)'\n")
+    old.chmod(0o755)
+    monkeypatch.setattr("runtime.osv.driver.PLACES", f"{tmp_path}:/usr/bin")
+    for name, why in (("qemu-system-none", "apt-get install qemu-system-x86"), ("qemu-system-old", "need QEMU 6.0 or newer")):
+        with pytest.raises(Unsupported, match=why) as lacking:
+            find_qemu(name)
+        assert_says("osv-no-qemu", lacking.value.message)
 
 
 def test_a_kernel_is_tried_by_booting_it(loop: asyncio.AbstractEventLoop, tmp_path: Path, loader: Path) -> None:
@@ -230,6 +266,17 @@ def test_a_kernel_is_tried_by_booting_it(loop: asyncio.AbstractEventLoop, tmp_pa
     assert kernel.keep(loader, tmp_path / "kernels") == kept
     trial = loop.run_until_complete(kernel.boot(find_qemu("qemu-system-x86_64")[0], kept, kvm=False))
     assert trial.banner == "OSv v0.0-imitation"
+
+
+@pytest.mark.row("osv-builder")
+def test_a_zfs_builder_that_takes_no_files_is_ended_and_told(
+    loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zfs, "BOOT_SECONDS", 5.0)
+    with pytest.raises(zfs.BuilderFailed, match="--console=serial") as told:
+        zfs.build(loader, rofs.Folder(), tmp_path / "image", 64 * MIB)
+    assert_says("osv-builder", told.value.message)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_agent_for_signals_is_built_and_passes_them_on(tmp_path: Path) -> None:
