@@ -437,11 +437,12 @@ class _Bridge:
         elif isinstance(order, Resize):
             self._runtime("oneoff.resize", {"rows": order.rows, "columns": order.columns})
         else:
-            self._runtime("oneoff.signal", {"number": order.number})
+            # one that a busy host is too slow to take would be lost without a word, and somebody waits for it
+            self._runtime("oneoff.signal", {"number": order.number}, timeout=30)
 
-    def _runtime(self, name: str, params: dict[str, int]) -> None:
+    def _runtime(self, name: str, params: dict[str, int], timeout: float = 5) -> None:
         with contextlib.suppress(DavitError):  # it may have ended just now
-            wire.call(settings().run / "runtime.sock", name, {"dyno_id": self.attachment.dyno_id, **params}, timeout=5)
+            wire.call(settings().run / "runtime.sock", name, {"dyno_id": self.attachment.dyno_id, **params}, timeout=timeout)
 
     def _to_command(self) -> None:
         fd = self.attachment.input
