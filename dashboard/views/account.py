@@ -77,6 +77,12 @@ def confirm_two_factor(visit: Visit) -> Response:
     return _page(visit, recovery=two_factor.confirm(visit.session, visit.account, visit.text("code", 20)))
 
 
+@pages.on("POST", "/account/two-factor/recovery-codes", does="POST /account/recovery-codes", again=show)
+def renew_recovery_codes(visit: Visit) -> Response:
+    """New recovery codes, shown this once; the old ones open nothing any more."""
+    return _page(visit, recovery=two_factor.recovery_codes(visit.session, visit.account, visit.text("code", 64) or None))
+
+
 @pages.on("POST", "/account/two-factor/disable", does="DELETE /account/two-factor", again=show)
 def disable_two_factor(visit: Visit) -> Response:
     """Turn it off."""

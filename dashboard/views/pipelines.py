@@ -96,6 +96,23 @@ def promote(visit: Visit, pipeline: str) -> Response:
     return visit.done(f"/pipelines/{row.id}", "Promoted: the releases are on their way.")
 
 
+@pages.on("POST", "/pipelines/<pipeline>/name", does="PATCH /pipelines/<pipeline>", again=show)
+def rename(visit: Visit) -> Response:
+    """Give it another name."""
+    row = _pipeline(visit)
+    pipelines.rename(visit.session, visit.account, row, visit.text("name", 100))
+    return visit.done(f"/pipelines/{row.id}", f"It is called {row.name} now.")
+
+
+@pages.on("POST", "/pipelines/<pipeline>/transfer", needs="pipeline-manage", again=show)
+def transfer(visit: Visit) -> Response:
+    """Give it to somebody else; its apps stay whose they are."""
+    row = _pipeline(visit)
+    recipient = visit.text("recipient", 254)
+    pipelines.transfer(visit.session, visit.account, row, recipient)
+    return visit.done("/", f"The pipeline {row.name} is {recipient}'s now; its apps stay whose they are.")
+
+
 @pages.on("POST", "/pipelines/<pipeline>/destroy", does="DELETE /pipelines/<pipeline>", again=show)
 def destroy(visit: Visit) -> Response:
     """Remove the pipeline; its apps stay."""

@@ -15,7 +15,7 @@ from foundation import outbound
 from foundation.clock import now
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import apps, audit, config, domains, drains, endpoints, guard, payloads, transfers, webhooks
+from state import apps, audit, config, domains, drains, endpoints, features, guard, payloads, transfers, webhooks
 from state.db import transaction
 from state.models import Account, App, LogDrain, SniEndpoint, Webhook
 
@@ -27,7 +27,7 @@ BLANKS = 3
 SECTIONS = (
     ("config", "Config vars"), ("domains", "Domains"), ("certificates", "Certificates"), ("buildpacks", "Buildpacks"),
     ("people", "Collaborators"), ("drains", "Log drains"), ("webhooks", "Webhooks"),
-    ("maintenance", "Maintenance"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
+    ("maintenance", "Maintenance"), ("features", "Features"), ("name", "Name"), ("transfer", "Transfer"), ("destroy", "Destroy"),
 )  # fmt: skip
 """Each is a template, ``settings_ID.html``."""
 SOON = timedelta(days=14)
@@ -52,8 +52,17 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=_webhooks(visit),
         includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
-        deliveries=webhooks.deliveries(visit.session, visit.app)[:10], **more,
+        deliveries=webhooks.deliveries(visit.session, visit.app)[:10], features=_features(visit), **more,
     )  # fmt: skip
+
+
+def _features(visit: Visit) -> list[tuple[features.Feature, bool, bool]]:
+    """Each feature of apps, whether it is on, and whether the visitor may switch it."""
+    found = []
+    for one, row in features.of_app(visit.session, visit.app):
+        needed = {"operate", "manage"} if one.name == features.GUARD else {"operate"}
+        found.append((one, row.enabled if row else one.usual, not one.fixed and needed <= visit.may))
+    return found
 
 
 def _webhooks(visit: Visit) -> list[tuple[Webhook, str]]:
@@ -307,6 +316,18 @@ def set_maintenance(visit: Visit) -> Response:
     on = visit.text("on") == "yes"
     apps.set_maintenance(visit.session, visit.account, visit.app, on)
     return _back(visit, "maintenance", "Visitors see the maintenance page." if on else "Visitors see the app again.")
+
+
+@pages.on("POST", "/apps/<app>/settings/features/<feature>", does="PATCH /apps/<app>/features/<feature>", again=show)
+def switch_feature(visit: Visit, feature: str) -> Response:
+    """Switch a feature on or off."""
+    on = visit.text("on") == "yes"
+    if feature == features.GUARD:
+        visit.need("manage")
+        if not on:
+            visit.guard()
+    found, _ = features.switch(visit.session, visit.account, visit.app, feature, on)
+    return _back(visit, "features", f"{found.title} is {'on' if on else 'off'}.")
 
 
 @pages.on("POST", "/apps/<app>/settings/name", does="PATCH /apps/<app>", again=show)

@@ -44,6 +44,33 @@ def _ann(chromium: Browser, davit: Davit, **options: object) -> Page:
     return page
 
 
+STOPS = """() => {
+    const stops = [...document.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex]")].filter(
+        (stop) => stop.tabIndex >= 0 && !stop.disabled && stop.type !== "hidden" && stop.checkVisibility({ visibilityProperty: true }));
+    window.unreached = new Set(stops);
+    window.unseen = [];
+    document.addEventListener("focusin", ({ target }) => {
+        window.unreached.delete(target);
+        if (!target.matches(":focus-visible")) window.unseen.push(target.outerHTML.slice(0, 100));
+    });
+    window.unreached.delete(document.activeElement);
+    return stops.length;
+}"""
+LEFT = """() => [
+    ...[...window.unreached].filter((stop) => stop.isConnected).map((stop) => stop.outerHTML.slice(0, 100)), ...window.unseen]"""
+
+
+def _unreached(page: Page) -> list[str]:
+    """What Tab, pressed again and again, does not come to or does not show, though it is there to be used."""
+    for _ in range(page.evaluate(STOPS)):
+        page.keyboard.press("Tab")
+    for _ in range(20):  # panes that can be scrolled are stops, too, and the window itself
+        if not (left := page.evaluate(LEFT)):
+            break
+        page.keyboard.press("Tab")
+    return list(left)
+
+
 @pytest.mark.parametrize(("scheme", "size"), [("light", None), ("dark", PHONE)])
 def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone(
     davit: Davit, chromium: Browser, scheme: str, size: dict[str, int] | None
@@ -58,6 +85,8 @@ def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_
         page = visitors.enter(name)
         wrong += [f"{name}: {sentence}" for sentence in violations(page)]
         wrong += [f"{name}: the pattern {text} is none" for text in page.evaluate(BROKEN_PATTERNS)]
+        if size is None:
+            wrong += [f"{name}: the key Tab does not come to {stop}" for stop in _unreached(page)]
         if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
             wrong.append(f"{name} is wider than a phone")
     wrong += [f"console: {text}" for text in said if "404" not in text]

@@ -33,6 +33,7 @@ def test_every_form_does_what_an_endpoint_of_the_api_does() -> None:
     alone = {
         "/sign-in", "/sign-out", "/theme", "/login/<secret>", "/set-up/<secret>", "/account/sessions/<id>/end", "/account/sessions/end",
         "/pipelines/<pipeline>/apps", "/pipelines/<pipeline>/move",
+        "/pipelines/<pipeline>/transfer",
     }  # fmt: skip
     without = {route.path for part in PARTS for route in part.routes if route.method == "POST" and route.does is None}
     assert without <= alone
@@ -299,6 +300,7 @@ def test_the_guard_takes_a_code_here_too(desk: Desk) -> None:
     owner = desk.person("owner")
     assert owner.post("/apps/timely/settings/destroy", {"confirm": "timely"}).status_code == 403
     assert 'name="code"' in owner.get("/apps/timely/settings").text
+    assert owner.post(f"/apps/timely/settings/features/{features.GUARD}", {"on": "no"}).status_code == 403
     assert owner.get("/apps/timely").status_code == 200
 
 
@@ -460,6 +462,48 @@ def test_the_build_cache_is_thrown_away_by_who_may_deploy(desk: Desk) -> None:
         runtime.close()
     assert runtime.calls == [("cache.purge", {"app_id": desk.app_id})]
     assert "Threw the build cache away" in owner.get("/apps/timely/activity").text
+
+
+def test_a_pipeline_is_renamed_and_given_to_somebody_else_by_its_owner(desk: Desk) -> None:
+    owner, deployer = desk.person("owner"), desk.person("deployer")
+    where = owner.post("/pipelines/new", {"name": "project"}, page="/pipelines/new").headers["Location"]
+    owner.post(f"{where}/apps", {"app": "timely", "stage": "staging"}, page=where)
+    for path, data in (("name", {"name": "mine"}), ("transfer", {"recipient": "deployer@example.com"})):
+        assert f"{where}/{path}" not in deployer.get(where).text
+        assert deployer.post(f"{where}/{path}", data, page=where).status_code == 403
+    assert owner.post(f"{where}/name", {"name": "No such name!"}, page=where).status_code == 422
+    assert owner.post(f"{where}/name", {"name": "product"}, page=where).status_code == 303
+    assert owner.post(f"{where}/transfer", {"recipient": "nobody@example.com"}, page=where).status_code == 404
+    assert owner.post(f"{where}/transfer", {"recipient": "deployer@example.com"}, page=where).status_code == 303
+    assert f"{where}/destroy" in deployer.get(where).text and "<h1>product</h1>" in deployer.get(where).text
+    assert f"{where}/destroy" not in owner.get(where).text, "still seen: an app in it is theirs"
+
+
+def test_features_are_switched_by_who_may(desk: Desk) -> None:
+    owner, operator, place = desk.person("owner"), desk.person("operator"), "/apps/timely/settings/features"
+    assert f"{place}/preboot" not in owner.get("/apps/timely/settings").text, "it cannot be switched"
+    assert f"{place}/" not in desk.person("viewer").get("/apps/timely/settings").text
+    assert f"{place}/{features.GUARD}" not in operator.get("/apps/timely/settings").text
+    assert operator.post(f"{place}/{features.METADATA}", {"on": "yes"}).status_code == 303
+    assert operator.post(f"{place}/{features.GUARD}", {"on": "yes"}).status_code == 403
+    answer = owner.post(f"{place}/{features.GUARD}", {"on": "yes"})
+    assert answer.status_code == 422 and "turn two-factor authentication on first" in answer.text
+    with db.snapshot() as session:
+        app = session.get_one(App, desk.app_id)
+        assert features.enabled(session, app, features.METADATA) and not features.enabled(session, app, features.GUARD)
+
+
+def test_new_recovery_codes_take_a_code_and_void_the_old_ones(desk: Desk) -> None:
+    with db.transaction() as session:
+        account = session.get_one(App, desk.app_id).owner
+        enrolment = two_factor.begin(session, account)
+        totp = TOTP(base64.b32decode(enrolment.secret), 6, SHA1(), 30, enforce_key_length=False)
+        old = two_factor.confirm(session, account, totp.generate(int(time.time())).decode())
+    owner, place = desk.person("owner"), "/account/two-factor/recovery-codes"
+    assert owner.post(place, {"code": "wrong"}).status_code == 403
+    page = owner.post(place, {"code": old[0]}).text
+    assert "Recovery codes" in page and not any(code in page for code in old)
+    assert owner.post(place, {"code": old[1]}).status_code == 403
 
 
 def test_pipelines_are_on_pages_as_apps_are(desk: Desk) -> None:
@@ -624,7 +668,7 @@ def test_a_pipeline_offers_its_people_what_each_may_do(desk: Desk) -> None:
     def offered(name: str) -> set[str]:
         return set(re.findall(rf'action="{where}/(\w+)"', desk.person(name).get(where).text))
 
-    assert offered("owner") == {"promote", "move", "apps", "destroy"}
+    assert offered("owner") == {"promote", "move", "apps", "name", "transfer", "destroy"}
     assert offered("viewer") == set()
     assert offered("operator") == {"move"}
     assert offered("deployer") == {"apps"}, "the app of the next stage is not theirs"
