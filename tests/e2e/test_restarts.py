@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from foundation import wire
+from foundation.errors import Unavailable
 from tests.e2e.errors_page import assert_says, says
 from tests.e2e.residue import home_database, rows_unfinished
 from tests.e2e.test_power_cut import pushing
@@ -118,6 +120,7 @@ def test_a_dyno_that_crashes_after_an_hour_is_started_again_at_once(app: App) ->
         changed = connection.execute("UPDATE dynos SET started_at = ? WHERE id = ?", (an_hour_ago, dyno["id"]))
         assert changed.rowcount == 1
     kill_the_runtime(app)
+    eventually(lambda: _runtime_answers(app), "it has taken the dynos over")
     assert app.get("/die").status_code == 503
     eventually(lambda: app.get().status_code == 200, "it is started again")
     log = app.log()
@@ -127,6 +130,12 @@ def test_a_dyno_that_crashes_after_an_hour_is_started_again_at_once(app: App) ->
     eventually(lambda: app.get().status_code == 200, "it is started again")
     app.get("/die")
     eventually(lambda: says("crash-later", app.log()), "the second in a row makes a pause")
+
+
+def _runtime_answers(app: App) -> bool:
+    with contextlib.suppress(Unavailable):
+        return bool(wire.call(app.davit.home / "run" / "runtime.sock", "ping").result)
+    return False
 
 
 def set_up(davit: Davit, postdeploy: str) -> App:
