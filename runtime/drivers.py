@@ -72,6 +72,7 @@ class Drivers:
         self.host = host
         self._makers = makers
         self._drivers: dict[str, Driver] = {}
+        self._open: set[str] = set()
         self._opening: dict[str, asyncio.Lock] = {}
 
     async def open(self) -> None:
@@ -90,16 +91,20 @@ class Drivers:
             Unsupported: there is none.
             DavitError: it cannot be opened on this host; it is tried again when it is next asked for.
         """
-        if isolation in self._drivers:
+        if isolation in self._open:
             return self._drivers[isolation]
         async with self._opening.setdefault(isolation, asyncio.Lock()):
-            if isolation not in self._drivers:
-                maker = self._makers.get(isolation)
-                if maker is None:
-                    raise Unsupported(f"This Davit cannot isolate dynos by {isolation}; it can by {', '.join(self._makers)}.")
-                driver = maker(self.host)
-                await driver.open()
-                self._drivers[isolation] = driver
+            if isolation not in self._open:
+                await self._made(isolation).open()
+                self._open.add(isolation)
+        return self._drivers[isolation]
+
+    def _made(self, isolation: str) -> Driver:
+        if isolation not in self._drivers:
+            maker = self._makers.get(isolation)
+            if maker is None:
+                raise Unsupported(f"This Davit cannot isolate dynos by {isolation}; it can by {', '.join(self._makers)}.")
+            self._drivers[isolation] = maker(self.host)
         return self._drivers[isolation]
 
     async def start(self, spec: DynoSpec) -> RunningDyno:
@@ -115,12 +120,13 @@ class Drivers:
         await self.of(isolation)
 
     async def adopt(self) -> Sequence[RunningDyno]:
-        """The dynos that earlier runtime processes started, of every isolation; those whose driver cannot be had any more
-        are ended."""
+        """The dynos that earlier runtime processes started, of every isolation. Those that run need nothing but what they have:
+        a driver that cannot start another (QEMU's package is damaged, a setting names no kernel) looks after them all the same.
+        Only those of an isolation that this Davit does not know are ended."""
         adopted: list[RunningDyno] = []
         for isolation in sorted(self.host.isolations()):
             try:
-                adopted += await (await self.of(isolation)).adopt()
+                adopted += await self._made(isolation).adopt()
             except DavitError as error:
                 log.error("dynos cannot be looked after any more and are ended: %s", error.message, extra={"kind": isolation})
                 await self.host.end_unclaimed(isolation)

@@ -84,6 +84,7 @@ class Host:
         self._names = firewall.Names()
         self._passed = 0.0
         self._surveyed: list[tuple[Record, bool]] = []
+        self._claimed: set[str] = set()
         self._open = False
 
     # -- opening ---------------------------------------------------------------------------------------------------
@@ -233,8 +234,9 @@ class Host:
     # -- dynos of earlier processes ---------------------------------------------------------------------------------
 
     def alive(self) -> set[str]:
-        """Ids of the dynos that earlier runtime processes started, that live, and that nobody has taken over yet."""
-        return {record.id for record, alive in self._surveyed if alive}
+        """Ids of the dynos that earlier runtime processes started and that lived when this one came, taken over or not: a driver
+        that is opened later than its dynos were taken over sweeps none of them away."""
+        return {record.id for record, alive in self._surveyed if alive} | self._claimed
 
     def isolations(self) -> set[str]:
         """The isolations of the dynos that :meth:`claim` would give."""
@@ -243,6 +245,7 @@ class Host:
     def claim(self, isolation: str) -> list[tuple[Record, bool]]:
         """The dynos of this isolation that earlier processes started, and whether each still lives; given away once."""
         mine = [found for found in self._surveyed if found[0].isolation == isolation]
+        self._claimed |= {record.id for record, alive in mine if alive}
         self._surveyed = [found for found in self._surveyed if found[0].isolation != isolation]
         return mine
 
