@@ -30,6 +30,8 @@ log = logging.getLogger("builder")
 
 NAME = "builds"
 CANCELLED = "The build was cancelled."
+MOST_RISING = 16
+"""Builds at the most whose slug is sealed and whose release is on its way up: each is a process of some 25 MiB that waits."""
 ATTEMPTS = 2
 """A build whose worker died is taken up again once, from the same commit."""
 LOST_AFTER = timedelta(seconds=10)
@@ -60,12 +62,15 @@ def tell_of_wait(build_id: str) -> None:
             return
         first = builds.ahead(session, build) if build.phase == "waiting" else None
         taken = builds.at_work(session, build) if first is None else 0
+        rising = builds.rising(session) if first is None else 0
     slots = settings().build_slots
     if first is not None:
         what = (first.commit or first.source_version or "source")[:8]
         text = f"Waiting for another build of this app to end: {what}, by {first.account.email}"
     elif taken >= slots:
         text = f"Waiting for a free build slot: {taken} build{'s go' if taken > 1 else ' goes'} first, {slots} at a time"
+    elif rising >= MOST_RISING:
+        text = f"Waiting for releases of other apps to be up: {rising} are on their way, {MOST_RISING} at a time"
     else:
         return
     with suppress(OSError):  # a full disk: the build's own business, later

@@ -39,8 +39,6 @@ SWEEP_SECONDS = 30
 """How often the files of builds are looked for whose app is gone."""
 WAIT_SECONDS = 3
 """How long one blocking call on Redis lasts; below the time-out of the connection."""
-MOST_RISING = 100
-"""Builds at the most whose slug is sealed and whose release is on its way up: each is a process that waits."""
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,7 +71,7 @@ class Worker:
                 self._look_out()
                 self._reap()
                 self._free_slots()
-                if self._taken() < self.slots and len(self.builds) < self.slots + MOST_RISING:
+                if self._taken() < self.slots and len(self.builds) < self.slots + queue.MOST_RISING:
                     self._take()
                 else:
                     signal.sigtimedwait([signal.SIGCHLD], LOOK_SECONDS)
@@ -143,6 +141,14 @@ class Worker:
                 log.exception("files of forgotten builds could not be removed")
 
 
+class _Build(SimpleWorker):  # type: ignore[misc]
+    """RQ's worker for one build; in lists of processes it has Davit's name, not RQ's sentences."""
+
+    def procline(self, message: str) -> None:
+        """What RQ would have lists of processes say."""
+        setproctitle("davit: build")
+
+
 def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
     """In the forked process: be an RQ worker for one job, and end."""
     status = 1
@@ -151,9 +157,8 @@ def _work(parent: int, taken: Job, source: Queue) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        setproctitle("davit: build")
         flush = announce.install()  # a connection of its own: the parent's is the parent's
-        SimpleWorker([source], connection=notify.redis_client()).execute_job(taken, source)
+        _Build([source], connection=notify.redis_client()).execute_job(taken, source)
         flush()
         status = 0
     except Exception:

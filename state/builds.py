@@ -110,6 +110,11 @@ def at_work(session: Session, build: Build) -> int:
     return session.scalar(others) or 0
 
 
+def rising(session: Session) -> int:
+    """How many builds have made their release, which is on its way up."""
+    return session.scalar(select(func.count()).where(Build.status == "pending", Build.phase == "releasing")) or 0
+
+
 def begin(session: Session, build_id: str) -> Build:
     """A worker starts on the build.
 

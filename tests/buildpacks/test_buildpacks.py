@@ -68,6 +68,16 @@ def run(built: Built, command: str, **env: str) -> str:
 # --- python ---
 
 
+def test_hooks_of_the_app_run_before_and_after_all(root: Path) -> None:
+    hook = "#!/bin/sh\ncommand -v python > {0}.txt; echo says {0} $SECRET\n"
+    source = {
+        "requirements.txt": TINY, "bin/pre_compile": hook.format("pre"), "bin/post_compile": hook.format("post") + "exit 3\n"
+    }  # fmt: skip
+    said = refused(build(root, source, config={"SECRET": "5"}))
+    assert said.index("Running pre_compile hook") < said.index("says pre 5") < said.index("itsdangerous") < said.index("says post 5")
+    assert "bin/post_compile ended with status 3." in said
+
+
 def test_flask_example_runs_from_its_slug(root: Path) -> None:
     files = {path.name: path.read_text() for path in (REPOSITORY / "examples/flask").iterdir() if path.name != ".python-version"}
     built = done(build(root, files))

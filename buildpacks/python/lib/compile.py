@@ -103,6 +103,7 @@ class App:
 
 def main(build: Path, cache: Path, env: Path) -> None:
     app = App(build, cache, env)
+    run_hook(app, "pre_compile")
     manager = choose_manager(app)
     version, asked_by = asked_version(app)
     interpreter = Interpreter(app)
@@ -115,6 +116,22 @@ def main(build: Path, cache: Path, env: Path) -> None:
     write_profile(app)
     write_export(app)
     collect_static(app)
+    run_hook(app, "post_compile")
+
+
+def run_hook(app: App, name: str) -> None:
+    """An app's own steps: Heroku's classic Python buildpack runs bin/pre_compile before all and bin/post_compile after all."""
+    hook = app.build / "bin" / name
+    if not hook.is_file():
+        return
+    say(f"Running {name} hook")
+    hook.chmod(hook.stat().st_mode | 0o111)
+    try:
+        status = subprocess.run([hook], cwd=app.build, env=app.environment).returncode
+    except OSError as error:
+        fail(f"bin/{name} cannot be run: {error.strerror}. Does it begin with a line such as #!/usr/bin/env bash?")
+    if status:
+        fail(f"bin/{name} ended with status {status}.")
 
 
 def choose_manager(app: App) -> str | None:
