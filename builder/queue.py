@@ -1,7 +1,7 @@
 """The queue: which build runs next, and what becomes of builds whose worker is gone.
 
 The order is in the database (one build per app at a time, first come first served); RQ only carries a build's id to a
-worker. As no app has more than one build in RQ's queue, its first-in-first-out is fair between apps.
+worker. No app has more than one build in RQ's queue, and accounts take turns at its front.
 """
 
 from __future__ import annotations
@@ -52,6 +52,28 @@ def enqueue_next(app_id: str) -> None:
         build = builds.next_turn(session, app_id)
     if build is not None:
         _send(build.id)
+
+
+def put_first() -> None:
+    """Before a worker takes a build: have the one at the front whose turn it is.
+
+    RQ's queue is first in, first out, and each app has one build in it; somebody with many apps would still go before all others.
+    """
+    waiting = queue()
+    if waiting.count < 2:
+        return
+    ids = waiting.get_job_ids()
+    try:
+        with snapshot() as session:
+            first = builds.next_slot(session, ids)
+    except DavitError:  # the database is away for a moment: then in the order in which they came
+        return
+    if first is None or first == ids[0]:
+        return
+    with waiting.connection.pipeline() as both:  # at once, so that a build is never out of the queue
+        waiting.remove(first, pipeline=both)
+        waiting.push_job_id(first, pipeline=both, at_front=True)
+        both.execute()
 
 
 def tell_of_wait(build_id: str) -> None:

@@ -93,6 +93,7 @@ class Worker:
         """Wait for a build, and start it."""
         connection = notify.redis_client()
         try:
+            queue.put_first()
             taken = Queue.dequeue_any([queue.queue()], WAIT_SECONDS if not self.builds else 1, connection=connection)
         except DequeueTimeout:
             return

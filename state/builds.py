@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy import func, select, update
@@ -108,6 +109,19 @@ def at_work(session: Session, build: Build) -> int:
     """How many builds have or are about to have a slot, ``build`` not counted."""
     others = select(func.count()).where(Build.status == "pending", Build.phase.in_(("queued", "building")), Build.id != build.id)
     return session.scalar(others) or 0
+
+
+def next_slot(session: Session, queued: Sequence[str]) -> str | None:
+    """Which of the queued builds has the next slot: the accounts take turns, and the one with the fewest builds at work is first.
+
+    Args:
+        queued: their ids, those that came first at the front.
+    """
+    rows = session.execute(select(Build.account_id, Build.id, Build.phase).where(Build.status == "pending")).all()
+    waiting = set(queued)  # one that has just been taken is in the queue no more, and not at work yet
+    working = Counter(owner for owner, id, phase in rows if phase == "building" or (phase == "queued" and id not in waiting))
+    owner = {id: account for account, id, _ in rows}
+    return min((id for id in queued if id in owner), key=lambda id: working[owner[id]], default=None)
 
 
 def rising(session: Session) -> int:

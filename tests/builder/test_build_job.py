@@ -397,6 +397,27 @@ def test_builds_of_one_app_wait_for_each_other(pushed: Pushed) -> None:
     assert queue.queue().job_ids == [first] and pushed.row(second).phase == "waiting"
 
 
+def test_accounts_take_turns(pushed: Pushed) -> None:
+    """Somebody with many apps does not go before somebody with one."""
+    with db.transaction() as session:
+        other = accounts.create(session, pushed.account, "you@example.com")
+        owners = [session.get(Account, pushed.account.id)] * 3 + [other]
+        rows = [builds.create(session, apps.create(session, owner), owner, commit="a" * 40) for owner in owners if owner]
+    mine, yours = [row.id for row in rows[:3]], rows[3].id
+    for row in rows:
+        queue.enqueue_next(row.app_id)
+    assert queue.queue().job_ids == [*mine, yours]
+    queue.put_first()
+    assert queue.queue().pop_job_id() == mine[0]  # nobody is at work: who came first
+    queue.put_first()  # before the process of the first has begun
+    assert queue.queue().job_ids == [yours, *mine[1:]]
+    with db.transaction() as session:
+        builds.begin(session, mine[0])
+        builds.fail(session, yours, "cancelled", "x")
+    queue.put_first()
+    assert queue.queue().job_ids[0] == mine[1]
+
+
 def test_what_redis_lost_is_sent_again(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "LOST_AFTER", queue.timedelta(0))
     build_id = pushed.build(pushed.commit(file="x"))
