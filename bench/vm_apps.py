@@ -54,11 +54,14 @@ def measure(isolations: list[str], seconds: int, most: int) -> dict[str, Served]
     with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")), extra=extra)) as davit:
         for isolation in isolations:
             app = davit.create()
-            app.deploy(TINY)
-            app.cli("ps:sleep", "off")
-            app.cli("ps:isolation", f"web={isolation}")
-            _until_up(app, 1, isolation)
-            found[isolation] = _one(davit, app, isolation, seconds, most)
+            try:
+                app.deploy(TINY)
+                app.cli("ps:sleep", "off")
+                app.cli("ps:isolation", f"web={isolation}")
+                _until_up(app, 1, isolation)
+                found[isolation] = _one(davit, app, isolation, seconds, most)
+            except AssertionError as error:
+                print(f"{isolation}, behind a Davit: not measured: {str(error)[:300]}", flush=True)
             app.cli("apps:destroy", "--confirm", app.name)
     return found
 

@@ -15,6 +15,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import statistics
 import tempfile
 import time
@@ -23,7 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.dyno_start import until_200
 from bench.tables import Figure, ms, report
 from bench.vm_apps import Served
 from bench.vm_apps import measure as serve
@@ -71,15 +71,50 @@ def spec(isolation: str, stack: Path) -> DynoSpec:
 
 
 async def until_up(dyno: RunningDyno) -> None:
-    """Wait for the first 200."""
+    """Wait for the first 200.
+
+    Raises:
+        RuntimeError: it ended before.
+        TimeoutError: there was none within :data:`BOOT_SECONDS`.
+    """
     assert dyno.address is not None
-    await asyncio.wait_for(asyncio.to_thread(until_200, dyno.address, PORT), BOOT_SECONDS)
+    ending = asyncio.ensure_future(dyno.wait())
+    end = time.monotonic() + BOOT_SECONDS
+    while not await asyncio.to_thread(answers, dyno.address):
+        if ending.done():
+            raise RuntimeError(f"the server ended: {ending.result()}")
+        if time.monotonic() > end:
+            raise TimeoutError(f"no answer within {BOOT_SECONDS:g} seconds")
+        await asyncio.sleep(0.001)
+    ending.cancel()
+
+
+def answers(address: str) -> bool:
+    """Whether the server says 200 now; each question is given a second."""
+    try:
+        with socket.create_connection((address, PORT), 1) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return connection.recv(64).split()[1:2] == [b"200"]
+    except OSError:
+        return False
+
+
+async def start(driver: Driver, isolation: str, stack: Path) -> RunningDyno:
+    """Start one; a virtual machine that does not come up is said and started again, as the formation manager does it."""
+    for left in (2, 1, 0):
+        try:
+            return await driver.start(spec(isolation, stack))
+        except DavitError as error:
+            print(f"{isolation}: {error.message}", flush=True)
+            if not left:
+                raise
+    raise AssertionError
 
 
 async def start_and_stop(driver: Driver, isolation: str, stack: Path, into: Measured) -> None:
     """One run: from nothing to the first 200, and from SIGTERM to nothing."""
     began = time.perf_counter()
-    dyno = await driver.start(spec(isolation, stack))
+    dyno = await start(driver, isolation, stack)
     await until_up(dyno)
     into.starts.append(time.perf_counter() - began)
     began = time.perf_counter()
@@ -130,7 +165,7 @@ async def measure(driver: Driver, isolation: str, stack: Path, runs: int, home: 
         await asyncio.to_thread(images, driver, stack, home, into)
     for _ in range(runs):
         await start_and_stop(driver, isolation, stack, into)
-    dyno = await driver.start(spec(isolation, stack))
+    dyno = await start(driver, isolation, stack)
     try:
         await until_up(dyno)
         into.memory = taken(dyno)
@@ -215,6 +250,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of load")
+    parser.add_argument("--only", choices=("container", "microvm", "osv"), action="append", help="isolations; all by default")
     parser.add_argument("--most", type=int, default=12, help="dynos that fill the host; 0: no Davit at all")
     options = parser.parse_args()
     stack = stacks.current(settings().stacks).run
@@ -227,7 +263,7 @@ async def main() -> None:
         found: dict[str, Measured] = {}
         drivers_here: dict[str, Driver] = {}
         try:
-            for isolation in ("container", "microvm", "osv"):
+            for isolation in options.only or ("container", "microvm", "osv"):
                 try:
                     driver = await drivers.of(isolation)
                 except DavitError as error:
@@ -237,7 +273,10 @@ async def main() -> None:
                     print(f"{isolation}: {'KVM' if driver.kvm else 'emulated processor (TCG)'}", flush=True)
                 drivers_here[isolation] = driver
             for isolation, driver in drivers_here.items():
-                found[isolation] = await measure(driver, isolation, stack, options.runs, Path(home))
+                try:
+                    found[isolation] = await measure(driver, isolation, stack, options.runs, Path(home))
+                except (DavitError, RuntimeError, TimeoutError, asyncio.TimeoutError) as error:
+                    print(f"{isolation}: not measured: {error}", flush=True)
         finally:
             await drivers.close(stop_dynos=True)
     served = await asyncio.to_thread(serve, list(found), options.seconds, options.most) if options.most else {}

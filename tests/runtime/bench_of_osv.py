@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime import cgroups, children
@@ -14,7 +13,7 @@ from runtime.host import Host
 from runtime.osv.driver import OsvDriver
 from runtime.osv.dyno import Unikernel
 from tests.conftest import PATIENCE
-from tests.runtime.bench_of_driver import ENV, MIB, Bench
+from tests.runtime.bench_of_driver import ENV, MIB, Bench, _name, descriptors
 from tests.runtime.imitation_guest import POWER_OFF, REPEAT, STAND_STILL
 
 _T = TypeVar("_T")
@@ -79,10 +78,10 @@ class OsvBench(Bench):
         self.until(lambda: not self.host.pool._leaving and len(self.host.tasks) <= 1, "quiet", 30)
         return {
             "cables": sorted(self.host.network.cables()),
-            "descriptors": len(os.listdir("/proc/self/fd")),
+            "descriptors": descriptors(),
             "dynos": [path.name for path in self.host.dynos.iterdir()],
             "work": [path.name for path in self.osv.directory.iterdir()],
-            "children": Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(),
+            "children": sorted(filter(None, map(_name, children._children()))),
             "slugs": sorted(path.name for path in (self.osv.images.directory / "slugs").iterdir()),
             "drafts": [path.name for path in self.osv.images.directory.rglob(".*")],
             "cgroups": [group for group in self._groups() if not group.endswith("app-id")],
