@@ -222,7 +222,7 @@ class MicroVmDriver:
             "generation": 1, "memory": memory, "plugged_memory": 0, "pluggable": wanted.pluggable,
             "processors": wanted.processors, "most_processors": cores, "kernel": self.kernel.version,
             "qemu": list(self.qemu_version), "kvm": self.kvm, "app": spec.app, "limits": dict(vars(spec.limits)),
-            "slug": wanted.slug, "scratch": wanted.scratch,
+            "slug": wanted.slug, "scratch": wanted.scratch, "images": moving.images(spec),
         }  # fmt: skip
         record = replace(record, facts=facts)
         return Launch(record, DynoDirectory(self.host.dynos / spec.id), spec.limits, wanted, spec.stack, spec.slug)
@@ -370,13 +370,15 @@ class MicroVmDriver:
 
     async def last_line(self, id: str, monitor: Monitor | None) -> str:
         """Of the dyno ``id``'s machine; in brackets, or empty."""
-        words = _text(self.directory / id / "messages").strip().splitlines()
-        if not words and monitor is not None:
+        messages = _text(self.directory / id / "messages").strip().splitlines()
+        qemu = [line for line in messages if ": warning: " not in line]  # of which it has some on every host
+        guest: list[str] = []
+        if monitor is not None:
             with suppress(DavitError):
                 told = await monitor.execute("ringbuf-read", {"device": "serial", "size": 32768}, timeout=5)
-                words = [line for line in str(told).splitlines() if line.strip()]
-        panic = [line for line in words if "panic" in line]
-        return f" ({_printable((panic or words)[-1])})" if words else ""
+                guest = [line for line in str(told).splitlines() if line.strip()]
+        words = [line for line in guest if "panic" in line] or qemu or guest
+        return f" ({_printable(words[-1])})" if words else ""
 
     async def undo(self, launch: Launch) -> None:
         """Take everything away that was made for a start that failed."""

@@ -403,7 +403,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     Raises:
         MoveFailed: it is damaged or of another version; nothing runs.
     """
-    facts = await driver.host.in_thread(_read, driver, snapshot)
+    facts = await driver.host.in_thread(_read, driver, snapshot, spec)
     launch = driver.plan(spec, incoming=True)
     launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
     launch.machine = replace(
@@ -431,20 +431,27 @@ async def _until_read(monitor: Monitor) -> None:
         await asyncio.sleep(0.01)
 
 
-def _read(driver: MicroVmDriver, snapshot: Path) -> dict[str, Any]:
+def images(spec: DynoSpec) -> list[str]:
+    """The disks that its guest has open: it can wake on no other."""
+    return [str(spec.stack), str(spec.slug)]
+
+
+def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec) -> dict[str, Any]:
     try:
         meta = json.loads((snapshot / _META).read_text())
         facts = dict(meta["facts"])
         whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and _digest(snapshot / _MEMORY) == meta["digest"]
         whole = whole and (not facts["scratch"] or (snapshot / _SCRATCH).exists())
         same = tuple(facts["qemu"]) == driver.qemu_version and facts["kernel"] == driver.kernel.version
-        same = same and facts["kvm"] == driver.kvm
+        same = same and facts["kvm"] == driver.kvm and facts.get("images") == images(spec)
     except (OSError, ValueError, KeyError, TypeError):
         whole, same, facts = False, False, {}
     if not whole:
         raise MoveFailed("What was written of the sleeping dyno is damaged; it is started anew.")
     if not same:
-        raise MoveFailed("The sleeping dyno was put aside by another version of QEMU or kernel; it is started anew.")
+        raise MoveFailed(
+            "The sleeping dyno was put aside by another version of QEMU or kernel, or on another stack; it is started anew."
+        )
     return facts
 
 

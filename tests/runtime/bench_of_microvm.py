@@ -104,6 +104,7 @@ class MicroVmBench(Bench):
         ]
         return {
             "cables": sorted(self.host.network.cables()),
+            "slots": sorted(self.host.pool._used),
             "cgroups": [group for group in groups if not group.endswith("app-id")],
             "descriptors": _descriptors(),
             "dynos": [path.name for path in self.host.dynos.iterdir()],

@@ -25,6 +25,7 @@ from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
 from tests.runtime.bench_of_microvm import MicroVmBench, require, stacks
 from tests.runtime.contract import DriverContract
@@ -140,6 +141,8 @@ class TestSharedGuest:
         assert status["Uid"].split()[0] == str(bench.host.instance.uids(dyno.slot) + 1000)
         assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
         assert "var" not in os.listdir(proc / "root")
+        (cores,) = [line.split() for line in (proc / "limits").read_text().splitlines() if line.startswith("Max core file size")]
+        assert cores[4] == cores[5] == "0", "a core would hold the guest's memory"
         assert b"PYTHONDONTWRITEBYTECODE" not in (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
         assert dyno.cgroup.holds(dyno.pid)
 
@@ -246,17 +249,21 @@ class TestLife:
 class TestBadInput:
     """Each a sentence, and nothing left."""
 
+    @pytest.mark.row("microvm-no-qemu")
     def test_qemu_missing_or_too_old(self) -> None:
-        with pytest.raises(Unsupported, match="not installed"):
+        with pytest.raises(Unsupported, match="not installed") as missing:
             find_qemu("qemu-system-that-is-not-there")
+        assert_says("microvm-no-qemu", missing.value.message)
         with pytest.raises(Unsupported, match=r"need QEMU 6\.2 or newer; this host has 4\.2\.1"):
             parse_version("QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)")
         with pytest.raises(Unsupported, match="no QEMU"):
             parse_version("hello")
 
+    @pytest.mark.row("microvm-no-kernel")
     def test_a_kernel_that_is_none_or_damaged(self, tmp_path: Path) -> None:
-        with pytest.raises(kernel.KernelMissing, match="stack:build --vm"):
+        with pytest.raises(kernel.KernelMissing, match="stack:build --vm") as missing:
             kernel.current(tmp_path)
+        assert_says("microvm-no-kernel", missing.value.message)
         require()
         good = kernel.current(stacks())
         copy = tmp_path / kernel.NAME / "1"
@@ -279,14 +286,16 @@ class TestBadInput:
         assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
         assert "does not boot" in json.loads(known.read_text())["reason"]
 
+    @pytest.mark.row("microvm-boot")
     def test_a_guest_that_hangs_at_boot_or_stops_there(
         self, own: MicroVmBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("runtime.microvm.machine._KERNEL_WORDS", "console=ttyS0 rdinit=/none panic=-1")
         with pytest.raises(
-            StartFailed, match=r"could not be started: its machine ended while it booted|its guest does not answer"
-        ):
+            StartFailed, match=r"could not be started: its machine ended while it booted \(.*panic|its guest does not answer"
+        ) as failed:
             start(own, "true")
+        assert_says("microvm-boot", failed.value.message)
 
     def test_a_broken_snapshot_starts_nothing(self, own: MicroVmBench) -> None:
         snapshot = own.home / "broken"
@@ -318,6 +327,7 @@ def test_a_machine_is_composed_of_its_parts() -> None:
     assert any(word.startswith("virtio-net-pci") and "02:00:00:00:00:01" in word for word in words)
     assert "tap,id=net,fd=8,vhost=off" in words
     assert words[words.index("-sandbox") + 1].startswith("on,")
+    assert {"dump-guest-core=off", "mem-merge=off"} <= set(words[words.index("-M") + 1].split(","))
     alone = machine.command("qemu", replace(whole, mac=None, slug=False, scratch=False, fifos=False, incoming=True))
     assert not any("virtio-net" in word or "slug" in word or "scratch" in word for word in alone)
     assert alone[-2:] == ["-incoming", f"fd:{machine.INCOMING}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import struct
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from runtime.microvm.dyno import MicroVm
 from runtime.microvm.machine import MIB
 from runtime.microvm.moving import MoveFailed
 from runtime.qmp import MonitorFailed
+from tests.e2e.errors_page import assert_says
 from tests.runtime.imitation_qemu import LIMITS, Imitation, ImitationDriver, ended
 
 
@@ -97,6 +100,7 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    @pytest.mark.row("microvm-move")
     def test_once_it_was_told_to_run_at_the_other_end_it_runs_nowhere_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -106,8 +110,9 @@ class TestMoving:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             twin = await begin_move(driver, dyno, monkeypatch)
             twin.agent_answers = False
-            with pytest.raises(MoveFailed, match="does not answer any more; it is ended"):
+            with pytest.raises(MoveFailed, match="does not answer any more; it is ended") as failed:
                 await dyno.migrate(holding([]))
+            assert_says("microvm-move", failed.value.message)
             exit = await dyno.wait()
             assert exit.status == 137 and "since it was moved" in exit.why
             assert "cont" in twin.asked and "cont" not in qemu.asked
@@ -180,12 +185,14 @@ class TestMoving:
 
 
 class TestItsEnd:
+    @pytest.mark.row("microvm-gave-up")
     @pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
     def test_a_kernel_that_gives_up_or_powers_off_is_a_crash_with_its_last_words(self, tmp_path: Path, reason: str) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             qemu.answers["ringbuf-read"] = lambda _: "Kernel panic - not syncing: Oops\nKernel Offset: disabled\n"
             qemu.say("SHUTDOWN", guest=True, reason=reason)
             exit = await dyno.wait()
+            assert_says("microvm-gave-up", exit.why)
             assert exit.status == 134 and exit.why.endswith("powered off (Kernel panic - not syncing: Oops)")
             assert qemu.gone
 
@@ -234,6 +241,7 @@ class TestWatchdog:
 
 
 class TestResize:
+    @pytest.mark.row("microvm-resize")
     def test_memory_that_a_guest_takes_only_half_of_is_taken_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resize, "SECONDS", 0.3)
 
@@ -241,8 +249,9 @@ class TestResize:
             wanted = [0]
             qemu.answers["qom-set"] = lambda arguments: (wanted.append(arguments["value"]), {})[1]
             qemu.answers["qom-get"] = lambda _: wanted[-1] // 2
-            with pytest.raises(MonitorFailed, match="took only"):
+            with pytest.raises(MonitorFailed, match="took only") as failed:
                 await dyno.update(replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB))
+            assert_says("microvm-resize", failed.value.message)
             assert wanted[-1] == 0 and dyno.record.facts["plugged_memory"] == 0
             assert dyno.record.facts["limits"] == vars(LIMITS)
             assert driver.limited[-1] == 224 * MIB < driver.limited[0]
@@ -326,3 +335,48 @@ class TestHostileGuest:
         for _ in range(200):  # four million of them: quadratic would be hours
             assert list(reader.feed(protocol.MAGIC * 20_000)) == []
         assert len(reader._rest) < 12
+
+
+class TestSnapshots:
+    """What was written of a sleeping dyno, and may have changed since."""
+
+    FACTS = {"qemu": [7, 2, 0], "kernel": "1", "kvm": False, "scratch": True, "images": ["/stack/1", "/slug"]}
+
+    def written(self, home: Path, **changes: object) -> Path:
+        snapshot = home / "snapshot"
+        snapshot.mkdir()
+        (snapshot / "memory").write_bytes(b"what it had in mind")
+        (snapshot / "scratch").touch()
+        meta = {"facts": {**self.FACTS, **changes}, "digest": moving._digest(snapshot / "memory"), "size": 19}
+        (snapshot / "machine.json").write_text(json.dumps(meta))
+        return snapshot
+
+    def read(self, snapshot: Path) -> dict[str, Any]:
+        driver = SimpleNamespace(qemu_version=(7, 2, 0), kernel=SimpleNamespace(version="1"), kvm=False)
+        spec = SimpleNamespace(stack=Path("/stack/1"), slug=Path("/slug"))
+        return moving._read(driver, snapshot, spec)  # type: ignore[arg-type]
+
+    def test_what_is_whole_is_taken(self, tmp_path: Path) -> None:
+        assert self.read(self.written(tmp_path)) == self.FACTS
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("qemu", [7, 2, 1]), ("kernel", "2"), ("kvm", True), ("images", ["/stack/2", "/slug"]), ("images", ["/stack/1", "/other"]),
+        ],
+    )  # fmt: skip
+    def test_another_qemu_kernel_stack_or_slug_wakes_nothing(self, tmp_path: Path, name: str, value: object) -> None:
+        with pytest.raises(MoveFailed, match="another version of QEMU or kernel, or on another stack"):
+            self.read(self.written(tmp_path, **{name: value}))
+
+    @pytest.mark.row("microvm-snapshot")
+    def test_flipped_memory_or_a_missing_disk_is_damage(self, tmp_path: Path) -> None:
+        snapshot = self.written(tmp_path)
+        (snapshot / "scratch").unlink()
+        with pytest.raises(MoveFailed, match="damaged") as failed:
+            self.read(snapshot)
+        assert_says("microvm-snapshot", failed.value.message)
+        (snapshot / "scratch").touch()
+        (snapshot / "memory").write_bytes(b"what it had in mint")
+        with pytest.raises(MoveFailed, match="damaged"):
+            self.read(snapshot)
