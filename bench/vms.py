@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ async def measure(driver: Driver, isolation: str, stack: Path, runs: int, home: 
         into.shrink = await timed(dyno.update(LIMITS))
         if isolation == "microvm":
             await until_up(dyno)
-            into.pause = await dyno.migrate()
+            into.pause = await dyno.migrate(nullcontext)
             await until_up(dyno)
             dyno = await sleep_and_wake(driver, dyno, stack, into)
     finally:

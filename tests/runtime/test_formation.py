@@ -1079,6 +1079,22 @@ def test_a_size_that_cannot_come_live_changes_nothing(world: World, behaviour: s
     play(world, story)
 
 
+def test_eco_dynos_sleep_by_themselves_and_others_only_when_they_are_told_to(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        assert records.sleep_candidates() == [] and not records.put_to_sleep(world.app.id)
+        world.shape("web", size="eco")
+        await until(lambda: [row.size for row in world.dynos("up")] == ["eco"], "eco")
+        assert records.sleep_candidates() == [world.app.id]
+        world.change(sleep.choose, "off")
+        assert records.sleep_candidates() == [] and not records.put_to_sleep(world.app.id)
+        world.change(sleep.choose, "auto")
+        world.fall_asleep()
+        await until(lambda: world.rows() == [("web.1", "idle", False)], "it sleeps")
+
+    play(world, story)
+
+
 def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
