@@ -34,6 +34,7 @@ class Served:
     rate: float = 0.0
     wake: float = 0.0
     pause: float | None = None
+    held: float | None = None
     longest: float | None = None
     dynos: int = 0
     each: float = 0.0
@@ -72,7 +73,8 @@ def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int) -> Ser
     if isolation == "microvm":
         with asking(app) as waits:
             said = app.cli("ps:migrate", "web.1").stderr
-        into.pause, into.longest = stood_still(said), max(waits)
+        into.pause, into.held = told(said, "stood still"), told(said, "were held")
+        into.longest = max(waits)
     into.wake = woken(app)
     fill(app, isolation, most, into)
     return into
@@ -99,11 +101,11 @@ def woken(app: App) -> float:
     return took
 
 
-def stood_still(said: str) -> float:
-    """Seconds, from what ``ps:migrate`` says."""
-    found = re.search(r"stood still for ([\d.,]+) ?(ms|s)", said)
+def told(said: str, what: str) -> float:
+    """Seconds of ``what``, from what ``ps:migrate`` says."""
+    found = re.search(rf"{what} for ([\d.]+) ms", said)
     assert found is not None, said
-    return float(found[1].replace(",", "")) / (1000 if found[2] == "ms" else 1)
+    return float(found[1]) / 1000
 
 
 @contextmanager

@@ -237,6 +237,7 @@ def figures(found: dict[str, Measured], served: dict[str, Served]) -> list[Figur
         say(isolation, "requests a second through the router", app.rate, base_served.rate, lambda value: f"{value:.0f}/s")
         say(isolation, "the request that wakes it, held and answered", app.wake, base_served.wake, ms)
         say(isolation, "pause of ps:migrate", app.pause, None, ms)
+        say(isolation, "requests held by the router meanwhile", app.held, None, ms)
         say(isolation, "longest that a visitor waited meanwhile", app.longest, None, ms)
         say(isolation, f"dynos that run at once ({app.why})", app.dynos, None, lambda value: f"{value:.0f}")
         say(isolation, "of the host's memory, each of them", app.each, base_served.each, _mib)
