@@ -14,6 +14,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,13 +31,15 @@ log = logging.getLogger("runtime")
 
 SECONDS = 8.0
 """An accelerated guest answers within two seconds on a busy host."""
+AGAIN_SECONDS = 3600.0
+"""After which a “no” is doubted when Davit starts: the host may only have been busy."""
 REMEMBERED = Path("/run/davit/acceleration.json")
 _DEVICE = Path("/dev/kvm")
 _NOBODY = 0x6FFF_FFFE
 
 
 async def kvm_works(qemu: str, version: str, kernel: Kernel, remembered: Path = REMEMBERED, device: Path = _DEVICE) -> bool:
-    """Whether a guest boots with KVM; the answer holds for this boot of the host, this QEMU and this kernel.
+    """Whether a guest boots with KVM; the answer holds for this boot of the host, this QEMU and this kernel, a “no” for an hour.
 
     Args:
         version: QEMU's.
@@ -47,17 +50,22 @@ async def kvm_works(qemu: str, version: str, kernel: Kernel, remembered: Path = 
     with remembered.with_suffix(".lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         known = _read(remembered)
-        if known is not None and known.get("key") == key:
+        if known is not None and known.get("key") == key and (known["kvm"] or time.time() - _told(known) < AGAIN_SECONDS):
             return bool(known["kvm"])
         reason = "there is no /dev/kvm" if not device.exists() else await _try(qemu, kernel)
         draft = remembered.with_suffix(".new")
-        draft.write_text(json.dumps({"key": key, "kvm": reason is None, "reason": reason}))
+        draft.write_text(json.dumps({"key": key, "kvm": reason is None, "reason": reason, "at": time.time()}))
         draft.replace(remembered)
         if reason is None:
             log.info("virtual machines run with KVM")
         else:
             log.warning("virtual machines run emulated and slow (TCG): %s", reason)
         return reason is None
+
+
+def _told(known: Mapping[str, object]) -> float:
+    at = known.get("at")
+    return at if isinstance(at, float) else 0.0
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -284,7 +284,14 @@ class TestBadInput:
         lying = tmp_path / "kvm"  # it is there, and no machine boots with this "QEMU"
         lying.touch()
         assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
-        assert "does not boot" in json.loads(known.read_text())["reason"]
+        said = json.loads(known.read_text())
+        assert "does not boot" in said["reason"]
+        known.write_text(json.dumps({**said, "reason": "remembered"}))
+        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
+        assert json.loads(known.read_text())["reason"] == "remembered"
+        known.write_text(json.dumps({**said, "reason": "remembered", "at": said["at"] - acceleration.AGAIN_SECONDS}))
+        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
+        assert "does not boot" in json.loads(known.read_text())["reason"], "the host may only have been busy"
 
     @pytest.mark.row("microvm-boot")
     def test_a_guest_that_hangs_at_boot_or_stops_there(
