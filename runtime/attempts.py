@@ -14,6 +14,9 @@ from datetime import datetime
 from foundation.clock import now
 from runtime.life import DynoLife
 
+WAVE = 4
+"""Dynos of an app that start at the same time; more would fight for the same cores and all be slow."""
+
 
 class Unwanted(Exception):
     """An attempt was given up, because something else is wanted by now; the sentence says what."""

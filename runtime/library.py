@@ -11,7 +11,7 @@ from slugs.store import Store
 
 
 class Library:
-    """Stacks and slugs of this host (runtime.formation.Stacks, runtime.sandboxes.BuildImages)."""
+    """Stacks and slugs of this host (runtime.plans.Stacks, runtime.sandboxes.BuildImages)."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

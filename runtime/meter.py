@@ -34,9 +34,9 @@ class Meter:
                 sample.cpu += max(0.0, stats.cpu - before.get(life.id, stats.cpu if before else 0.0))
                 now[life.id] = stats.cpu
         self._remember(manager.app_id, now)
-        for type, ended in manager.ended.items():
+        for type, ended in manager.crashes.ended.items():
             found.setdefault(type, Sample()).restarts += ended
-        manager.ended.clear()
+        manager.crashes.ended.clear()
         return found
 
     def _remember(self, app_id: str, cpu: dict[str, float]) -> None:

@@ -18,8 +18,8 @@ from foundation.wire import Call
 from runtime import applog, environment, quota, records
 from runtime.driver import DynoSpec, RunningDyno
 from runtime.drivers import Starter
-from runtime.formation import Stacks
 from runtime.life import describe
+from runtime.plans import Stacks
 from runtime.records import AppState
 from runtime.release_output import ReleaseOutput
 from state import isolations, sizes
@@ -241,7 +241,7 @@ class OneOffs:
     # --- the release phase
 
     async def run(self, state: AppState, release: Release, line: str) -> str | None:
-        """Run a release's command; None when it ended with status 0, else the sentence (runtime.formation.ReleasePhase)."""
+        """Run a release's command; None when it ended with status 0, else the sentence (runtime.releasing.ReleasePhase)."""
         try:
             return await self._run(state, release, line)
         finally:
@@ -280,7 +280,7 @@ class OneOffs:
         return None if exit.status == 0 and not exit.oom else f"The release command `{line}` ended {how}."
 
     async def give_up(self, release_id: str) -> None:
-        """End the release's command, if it runs or is about to (runtime.formation.ReleasePhase)."""
+        """End the release's command, if it runs or is about to (runtime.releasing.ReleasePhase)."""
         if release_id in self._given_up:
             return
         self._given_up.add(release_id)

@@ -127,9 +127,9 @@ class Runtime:
                 self._manager(row.app_id).adopt(row, running)
         for row in rows.values():
             if row.state == "crashed" and not row.one_off:
-                self._manager(row.app_id).remember_crash(row)
+                self._manager(row.app_id).crashes.remember(row)
             elif row.state == "idle":
-                self._manager(row.app_id).remember_idle(row)
+                self._manager(row.app_id).sleepers.remember(row)
             else:
                 await asyncio.to_thread(records.remove, [row.id])
         await asyncio.gather(*(running.remove() for running in drop))

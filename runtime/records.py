@@ -49,6 +49,10 @@ class AppState:
     restart_dynos: frozenset[str] = field(default_factory=frozenset)
     cancelled: bool = False
 
+    def wanted(self, release: Release, type: str) -> Wanted | None:
+        """What the formation wants of a process type; None when the release has none of that name."""
+        return self.formation.get(type) if type in release.process_types else None
+
 
 def read_app(app_id: str) -> AppState | None:
     """The app's wanted state; None when there is no such app any more."""

@@ -19,8 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
-from runtime import applog, records
-from runtime import formation as manager_of_formations
+from runtime import applog, records, releasing
 from runtime import oneoffs as one_off_dynos
 from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
@@ -187,6 +186,7 @@ class World:
         self.events = self.driver.events
         self.router = FakeRouter(self.events)
         self.phase = FakeReleasePhase()
+        self.stacks = FakeStacks()
         self.gone: list[str] = []
         self.snapshots = Snapshots(settings().home / "snapshots")
         with db.transaction() as session:
@@ -200,7 +200,7 @@ class World:
 
         return AppManager(
             self.app.id, driver=self.driver, router=self.router, release_phase=self.phase,
-            stacks=FakeStacks(), domain="localhost", cores=2, gone=gone, snapshots=self.snapshots,
+            stacks=self.stacks, domain="localhost", cores=2, gone=gone, snapshots=self.snapshots,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def deploy(self, **types: str) -> str:
@@ -607,10 +607,10 @@ def test_a_dyno_that_ends_while_it_drains_is_no_crash_of_its_successor(world: Wo
         assert world.rows() == [("web.1", "up", False), ("web.1", "up", True)]
         world.driver.dynos[0].end(status)
         await until(lambda: world.rows() == [("web.1", "up", True)], "the old one is struck off")
-        assert world.manager.crashes == {} and world.crashes() == []
+        assert world.manager.crashes.in_a_row == {} and world.crashes() == []
         world.driver.dynos[1].end(1)  # the new one's first crash: it is back at once
         await until(lambda: world.rows() == [("web.1", "up", True)] and len(world.driver.dynos) == 3, "it is back")
-        assert world.manager.crashes == {"web.1": 1}
+        assert world.manager.crashes.in_a_row == {"web.1": 1}
         over.set()
 
     play(world, story)
@@ -651,15 +651,15 @@ def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World,
         def no_image(version: str) -> Path:
             raise DavitError("The stack's image is gone.")
 
-        monkeypatch.setattr(world.manager.stacks, "run_image", no_image)
+        monkeypatch.setattr(world.stacks, "run_image", no_image)
         release = await world.settled(world.deploy())
         assert (release.status, release.failure) == ("failed", "The stack's image is gone.")
 
         def broken(version: str) -> Path:
             raise RuntimeError("a mistake of ours")
 
-        monkeypatch.setattr(world.manager.stacks, "run_image", broken)
-        monkeypatch.setattr(manager_of_formations, "TRIES", 2)
+        monkeypatch.setattr(world.stacks, "run_image", broken)
+        monkeypatch.setattr(releasing, "TRIES", 2)
         release = await world.settled(world.deploy())
         assert release.status == "failed"
         assert_says("release-inside", release.failure or "")
@@ -679,8 +679,8 @@ def test_a_database_that_is_away_is_not_held_against_a_release(world: World, mon
             return begin(*words)
 
         monkeypatch.setattr(records, "begin_release", refuse)
-        monkeypatch.setattr(manager_of_formations, "TRIES", 1)
-        monkeypatch.setattr(manager_of_formations, "TRY_AGAIN", 0.01)
+        monkeypatch.setattr(releasing, "TRIES", 1)
+        monkeypatch.setattr(releasing, "TRY_AGAIN", 0.01)
         release = await world.settled(world.deploy())
         assert not away and release.status == "succeeded"
 
@@ -820,7 +820,7 @@ def test_a_dyno_that_crashes_after_an_hour_has_not_crashed_again(world: World, m
         for number in range(1, 5):  # young, old, old, old
             world.driver.dynos[-1].end(7)
             await until(lambda: len(world.driver.dynos) == number + 1 and world.rows() == [("web.1", "up", True)], "up again, at once")  # noqa: B023
-            assert world.manager.crashes == {"web.1": 1}
+            assert world.manager.crashes.in_a_row == {"web.1": 1}
             [life] = world.manager.lives.values()
             life.started_at -= timedelta(hours=1)
         assert not any("times in a row" in text for text in said)
@@ -926,7 +926,7 @@ def test_a_dyno_that_ended_with_the_process_that_kept_it_comes_back_at_once_and_
         world.manager.adopt(rows[ended.spec_id], ended)
         world.manager.start()
         await world.until_alive("web.1")
-        assert world.manager.crashes == {} and "removed web.1" in world.events
+        assert world.manager.crashes.in_a_row == {} and "removed web.1" in world.events
         assert world.crashes() == []
 
     play(world, story)
@@ -1208,7 +1208,7 @@ def test_who_sleeps_when_the_runtime_ends_sleeps_on_and_wakes(world: World) -> N
         await until(lambda: world.rows() == [("web.1", "idle", False)], "idle")
         await world.manager.close()
         world.manager = world.make_manager()
-        world.manager.remember_idle(world.dynos("idle")[0])
+        world.manager.sleepers.remember(world.dynos("idle")[0])
         world.manager.start()
         world.wake_up()
         await until(lambda: world.rows() == [("web.1", "up", True)], "up")
@@ -1288,7 +1288,7 @@ def test_a_release_waits_for_a_database_that_is_away(
     world_on_postgres: World, postgres_that_goes: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = world_on_postgres
-    monkeypatch.setattr(manager_of_formations, "TRIES", 1)
+    monkeypatch.setattr(releasing, "TRIES", 1)
 
     async def story() -> None:
         await world.settled(world.deploy())
@@ -1371,8 +1371,10 @@ def test_a_release_command_has_an_hour(world: World, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.row("release-not-started")
 def test_a_release_command_that_cannot_be_started_says_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.phase = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type, assignment]
+    world.manager = world.make_manager()
+
     async def story() -> None:
-        world.manager.release_phase = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
         world.driver.missing["container"] = "There is no room for a dyno."
         release = await world.settled(world.deploy(web="serve", release="migrate"))
         assert release.failure_kind == "release phase failed" and release.failure is not None
