@@ -14,10 +14,9 @@ from pathlib import Path
 
 from foundation.clock import now
 from foundation.errors import DavitError
-from runtime import applog, health, records
+from runtime import applog, health, quota, records
 from runtime.driver import DynoSpec, Exit, Limits, RunningDyno, Unsupported
 from runtime.drivers import Starter
-from state import isolations
 from state.models import Dyno
 from state.sizes import MIB, Size
 
@@ -286,8 +285,7 @@ class DynoLife:
         exit = await running.wait()
         self.exit = exit
         if exit.oom:
-            why = f"the process was killed: it used more than {most_memory(self.row.isolation)}"
-            applog.say(self.row.app_id, self.name, f"Error R15 (Memory quota vastly exceeded) -> {why}")
+            quota.killed(self.row)
         elif exit.why:
             applog.say(self.row.app_id, self.name, f"Error R99 (Platform error) -> {exit.why}")
         applog.say(self.row.app_id, self.name, f"Process exited with status {'unknown' if exit.status is None else exit.status}")
@@ -329,15 +327,10 @@ class DynoLife:
             await asyncio.wait({self._watcher}, timeout=10)
 
 
-def most_memory(isolation: str) -> str:
-    """What a dyno that was ended for want of memory had used up."""
-    return "twice its dyno's memory" if isolation == isolations.CONTAINER else "the memory of its machine"
-
-
 def describe(exit: Exit, isolation: str) -> str:
     """How a dyno ended, after “it ended”."""
     if exit.oom:
-        return f"killed because it used more than {most_memory(isolation)}"
+        return f"killed because it used more than {quota.most(isolation)}"
     if exit.why:
         return f"with status {exit.status}: {exit.why[0].lower()}{exit.why[1:]}"
     if exit.status is None:

@@ -23,6 +23,10 @@ def watch(row: Dyno, running: RunningDyno) -> None:
 
 def killed(row: Dyno) -> None:
     """Say that the dyno was killed for its memory (R15)."""
-    most = "twice its dyno's memory" if row.isolation == isolations.CONTAINER else "the memory of its machine"
-    why = f"the process was killed: it used more than {most}"
+    why = f"the process was killed: it used more than {most(row.isolation)}"
     applog.say(row.app_id, row.name, f"Error R15 (Memory quota vastly exceeded) -> {why}")
+
+
+def most(isolation: str) -> str:
+    """What a dyno that was ended for want of memory had used up."""
+    return "twice its dyno's memory" if isolation == isolations.CONTAINER else "the memory of its machine"

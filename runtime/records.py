@@ -14,8 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from foundation.clock import now
 from foundation.errors import DavitError
+from runtime import quota
 from runtime.driver import Exit
-from state import apps, builds, crashes, formation, isolations, outbox, releases, sizes, sleep
+from state import apps, builds, crashes, formation, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -150,8 +151,7 @@ def crash(dyno_id: str, times: int, exit: Exit | None) -> None:
 def _why(row: Dyno, exit: Exit | None) -> str:
     if exit is None or not exit.oom:
         return f"{exit.why}." if exit and exit.why else ""
-    most = "twice its dyno's memory" if row.isolation == isolations.CONTAINER else "the memory of its machine"
-    return f"It was killed: it used more than {most}."
+    return f"It was killed: it used more than {quota.most(row.isolation)}."
 
 
 def hold(dyno_id: str, held: bool) -> bool:
