@@ -183,13 +183,33 @@ class Pages(Blueprint):
         route = Route(method, path, needs, does, again, writes and method == "POST", upload)
         self.routes.append(route)
 
+        if again is not None:
+            _route_of(again)
+
         def register(view: View) -> View:
+            view.route = route  # type: ignore[attr-defined]
             self.add_url_rule(
                 path, view.__name__, _serve(route, view), methods=[method], provide_automatic_options=False
             )
             return view
 
         return register
+
+    def instead_of(self, page: View) -> Callable[[View], View]:
+        """A view that is shown only after a refusal, in the place of ``page``; it takes what that takes."""
+
+        def register(view: View) -> View:
+            view.route = _route_of(page)  # type: ignore[attr-defined]
+            return view
+
+        return register
+
+
+def _route_of(view: View) -> Route:
+    route = getattr(view, "route", None)
+    if not isinstance(route, Route):
+        raise TypeError(f"{view.__name__} is no page: serve it with Pages.on, so that it is known what it takes.")
+    return route
 
 
 def _serve(route: Route, view: View) -> Callable[..., Response]:
@@ -235,11 +255,12 @@ def _answer(
 def _show_again(
     again: View, signed: SignedIn | None, form: MultiDict[str, str], places: Mapping[str, str], problem: DavitError
 ) -> Response:
+    """The page with the refusal in it; to whom may not see that page, the refusal alone."""
     with snapshot() as session:
-        needs: Needs = "account" if signed else "nothing"
-        if "app" in places or "pipeline" in places:
-            needs = "view" if "app" in places else "pipeline-view"
-        visit = _admit(session, needs, signed.within(session) if signed else None, form, places)
+        try:
+            visit = _admit(session, _route_of(again).needed, signed.within(session) if signed else None, form, places)
+        except DavitError:
+            raise problem from None
         visit.problem = problem
         return _as_response(_call(visit, again, places))
 

@@ -107,6 +107,7 @@ def reveal(visit: Visit) -> Response:
     return _page(visit, revealed=values)
 
 
+@pages.instead_of(show)
 def show_config_again(visit: Visit) -> Response:
     """The page after a refusal; where values were revealed they are again, as they are now, and as they were typed."""
     if visit.form.get("shown") != "yes" or "deploy" not in visit.may:

@@ -83,6 +83,27 @@ def test_admin_pages_are_for_admins(desk: Desk) -> None:
         assert desk.person("admin").get(path).status_code == 200
 
 
+FORMS = sorted({(one.path, one.again.route.path) for part in PARTS for one in part.routes if one.again})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["viewer", "deployer"])
+def test_a_refusal_shows_nobody_a_page_that_they_may_not_see(desk: Desk, name: str) -> None:
+    person, refused = desk.person(name), 0
+
+    def filled(path: str) -> str:
+        return re.sub("<[a-z]+>", "x", path.replace("<app>", "timely").replace("<user>", "owner@example.com"))
+
+    for form, page in FORMS:
+        if person.get(filled(page)).status_code == 200:
+            continue
+        answer = person.post(filled(form))
+        refused += 1
+        assert answer.status_code in (303, 403, 404, 422), form
+        assert answer.status_code == 303 or f"<title>{answer.status_code} · Davit</title>" in answer.text, form
+        assert "admin@example.com" not in answer.text
+    assert refused > 5
+
+
 def test_a_form_from_elsewhere_changes_nothing(desk: Desk) -> None:
     owner = desk.person("owner")
     assert owner.client.post("/new", data={"name": "forged"}).status_code == 403
@@ -634,6 +655,8 @@ def test_the_dashboard_is_loaded_by_the_first_page_only() -> None:
 def test_a_page_that_says_nothing_about_who_may_see_it_is_refused() -> None:
     with pytest.raises(TypeError):
         routing.Pages("x").on("GET", "/x")
+    with pytest.raises(TypeError):
+        routing.Pages("x").on("POST", "/x", needs="account", again=lambda visit: "")
 
 
 @pytest.mark.parametrize("name", ["viewer", "deployer", "operator", "manager"])
