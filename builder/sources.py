@@ -54,6 +54,15 @@ def path(id: str) -> Path:
     return place
 
 
+def is_kept(id: str) -> bool:
+    """Whether a source is there."""
+    try:
+        path(id)
+    except NotFound:
+        return False
+    return True
+
+
 def checksum(text: str) -> str | None:
     """The hexadecimal digest in ``SHA256:…``; None when it is none."""
     match = _CHECKSUM.fullmatch(text.strip())

@@ -12,14 +12,17 @@ anti-forgery token checked. When an operation refuses, the page ``again`` is sho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, g, redirect, render_template, request
+from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request
 from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
 
 from api import limits
 from api.routing import Needs
@@ -298,6 +301,31 @@ def _refuse_forged(signed: SignedIn | None, form: MultiDict[str, str]) -> None:
     sent = form.get("csrf") or request.headers.get("X-CSRF", "")
     if (origin is not None and origin != request.host_url.rstrip("/")) or not cookies.is_ours(sent, signed):
         raise Forged("That form was not sent from a page of this dashboard, or the page was open for too long; reload it.")
+
+
+def this_page() -> str:
+    """The path of the page that is shown; of the page with the form, where a form was answered with one."""
+    rule, places = request.url_rule, request.view_args or {}
+    if request.method != "POST":
+        return request.full_path.rstrip("?")
+    return _page_with(current_app.view_functions[rule.endpoint], places) if rule else "/"
+
+
+def page_with_form() -> str | None:
+    """The page with the form that is sent to this request's path; None where no form is."""
+    adapter = current_app.create_url_adapter(request)
+    try:
+        endpoint, places = adapter.match(method="POST") if adapter else ("", {})
+    except HTTPException:
+        return None
+    return _page_with(current_app.view_functions[endpoint], places) if endpoint else None
+
+
+def _page_with(served: object, places: Mapping[str, Any]) -> str:
+    route = getattr(served, "route", None)
+    if not isinstance(route, Route) or route.again is None:
+        return "/"
+    return re.sub(r"<(?:\w+:)?(\w+)>", lambda match: quote(str(places[match[1]])), _route_of(route.again).path)
 
 
 def check(flask: Flask) -> None:

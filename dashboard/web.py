@@ -59,7 +59,7 @@ def create_app() -> Flask:
     flask.jinja_env.filters.update(shown.FILTERS)
     flask.jinja_env.globals.update(
         asset=assets.url, csrf=lambda: cookies.csrf(g.get("signed")), flash=cookies.flash, theme=cookies.theme,
-        signed=lambda: g.get("signed"),
+        this_page=routing.this_page, signed=lambda: g.get("signed"),
     )  # fmt: skip
     flask.before_request(_name_request)
     flask.after_request(cookies.finish)
@@ -123,6 +123,8 @@ def _refuse_http(problem: HTTPException) -> Response:
     if isinstance(problem, RequestEntityTooLarge):
         most = (request.max_content_length or routing.FORM_LIMIT) >> 10
         return _page_of(413, f"That is larger than the {most:,} KB that this form may have.")
+    if problem.code == 405 and request.method == "GET" and (page := routing.page_with_form()):
+        return go(page)  # the address of a form's answer, typed or gone back to
     if problem.code == 404:
         return _page_of(404, "There is no such page.")
     return _page_of(problem.code or 400, problem.description or "The request cannot be read.")

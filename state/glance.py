@@ -38,6 +38,7 @@ class Glance:
         deployed: the newest release that brought code; None when there is none.
         wanted, up: dynos of its formation.
         crashed: names of the dynos that are down after a crash.
+        has_code: whether what it runs has a slug.
     """
 
     app: App
@@ -47,6 +48,7 @@ class Glance:
     wanted: int
     up: int
     crashed: tuple[str, ...] = ()
+    has_code: bool = False
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _glance(app: App, facts: _Facts) -> Glance:
     crashed = tuple(sorted({name for name, state in every if state == "crashed"}))
     up = len({name for name, state in every if state == "up"})
     return Glance(
-        app, _state(app, facts, crashed), facts.release, facts.deployed, sum(facts.wanted.values()), up, crashed
+        app, _state(app, facts, crashed), facts.release, facts.deployed, sum(facts.wanted.values()), up, crashed, facts.has_code
     )
 
 

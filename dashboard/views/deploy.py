@@ -51,7 +51,8 @@ def build(visit: Visit, build: str) -> Response:
     found = _Output(output.directory(row.id) / "output")
     release = visit.session.get(Release, row.release_id) if row.release_id else None
     return frame.page(
-        visit, "Deploy", "build.html", build=row, release=release, output=found, ahead=builds.ahead(visit.session, row)
+        visit, "Deploy", "build.html", build=row, release=release, output=found,
+        repeatable=_repeatable(row, listings.deployed_commit(visit.session, visit.app)), ahead=builds.ahead(visit.session, row)
         if row.status == "pending" and row.phase == "waiting" else None,
     )  # fmt: skip
 
@@ -88,15 +89,34 @@ def download(visit: Visit, build: str) -> Response:
 
 @pages.on("POST", "/apps/<app>/builds", does="POST /apps/<app>/builds", again=show)
 def rebuild(visit: Visit) -> Response:
-    """Build the newest deployed commit again."""
+    """Build again: what the build named in the form built, or the newest deployed commit."""
     last = listings.deployed_commit(visit.session, visit.app)
-    if last is None:
+    if id := visit.text("build", 36):
+        chosen = builds.find(visit.session, visit.app, id)
+        if not _repeatable(chosen, last):
+            raise InvalidParams("What that build built is not kept here any more; push or upload it again.")
+    elif last is None:
         raise InvalidParams(f"{visit.app.name} has no deployed commit to build again; push some code first.")
+    else:
+        chosen = last
     made = builds.create(
-        visit.session, visit.app, visit.account, commit=last.commit, source_version=last.source_version
-    )
+        visit.session, visit.app, visit.account, commit=chosen.commit, source_version=chosen.source_version,
+        source_url=chosen.source_url, source_checksum=chosen.source_checksum,
+    )  # fmt: skip
     _enqueue(visit, made)
     return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
+
+
+def _repeatable(row: Build, last: Build | None) -> bool:
+    """Whether what a build built is still there: an address, an upload of today, or the newest deployed commit. The commit of a
+    refused push is in no repository.
+
+    Args:
+        last: the newest build of a commit that was released.
+    """
+    if row.source_url and row.source_url.startswith(sources.PREFIX):
+        return sources.is_kept(row.source_url.removeprefix(sources.PREFIX))
+    return bool(row.source_url) or (last is not None and row.commit == last.commit)
 
 
 @pages.on("POST", "/apps/<app>/build-cache/purge", does="DELETE /apps/<app>/build-cache", again=show, writes=False)

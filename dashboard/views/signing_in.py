@@ -64,11 +64,12 @@ def _wrong(visit: Visit) -> str:
 
 
 def _by_token(visit: Visit, to: str) -> Response:
+    token = accounts.find_token(visit.session, visit.text("token"))  # before a writer's turn, which is not for strangers
+    scopes.demand(token.scope, "global")  # a browser's session may do everything that its account may
+    id = token.id
+    visit.session.rollback()
     with transaction() as session:
-        token = accounts.find_token(session, visit.text("token"))
-        scopes.demand(token.scope, "global")  # a browser's session may do everything that its account may
-        account = token.account
-        text, _ = web_sessions.start(session, account, browser())
+        text, _ = web_sessions.start(session, accounts.bearer(session, id), browser())
     return _opened(text, to)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from api.resources import catalogue
 from dashboard import routing
@@ -311,6 +311,13 @@ def test_a_token_for_less_opens_no_session(desk: Desk) -> None:
         assert answer.status_code == status
 
 
+def test_a_token_that_opens_nothing_takes_no_turn_of_a_writer(desk: Desk) -> None:
+    with db.transaction() as session:
+        session.execute(update(App).values(maintenance=True))
+        answer = desk.somebody().post("/sign-in", {"token": "davit-of-nobody"}, page="/sign-in?token")
+    assert answer.status_code == 403 and "opens nothing" in answer.text
+
+
 def test_the_guard_takes_a_code_here_too(desk: Desk) -> None:
     with db.transaction() as session:
         account = session.get(App, desk.app_id).owner  # type: ignore[union-attr]
@@ -411,6 +418,52 @@ def test_a_tarball_or_an_address_is_built(desk: Desk) -> None:
         kept, named = session.scalars(select(Build.source_url).order_by(Build.created_at))
     assert kept and kept.startswith("source:") and named == address
     assert (desk.home / "sources" / kept.removeprefix("source:")).stat().st_size == 2 + (2 << 20)
+
+
+def test_build_again_builds_what_that_build_built(desk: Desk) -> None:
+    give_code(desk.app_id)
+    address, deployer, ids = "https://203.0.113.9/project.git", desk.person("deployer"), {}
+    built: dict[str, dict[str, str]] = {
+        "deployed": {"commit": "12" * 20, "status": "succeeded"}, "refused": {"commit": "34" * 20}, "address": {"source_url": address},
+        "gone": {"source_url": "source:5ff4a2b6-6f2f-4a0e-9d4e-8d2a3f0c1a2b"},
+    }  # fmt: skip
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        for name, values in built.items():
+            session.add(row := Build(app_id=app.id, account_id=app.owner_id, stack=app.stack, **{"status": "failed", **values}))
+            session.flush()
+            ids[name] = row.id
+    for name, id in ids.items():
+        page = deployer.get(f"/apps/timely/builds/{id}").text
+        assert ("Build again" in page) == (name in ("deployed", "address")), name
+        sent = fields_of(page, "/apps/timely/builds") if "Build again" in page else {"build": id}
+        answer = deployer.post("/apps/timely/builds", {field: value for field, value in sent.items() if field != "csrf"})
+        if "Build again" not in page:
+            assert answer.status_code == 422
+            continue
+        with db.snapshot() as session:
+            made = session.get(Build, answer.headers["Location"].rpartition("/")[2])
+            assert made and (made.commit, made.source_url) == (built[name].get("commit"), built[name].get("source_url"))
+
+
+def test_a_page_that_answered_a_form_leads_back_to_a_page(desk: Desk) -> None:
+    owner = desk.person("owner")
+    for path, data, status in (("reveal", {}, 200), ("domains", {"hostname": "no host"}, 422)):
+        page = owner.post(f"/apps/timely/settings/{path}", data)
+        assert page.status_code == status and re.search('name="to" value="/apps/timely/settings"', page.text)
+        assert owner.get(f"/apps/timely/settings/{path}").headers["Location"] == "/apps/timely/settings"
+    assert 'name="to" value="/apps/timely/logs?dyno=web.1"' in owner.get("/apps/timely/logs?dyno=web.1").text
+    assert owner.get("/apps/timely/run/run.1/stop").headers["Location"] == "/apps/timely/run"
+
+
+def test_an_app_without_code_in_maintenance_says_how_to_give_it_some(desk: Desk) -> None:
+    owner = desk.person("owner")
+    assert owner.post("/apps/timely/settings/maintenance", {"on": "yes"}).status_code == 303
+    for path in ("", "/deploy"):
+        assert "git remote add davit" in owner.get(f"/apps/timely{path}").text
+    give_code(desk.app_id)
+    assert "git remote add davit" not in owner.get("/apps/timely").text
 
 
 def test_drains_and_certificates_are_for_operators(desk: Desk) -> None:
