@@ -407,7 +407,10 @@ class _Round:
         if self.redis is None:
             self.redis = log_stream.connect(settings().effective_redis_url)
         found = log_stream.tail(self.redis, app_id, after, timeout=0)[:500]
-        return str(log_lines.render(found)), found[-1][0] if found else after
+        if not found:
+            return "", after
+        behind = after != "0-0" and found[0][0] == log_stream.oldest(self.redis, app_id)
+        return str((log_lines.MISSED if behind else "") + log_lines.render(found)), found[-1][0]
 
     def _write(self) -> None:
         for page in list(self.pages):

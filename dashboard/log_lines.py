@@ -16,6 +16,10 @@ def render(lines: Iterable[tuple[str, Line]]) -> Markup:
     return Markup("").join(_line(id, line) for id, line in lines)
 
 
+MISSED = Markup('<div class="l h" data-left data-s="" data-p="">… Lines may be missing here: more came than are kept.</div>')
+"""Stands where a reader comes back to a log that went on without them for longer than lines are kept."""
+
+
 def _line(id: str, line: Line) -> Markup:
     at = line.at.astimezone(timezone.utc)
     kind = "l h" if line.source == "heroku" else "l"

@@ -200,6 +200,17 @@ def newest(redis: Redis, app_id: str) -> str:
     return found[0][0] if found else "0-0"
 
 
+def oldest(redis: Redis, app_id: str) -> str:
+    """The id of the oldest line that was not taken away yet, ``0-0`` when there is none: a tail that starts before it may have
+    missed lines.
+
+    Raises:
+        Unavailable: Redis cannot be reached.
+    """
+    found = _entries(_ask(redis, "XRANGE", key(app_id), "-", "+", "COUNT", 1))
+    return found[0][0] if found else "0-0"
+
+
 def tail(
     redis: Redis, app_id: str, after_id: str, source: str | None = None, dyno: str | None = None, timeout: float = 15.0
 ) -> list[tuple[str, Line]]:

@@ -6,19 +6,23 @@
   const dyno = document.getElementById("dyno"), source = document.getElementById("source"), find = document.getElementById("find");
   const pause = document.getElementById("pause"), wrap = document.getElementById("wrap");
   const count = document.getElementById("count"), waiting = document.getElementById("waiting");
-  let paused = false, held = [], total = 0, shown = 0, block = null, room = 0;
+  let paused = false, held = [], left = 0, total = 0, shown = 0, block = null, room = 0;
 
   function passes(line) {
     const process = line.dataset.p, wanted = dyno.value, text = find.value.toLowerCase();
+    if ("left" in line.dataset) return true;
     if (source.value && line.dataset.s !== source.value) return false;
     if (wanted && process !== wanted && (wanted.includes(".") || !process.startsWith(wanted + "."))) return false;
     return !text || line.textContent.toLowerCase().includes(text);
   }
-  function append(html) {
+  function read(html) {
     const part = document.createElement("template");
     part.innerHTML = html;  // rendered by the server from escaped text
+    return [...part.content.children];
+  }
+  function append(more) {
     const below = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 60;
-    for (const line of [...part.content.children]) {
+    for (const line of more) {
       if (!block || room === 0) {
         block = document.createElement("div");
         block.className = "block";
@@ -57,19 +61,34 @@
 
   const first = lines.querySelector(".block"), before = first.innerHTML;
   first.remove();
-  if (before) append(before);
+  if (before) append(read(before));
   lines.scrollTop = lines.scrollHeight;
   document.querySelector("[data-noscript]").hidden = true;
 
   document.addEventListener("log", (event) => {
-    if (paused) { held.push(event.detail); if (held.length > 2000) held.shift(); tell(); }
-    else append(event.detail);
+    if (paused) hold(read(event.detail));
+    else append(read(event.detail));
   });
+  function hold(more) {
+    held = held.concat(more);
+    const over = held.length - MOST;
+    if (over > 0) { held.splice(0, over); left += over; }
+    tell();
+  }
+  function release() {
+    const mark = document.createElement("div");
+    mark.className = "l h";
+    mark.dataset.left = mark.dataset.s = mark.dataset.p = "";
+    mark.textContent = `… ${left.toLocaleString("en")} lines that came in the pause are left out here.`;
+    append(left ? [mark, ...held] : held);
+    held = [];
+    left = 0;
+  }
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", paused);
     pause.textContent = paused ? "Go on" : "Pause";
-    if (!paused) { const text = held.join(""); held = []; if (text) append(text); }
+    if (!paused && held.length) release();
     tell();
   });
   wrap.addEventListener("click", () => {

@@ -39,8 +39,9 @@ def show(visit: Visit) -> Response:
     source, dyno = _filters()
     trouble, lines, newest = "", [], "0-0"
     try:
+        newest = stream.newest(_redis(), visit.app.id)  # before the lines: what comes in between is the stream's to bring
         lines = stream.recent(_redis(), visit.app.id, WINDOW, source, dyno)
-        newest = lines[-1][0] if lines and not (source or dyno) else stream.newest(_redis(), visit.app.id)
+        lines = [(id, line) for id, line in lines if stream.order(id) <= stream.order(newest)]
     except DavitError as error:
         trouble = error.message
     return frame.page(

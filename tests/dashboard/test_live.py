@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from api.door import Plain
 from dashboard import live, watching
 from foundation.clock import now
-from logs import stream
+from logs import stream, window
 from state import accounts, apps, config, db, formation, vault, web_sessions
 from state.models import Account, App, Build
 from tests.api.conftest import give_code, use_home
@@ -181,6 +181,19 @@ def test_log_lines_come_once(davit: Davit, redis_server: str) -> None:
             page = Listener(davit, f"log={app_id}&app={app_id}", secret, page.cursor)
     page.close()
     assert seen == [f"line {number}" for number in range(30)]
+
+
+def test_who_comes_back_to_a_log_after_its_lines_were_taken_away_is_told(davit: Davit, redis_server: str) -> None:
+    app_id, secret = owner_app("noisy"), signed_in()
+    redis = stream.connect(redis_server)
+    stream.emit(redis, app_id, [stream.Line(now(), "app", "web.1", f"line {number}") for number in range(20)])
+    assert stream.flush(redis)
+    first, tenth = (stream.recent(redis, app_id)[number][0] for number in (0, 10))
+    redis.execute_command("XTRIM", window.key(app_id), "MAXLEN", "15")
+    for cursor, missed in ((first, True), (tenth, False)):
+        page = Listener(davit, f"log={app_id}", secret, f"log={cursor}")
+        assert ("Lines may be missing here" in str(page.until("log"))) == missed
+        page.close()
 
 
 def test_who_may_not_see_an_app_hears_nothing_of_it(davit: Davit) -> None:

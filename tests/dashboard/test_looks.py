@@ -203,6 +203,15 @@ def test_ten_thousand_log_lines_stay_light(davit: Davit, chromium: Browser) -> N
     expect(page.locator("#lines")).not_to_contain_text("held")
     page.get_by_role("button", name="Go on").click()
     expect(page.locator("#lines")).to_contain_text("held")
+    page.get_by_role("button", name="Pause").click()
+    page.evaluate(
+        """() => {
+            const line = '<div class="l" data-s="app" data-p="web.1">more than is held</div>';
+            for (let n = 0; n < 51; n++) document.dispatchEvent(new CustomEvent("log", { detail: line.repeat(200) }));
+        }"""
+    )
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#lines [data-left]")).to_have_text("… 200 lines that came in the pause are left out here.")
 
 
 def test_a_log_shows_its_end_on_a_phone_and_stays_there(davit: Davit, chromium: Browser) -> None:

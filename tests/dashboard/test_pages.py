@@ -18,8 +18,10 @@ from sqlalchemy import event, select, update
 
 from api.resources import catalogue
 from dashboard import routing
-from dashboard.views import PARTS
+from dashboard.views import PARTS, logs
 from foundation.authority import Authority
+from foundation.clock import now
+from logs import stream
 from state import accounts, apps, config, crashes, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
 from state.models import Account, App, AuditEvent, Build, Dyno
 from tests.api.conftest import Neighbour, give_code, use_home
@@ -445,6 +447,30 @@ def test_build_again_builds_what_that_build_built(desk: Desk) -> None:
         with db.snapshot() as session:
             made = session.get(Build, answer.headers["Location"].rpartition("/")[2])
             assert made and (made.commit, made.source_url) == (built[name].get("commit"), built[name].get("source_url"))
+
+
+def test_a_line_that_comes_while_a_filtered_log_is_read_is_not_lost(
+    desk: Desk, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, recent = stream.connect(redis_server), stream.recent
+    monkeypatch.setattr(logs, "_redis", lambda: redis)
+
+    def say(text: str) -> None:
+        stream.emit(redis, desk.app_id, [stream.Line(now(), "app", "web.1", text)])
+        assert stream.flush(redis)
+
+    def disturbed(*arguments: Any) -> Any:
+        found = recent(*arguments)
+        say("in between")
+        return found
+
+    say("before")
+    monkeypatch.setattr(stream, "recent", disturbed)
+    for filters in ("?source=app", ""):
+        page = desk.person("viewer").get(f"/apps/timely/logs{filters}").text
+        [cursor] = re.findall(r'data-cursor="([^"]+)"', page)
+        told = [line.text for _, line in stream.tail(redis, desk.app_id, cursor, timeout=0)]
+        assert told == ["in between"], "the page's stream brings it, once"
 
 
 def test_a_page_that_answered_a_form_leads_back_to_a_page(desk: Desk) -> None:
