@@ -170,7 +170,8 @@ class Waiting:
     def take_by_secret(self, secret: str) -> Attachment | None:
         """The client is here and knows the secret; None when no dyno waits with this one (any more)."""
         with self._lock:
-            found = [one for one in self._attachments.values() if secrets.compare_digest(one.secret, secret)]
+            given = secret.encode(errors="replace")
+            found = [one for one in self._attachments.values() if secrets.compare_digest(one.secret.encode(), given)]
         for one in found:
             with contextlib.suppress(NotFound):
                 return self.take(one.dyno_id, one.account_id)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, TypeVar
 
+from foundation import clock
 from foundation.errors import DavitError
 from state.pages import Bound, Page, Window
 
@@ -100,14 +101,14 @@ def _bound(kind: type | Tied, text: str, *, behind: bool) -> Bound:
     if isinstance(kind, Tied):
         found = _ID.fullmatch(text)
         value = _bound(kind.of, found[1] if found else text, behind=behind)
-        assert isinstance(value, (str, datetime))
+        if not isinstance(value, (str, datetime)):
+            raise BadRange(f"“{text}” in the Range header has no value before its id.")
         return value, found[2] if found else _AFTER_ALL_IDS if behind else ""
     try:
         if kind is int:
-            return max(-1, min(int(text), 2**31 - 1)) if len(text) < 12 else int(text[:1] + "0")
+            return max(-1, min(int(text), 2**31 - 1))
         if kind is datetime:
-            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-            return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+            return clock.read(text)
     except ValueError:
         raise BadRange(f"“{text}” in the Range header is not a bound of that attribute.") from None
     return text
@@ -142,9 +143,15 @@ def headers(page: Page[Any], order: Order, window: Window) -> dict[str, str]:
         described["Content-Range"] = f"{window.attribute} {first}..{last}"
         if page.more:
             descending = ", order=desc" if window.descending else ""
-            end = _text(window.end) if window.end is not None else ""
+            end = _end(window.end)
             described["Next-Range"] = f"{window.attribute} ]{last}..{end}; max={window.maximum}{descending}"
     return described
+
+
+def _end(bound: Bound) -> str:
+    if isinstance(bound, tuple) and bound[1] in ("", _AFTER_ALL_IDS):  # no id was named; the order is the same again
+        return _text(bound[0])
+    return "" if bound is None else _text(bound)
 
 
 def _text(value: object) -> str:

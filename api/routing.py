@@ -24,7 +24,7 @@ from api import body, fields, limits, ranges
 from api.credentials import Identity, identify
 from api.fields import Fields
 from api.shapes import Shape
-from foundation.errors import DavitError, Forbidden, NotFound
+from foundation.errors import BadRequest, DavitError, Forbidden, NotFound
 from state import apps, guard, logins, passwords, pipelines, scopes, two_factor
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline, Token
@@ -278,6 +278,8 @@ def _serve(operation: Operation, view: View, shown: Shown) -> Callable[..., Resp
     def served(**places: str) -> Response:
         if any("\x00" in value for value in places.values()):
             raise NotFound("There is nothing with a NUL character in its name.")
+        if any("\x00" in part for pair in request.args.items(multi=True) for part in pair):
+            raise BadRequest("What follows the “?” of an address may hold no NUL character.")
         sent = _body(operation)
         with snapshot() as session:
             identity = _admit(session, operation)
@@ -304,7 +306,10 @@ def _body(operation: Operation) -> dict[str, Any]:
     if operation.method == "GET" or operation.raw:
         return {}
     if operation.form:
-        return request.form.to_dict()
+        sent = request.form.to_dict()
+        if any("\x00" in part for pair in sent.items() for part in pair):
+            raise BadRequest("A form may hold no NUL character.")
+        return sent
     return body.parse(request.get_data(cache=False))
 
 

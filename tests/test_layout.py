@@ -95,7 +95,9 @@ def test_every_error_id_is_explained() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{room}."):
             if not NO_MODULE.search(module.name):
                 importlib.import_module(module.name)
-    explained = set(re.findall(r"^\| `(\w+)` \|", (CHECKOUT / "docs" / "errors.md").read_text(), re.M))
+    rows = re.findall(r"^\| `(\w+)` \|", (CHECKOUT / "docs" / "errors.md").read_text().partition("\n## Ids\n")[2], re.M)
+    explained = set(rows)
+    assert len(rows) == len(explained), f"docs/errors.md explains twice: {sorted({id for id in rows if rows.count(id) > 1})}"
     rooms = tuple(f"{room}." for room in BELOW)
     ids = {error.id for error in (DavitError, *_error_classes(DavitError)) if error.__module__.startswith(rooms)}
     ids |= set(re.findall(r'\berror\("(\w+)",', (CHECKOUT / "api" / "manners.py").read_text()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from flask import request
 
 from api import ranges, serialize, shapes
 from api.routing import Call, Reply, Resource
+from foundation import clock
 from foundation.errors import InvalidParams
 from state import activity, audit_log, health
 from state.models import AuditEvent
@@ -85,10 +86,9 @@ def _moment(name: str) -> datetime | None:
     if not text:
         return None
     try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return clock.read(text)
     except ValueError:
         raise InvalidParams(f"Parameter {name} is no time; write it like 2026-11-28 or 2026-11-28T18:00:00Z.") from None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def _render_event(row: AuditEvent) -> dict[str, Any]:

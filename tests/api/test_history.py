@@ -125,3 +125,16 @@ def test_a_bound_takes_all_that_are_alike_or_those_behind_one_of_them() -> None:
     assert cut(f"name ]a~{'1' * 36}..") == ["2", "3"]
     assert (cut("name a..; order=desc"), cut("name ]b..; order=desc")) == (["2", "1"], ["2", "1"])
     assert (cut("name ..b; order=desc"), cut(f"name ]a~{'2' * 36}..; order=desc")) == (["3"], ["1"])
+
+
+def test_what_the_next_range_says_is_taken_where_an_end_was_given() -> None:
+    rows = [("a", "1" * 36), ("a", "2" * 36), ("b", "3" * 36), ("c", "4" * 36)]
+    order = ranges.Order({"name": lambda row: row}, {"name": ranges.Tied(str)})
+    for header, expected in (("name ..b; max=1", "123"), ("name ..b; max=1, order=desc", "43"), ("name ..a; max=1", "12")):
+        seen: list[str] = []
+        while header:
+            window = ranges.parse(header, order)
+            page = ranges.cut(rows, order, window)
+            seen += [id[0] for _, id in page.items]
+            header = ranges.headers(page, order, window).get("Next-Range", "")
+        assert "".join(seen) == expected

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from api import body, fields
+from api import attach, body, fields
 from api.resources import explanations
 from api.routing import Operation, Resource
 from api.web import RESOURCES
+from foundation import wire
 from foundation.errors import DavitError
 from state import db
 from state.models import Webhook
@@ -28,7 +29,7 @@ from tests.e2e.errors_page import assert_says
 
 
 @pytest.mark.parametrize(
-    "sent", [b"{", b"[]", b"null", b'"x"', b"5", b"\xff", b'{"name": NaN}', b'{"name": "\\ud800"}', b"[" * 100_000, b"1" * 5000]
+    "sent", [b"{", b"[]", b"null", b'"x"', b"5", b"\xff", b'{"name": NaN}', b'{"name": "\\fffd"}', b"[" * 100_000, b"1" * 5000]
 )
 def test_a_body_that_is_no_json_object_is_refused(api: Api, sent: bytes) -> None:
     answer = api.call("POST", "/apps", data=sent)
@@ -143,16 +144,46 @@ def test_a_list_takes_as_many_queries_for_many_as_for_one(api: Api, path: str) -
     assert queries() == few
 
 
+def test_a_rendezvous_with_a_secret_that_is_no_ascii_is_refused_as_any_other() -> None:
+    waiting = attach.Waiting()
+    waiting.add(attach.Attachment({"dyno_id": "x"}, "y", wire.Connection.__new__(wire.Connection), None, {}, False, lambda: None))
+    try:
+        assert [waiting.take_by_secret(secret) for secret in ("é", "davit-run-\ufffd", "\udce9")] == [None] * 3
+    finally:
+        waiting.take("x", "y")
+
+
 _SEGMENTS = st.text(max_size=12) | st.sampled_from(["timely", "web", "web.1", "v1", "1", "~", "none", "%00", "9" * 30])
 _LINE = "".join(c for c in string.printable if c not in "\n\r\x0b\x0c")
+_ANY_ID = "00000000-0000-0000-0000-000000000000"
+_EXTREMES = ["", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01", "2026-11-24T00:00:00%2B01:00"]
 _RANGES = st.text(_LINE, max_size=40) | st.builds(
     "{} {}..{}; max={}, order={}".format,
     st.sampled_from(["version", "name", "id", "created_at", "hostname"]),
-    st.sampled_from(["", "]a", "1", "]9" + "9" * 40, "2026"]),
-    st.sampled_from(["", "z", "-5", "2026-11-24T00:00:00Z"]),
+    st.sampled_from(["", "]a", "1", "]9" + "9" * 40, "2026", *(f"]{value}~{_ANY_ID}" for value in _EXTREMES), *_EXTREMES]),
+    st.sampled_from(["", "z", "-5", "2026-11-24T00:00:00Z", *(f"{value}~{_ANY_ID}" for value in _EXTREMES), *_EXTREMES]),
     st.sampled_from(["1", "0", "x", "5000"]),
     st.sampled_from(["asc", "desc", ""]),
 )
+
+
+_QUERIES = ("since", "until", "actor", "action", "app", "eq[name]", "eq[x]", "tail", "seconds", "in[name][]", "\x00")
+_VALUES = ("\x00", "a\x00b", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\fffd", "%", "²", "9" * 30, "'", "x" * 3000)
+
+
+def test_no_range_and_no_query_makes_a_list_crash(either_api: Api) -> None:
+    """On each database: what one takes, another may not."""
+    lists = [one for resource in RESOURCES for one in resource.operations if one.method == "GET" and one.gives.many]
+    for operation in lists:
+        path = re.sub(r"<[^>]+>", lambda match: {"app": "timely", "user": "~"}.get(match[0][1:-1], "none"), operation.path)
+        attributes = either_api.get(path, as_="admin").headers.get("Accept-Ranges", "id").split(", ")
+        asked: list[tuple[dict[str, str], dict[str, str]]] = [(dict.fromkeys(_QUERIES, value), {}) for value in _VALUES[:5]]
+        for value in _EXTREMES:
+            bounds = (f"{value}..{value}", f"]{value}~{_ANY_ID}..{value}~{_ANY_ID}")
+            asked += [({}, {"Range": f"{attributes[0]} {bound}; max=2"}) for bound in bounds]
+        for query, headers in asked:
+            answer = either_api.call("GET", path, as_="admin", query_string=query, headers=headers)
+            assert answer.status_code < 500 or answer.json["id"] == "not_implemented", (path, query, headers, answer.text)
 
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
@@ -179,6 +210,7 @@ def _ask(api: Api, operation: Operation, data: st.DataObject) -> None:
     filled = operation.path.replace("<app>", "timely")
     path = re.sub(r"<[^>]+>", lambda match: urllib.parse.quote(data.draw(_SEGMENTS), safe=""), filled)
     options: dict[str, Any] = {"headers": {"Range": data.draw(_RANGES)}} if data.draw(st.booleans()) else {}
+    options |= {"query_string": data.draw(st.dictionaries(st.sampled_from(_QUERIES), st.sampled_from(_VALUES), max_size=2))}
     who = data.draw(st.sampled_from(["owner", "admin", "viewer"]))
     sent = data.draw(published.bodies(published.link_of(operation)))
     answer = api.call(operation.method, path, sent, as_=who, **options)
