@@ -59,12 +59,25 @@
   });
 
   // A part that is being worked in is not replaced under the hands; elsewhere the focus stays where it was.
-  let kept = null;
+  const STOPS = "a[href], button, input, select, textarea, summary, [tabindex]";
+  let kept = null, unfolded = [];
+  function busy(part) {
+    const active = document.activeElement;
+    return part.querySelector("dialog[open]") || (part.contains(active) && active.matches("input, select, textarea"))
+      || [...part.querySelectorAll("input, select, textarea")].some(touched);
+  }
+  function touched(field) {
+    if (field.matches("select")) return field.selectedOptions[0] !== ([...field.options].find((option) => option.defaultSelected) || field.options[0]);
+    if (field.type === "file") return field.files.length > 0;
+    return field.type === "checkbox" || field.type === "radio" ? field.checked !== field.defaultChecked : field.value !== field.defaultValue;
+  }
+  function mark(stop) {  // what tells it from others also when its part was loaded anew
+    return stop.id || stop.getAttribute("href") || [stop.getAttribute("aria-label") || stop.textContent, stop.closest("form")?.getAttribute("action")].join(" ");
+  }
   for (const moment of ["htmx:beforeRequest", "htmx:beforeSwap"]) document.addEventListener(moment, (event) => {
-    const part = event.detail.elt, active = document.activeElement, why = event.detail.requestConfig?.triggeringEvent?.type;
+    const part = event.detail.elt, why = event.detail.requestConfig?.triggeringEvent?.type;
     if (!why?.startsWith("live:")) return;
-    const working = part.querySelector("dialog[open]") || (part.contains(active) && active.matches("input, select, textarea"));
-    if (working) { event.preventDefault(); part.dataset.late = why; }
+    if (busy(part)) { event.preventDefault(); part.dataset.late = why; }
   });
   for (const left of ["focusout", "close"]) document.addEventListener(left, () => setTimeout(() => {  // what was put off is loaded now
     for (const part of document.querySelectorAll("[data-late]")) {
@@ -74,14 +87,18 @@
     }
   }, 300), true);
   document.addEventListener("htmx:beforeSwap", (event) => {
-    const active = document.activeElement;
-    kept = event.detail.target.contains(active) && active !== body ? active.getAttribute("href") || active.id : null;
+    const part = event.detail.target, active = document.activeElement;
+    if (part.contains(active) && active !== body) kept = mark(active);
+    unfolded.push(...[...part.querySelectorAll("details[open] > summary")].map(mark));
   });
   document.addEventListener("htmx:afterSettle", (event) => {
     prepare(document);
-    if (!kept || document.activeElement !== body) return;
-    const again = document.getElementById(kept) || document.querySelector(`a[href="${CSS.escape(kept)}"]`);
-    if (again) again.focus({ preventScroll: true });
+    for (const summary of document.querySelectorAll("details > summary")) if (unfolded.includes(mark(summary))) summary.parentElement.open = true;
+    unfolded = [];
+    if (kept !== null && document.activeElement === body) {
+      const again = [...document.querySelectorAll(STOPS)].find((stop) => mark(stop) === kept && !stop.disabled);
+      (again || document.getElementById("main")).focus({ preventScroll: true });
+    }
     kept = null;
   });
 
@@ -106,12 +123,12 @@
     const address = new URLSearchParams(topics);
     if (cursor) address.set("cursor", cursor);
     source = new EventSource(`${body.dataset.live}?${address}`);
-    source.onopen = () => { retry = 0; body.dataset.connected = "yes"; again(); };
+    source.onopen = () => { retry = 0; connected(true); again(); };
     source.onerror = () => {
-      body.dataset.connected = "no";
+      connected(false);
       if (source && source.readyState === EventSource.CLOSED) {
         close();
-        setTimeout(open, Math.min(30000, 1000 * 2 ** retry++));
+        refused();
       }
     };
     for (const name of ["app", "apps"]) hear(name, () => window.htmx?.trigger(body, `live:${name}`));
@@ -119,10 +136,47 @@
     hear("build-over", () => { delete streamed.dataset.follow; window.htmx?.trigger(body, "live:app"); });
     hear("log", (html) => document.dispatchEvent(new CustomEvent("log", { detail: html })));
   }
+  // Whoever reads is told when the page is no longer kept current.
+  const told = document.getElementById("connection");
+  let telling = 0;
+  function connected(yes) {
+    body.dataset.connected = yes ? "yes" : "no";
+    if (!yes) { telling ||= setTimeout(tell, 3000); return; }
+    clearTimeout(telling);
+    telling = 0;
+    told.textContent = "";
+  }
+  function tell() {
+    telling = 0;
+    if (!document.hidden) told.textContent = "Not connected, trying again…";
+  }
+  // A browser does not tell why a stream was refused: the page itself is asked whether it is still there.
+  async function refused() {
+    let answer;
+    try { answer = await fetch(location.pathname + location.search, { method: "HEAD", redirect: "manual" }); } catch { /* away */ }
+    if (answer?.status === 404 || answer?.type === "opaqueredirect") gone();
+    else setTimeout(open, Math.min(30000, 1000 * 2 ** retry++));
+  }
+  function gone() {  // renamed, destroyed, or not for this visitor any more: an app's id leads to it whatever it is called
+    const where = location.pathname.replace(/\/apps\/[^/]+/, (path) => (body.dataset.app ? `/apps/${body.dataset.app}` : path)) + location.search;
+    close();
+    clearTimeout(telling);
+    body.dataset.live = "";
+    if (!busy(body)) { location.replace(where); return; }
+    const link = document.createElement("a");
+    link.href = where;
+    link.textContent = "Look again";
+    told.replaceChildren("This page has another address now, or is gone. ", link);
+  }
+  if (body.dataset.app && location.pathname.includes(`/apps/${body.dataset.app}`)) {
+    history.replaceState(history.state, "", location.pathname.replace(`/apps/${body.dataset.app}`, `/apps/${body.dataset.name}`) + location.search + location.hash);
+  }
+
   // A part that could not be loaded anew, because Davit was away, is loaded when it is back.
   let missed = false;
   for (const name of ["htmx:sendError", "htmx:responseError"]) document.addEventListener(name, (event) => {
     if (!event.detail.requestConfig?.triggeringEvent?.type?.startsWith("live:")) return;
+    if (event.detail.xhr?.status === 404) { gone(); return; }
     missed = true;
     setTimeout(again, 3000);
   });
@@ -134,7 +188,7 @@
   function hear(name, act) {
     source.addEventListener(name, (event) => { cursor = event.lastEventId || cursor; act(JSON.parse(event.data)); });
   }
-  function close() { source?.close(); source = null; body.dataset.connected = "no"; }
+  function close() { source?.close(); source = null; connected(false); }
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hiding);
     if (document.hidden) hiding = setTimeout(close, 20000);

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
-from state import db
+from state import apps, db
 from state.models import App, Dyno
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
@@ -242,6 +242,41 @@ def test_news_that_come_while_a_question_is_open_wait_for_the_answer(davit: Davi
         dialog.get_by_role("button", name="Cancel").click()
     expect(dialog).to_be_hidden()
     expect(page.locator("#stages[data-late]")).to_have_count(0)
+
+
+def test_news_take_nothing_out_of_the_hands_and_follow_an_app_that_is_renamed(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/apps/storefront/resources")
+    page.get_by_role("button", name="Restart web.2").focus()
+    with page.expect_response("**/apps/storefront/resources"):
+        page.evaluate("document.querySelector('#dynos').dataset.old = 'yes'; htmx.trigger(document.body, 'live:app')")
+    expect(page.locator("#dynos[data-old]")).to_have_count(0)
+    expect(page.get_by_role("button", name="Restart web.2")).to_be_focused()
+
+    page.goto("/dashboard/apps/empty")
+    expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    page.locator("#source-url").fill("https://example.com/project.git")
+    page.locator("#main").focus()
+    with db.transaction() as session:
+        app = session.scalar(select(App).where(App.name == "empty"))
+        assert app
+        apps.set_maintenance(session, app.owner, app, True)
+    expect(page.locator("#state")).to_contain_text("Maintenance")
+    expect(page.locator("#first-push")).to_have_attribute("data-late", "live:app")
+    expect(page.locator("#source-url")).to_have_value("https://example.com/project.git")
+    with db.transaction() as session:
+        app = session.scalar(select(App).where(App.name == "empty"))
+        assert app
+        apps.rename(session, app.owner, app, "no-longer-empty")
+    page.get_by_role("status").get_by_role("link", name="Look again").click()
+    expect(page.get_by_role("heading", name="no-longer-empty")).to_be_visible()
+    assert page.url.endswith("/apps/no-longer-empty")
+    expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    with db.transaction() as session:
+        app = session.scalar(select(App).where(App.name == "no-longer-empty"))
+        assert app
+        apps.destroy(session, app.owner, app)
+    expect(page.get_by_role("heading", name="Nothing is here")).to_be_visible()
 
 
 def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:

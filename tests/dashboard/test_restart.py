@@ -76,10 +76,13 @@ def test_a_killed_web_process_loses_no_line_and_shows_none_twice(davit: Davit, r
     logs.goto("/dashboard/apps/built/logs")
     _both_go_on(builds, logs, writer)
     davit.kill()
+    told = logs.get_by_text("Not connected, trying again")
+    expect(told).to_be_visible()
     before = writer.count
     wait_until(lambda: writer.count >= before + 20, "lines being printed while nobody serves")
     davit.start()
     _both_go_on(builds, logs, writer)
+    expect(told).to_have_count(0)
     davit.kill()
     expected = writer.stop()
     with db.transaction() as session:
