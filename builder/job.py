@@ -14,6 +14,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import structs
 from sqlalchemy import select
@@ -21,7 +22,7 @@ from sqlalchemy import select
 from builder import appjson, buildpacks, procfile, queue, report, repositories, setup, slot, sources
 from builder.output import Outcome, Output, directory
 from builder.sandbox import Ended, Feeder, Sandbox, Sealed, open_sandbox, parts
-from foundation.errors import Conflict, DavitError, NotFound
+from foundation.errors import Conflict, DavitError, DiskFull, NotFound, Unavailable
 from foundation.settings import settings
 from slugs import osvcommand
 from slugs.store import WARN_FROM, size_warning
@@ -30,6 +31,7 @@ from state.db import snapshot, transaction
 from state.models import Account, App, Build, Formation, Release, Slug
 
 log = logging.getLogger("builder")
+_T = TypeVar("_T")
 
 STACK_TITLES = {"davit-13": "Davit-13"}
 LOOK_SECONDS = 1.0
@@ -124,14 +126,19 @@ class BuildJob:
         self._steps = Steps()
 
     def run(self) -> None:
-        """The way of a build."""
+        """The way of a build.
+
+        From the moment in which its release is made that goes its own way: a database that is away or full then is waited for,
+        because a build that failed by it would have thrown away the commit that serves.
+        """
         try:
             release_id = self.row.release_id if self.row.phase == "releasing" else self._make_release()
             slot.free()
             release = self._bring_up(release_id)
-            self._succeed(release)
         except Exception as error:
             self._fail(error)
+        else:
+            self._succeed(release)
         finally:
             self._output.close()
 
@@ -139,13 +146,19 @@ class BuildJob:
 
     def _make_release(self) -> str:
         self._begin()
-        with ThreadPoolExecutor(1) as beside, self._open_beside(beside) as (sandbox, order):
-            self._steps.done("sandbox")
-            result = self._work(sandbox, *order.result())
-            self._show_types(result)
-            sealed = self._seal(sandbox)
-            release_id = self._release(result, sealed)
-            self._keep_cache(sandbox)
+        release_id = None
+        try:
+            with ThreadPoolExecutor(1) as beside, self._open_beside(beside) as (sandbox, order):
+                self._steps.done("sandbox")
+                result = self._work(sandbox, *order.result())
+                self._show_types(result)
+                sealed = self._seal(sandbox)
+                release_id = self._release(result, sealed)
+                self._keep_cache(sandbox)
+        except Exception:
+            if release_id is None:
+                raise
+            log.exception("the sandbox did not end as it should", extra={"build": self.id})
         return release_id
 
     def _begin(self) -> None:
@@ -284,6 +297,15 @@ class BuildJob:
         return sealed
 
     def _release(self, result: Result, sealed: Sealed) -> str:
+        try:
+            return self._make_release_of(result, sealed)
+        except Unavailable:  # the connection may have been lost after the commit: the row knows
+            row = _patiently(lambda: _build_row(self.id))
+            if row is None or row.phase != "releasing" or row.release_id is None:
+                raise
+            return row.release_id
+
+    def _make_release_of(self, result: Result, sealed: Sealed) -> str:
         with transaction() as session:
             app, account = session.get(App, self.app.id), session.get(Account, self.row.account_id)
             if app is None or account is None or app.destroying:
@@ -322,14 +344,13 @@ class BuildJob:
     def _bring_up(self, release_id: str | None) -> Release:
         if release_id is None:
             raise BuildFailed("The release that this build made is gone; push again.")
-        with snapshot() as session:
-            release = session.get(Release, release_id)
+        release = _patiently(lambda: _release(release_id))
         has_command = release is not None and releases.RELEASE_TYPE in release.process_types
         self._output.heading("Running release command..." if has_command else "Launching...")
         relay = Relay(settings().home / "releases" / release_id / "output", self._output) if has_command else None
         while True:
             try:
-                release = releases.wait(release_id, timeout=0.2 if relay else None)
+                release = _patiently(lambda: releases.wait(release_id, timeout=0.2 if relay else None))
             except TimeoutError:
                 if relay:
                     relay.more()
@@ -353,13 +374,12 @@ class BuildJob:
             except DavitError as error:
                 log.warning("the ref stayed where it was", extra={"build": self.id, "reason": error.message})
                 self._output.warning(f"The release serves, but {self.row.ref} could not be moved: {error.message}")
-        self._unpin()
         url = settings().app_url(self.app.name)
+        size = repositories.size(self.app.id) if self.row.commit else None  # looks at every file: not while others wait
+        _patiently(lambda: _note_success(self.id, size))
+        self._unpin()
         self._output.indented(f"Released v{release.version}")
         self._output.indented(f"{url} deployed to Davit")
-        size = repositories.size(self.app.id) if self.row.commit else None  # looks at every file: not while others wait
-        with transaction() as session:
-            builds.succeed(session, self.id, repo_size=size)
         self._steps.done("finish")
         self._note_steps()
         self._output.finish(Outcome("succeeded", None, None, release.version, url))
@@ -386,9 +406,8 @@ class BuildJob:
                 if self.row.ref
                 else "The build failed, and nothing was changed."
             )
-        self._unpin()
-        with transaction() as session:
-            builds.fail(session, self.id, kind, message)
+        _patiently(lambda: _note_failure(self.id, kind, message), full=False)
+        self._unpin()  # not before: while the row does not say that it failed, the build may be taken up again
         self._note_steps()
         self._output.finish(Outcome("failed", kind, message))
 
@@ -410,9 +429,52 @@ class BuildJob:
 
     def cancelled(self) -> bool:
         """Whether somebody asked to give this build up, or its app is gone."""
-        with snapshot() as session:
-            row = session.get(Build, self.id)
+        try:
+            row = _build_row(self.id)
+        except Unavailable:
+            return False  # it is asked again
         return row is None or row.cancel_requested or row.status != "pending"
+
+
+def _patiently(action: Callable[[], _T], *, full: bool = True) -> _T:
+    """Do what must not be left undone because the database is away or full: again and again, until it answers.
+
+    Args:
+        full: whether to wait for room, too.
+
+    Raises:
+        DiskFull: there is no room, and it is not to be waited for.
+    """
+    pause = 0.2
+    while True:
+        try:
+            return action()
+        except (Unavailable, DiskFull) as error:
+            if isinstance(error, DiskFull) and not full:
+                raise
+            log.warning("a build waits for the database: %s", error.message)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 5)
+
+
+def _build_row(build_id: str) -> Build | None:
+    with snapshot() as session:
+        return session.get(Build, build_id)
+
+
+def _release(release_id: str) -> Release | None:
+    with snapshot() as session:
+        return session.get(Release, release_id)
+
+
+def _note_success(build_id: str, repo_size: int | None) -> None:
+    with transaction() as session:
+        builds.succeed(session, build_id, repo_size=repo_size)
+
+
+def _note_failure(build_id: str, kind: str, message: str) -> None:
+    with transaction() as session:
+        builds.fail(session, build_id, kind, message)
 
 
 class Pump:

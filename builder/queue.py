@@ -30,8 +30,9 @@ log = logging.getLogger("builder")
 
 NAME = "builds"
 CANCELLED = "The build was cancelled."
-MOST_RISING = 16
-"""Builds at the most whose slug is sealed and whose release is on its way up: each is a process of some 25 MiB that waits."""
+MOST_RISING, MOST_RISING_OF_ONE = 16, 4
+"""Builds at the most whose slug is sealed and whose release is on its way up, of all and of one account: each is a process of
+some 25 MiB that waits, and a release command may take an hour."""
 ATTEMPTS = 2
 """A build whose worker died is taken up again once, from the same commit."""
 LOST_AFTER = timedelta(seconds=10)
@@ -54,26 +55,25 @@ def enqueue_next(app_id: str) -> None:
         _send(build.id)
 
 
-def put_first() -> None:
-    """Before a worker takes a build: have the one at the front whose turn it is.
+def put_first(bounded: bool) -> bool:
+    """Before a worker takes a build: have the one at the front whose turn it is; whether there is one that may be taken.
 
     RQ's queue is first in, first out, and each app has one build in it; somebody with many apps would still go before all others.
+
+    Args:
+        bounded: whether somebody may have as many releases on their way up as one account may: then theirs are passed over.
     """
     waiting = queue()
-    if waiting.count < 2:
-        return
+    if not bounded and waiting.count < 2:
+        return True
     ids = waiting.get_job_ids()
     try:
-        with snapshot() as session:
-            first = builds.next_slot(session, ids)
+        first = builds.next_slot(ids, MOST_RISING_OF_ONE)
     except DavitError:  # the database is away for a moment: then in the order in which they came
-        return
-    if first is None or first == ids[0]:
-        return
-    with waiting.connection.pipeline() as both:  # at once, so that a build is never out of the queue
-        waiting.remove(first, pipeline=both)
-        waiting.push_job_id(first, pipeline=both, at_front=True)
-        both.execute()
+        return bool(ids)
+    if first is not None and first != ids[0] and waiting.connection.lrem(waiting.key, 1, first):
+        waiting.push_job_id(first, at_front=True)
+    return first is not None
 
 
 def tell_of_wait(build_id: str) -> None:
@@ -84,15 +84,17 @@ def tell_of_wait(build_id: str) -> None:
             return
         first = builds.ahead(session, build) if build.phase == "waiting" else None
         taken = builds.at_work(session, build) if first is None else 0
-        rising = builds.rising(session) if first is None else 0
+        rising, own = builds.rising(session, build.account_id) if first is None else (0, 0)
     slots = settings().build_slots
     if first is not None:
         what = (first.commit or first.source_version or "source")[:8]
         text = f"Waiting for another build of this app to end: {what}, by {first.account.email}"
     elif taken >= slots:
         text = f"Waiting for a free build slot: {taken} build{'s go' if taken > 1 else ' goes'} first, {slots} at a time"
+    elif own >= MOST_RISING_OF_ONE:
+        text = f"Waiting for other releases of {build.account.email} to be up: {own} are on their way"
     elif rising >= MOST_RISING:
-        text = f"Waiting for releases of other apps to be up: {rising} are on their way, {MOST_RISING} at a time"
+        text = f"Waiting for releases of other apps to be up: {rising} are on their way"
     else:
         return
     with suppress(OSError):  # a full disk: the build's own business, later

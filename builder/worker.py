@@ -71,7 +71,7 @@ class Worker:
                 self._look_out()
                 self._reap()
                 self._free_slots()
-                if self._taken() < self.slots and len(self.builds) < self.slots + queue.MOST_RISING:
+                if self._taken() < self.slots and self._rising() < queue.MOST_RISING:
                     self._take()
                 else:
                     signal.sigtimedwait([signal.SIGCHLD], LOOK_SECONDS)
@@ -83,6 +83,9 @@ class Worker:
     def _taken(self) -> int:
         return sum(descriptor is not None for descriptor in self.builds.values())
 
+    def _rising(self) -> int:
+        return len(self.builds) - self._taken()
+
     def _free_slots(self) -> None:
         for pid, descriptor in self.builds.items():
             if descriptor is not None and slot.is_free(descriptor):
@@ -93,7 +96,9 @@ class Worker:
         """Wait for a build, and start it."""
         connection = notify.redis_client()
         try:
-            queue.put_first()
+            if not queue.put_first(bounded=self._rising() >= queue.MOST_RISING_OF_ONE):
+                signal.sigtimedwait([signal.SIGCHLD], 0.25)
+                return
             taken = Queue.dequeue_any([queue.queue()], WAIT_SECONDS if not self.builds else 1, connection=connection)
         except DequeueTimeout:
             return

@@ -13,9 +13,12 @@ from foundation.clock import now
 from foundation.errors import Conflict, NotFound
 from foundation.settings import settings
 from state import audit, notify
-from state.db import lock_app
+from state.db import ask, lock_app
 from state.models import Account, App, Build, Release, Slug
 
+_LAST_BEGUN = (
+    "SELECT account_id, CAST(MAX(created_at) AS TEXT) FROM builds WHERE phase NOT IN ('waiting', 'queued') GROUP BY account_id"
+)
 ACTIVE = ("queued", "building", "releasing")
 """Phases in which a build holds its app's turn."""
 
@@ -111,22 +114,33 @@ def at_work(session: Session, build: Build) -> int:
     return session.scalar(others) or 0
 
 
-def next_slot(session: Session, queued: Sequence[str]) -> str | None:
-    """Which of the queued builds has the next slot: the accounts take turns, and the one with the fewest builds at work is first.
+def next_slot(queued: Sequence[str], most: int) -> str | None:
+    """Which of the queued builds has the next slot; None when none may.
+
+    The accounts take turns: the one with the fewest builds at work is first, then the one whose last build is the longest ago.
 
     Args:
         queued: their ids, those that came first at the front.
+        most: how many releases of an account may be on their way up; then it has no turn.
+
+    Raises:
+        Unavailable: the database does not answer.
     """
-    rows = session.execute(select(Build.account_id, Build.id, Build.phase).where(Build.status == "pending")).all()
+    rows = ask("SELECT account_id, id, phase FROM builds WHERE status = 'pending'")
     waiting = set(queued)  # one that has just been taken is in the queue no more, and not at work yet
     working = Counter(owner for owner, id, phase in rows if phase == "building" or (phase == "queued" and id not in waiting))
-    owner = {id: account for account, id, _ in rows}
-    return min((id for id in queued if id in owner), key=lambda id: working[owner[id]], default=None)
+    rising = Counter(owner for owner, _, phase in rows if phase == "releasing")
+    owner = {id: account for account, id, _ in rows if rising[account] < most}
+    begun = dict(ask(_LAST_BEGUN))
+    return min(
+        (id for id in queued if id in owner), key=lambda id: (working[owner[id]], begun.get(owner[id], "")), default=None
+    )  # fmt: skip
 
 
-def rising(session: Session) -> int:
-    """How many builds have made their release, which is on its way up."""
-    return session.scalar(select(func.count()).where(Build.status == "pending", Build.phase == "releasing")) or 0
+def rising(session: Session, account_id: str) -> tuple[int, int]:
+    """How many builds have made their release, which is on its way up: of all, and of the account."""
+    owners = session.scalars(select(Build.account_id).where(Build.status == "pending", Build.phase == "releasing")).all()
+    return len(owners), owners.count(account_id)
 
 
 def begin(session: Session, build_id: str) -> Build:

@@ -31,13 +31,19 @@ log = logging.getLogger("state")
 
 BUSY_SECONDS = 20
 """How long a SQLite writer waits for its turn."""
+_PATIENCE = {
+    "connect_timeout": 5, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3
+}  # fmt: skip
+"""How long a PostgreSQL that cannot be reached is waited for (libpq's words); a URL may say otherwise."""
 
 
 def make_engine(url: str) -> Engine:
     """An engine for ``url``: ``sqlite:///PATH`` or ``postgresql://…`` (``postgres://`` as Heroku writes it, too)."""
     parsed = make_url(url.replace("postgres://", "postgresql://", 1))
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=5, max_overflow=60)
+        waits = {name: value for name, value in _PATIENCE.items() if name not in parsed.query}
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, connect_args=waits, pool_pre_ping=True, pool_size=5, max_overflow=60)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, pool_size=5, max_overflow=60)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

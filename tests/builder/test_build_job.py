@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from builder import job, output, queue, repositories
 from builder.sandbox import Ended, Inlet
+from foundation.errors import Unavailable
 from foundation.settings import settings
 from state import accounts, apps, builds, config, db, notify, releases, vault
 from state.models import Account, App, Build, Release, Slug
@@ -407,15 +409,72 @@ def test_accounts_take_turns(pushed: Pushed) -> None:
     for row in rows:
         queue.enqueue_next(row.app_id)
     assert queue.queue().job_ids == [*mine, yours]
-    queue.put_first()
+    assert queue.put_first(bounded=False)
     assert queue.queue().pop_job_id() == mine[0]  # nobody is at work: who came first
-    queue.put_first()  # before the process of the first has begun
+    assert queue.put_first(bounded=False)  # before the process of the first has begun
     assert queue.queue().job_ids == [yours, *mine[1:]]
     with db.transaction() as session:
         builds.begin(session, mine[0])
-        builds.fail(session, yours, "cancelled", "x")
-    queue.put_first()
-    assert queue.queue().job_ids[0] == mine[1]
+        builds.fail(session, mine[0], "build failed", "x")
+    queue.queue().remove(yours)
+    queue.queue().push_job_id(yours)
+    assert queue.put_first(bounded=False)  # nobody is at work, with one slot: whose last build is the longest ago
+    assert queue.queue().job_ids == [yours, *mine[1:]]
+
+
+def test_an_account_whose_releases_are_on_their_way_up_is_passed_over(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Release commands that take an hour stop their owner's builds, not everybody's."""
+    monkeypatch.setattr(queue, "MOST_RISING_OF_ONE", 1)
+    with db.transaction() as session:
+        owner, other = session.get(Account, pushed.account.id), accounts.create(session, pushed.account, "you@example.com")
+        assert owner
+        first, second, theirs = (
+            builds.create(session, apps.create(session, who), who, commit="a" * 40) for who in (owner, owner, other)
+        )
+    for row in (second, theirs):
+        queue.enqueue_next(row.app_id)
+    with db.transaction() as session:
+        session.get(Build, first.id).phase = "releasing"  # type: ignore[union-attr]
+    assert queue.put_first(bounded=True) and queue.queue().pop_job_id() == theirs.id
+    assert not queue.put_first(bounded=True) and queue.queue().job_ids == [second.id]
+    queue.tell_of_wait(second.id)
+    assert b"Waiting for other releases of me@example.com to be up: 1 are on their way" in next(output.follow(second.id))
+
+
+@pytest.mark.parametrize("where", ["wait", "succeed"])
+def test_a_database_that_goes_away_while_the_release_comes_up_fails_no_push(
+    pushed: Pushed, runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The release goes live without the build; a build that failed would have thrown its commit away."""
+    room = releases if where == "wait" else builds
+    real, times = getattr(room, where), iter(range(2))
+
+    def away(*words: Any, **more: Any) -> Any:
+        if next(times, None) is not None:
+            raise Unavailable("The database does not answer at the moment; try again.")
+        return real(*words, **more)
+
+    monkeypatch.setattr(room, where, away)
+    commit = pushed.commit(Procfile="web: mine\n")
+    build_id = pushed.build(commit)
+    printed = pushed.run(build_id)
+    assert "deployed to Davit" in printed and "nothing was changed" not in printed
+    assert (pushed.row(build_id).status, ref(pushed)) == ("succeeded", commit)
+
+
+def test_a_release_whose_commit_was_not_confirmed_is_found_again(
+    pushed: Pushed, runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = job.BuildJob._make_release_of
+
+    def lost(self: job.BuildJob, *words: Any) -> str:
+        real(self, *words)
+        raise Unavailable("The database does not answer at the moment; try again.")
+
+    monkeypatch.setattr(job.BuildJob, "_make_release_of", lost)
+    build_id = pushed.build(pushed.commit(Procfile="web: mine\n"))
+    assert "deployed to Davit" in pushed.run(build_id)
+    assert pushed.row(build_id).status == "succeeded"
 
 
 def test_what_redis_lost_is_sent_again(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
