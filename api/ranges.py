@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,8 +82,8 @@ def parse(header: str | None, order: Order) -> Window:
     after = start.startswith("]")
     return Window(
         attribute=attribute,
-        start=_bound(kind, start.lstrip("[]"), behind=after != descending),
-        end=_bound(kind, end.lstrip("[]"), behind=not descending),
+        start=_bound(kind, _unquoted(start.lstrip("[]")), behind=after != descending),
+        end=_bound(kind, _unquoted(end.lstrip("[]")), behind=not descending),
         after=after,
         maximum=min(int(maximum), MOST),
         descending=descending,
@@ -92,6 +93,18 @@ def parse(header: str | None, order: Order) -> Window:
 def _option(part: str) -> tuple[str, str]:
     name, _, value = part.partition("=")
     return name.strip(), value.strip()
+
+
+def _unquoted(text: str) -> str:
+    found = urllib.parse.unquote(text)
+    if "\x00" in found:
+        raise BadRange("A bound in the Range header may hold no NUL character.")
+    return found
+
+
+def _quoted(text: str) -> str:
+    """A value so that it ends no bound, and no header: percent-encoded, dots too where they might be the range's two."""
+    return re.sub(r"\.(?=\.|$)|^\.", "%2E", urllib.parse.quote(text, safe=":+@/"))
 
 
 def _bound(kind: type | Tied, text: str, *, behind: bool) -> Bound:
@@ -157,4 +170,4 @@ def _end(bound: Bound) -> str:
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return "~".join(map(_text, value))
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.isoformat() if isinstance(value, datetime) else _quoted(str(value))

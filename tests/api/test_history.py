@@ -73,6 +73,9 @@ def _fill(api: Api) -> None:
     for app in ("timely", "another"):
         api.post("/pipeline-couplings", {"pipeline": "the-line", "app": app, "stage": "staging"})
         api.post("/account/app-transfers", {"app": app, "recipient": "stranger@example.com"})
+    for email in ("a,b@example.com", "a;c@example.com", "a;d%3B@x..y.", "é~ü@example.com"):
+        api.post("/davit/accounts", {"email": email}, as_="admin")
+        assert api.post("/apps/timely/collaborators", {"user": email}).status_code == 201
     for n in range(2):
         api.post("/apps/timely/log-drains", {"url": f"syslog://203.0.113.9:{n + 1}"})
         api.post("/apps/timely/webhooks", {"url": f"https://203.0.113.9/{n}", "include": ["api:release"], "level": "notify"})
@@ -95,7 +98,7 @@ def test_every_list_comes_piece_by_piece_as_it_comes_whole(api: Api) -> None:
             whole = api.get(path, as_="admin", headers={"Range": f"{attribute} ..; order={order}"})
             pieces: list[object] = []
             header: str | None = f"{attribute} ..; max=1, order={order}"
-            while header:
+            while header and len(pieces) <= len(whole.json):
                 answer = api.get(path, as_="admin", headers={"Range": header})
                 assert answer.status_code in (200, 206) and len(answer.json) <= 1, (path, header, answer.text)
                 pieces += answer.json
