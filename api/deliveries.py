@@ -21,7 +21,7 @@ from foundation.clock import now
 from foundation.errors import DavitError, Unavailable
 from state import outbox, webhooks
 from state.db import ask, snapshot, transaction
-from state.models import WebhookDelivery
+from state.models import WebhookDelivery, new_id
 
 log = logging.getLogger("web")
 
@@ -101,15 +101,19 @@ class Deliverer:
 def deliver(row: WebhookDelivery) -> None:
     """Send one message, and write down how that went."""
     code, error = None, None
-    message = webhooks.message(row, _encode)
+    attempt = new_id()
     try:
+        message = webhooks.message(row, attempt, _encode)
         code = outbound.exchange("POST", message.place, body=message.body, headers=message.headers, timeout=TIMEOUT).status
     except DavitError as problem:
         error = problem.id
+    except Exception:  # counts as any other that failed, else it would be due again at once, for ever
+        log.exception("a webhook's message cannot be sent", extra={"delivery": row.id})
+        error = DavitError.id
     with transaction() as session:
         known = session.get(WebhookDelivery, row.id)
         if known is not None and known.next_attempt_at is not None:
-            webhooks.record_attempt(session, known, message.attempt_id, code, error)
+            webhooks.record_attempt(session, known, attempt, code, error)
 
 
 def _encode(value: Any) -> bytes:

@@ -19,7 +19,8 @@ answers `501 not_implemented`.
 
 - **Authorization**: `Authorization: Bearer TOKEN`, or Basic with the token as password. `davit auth:token` prints yours.
 - **Scopes**: a token is for `global` (everything) unless it was made for less: `identity` (who you are), `read` and `write`
-  (apps, but neither config vars nor releases, nor running code, which reaches config vars), `read-protected`,
+  (apps, but neither config vars nor releases, nor what tells of them: the activity, webhooks; nor running code, which
+  reaches config vars), `read-protected`,
   `write-protected`.
   What a token's scope does not open answers `403 forbidden`; git takes `write-protected`.
 - **Limit**: 4,500 calls an hour for each account (`DAVIT_RATE_LIMIT`), refilled evenly; `RateLimit-Remaining` says what is left.

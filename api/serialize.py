@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from state import setups, sizes, webhooks
 from state.endpoints import describe
@@ -131,11 +132,11 @@ def app(row: App, *, git_url: str, web_url: str) -> Json:
     }
 
 
-def build(row: Build, *, output_stream_url: str, source_url: str = "") -> Json:
-    """GET /apps/NAME/builds/ID; ``phase`` and ``failure`` are Davit's own."""
+def build(row: Build, *, output_stream_url: str, source_url: str = "", in_full: bool = True) -> Json:
+    """GET /apps/NAME/builds/ID; ``phase`` and ``failure`` are Davit's own; ``in_full`` as :func:`buildpack`'s."""
     return {
         "app": {"id": row.app_id},
-        "buildpacks": [buildpack(name) for name in row.buildpacks] or None,
+        "buildpacks": [buildpack(name, in_full=in_full) for name in row.buildpacks] or None,
         "created_at": moment(row.created_at),
         "failure": row.failure,
         "generation": "cedar",
@@ -157,15 +158,23 @@ def build(row: Build, *, output_stream_url: str, source_url: str = "") -> Json:
     }
 
 
-def buildpack(text: str) -> Json:
-    """A buildpack: its URL (``urn:buildpack:NAME`` for a bundled one) and its name."""
-    url = text if "://" in text else f"urn:buildpack:{text}"
-    return {"name": text, "url": url}
+def buildpack(text: str, *, in_full: bool = True) -> Json:
+    """A buildpack: its URL (``urn:buildpack:NAME`` for a bundled one) and its name; without ``in_full`` no password is in it."""
+    if "://" not in text:
+        return {"name": text, "url": f"urn:buildpack:{text}"}
+    shown = text if in_full else without_secrets(text) + (f"#{branch}" if (branch := urlsplit(text).fragment) else "")
+    return {"name": shown, "url": shown}
 
 
-def buildpack_installation(ordinal: int, text: str) -> Json:
-    """GET /apps/NAME/buildpack-installations"""
-    return {"ordinal": ordinal, "buildpack": buildpack(text)}
+def without_secrets(url: str) -> str:
+    """A URL without what may be a key to it: user and password, query, fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def buildpack_installation(ordinal: int, text: str, *, in_full: bool = True) -> Json:
+    """GET /apps/NAME/buildpack-installations; ``in_full`` as :func:`buildpack`'s."""
+    return {"ordinal": ordinal, "buildpack": buildpack(text, in_full=in_full)}
 
 
 _PERMISSIONS = {

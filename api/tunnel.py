@@ -71,7 +71,10 @@ def ticket(app_id: str, dyno_id: str, token: Token, client_key: str) -> str | No
         key = asyncssh.import_public_key(client_key)
     except (asyncssh.KeyImportError, ValueError):
         return None
-    what = {"app": app_id, "dyno": dyno_id, "account": token.account_id, "token": token.id, "key": key.get_fingerprint()}
+    what = {
+        "app": app_id, "dyno": dyno_id, "account": token.account_id, "token": token.id, "mark": accounts.mark(token),
+        "key": key.get_fingerprint(),
+    }  # fmt: skip
     return signatures.sign(_KIND, what, TICKET_SECONDS)
 
 
@@ -368,7 +371,7 @@ def _allowed(what: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         DavitError: it may not, its token is not in force any more, or the dyno has gone.
     """
     with snapshot() as session:
-        account = accounts.bearer(session, what["token"])
+        account = accounts.bearer(session, what["token"], what.get("mark", ""))
         app = apps.find(session, account, what["app"], "operate")
         row = next((row for row in formation.dynos(session, app) if row.id == what["dyno"]), None)
         if row is None:

@@ -103,14 +103,22 @@ def find_token(session: Session, text: str, at: datetime | None = None) -> Token
     return token
 
 
-def bearer(session: Session, token_id: str) -> Account:
+def mark(token: Token) -> str:
+    """What tells a token's present text from those before and after it, and nothing about it."""
+    return _digest(token.sha256)[:16]
+
+
+def bearer(session: Session, token_id: str, marked: str | None = None) -> Account:
     """The account that a token, known by its id, speaks for now.
 
+    Args:
+        marked: the :func:`mark` that it must still have; None where its text does not matter.
+
     Raises:
-        Unauthorized: it was taken away, or has expired.
+        Unauthorized: it was taken away or renewed, or has expired.
     """
     token = session.get(Token, token_id)
-    if token is None or (token.expires_at and token.expires_at <= now()):
+    if token is None or (token.expires_at and token.expires_at <= now()) or (marked is not None and marked != mark(token)):
         raise Unauthorized(INVALID_CREDENTIALS)
     return token.account
 

@@ -331,9 +331,11 @@ def find_promotion(session: Session, account: Account, identity: str) -> Promoti
     return row
 
 
-def targets_of(session: Session, row: Promotion) -> list[PromotionTarget]:
-    """The promotion's targets with their releases."""
+def targets_of(session: Session, row: Promotion, seen_by: Account | None = None) -> list[PromotionTarget]:
+    """The promotion's targets with their releases; only those whose apps the account may see when it is given."""
     query = select(PromotionTarget).where(PromotionTarget.promotion_id == row.id)
+    if seen_by is not None and not seen_by.is_admin:
+        query = query.join(App, App.id == PromotionTarget.app_id).where(_workable(seen_by))
     return list(session.scalars(query.order_by(PromotionTarget.created_at, PromotionTarget.id)))
 
 

@@ -23,7 +23,7 @@ from foundation import outbound
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
 from state import audit, payloads, vault
-from state.models import Account, App, Webhook, WebhookDelivery, WebhookEvent, new_id
+from state.models import Account, App, Webhook, WebhookDelivery, WebhookEvent
 
 LEVELS = ("notify", "sync")
 SCHEMES = ("https", "http")
@@ -177,7 +177,6 @@ class Message:
     """What is to be sent: ``body`` and ``headers`` (secrets are in them) to ``place``."""
 
     delivery_id: str
-    attempt_id: str
     place: outbound.Place
     body: bytes = field(repr=False)
     headers: dict[str, str] = field(repr=False)
@@ -205,13 +204,14 @@ def signature(secret: str, body: bytes) -> str:
     return base64.b64encode(hmac.new(secret.encode(), body, hashlib.sha256).digest()).decode()
 
 
-def message(delivery: WebhookDelivery, encode: Any) -> Message:
+def message(delivery: WebhookDelivery, attempt: str, encode: Any) -> Message:
     """What a delivery sends now.
 
     Args:
+        attempt: an id for this time that it is sent.
         encode: a JSON value → bytes.
     """
-    hook, event, attempt = delivery.webhook, delivery.event, new_id()
+    hook, event = delivery.webhook, delivery.event
     metadata = {
         "attempt": {"id": attempt}, "delivery": {"id": delivery.id}, "event": {"id": event.id, "include": event.include},
         "webhook": {"id": hook.id},
@@ -225,7 +225,7 @@ def message(delivery: WebhookDelivery, encode: Any) -> Message:
     }
     if known["authorization"]:
         headers["Authorization"] = known["authorization"]
-    return Message(delivery.id, attempt, outbound.parse(hook.url, SCHEMES), body, headers)
+    return Message(delivery.id, outbound.parse(hook.url, SCHEMES), body, headers)
 
 
 def due(session: Session, at: datetime, busy: Sequence[str] = (), most: int = 20) -> list[WebhookDelivery]:

@@ -37,7 +37,8 @@ def chosen(call: Call, sent: list[str]) -> list[str]:
 
 
 def _render(call: Call) -> Any:
-    return [serialize.buildpack_installation(ordinal, text) for ordinal, text in enumerate(call.app.buildpacks)]
+    in_full = call.may("deploy")
+    return [serialize.buildpack_installation(ordinal, text, in_full=in_full) for ordinal, text in enumerate(call.app.buildpacks)]
 
 
 @resource.on("GET", "/apps/<app>/buildpack-installations", needs="view", gives=shapes.many(shapes.BUILDPACK_INSTALLATION))

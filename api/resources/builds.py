@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from api import links, ranges, serialize, shapes
 from api.body import Body
@@ -29,7 +28,8 @@ ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row
 
 def _render(call: Call, build: Build) -> Any:
     url = links.build_output(build.id, call.account.id)
-    return serialize.build(build, output_stream_url=url, source_url=_shown(call, build.source_url or ""))
+    source = _shown(call, build.source_url or "")
+    return serialize.build(build, output_stream_url=url, source_url=source, in_full=call.may("deploy"))
 
 
 def _shown(call: Call, url: str) -> str:
@@ -39,8 +39,7 @@ def _shown(call: Call, url: str) -> str:
     deploys = call.may("deploy")
     if url.startswith(sources.PREFIX):
         return links.source(url.removeprefix(sources.PREFIX), call.account.id, call.app.id) if deploys else ""
-    parts = urlsplit(url)
-    return url if deploys else urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return url if deploys else serialize.without_secrets(url)
 
 
 @resource.on("GET", "/apps/<app>/builds", needs="view", gives=shapes.many(shapes.BUILD))

@@ -31,7 +31,7 @@ _CRASH = shapes.plain(
 )  # fmt: skip
 
 
-@resource.on("GET", "/apps/<app>/activity", needs="view", ours=True, gives=shapes.many(_ITEM))
+@resource.on("GET", "/apps/<app>/activity", needs="view", ours=True, scope="read-protected", gives=shapes.many(_ITEM))
 def index(call: Call) -> Reply:
     """What people did and what became of it (builds, releases, changes, crashes), newest first; the newest 200."""
     return call.short_listing(activity.of(call.session, call.app, MOST), ORDER, _render_item, as_it_is=True)

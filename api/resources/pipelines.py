@@ -193,9 +193,9 @@ def _promotion(call: Call, row: Promotion) -> Any:
     gives=shapes.many(shapes.PIPELINE_PROMOTION_TARGET),
 )  # fmt: skip
 def promotion_targets(call: Call, promotion: str) -> Reply:
-    """How far a promotion is, target by target."""
+    """How far a promotion is, target by target, as far as the caller may see their apps."""
     row = pipelines.find_promotion(call.session, call.account, promotion)
-    rows = pipelines.targets_of(call.session, row)
+    rows = pipelines.targets_of(call.session, row, call.account)
     order = ranges.Order({"id": lambda row: row.id}, {})
     return call.short_listing(rows, order, lambda target: serialize.promotion_target(target, *pipelines.standing(target)))
 

@@ -11,7 +11,7 @@ from api import links, routing, shapes
 from api.web import create_app, operations
 from state import db, pipelines, scopes, vault
 from state.apps import NOT_FOUND, PERMISSIONS
-from state.models import Webhook
+from state.models import App, Build, Webhook
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
@@ -97,6 +97,33 @@ def test_what_shows_or_reaches_config_vars_takes_a_protected_scope() -> None:
     assert not [path for _, path in loose if any(word in path for word in secret)]
     running = {("POST", "/apps/<app>/dynos"), ("POST", "/apps/<app>/builds"), ("PUT", "/apps/<app>/buildpack-installations")}
     assert not loose & running
+
+
+def test_a_narrow_token_is_told_of_no_config_var_whatever_it_asks(api: Api) -> None:
+    """By what is answered, not by what the paths are called."""
+    give_code(api.app_id)
+    _pipeline(api)
+    api.post("/apps/timely/webhooks", {"url": "https://203.0.113.9/", "include": ["api:release"], "level": "notify"})
+    api.patch("/apps/timely/config-vars", {"STRIPE_KEY": "the-value"})
+    answers = {}
+    for scope in ("write", "global"):
+        token = api.post("/oauth/authorizations", {"scope": [scope]}).json["access_token"]["token"]
+        asked = [one for one in operations() if one.method == "GET" and one.needs != "nothing"]
+        answers[scope] = "".join(api.get(_path(one), as_=token).text for one in asked)
+    assert "STRIPE_KEY" in answers["global"] and "STRIPE_KEY" not in answers["write"] and "the-value" not in answers["write"]
+
+
+def test_a_password_in_a_buildpacks_url_is_shown_to_those_who_may_deploy(api: Api) -> None:
+    url = "https://me:the-password@example.com/pack.git?key=the-key#main"
+    give_code(api.app_id)
+    set_to = api.put("/apps/timely/buildpack-installations", {"updates": [{"buildpack": url}]}, as_="deployer")
+    assert set_to.json[0]["buildpack"]["url"] == url, set_to.text
+    with db.transaction() as session:
+        session.add(Build(app_id=api.app_id, account_id=session.get_one(App, api.app_id).owner_id, stack="davit-13", buildpacks=[url]))
+    for path in ("/apps/timely/buildpack-installations", "/apps/timely/builds"):
+        shown = api.get(path, as_="viewer").text
+        assert "https://example.com/pack.git#main" in shown and "the-password" not in shown and "the-key" not in shown, path
+        assert url in api.get(path, as_="deployer").text
 
 
 def test_scopes_are_not_widened_by_a_narrow_token(api: Api) -> None:

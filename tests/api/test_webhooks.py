@@ -215,6 +215,16 @@ def test_a_message_that_is_not_taken_is_sent_again_later_and_later(api: Api, rec
     assert first["webhook_metadata"]["attempt"] != second["webhook_metadata"]["attempt"]
 
 
+def test_a_message_that_cannot_be_made_has_failed_and_is_not_due_again_at_once(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    with db.transaction() as session:
+        session.query(Webhook).one().credentials = b"sealed with a key that nobody has"
+    api.patch("/apps/timely", {"maintenance": True})
+    assert (_deliver(), _deliver(), receiver.heard) == (1, 0, [])
+    row = api.get("/apps/timely/webhook-deliveries").json[0]
+    assert (row["status"], row["num_attempts"], row["last_attempt"]["code"]) == ("retrying", 1, None)
+
+
 def test_patience_ends_after_three_days_and_at_the_level_notify_at_once(api: Api, receiver: Receiver) -> None:
     assert [webhooks.pause_after(n).total_seconds() for n in (1, 2, 3, 30)] == [30, 60, 120, 6 * 3600]
     _hook(api, receiver, "api:app", level="notify")

@@ -287,11 +287,17 @@ def _echoing() -> Iterator[int]:
     thread.join(10)
 
 
-def test_a_ticket_opens_nothing_when_its_token_has_been_taken_away(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
+@pytest.mark.parametrize("how", ["taken away", "renewed"])
+def test_a_ticket_opens_nothing_when_its_token_has_been_taken_away_or_renewed(
+    davit: Davit, app: str, key: asyncssh.SSHKey, how: str
+) -> None:
     running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
     made = _owner(davit).post("/oauth/authorizations", {"description": "for a while"})
     way = _way(davit, app, running["name"], key, made["access_token"]["token"])
-    _owner(davit).delete(f"/oauth/authorizations/{made['id']}")
+    if how == "renewed":
+        _owner(davit).post(f"/oauth/authorizations/{made['id']}/actions/regenerate-tokens")
+    else:
+        _owner(davit).delete(f"/oauth/authorizations/{made['id']}")
 
     async def everything(line: asyncssh.SSHClientConnection) -> Any:
         with pytest.raises(asyncssh.ChannelOpenError, match="Invalid credentials"):
