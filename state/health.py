@@ -9,8 +9,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
@@ -21,6 +21,9 @@ from foundation.errors import DavitError
 from foundation.settings import settings
 from state import notify
 from state.models import Account, App, Build, Dyno, Release
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -142,7 +145,10 @@ def storage(session: Session) -> list[Point]:
 
 def stacks() -> Iterator[Point]:
     """What apps run on."""
-    for place in sorted(settings().stacks.glob("*/current/stack.json")):
+    places = sorted(settings().stacks.glob("*/current/stack.json"))
+    if not places:
+        yield Point("Stacks", "bad", "none is installed: no app can be built or started")
+    for place in places:
         try:
             version = json.loads(place.read_text()).get("version", "unknown")
         except (OSError, ValueError):
@@ -151,25 +157,47 @@ def stacks() -> Iterator[Point]:
 
 
 def certificates() -> Iterator[Point]:
-    """How long the router's certificates last."""
-    for path in sorted((settings().home / "keys").glob("*.pem")):
-        expires = _expiry(path.read_bytes())
-        if expires:
-            days = (expires - now()).days
-            level: Level = "bad" if days < 0 else ("warn" if days < CERTIFICATE_DAYS else "ok")
-            yield Point(path.name, level, f"{'expired' if days < 0 else 'expires'} {expires:%Y-%m-%d}")
+    """How long the certificates last that the router serves: Davit's own, the administrator's (``tls.d``), and those that were
+    uploaded for apps, of which only the ones that end soon have a line of their own."""
+    keys = settings().home / "keys"
+    for path in [*sorted(keys.glob("*.pem")), *sorted((keys / "tls.d").glob("*.pem"))]:
+        if point := _lasting(path, str(path.relative_to(keys))):
+            yield point
+    uploaded = [point for path in sorted((keys / "endpoints").glob("*.pem")) if (point := _lasting(path))]
+    yield from (point for point in uploaded if point.level != "ok")
+    if good := sum(point.level == "ok" for point in uploaded):
+        yield Point("Uploaded for apps", "ok", f"{good} of {len(uploaded)} last longer than {CERTIFICATE_DAYS} days")
 
 
-def _expiry(pem: bytes) -> datetime | None:
+def _lasting(path: Path, name: str = "") -> Point | None:
+    """How long a file's first certificate lasts.
+
+    Args:
+        name: what it is called; else the host names that are in it.
+    """
+    pem = path.read_bytes()
     if b"BEGIN CERTIFICATE" not in pem:
         return None
     from cryptography import x509  # several MiB that only this page needs
 
-    start = pem.index(b"-----BEGIN CERTIFICATE")
     try:
-        return x509.load_pem_x509_certificate(pem[start:]).not_valid_after_utc.astimezone(timezone.utc)
+        found = x509.load_pem_x509_certificate(pem[pem.index(b"-----BEGIN CERTIFICATE") :])
+        expires, hosts = found.not_valid_after_utc, _hosts(found)
     except ValueError:
-        return None
+        return Point(name or path.name, "bad", "cannot be read")
+    days = (expires - now()).days
+    level: Level = "bad" if days < 0 else ("warn" if days < CERTIFICATE_DAYS else "ok")
+    return Point(name or ", ".join(hosts[:3]) or path.name, level, f"{'expired' if days < 0 else 'expires'} {expires:%Y-%m-%d}")
+
+
+def _hosts(certificate: x509.Certificate) -> list[str]:
+    from cryptography import x509
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
 
 
 def host(session: Session) -> Host:
