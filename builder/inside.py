@@ -659,7 +659,7 @@ class Build:
             return self._sentence(OSError(errno.ENOSPC, ""))
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         what = self.detected_shown(buildpack)
-        return f"Failed to compile {what}: bin/compile of {buildpack.shown} {how}; what it printed is above."
+        return f"Failed to compile {what}: bin/compile of {buildpack.shown} {how}; what it printed is in the build's output."
 
     @staticmethod
     def detected_shown(buildpack: Buildpack) -> str:

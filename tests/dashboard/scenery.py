@@ -199,7 +199,7 @@ def _failed(session: Session, ann: Account) -> None:
     app = apps.create(session, ann, "failing")
     build = Build(
         app_id=app.id, account_id=ann.id, status="failed", phase="done", commit="f" * 40, stack="davit-13", finished_at=now(),
-        failure_kind="build failed", failure="Failed to compile: bin/compile of heroku/python ended with status 1; what it printed is above.",
+        failure_kind="build failed", failure="Failed to compile: bin/compile of heroku/python ended with status 1; what it printed is in the build's output.",
     )  # fmt: skip
     session.add(build)
     session.flush()

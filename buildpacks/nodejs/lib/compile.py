@@ -429,7 +429,7 @@ def run_script(app: App, manager: Manager, name: str) -> None:
     argv = [manager.program, "run", *([] if manager.name == "berry" else ["--silent"]), name]
     environment = {**app.environment, "NODE_ENV": app.config.get("NODE_ENV", "production")}
     if subprocess.run(argv, cwd=app.build, env=environment, stdin=subprocess.DEVNULL).returncode != 0:
-        fail(f"The script “{name}” of package.json failed; what it printed is above.")
+        fail(f"The script “{name}” of package.json failed; what it printed is in the build's output.")
 
 
 # --- small things ---
