@@ -104,7 +104,7 @@ def _refuse(problem: DavitError) -> Response:
         log.warning("page failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
     if isinstance(problem, SignInFirst) or problem.status == 401:
         return _to_sign_in()
-    return _page_of(problem.status, problem.message)
+    return _page_of(problem.status, problem.message, forged=isinstance(problem, routing.Forged))
 
 
 def _to_sign_in() -> Response:
@@ -135,6 +135,6 @@ def _apologize(problem: Exception) -> Response:
     return _page_of(500, "Something went wrong inside Davit; its log (web.log) has the details.")
 
 
-def _page_of(status: int, message: str) -> Response:
-    html = render_template("error.html", status=status, message=message, request_id=g.get("request_id", "-"))
+def _page_of(status: int, message: str, *, forged: bool = False) -> Response:
+    html = render_template("error.html", status=status, forged=forged, message=message, request_id=g.get("request_id", "-"))
     return Response(html, status=status, content_type="text/html; charset=utf-8")

@@ -25,8 +25,7 @@
     terminal.open(place);
     terminal.textarea.setAttribute("aria-label", "Terminal input");
     terminal.attachCustomKeyEventHandler((event) => {
-      if (event.key === "Escape" && event.ctrlKey && event.shiftKey) { document.getElementById("command").focus(); return false; }
-      return true;
+      return !(event.key === "Tab" && event.shiftKey);  // the way out: the browser moves the focus
     });
     fit.fit();
     terminal.onData((text) => send(coder.encode(text)));

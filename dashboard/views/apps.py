@@ -33,10 +33,11 @@ def index(visit: Visit) -> Response:
     shown = every[(page - 1) * PIPELINES : page * PIPELINES]
     coupled = pipelines.visible_couplings(visit.session, visit.account, shown) if shown else []
     seen = {row.app.id: row for row in glance.of(visit.session, [*found, *(row.app for row in coupled)])}
+    glances = [seen[app.id] for app in found]
     return visit.page(
-        "apps.html", glances=[seen[app.id] for app in found], count=count, q=text, page=page, offset=(page - 1) * PAGE,
-        more=page * PAGE < count or page * PIPELINES < len(every), offers=_offers(visit), groups=_groups(shown, coupled, seen),
-        sparks=metrics.sparks([app.id for app in found]), seen=watching.every(visit.session),
+        "apps.html", glances=glances, alone=[("", one) for one in glances], count=count, q=text, page=page,
+        offset=(page - 1) * PAGE, more=page * PAGE < count or page * PIPELINES < len(every), offers=_offers(visit),
+        groups=_groups(shown, coupled, seen), sparks=metrics.sparks(list(seen)), seen=watching.every(visit.session),
     )  # fmt: skip
 
 

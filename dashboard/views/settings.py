@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from flask import Response, request
 from sqlalchemy.orm import Session
@@ -21,7 +23,8 @@ from state.models import Account, App, LogDrain, SniEndpoint, Webhook
 
 pages = Pages("settings")
 
-_MANAGERS = frozenset(("name", "transfer", "destroy"))
+_SHOWN_TO = {"drains": "operate", "name": "manage", "transfer": "manage", "destroy": "manage"}
+"""What it takes to see a section, where it takes more than to see the page."""
 BLANKS = 3
 """Empty rows for new config vars."""
 SECTIONS = (
@@ -45,15 +48,23 @@ def show(visit: Visit) -> Response:
 def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Response:
     values = config.read(visit.app) if "deploy" in visit.may else {}
     marks = {name: config.mark(visit.app, name, value) for name, value in values.items()}
-    sections = [(id, words) for id, words in SECTIONS if id not in _MANAGERS or "manage" in visit.may]
+    sections = [(id, words) for id, words in SECTIONS if _SHOWN_TO.get(id, "view") in visit.may]
     return frame.page(
         visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, blanks=BLANKS, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=_webhooks(visit),
         includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
-        deliveries=webhooks.deliveries(visit.session, visit.app)[:10], features=_features(visit), **more,
+        deliveries=webhooks.deliveries(visit.session, visit.app)[:10], features=_features(visit),
+        told_in=_told_in(dict(sections)), **more,
     )  # fmt: skip
+
+
+def _told_in(sections: Mapping[str, str]) -> str:
+    """The section that a message is about, which is shown there; empty for none of those that are shown."""
+    sent = request.path.partition("/settings/")[2].partition("/")[0]
+    named = request.args.get("at", "") if request.method == "GET" else {"reveal": "config"}.get(sent, sent)
+    return named if named in sections else ""
 
 
 def _features(visit: Visit) -> list[tuple[features.Feature, bool, bool]]:
@@ -96,7 +107,7 @@ def _target(visit: Visit) -> str:
 
 
 def _back(visit: Visit, section: str, message: str) -> Response:
-    return visit.done(f"/apps/{visit.app.name}/settings#{section}", message)
+    return visit.done(f"/apps/{visit.app.name}/settings?at={section}#at-{section}", message)
 
 
 @pages.on("POST", "/apps/<app>/settings/reveal", does="GET /apps/<app>/config-vars", again=show)
@@ -181,8 +192,11 @@ def check_domain(visit: Visit, domain: str) -> Response:
     """Whether DNS leads a domain here; asked for on its own, because name servers take their time."""
     row = domains.find(visit.session, visit.app, domain)
     visit.session.rollback()
-    found, ours = _addresses(row.hostname), _addresses(_target(visit)) | _addresses(request.host.rpartition(":")[0])
-    return visit.page("domain_state.html", found=sorted(found), right=bool(found & ours))
+    found, ours = _addresses(row.hostname), _addresses(_target(visit)) | _addresses(urlsplit(f"//{request.host}").hostname or "")
+    told = {"found": sorted(found), "ours": sorted(ours), "right": bool(found & ours)}
+    if "HX-Request" in request.headers:
+        return visit.page("domain_state.html", **told)
+    return frame.page(visit, "Settings", "domain.html", row=row, **told)
 
 
 def _addresses(name: str) -> set[str]:

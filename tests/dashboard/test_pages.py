@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,7 +109,8 @@ def test_a_refusal_shows_nobody_a_page_that_they_may_not_see(desk: Desk, name: s
 
 def test_a_form_from_elsewhere_changes_nothing(desk: Desk) -> None:
     owner = desk.person("owner")
-    assert owner.client.post("/new", data={"name": "forged"}).status_code == 403
+    answer = owner.client.post("/new", data={"name": "forged"})
+    assert answer.status_code == 403 and "That is not for you" not in answer.text and "open too long" in answer.text
     other = re.search(r'name="csrf" value="([^"]+)"', desk.person("viewer").get("/new").text)
     assert other
     assert owner.client.post("/new", data={"name": "forged", "csrf": other[1]}).status_code == 403
@@ -481,6 +483,58 @@ def test_a_page_that_answered_a_form_leads_back_to_a_page(desk: Desk) -> None:
         assert owner.get(f"/apps/timely/settings/{path}").headers["Location"] == "/apps/timely/settings"
     assert 'name="to" value="/apps/timely/logs?dyno=web.1"' in owner.get("/apps/timely/logs?dyno=web.1").text
     assert owner.get("/apps/timely/run/run.1/stop").headers["Location"] == "/apps/timely/run"
+
+
+def test_a_message_stands_at_the_section_that_it_is_about(desk: Desk) -> None:
+    owner = desk.person("owner")
+    answer = owner.post("/apps/timely/settings/domains", {"hostname": "www.example.com"})
+    where, _, fragment = answer.headers["Location"].partition("#")
+    page = owner.get(where).text
+    said = page.index("www.example.com leads to the app")
+    assert fragment == "at-domains" and page.index('id="at-domains"') < said < page.index('id="at-certificates"')
+    assert page.count("www.example.com leads to the app") == 1 and "leads to the app" not in owner.get(where).text
+    page = owner.post("/apps/timely/settings/domains", {"hostname": "no host"}).text
+    assert page.index('id="at-domains"') < page.index('id="refusal" tabindex="-1" autofocus') < page.index('id="at-certificates"')
+    page = owner.post("/apps/timely/deploy/url", {"url": "nowhere"}).text
+    assert page.count('id="refusal"') == 1
+    assert "Log drains" not in desk.person("viewer").get("/apps/timely/settings").text
+
+
+def test_a_domains_state_is_a_page_without_a_script(desk: Desk) -> None:
+    owner = desk.person("owner")
+    owner.post("/apps/timely/settings/domains", {"hostname": "shop.localhost.example"})
+    [check] = re.findall(r'href="(/apps/timely/settings/domains/[^"]+)"', owner.get("/apps/timely/settings").text)
+    page = owner.get(check).text
+    assert "<title>" in page and 'href="/apps/timely/settings#domains"' in page
+    assert "This Davit is at" in page and "127.0.0.1" in page
+    assert "<title>" not in owner.get(check, headers={"HX-Request": "true"}).text
+
+
+def test_an_app_of_a_pipeline_is_shown_as_fully_as_any(desk: Desk) -> None:
+    owner = desk.person("owner")
+    where = owner.post("/pipelines/new", {"name": "project"}, page="/pipelines/new").headers["Location"]
+    owner.post(f"{where}/apps", {"app": "timely", "stage": "staging"}, page=where)
+    give_code(desk.app_id)
+    scenery.figures(desk.app_id)
+    page = owner.get("/").text
+    assert "staging" in page and "by owner@example.com" in page and "requests a second" in page
+    assert re.search(r'hx-trigger="every 60s, shown from:body', page), "figures of a quiet Davit do not freeze"
+
+
+def test_health_looks_at_all_certificates_and_says_that_no_stack_is_there(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, keys = Authority(desk.home / "an-authority.pem"), desk.home / "keys"
+    for place in ("tls.d", "endpoints"):
+        (keys / place).mkdir(exist_ok=True)
+    (keys / "tls.d" / "ours.pem").write_bytes(authority.issue(["ours.example.com"]))
+    (keys / "endpoints" / "0a1b.pem").write_bytes(authority.issue(["shop.example.com"]))
+    monkeypatch.setenv("DAVIT_STACKS", str(tmp_path / "none"))
+    use_home(desk.home, monkeypatch)
+    page = desk.person("admin").get("/admin").text
+    assert "tls.d/ours.pem" in page and "1 of 1 last longer than 14 days" in page and "none is installed" in page
+    monkeypatch.setattr("state.health.CERTIFICATE_DAYS", 4000)
+    assert "shop.example.com" in desk.person("admin").get("/admin").text
 
 
 def test_an_app_without_code_in_maintenance_says_how_to_give_it_some(desk: Desk) -> None:
