@@ -39,6 +39,8 @@ BUFFER = 1 << 18
 """Bytes that wait in one direction at the most."""
 LOST = b" !     Davit was restarted, so this session is over; start another.\r\n"
 """What a client is told when the runtime that had its command has ended."""
+FORBIDDEN = b" !     You may not run commands in this app any more, so this session is over.\r\n"
+"""What a client is told who lost the right to what it does, or whose token is not in force any more."""
 LONGEST_ORDER = 1000
 STDIN, STDOUT, STDERR = 0, 1, 2
 _SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "QUIT": signal.SIGQUIT}
@@ -54,6 +56,7 @@ class Attachment:
         outputs: descriptor → stream number.
         terminal: whether ``input`` and the one output are a terminal's master side.
         started: what the runtime said about the dyno.
+        may_go_on: whether its client may still do that; asked every :data:`api.streams.RECHECK_SECONDS`.
         secret: what a rendezvous begins with; used once.
     """
 
@@ -64,6 +67,7 @@ class Attachment:
     outputs: dict[int, int]
     terminal: bool
     give_back: Callable[[], None]
+    may_go_on: Callable[[], bool] = lambda: True
     secret: str = field(default_factory=lambda: f"davit-run-{secrets.token_hex(24)}", repr=False)
     timer: threading.Timer | None = field(default=None, repr=False)
 
@@ -87,13 +91,15 @@ Started = tuple[dict[str, Any], int, dict[int, int]]
 
 
 def start(
-    account_id: str, params: dict[str, Any], size: tuple[int, int] | None, *, call: str = "oneoff.start"
+    account_id: str, params: dict[str, Any], size: tuple[int, int] | None, may_go_on: Callable[[], bool], *,
+    call: str = "oneoff.start",
 ) -> Attachment:
     """Have the runtime start a one-off dyno that this process is attached to.
 
     Args:
         params: ``oneoff.start``'s.
         size: (rows, columns) of its terminal; None for three pipes.
+        may_go_on: see :class:`Attachment`.
         call: what the runtime is asked for: ``oneoff.start``, or ``oneoff.inside`` for a command in a dyno that runs.
 
     Raises:
@@ -111,7 +117,7 @@ def start(
         give_back()
         raise
     started, input, outputs = found
-    return Attachment(started, account_id, line, input, outputs, size is not None, give_back)
+    return Attachment(started, account_id, line, input, outputs, size is not None, give_back, may_go_on)
 
 
 def _start_terminal(line: wire.Connection, call: str, params: dict[str, Any], size: tuple[int, int]) -> Started:
@@ -359,7 +365,8 @@ class _Bridge:
     def __init__(self, peer: Peer, attachment: Attachment) -> None:
         self.peer, self.attachment = peer, attachment
         self.to_command = bytearray()
-        self.ended_input = self.stopped = self.lost = False
+        self.ended_input = self.stopped = self.lost = self.forbidden = False
+        self.asked = time.monotonic()
         self.status: int | None = None
         self.deadline: float | None = None
         self._ended, self._tell = os.pipe()
@@ -370,7 +377,7 @@ class _Bridge:
                 os.set_blocking(fd, False)
         threading.Thread(target=self._wait, daemon=True).start()
         try:
-            while self.peer.open and not self.stopped and not self._finished():
+            while self.peer.open and not self.stopped and not self.forbidden and not self._finished():
                 self._step()
             if not self.stopped:
                 self._say_goodbye()
@@ -405,6 +412,10 @@ class _Bridge:
         if not streams.working():
             self.stopped = True
             return
+        if time.monotonic() > self.asked + streams.RECHECK_SECONDS:
+            self.asked, self.forbidden = time.monotonic(), not self.attachment.may_go_on()
+            if self.forbidden:
+                return
         if self._ended in ready:
             self.deadline = time.monotonic() + DRAIN_SECONDS
         if ready.get(self.peer.fileno(), 0) & selectors.EVENT_READ:
@@ -487,8 +498,8 @@ class _Bridge:
             os.close(fd)
 
     def _say_goodbye(self) -> None:
-        if self.lost:
-            self.peer.output(STDOUT if self.attachment.terminal else STDERR, LOST)
+        if self.forbidden or self.lost:
+            self.peer.output(STDOUT if self.attachment.terminal else STDERR, FORBIDDEN if self.forbidden else LOST)
         self.peer.goodbye(self.status)
         now = time.monotonic()
         read_on, give_up = now + LINGER_SECONDS, now + PATIENCE_SECONDS

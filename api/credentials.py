@@ -26,13 +26,15 @@ class Identity:
         """The same caller as an object of another session, as the database has them now.
 
         Raises:
-            Unauthorized: the account or its token was removed meanwhile.
+            Unauthorized: the account was removed meanwhile, or its token was, or renewed, or has expired.
         """
-        account = session.get(Account, self.account.id)
-        token = session.get(Token, self.token.id) if self.token else None
-        if account is None or (self.token is not None and token is None):
+        if self.token is not None:
+            account: Account | None = accounts.bearer(session, self.token.id, accounts.mark(self.token))
+        else:
+            account = session.get(Account, self.account.id)
+        if account is None:
             raise Unauthorized(accounts.INVALID_CREDENTIALS)
-        return Identity(account, token, self.text)
+        return Identity(account, session.get(Token, self.token.id) if self.token else None, self.text)
 
 
 def identify(session: Session, header: str | None, *, by_password: bool) -> Identity:

@@ -320,11 +320,15 @@ def _admit(session: Session, operation: Operation) -> Identity | None:
     g.rate_limit = limits.buckets.left(identity.account.id)
     if not operation.free:
         g.rate_limit = limits.buckets.take(identity.account.id)
+    _demand(identity, operation)
+    return identity
+
+
+def _demand(identity: Identity, operation: Operation) -> None:
     if identity.token is not None:
         scopes.demand(identity.token.scope, operation.scope)
     if operation.needs == "admin" and not identity.account.is_admin:
         raise Forbidden("That takes an admin's account.")
-    return identity
 
 
 def _answer(
@@ -345,6 +349,8 @@ def _answer(
 def _called(session: Session, operation: Operation, shown: Shown, identity: Identity | None, places: dict[str, str]) -> Call:
     """The call in this transaction: its caller may make it, and what it changes is as the caller says."""
     call = Call(session, fields.NONE.read({}), identity.within(session) if identity else None)
+    if call.identity is not None:
+        _demand(call.identity, operation)
     if operation.on_app:
         call.found = apps.find(session, call.account, places["app"], operation.needs)
     if operation.on_pipeline:

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from flask import Response, request
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Forbidden, NotFound, Unauthorized
 from foundation.settings import settings
+from state.db import snapshot
 
 EACH = 16
 """Streams that one account (or one secret URL's account) may have open at once."""
@@ -69,6 +72,22 @@ class Slots:
 slots = Slots()
 logins = Slots(lambda: max(1, settings().web_threads // 4), each=8)
 """Command lines that wait to be logged in by a browser, by the address that they ask from: strangers hold none of the others."""
+
+
+def still(demand: Callable[[Session], object]) -> Callable[[], bool]:
+    """Whether ``demand`` refuses nobody in the database as it is then; one that does not answer at the moment ends nothing."""
+
+    def ask() -> bool:
+        try:
+            with snapshot() as session:
+                demand(session)
+        except (Unauthorized, Forbidden, NotFound):
+            return False
+        except (DavitError, SQLAlchemyError):
+            return True
+        return True
+
+    return ask
 
 
 def client_gone() -> Callable[[], bool]:

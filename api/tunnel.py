@@ -16,18 +16,21 @@ The ``davit`` command needs none of this.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import asyncssh
+from sqlalchemy.orm import Session
 
-from api import attach
+from api import attach, streams
 from api.attach import EndOfInput, Input, Order, Resize
 from api.dyno_files import DynoFiles
 from api.nonblocking import CHUNK, WAIT, send_what_fits
@@ -38,14 +41,18 @@ from foundation.errors import DavitError, NotFound
 from foundation.settings import Address, settings
 from state import accounts, apps, formation, signatures
 from state.db import snapshot
-from state.models import Token
+from state.models import App, Token
 
 log = logging.getLogger("web")
 
+T = TypeVar("T")
+
 TICKET_SECONDS = 12 * 3600
 """How long connections may be begun: ``ps:socks`` begins one for each connection that goes through it."""
-SESSIONS = 16
-"""At the same time; more wait for their turn, within the login's time."""
+SESSIONS, EACH = 64, 8
+"""Shells and commands at the same time: in all, and of one account. One more is refused with a sentence; none waits."""
+ASKING, EACH_ASKING = 16, 4
+"""Connections to dynos that are being made, and files that are being read: in all, and of one account; its others wait."""
 CONNECTIONS = 256
 ITSELF = ("127.0.0.1", "localhost", "0.0.0.0")
 """Names of the dyno, seen from itself; the heroku command's ``ps:forward`` says the last."""
@@ -183,8 +190,9 @@ class _Connection(KeyServer):
         except DavitError as error:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, error.message) from None
         try:
-            line = await loop.run_in_executor(self._door.asking, _into, self._what, dest_host, dest_port)
+            line = await self._door.ask(self._what["account"], _into, self._what, dest_host, dest_port)
             _, dyno = await loop.create_connection(lambda: _Forwarder(give_back), sock=line)
+            self._door.watch(dyno, self._what)
         except Elsewhere as error:
             give_back()
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, error.message) from None
@@ -203,10 +211,22 @@ class _Forwarder(asyncssh.SSHForwarder):
     def __init__(self, give_back: Callable[[], None]) -> None:
         super().__init__()
         self._give_back = give_back
+        self.over = asyncio.Event()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_back()
+        self.over.set()
         super().connection_lost(exc)
+
+
+async def _until_forbidden(line: _Forwarder, may_go_on: Callable[[], Awaitable[bool]]) -> None:
+    """End a connection when whose it is may not have it any more."""
+    while not line.over.is_set():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(line.over.wait(), streams.RECHECK_SECONDS)
+            return
+        if not await may_go_on():
+            line.close()
 
 
 class Ways:
@@ -228,7 +248,7 @@ class Ways:
             TooManyStreams: there are too many already.
         """
         if self._open[account_id] >= self._each or self._open.total() >= self._most:
-            raise TooManyStreams("Too many ways into dynos are open already; close one first.")
+            raise TooManyStreams("Too many ways into dynos are open already; end one first.")
         self._open[account_id] += 1
         held = [account_id]
 
@@ -276,7 +296,7 @@ class _Session:
     async def run(self) -> None:
         """Until the command has ended or the client has gone."""
         try:
-            give_back = self._door.ways.take(self._what["account"])
+            give_back = self._door.sessions.take(self._what["account"])
         except DavitError as error:
             self._process.stdout.write(f"{error.message}\r\n".encode())
             self._process.exit(1)
@@ -338,7 +358,8 @@ class _Session:
             if self._peer.open:
                 size, term = self._terminal()
                 params = {**_allowed(self._what)[0], "command": self._process.command or SHELL, "env": _environment(size, term)}
-                attachment = attach.start(self._what["account"], params, size, call="oneoff.inside")
+                may = streams.still(lambda session: _app(session, self._what))
+                attachment = attach.start(self._what["account"], params, size, may, call="oneoff.inside")
                 log.info("attached by ssh", extra={"dyno": attachment.dyno_id})
                 attach.carry(self._peer, attachment)
             return ""
@@ -371,12 +392,16 @@ def _allowed(what: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         DavitError: it may not, its token is not in force any more, or the dyno has gone.
     """
     with snapshot() as session:
-        account = accounts.bearer(session, what["token"], what.get("mark", ""))
-        app = apps.find(session, account, what["app"], "operate")
+        app = _app(session, what)
         row = next((row for row in formation.dynos(session, app) if row.id == what["dyno"]), None)
         if row is None:
             raise NotFound("That dyno has gone; `heroku ps` shows those that run.")
         return {"app_id": app.id, "inside": row.id, "type": "run", "size": None}, row.address
+
+
+def _app(session: Session, what: dict[str, Any]) -> App:
+    """The app that a ticket is for, as :func:`_allowed`."""
+    return apps.find(session, accounts.bearer(session, what["token"], what.get("mark", "")), what["app"], "operate")
 
 
 def _environment(size: tuple[int, int] | None, term: str | None) -> dict[str, str]:
@@ -392,7 +417,23 @@ class Tunnel(Crowd):
         super().__init__(CONNECTIONS)
         self.ways = Ways()
         self.threads = ThreadPoolExecutor(SESSIONS, thread_name_prefix="exec")
-        self.asking = ThreadPoolExecutor(8, thread_name_prefix="into")
+        self.sessions = Ways(SESSIONS, EACH)
+        self._asking = ThreadPoolExecutor(ASKING, thread_name_prefix="into")
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._watching: set[asyncio.Task[None]] = set()
+
+    async def ask(self, account_id: str, what: Callable[..., T], *arguments: Any) -> T:
+        """``what(*arguments)`` in a thread; an account that asks for much waits for its own, and nobody for it."""
+        turns = self._turns.setdefault(account_id, asyncio.Semaphore(EACH_ASKING))
+        async with turns:
+            return await asyncio.get_running_loop().run_in_executor(self._asking, what, *arguments)
+
+    def watch(self, line: _Forwarder, what: dict[str, Any]) -> None:
+        """Have a connection ended when the ticket that it was opened with opens nothing any more."""
+        may = streams.still(lambda session: _app(session, what))
+        task = asyncio.get_running_loop().create_task(_until_forbidden(line, lambda: self.ask(what["account"], may)))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
 
     async def start(self, address: Address) -> int:
         """Listen; returns the port."""
@@ -408,9 +449,10 @@ class Tunnel(Crowd):
 
         def run(command: str) -> attach.Attachment:
             params = {**_allowed(what)[0], "command": command, "env": {}}
-            return attach.start(what["account"], params, None, call="oneoff.inside")
+            may = streams.still(lambda session: _app(session, what))
+            return attach.start(what["account"], params, None, may, call="oneoff.inside")
 
-        return DynoFiles(chan, lambda command: asyncio.get_running_loop().run_in_executor(self.asking, run, command))
+        return DynoFiles(chan, lambda command: self.ask(what["account"], run, command))
 
 
 def serve(address: Address) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from flask import request
 
-from api import attach, links, ranges, rendezvous, serialize, shapes
+from api import attach, links, ranges, rendezvous, serialize, shapes, streams
 from api.fields import Fields, Flag, Reference, Text, Texts, Whole
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
 from foundation import clock, wire
 from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
-from state import formation, isolations, sizes
+from state import apps, formation, isolations, sizes
 from state.db import transaction
 from state.models import Dyno
 
@@ -119,7 +120,7 @@ def create(call: Call) -> Reply:
         reply = wire.call(settings().run / "runtime.sock", "oneoff.start", params, timeout=90)
         return Reply(serialize.dyno(call.app, _started(call, reply.result, params)), 201)
     size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
-    attachment = attach.start(call.account.id, params, size)
+    attachment = attach.start(call.account.id, params, size, _may_go_on(call))
     attach.waiting.add(attachment)
     row = _started(call, attachment.started, params)
     return Reply(serialize.dyno(call.app, row, attach_url=_attach_url(call, attachment)), 201)
@@ -138,9 +139,16 @@ def begin_inside(call: Call, dyno: str) -> tuple[Dyno, attach.Attachment, str]:
     row = _dyno(call, dyno)
     params = {**_parameters(call), "inside": row.id}
     size = None if call.body.flag("force_no_tty") else _terminal_size(params["env"])
-    attachment = attach.start(call.account.id, params, size, call="oneoff.inside")
+    attachment = attach.start(call.account.id, params, size, _may_go_on(call), call="oneoff.inside")
     attach.waiting.add(attachment)
     return row, attachment, params["command"]
+
+
+def _may_go_on(call: Call) -> Callable[[], bool]:
+    """Whether who calls may still run commands in the app, with the token that they came with."""
+    identity, app_id = call.identity, call.app.id
+    assert identity is not None
+    return streams.still(lambda session: apps.find(session, identity.within(session).account, app_id, "operate"))
 
 
 def _parameters(call: Call) -> dict[str, Any]:

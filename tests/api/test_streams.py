@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from api import links, streams
+from api import attach, links, streams, tunnel
+from api.credentials import Identity
 from builder.output import Outcome, Output
+from foundation import wire
+from foundation.errors import Unauthorized
 from foundation.settings import settings
 from logs import stream
-from state import builds, db, releases
-from state.models import App
-from tests.api.conftest import Api, _forget, _make, use_home
+from state import accounts, apps, builds, db, releases
+from state.models import App, Token
+from tests.api.conftest import Api, Handler, Neighbour, _forget, _make, use_home
+from tests.e2e.errors_page import assert_says
 
 
 @pytest.fixture
@@ -113,6 +121,52 @@ def test_a_stream_whose_reader_was_removed_ends(api: Api, monkeypatch: pytest.Mo
     with api.flask.test_request_context("/"):
         answer = streams.respond(iter([b"a", b"b", b"c"]), "text/plain", "x", may_go_on=lambda: next(allowed))
         assert b"".join(answer.response) == b"a"
+
+
+@pytest.mark.row("attached-forbidden")
+def test_who_lost_the_right_to_run_commands_is_let_go_of_the_one_that_runs(
+    api: Api, neighbour: Callable[[Path, dict[str, Handler]], Neighbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "RECHECK_SECONDS", 0.2)
+    over = threading.Event()
+
+    async def wait(call: wire.Call) -> dict[str, int]:
+        await asyncio.to_thread(over.wait, 60)
+        return {"status": 0}
+
+    neighbour(api.home / "run" / "runtime.sock", {"oneoff.wait": wait})
+    with db.snapshot() as session:
+        token = accounts.find_token(session, api.people.operator)
+        identity = Identity(token.account, token)
+    may = streams.still(lambda session: apps.find(session, identity.within(session).account, api.app_id, "operate"))
+    (output, command), (here, there) = os.pipe(), socket.socketpair()
+    line = wire.Connection(api.home / "run" / "runtime.sock", timeout=30)
+    attachment = attach.Attachment({"dyno_id": "x"}, "y", line, None, {output: attach.STDOUT}, False, lambda: None, may)
+    bridge = threading.Thread(target=attach.carry, args=(tunnel.Piped(there), attachment))
+    try:
+        bridge.start()
+        os.write(command, b"hello")
+        assert here.recv(100) == b"hello" and bridge.is_alive()
+        api.delete("/apps/timely/collaborators/operator@example.com")
+        here.settimeout(30)
+        assert_says("attached-forbidden", here.recv(200).decode())
+        here.close()
+        bridge.join(30)
+        assert not bridge.is_alive() and attachment.outputs == {}
+    finally:
+        over.set()
+        os.close(command)
+
+
+def test_a_token_that_was_renewed_meanwhile_does_not_speak_for_its_account_any_more(api: Api) -> None:
+    with db.snapshot() as session:
+        token = accounts.find_token(session, api.people.owner)
+        identity = Identity(token.account, token)
+    with db.transaction() as session:
+        assert identity.within(session).account.email == "owner@example.com"
+        accounts.renew_token(session, session.get_one(Token, token.id))
+        with pytest.raises(Unauthorized):
+            identity.within(session)
 
 
 def test_a_builds_output_url_stays_the_same_so_that_its_build_does(api: Api) -> None:

@@ -100,7 +100,8 @@ class Processes:
 
     async def wait(self, call: wire.Call) -> dict[str, Any]:
         process = self.running[call.params["dyno_id"]]
-        code = await asyncio.to_thread(process.wait)
+        while (code := process.poll()) is None:  # a thread for each would be fewer than there are commands
+            await asyncio.sleep(0.02)
         if (terminal := self.terminals.pop(call.params["dyno_id"], None)) is not None:
             os.close(terminal)
         return {"status": code if code >= 0 else 128 - code, "oom": False}
