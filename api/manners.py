@@ -67,7 +67,7 @@ def _refuse(problem: DavitError) -> Response:
 def _refuse_http(problem: HTTPException) -> Response:
     if isinstance(problem, RequestEntityTooLarge):
         return error("request_entity_too_large", f"The request body is larger than {LIMIT // 1024} KiB.", 413)
-    if problem.code in (404, 405) and is_known(request.path):
+    if problem.code in (404, 405) and is_known(request.method, request.path):
         words = f"{request.method} {request.path} is part of the Platform API, and this version of Davit does not serve it."
         return error("not_implemented", words + " GET /schema lists what it serves.", 501)
     if problem.code == 404:

@@ -46,6 +46,9 @@ def test_unknown_endpoints_answer_in_the_error_form(api: Api) -> None:
     assert api.get("/apps/timely/oci-images").json["id"] == "not_implemented"
     assert api.post("/review-apps", {}).status_code == 501
     assert api.delete("/").status_code == 405
+    for method, path in (("PUT", "/apps"), ("DELETE", "/apps"), ("OPTIONS", "/apps"), ("POST", "/regions")):
+        assert (api.call(method, path).status_code, api.call(method, path).json["id"]) == (405, "method_not_allowed"), (method, path)
+    assert api.get("/apps/timely/config-vars/X").status_code == 404 == api.get("/pipelines/x/none").status_code
     assert api.get("/apps/a%00b").status_code == 404
 
 
