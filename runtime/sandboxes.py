@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from foundation.errors import NO_ROOM, Conflict, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import Settings
 from foundation.wire import Call
+from runtime import mounts
 from runtime.driver import BUILD, DynoSpec, Exit, Limits, RunningDyno
 from runtime.drivers import Starter
 from slugs import image, kernel
@@ -91,6 +93,7 @@ class Sandboxes:
                 os.close(fd)
         sandbox = self.sandboxes[build_id] = Sandbox(build_id, str(params["app_id"]), spec.stack.parent.name, dyno)
         call.at_hangup(lambda: self._keep(self._close(sandbox)))
+        self._hang_up(sandbox)
 
     def _spec(self, build_id: str, app_id: str, app: str, params: dict[str, Any], fds: list[int]) -> DynoSpec:
         cache = self.cache_path(app_id)
@@ -236,7 +239,20 @@ class Sandboxes:
             raise Conflict("The sandbox is still at work.")
         return sandbox
 
+    def _root(self, sandbox: Sandbox) -> Path:
+        return self.settings.run / f"sandbox-{sandbox.build_id}"
+
+    def _hang_up(self, sandbox: Sandbox) -> None:
+        """What is sealed later is mounted a second time, for the process that seals it; the root of a dyno hangs nowhere."""
+        place = self._root(sandbox)
+        place.mkdir(mode=0o700, exist_ok=True)
+        mounts.attach(sandbox.dyno.root, place)
+
     async def _close(self, sandbox: Sandbox) -> None:
+        place = self._root(sandbox)
+        mounts.unmount(place)
+        with suppress(OSError):
+            place.rmdir()
         try:
             await sandbox.dyno.remove()
         except Exception:

@@ -104,6 +104,32 @@ def test_a_build_reaches_neither_the_host_nor_the_environment_of_davit(sandboxed
     assert printed.count("No such file or directory") == 2 and "\n1000\n" in printed and "CapEff:\t0000000000000000" in printed
 
 
+def test_what_is_sealed_hangs_where_every_kernel_can_mount_it_once_more(
+    sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.15 what hangs in no mount tree cannot be: there, no build would succeed."""
+    (runtime,) = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "python.* -m runtime"], capture_output=True
+    ).stdout.split()
+    place = settings().run / "sandbox-"
+
+    def mounted() -> str:
+        return "".join(line for line in Path(f"/proc/{int(runtime)}/mountinfo").read_text().splitlines() if f" {place}" in line)
+
+    seen = []
+    real = job.BuildJob._keep_cache
+
+    def keep(self: job.BuildJob, sandbox: Any) -> None:
+        seen.append(mounted())
+        real(self, sandbox)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job.BuildJob, "_keep_cache", keep)
+        failure, printed = build(sandboxed, compile='echo x > "$2/kept"')
+    assert not failure and len(seen) == 1 and " overlay " in seen[0], printed
+    wait_until(lambda: not mounted() and not list(settings().run.glob("sandbox-*")), "nothing of the sandbox left")
+
+
 def test_a_cache_is_thrown_away_and_a_build_under_way_brings_it_not_back(
     sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,4 +177,6 @@ def test_a_slug_beyond_the_limit_is_refused_and_nothing_of_it_stays(
     failure, printed = build(sandboxed, compile='head -c 3000000 /dev/urandom > "$1/big"')
     assert_says("slug-too-large", failure)
     assert "larger than 1 MB" in printed and "nothing was changed" in printed
-    assert not [path for path in (davit / "slugs").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20], "nothing is left"
+    assert not [path for path in (davit / "slugs").rglob("*") if path.is_file() and path.stat().st_size > 1 << 20], (
+        "nothing is left"
+    )
