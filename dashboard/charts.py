@@ -70,7 +70,7 @@ def chart(
         series: (name, values), oldest first.
         start: the moment of the first value; ``step`` seconds from one to the next.
         write: a value as people read it.
-        marks: (moment, words): drawn as upright lines, for deploys.
+        marks: (moment, words): drawn as upright lines, for deploys; ``v3: Deploy`` has ``v3`` above its line.
         limit: a value drawn as a level line, for a quota.
         top: where the axis ends when this is the most that is shown.
     """
@@ -126,9 +126,15 @@ def _times(start: datetime, end: datetime) -> str:
 
 
 def _marks(start: datetime, end: datetime, marks: Sequence[tuple[datetime, str]]) -> str:
-    return "".join(
-        f'<line class="deploy" x1="{_x(at, start, end):.1f}" x2="{_x(at, start, end):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
-        f"<title>{escape(words)}</title></line>"
-        for at, words in marks
-        if start <= at <= end
-    )
+    """Each an upright line; what its words begin with stands above it, where there is room."""
+    drawn, free = [], 0.0
+    for at, words in sorted(marks):
+        if not start <= at <= end:
+            continue
+        x, title = _x(at, start, end), f"<title>{escape(words)}</title>"
+        drawn.append(f'<line class="deploy" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">{title}</line>')
+        short = words.partition(":")[0]
+        if x >= free and len(short) <= 6:
+            drawn.append(f'<text x="{min(x, WIDTH - RIGHT - 10):.1f}" y="{TOP - 2}" text-anchor="middle">{escape(short)}</text>')
+            free = x + 34
+    return "".join(drawn)

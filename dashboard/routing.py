@@ -7,7 +7,8 @@
 
 So a permission is written down once, in the API's routes; nothing here can do what the API cannot. A page is read in a
 snapshot of the database; what changes something works in one write transaction, after the form was read and its
-anti-forgery token checked. When an operation refuses, the page ``again`` is shown with the refusal and what was typed.
+anti-forgery token checked. When an operation refuses, the page ``again`` is shown with the refusal and what was typed, to who
+may see that page.
 """
 
 from __future__ import annotations

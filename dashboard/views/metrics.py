@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -96,7 +97,7 @@ def _deploys(visit: Visit, since: datetime) -> list[tuple[datetime, str]]:
 
 
 def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str, Markup, list[str]]]:
-    """(title, picture, names of the lines) of each chart that has figures."""
+    """(title, picture, each line's name, newest and highest value) of each chart that has figures."""
     wanted = (
         ("Requests a second", found.requests, _number, None),
         ("Response time", found.response, _milliseconds, None),
@@ -110,8 +111,13 @@ def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str,
         if series:
             top = charts.nice_size if write is shown.size else charts.nice
             picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit, top=top)
-            drawn.append((title, picture, [line.name for line in series]))
+            drawn.append((title, picture, [_told(line, write) for line in series]))
     return drawn
+
+
+def _told(line: Series, write: Callable[[float], str]) -> str:
+    known = [value for value in line.values if value is not None]
+    return f"{line.name} {write(known[-1])}, at most {write(max(known))}" if known else line.name
 
 
 def _pairs(series: object) -> list[tuple[str, list[float | None]]]:

@@ -28,6 +28,8 @@ PAGES = {
     "activity": "/apps/storefront/activity",
     "deploy": "/apps/storefront/deploy",
     "deploy-empty": "/apps/empty/deploy",
+    "builds": "/apps/storefront/builds",
+    "releases": "/apps/storefront/releases",
     "build-failed": "/apps/failing/builds/BUILD",
     "build-under-way": "/apps/deploying/builds/BUILD",
     "release": "/apps/storefront/releases/v3",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from string import Formatter
 
@@ -89,6 +89,10 @@ def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
     start = datetime(2026, 11, 23, tzinfo=timezone.utc)
     picture = charts.chart("Memory", [("used", [None, 1.0, 2.0, None, 3.0])], start, 60, lambda value: f"{value:.0f} <MiB>", limit=4)
     assert "Memory. Now: used 3 &lt;MiB&gt;." in picture and picture.count("M") >= 2 and "<MiB>" not in picture
+    marks = [(start + timedelta(seconds=seconds), f"v{number}: Deploy <b>") for number, seconds in ((3, 5), (4, 8), (5, 200))]
+    told = charts.chart("Memory", [("used", [1.0] * 6)], start, 60, str, marks=marks)
+    assert ">v3</text>" in told and ">v5</text>" in told and ">v4</text>" not in told, "words do not lie on each other"
+    assert told.count("Deploy &lt;b&gt;") == 3
     assert [charts.nice_size(count) for count in (0, 3 << 20, 512 << 20, 600 << 20)] == [1, 4 << 20, 512 << 20, 1 << 30]
     assert "nan" not in charts.chart("Nothing", [], start, 60, str)
 
