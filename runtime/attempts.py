@@ -32,6 +32,7 @@ class Attempt:
         size, isolation: as what.
         began: when.
         life: the dyno, once there is one.
+        arriving: whether it is up and gets the route (web): when it ends from here on it has crashed.
         task: does it.
     """
 
@@ -41,6 +42,7 @@ class Attempt:
     isolation: str
     began: datetime = field(default_factory=now)
     life: DynoLife | None = None
+    arriving: bool = False
     task: asyncio.Task[None] | None = None
     _given_up: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -264,9 +264,7 @@ class AppManager:
         rise.check()
         for life in new:
             if life.exit is not None and wanted is not None and _index(life.name) <= wanted.quantity:
-                how = describe(life.exit, life.row.isolation)
-                said = f"{life.name} ended soon after it had listened on $PORT, {how}. `davit logs` shows why."
-                raise DidNotStart(said, life.exit)
+                raise _ended_soon(life)
         rise.arriving = True
         self._give_up(self._attempts)
         if release.slug is not None:
@@ -442,18 +440,33 @@ class AppManager:
         try:
             async with self._wave:
                 started = await self.start_one(attempt, state, release, wanted, attempt.name)
+            if wanted.type == "web":
+                await self._take_place(attempt, started, leaving)
         except DidNotStart as error:
             attempt.check()
             changed = [life for life in before if _shape(life) != (wanted.size.name, wanted.isolation)]
             if changed:
                 await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
             await self._start_failed(attempt.name, error, leaving, bool(changed))
-            return
-        if wanted.type == "web":
-            async with self._turn:
-                attempt.check()
+
+    async def _take_place(self, attempt: Attempt, started: DynoLife, leaving: list[DynoLife]) -> None:
+        """Route to a web dyno that is up instead of those in whose place it was started.
+
+        Raises:
+            DidNotStart: it has ended again before anybody was served by it; it has been removed, and they serve on.
+            Unwanted: the attempt was given up.
+        """
+        async with self._turn:
+            attempt.check()
+            if started.exit is None:
+                attempt.arriving = True
                 await self._switch([started], [life for life in leaving if life.id in self.lives])
                 self._over(attempt)  # before anybody else has the turn: from here on it is a dyno as any other
+                return
+        applog.say(self.app_id, started.name, "State changed from up to crashed")
+        await self._forget_after(started.stop(grace=0))
+        self._forget(started)
+        raise _ended_soon(started)
 
     async def _until_alone(self, attempt: Attempt) -> None:
         """Wait until no other dyno of that name is left: two clocks or two consumers at once are what nobody asked for.
@@ -665,6 +678,8 @@ class AppManager:
     # --- crashes
 
     def _life_ended(self, life: DynoLife) -> None:
+        if life.row.type == "web" and any(one.life is life and not one.arriving for one in self._attempts.values()):
+            return  # nobody was served by it yet: its attempt sees it before it gets a route, and fails for it
         self._in_background(self._crashed(life), f"crash of {life.name}")
 
     async def _crashed(self, life: DynoLife) -> None:
@@ -725,6 +740,15 @@ def _stays(wanted: Wanted, life: DynoLife, why: str) -> str:
     if life.row.isolation != wanted.isolation:
         return f"{wanted.type} did not come up as {wanted.isolation}, so it stays {life.row.isolation}. {why}"
     return f"{wanted.type} did not come up at {wanted.size.label}, so it stays {life.row.size}. {why}"
+
+
+def _ended_soon(life: DynoLife) -> DidNotStart:
+    """A web dyno was up, and ended before it had a route."""
+    assert life.exit is not None
+    how = describe(life.exit, life.row.isolation)
+    error = DidNotStart(f"{life.name} ended soon after it had listened on $PORT, {how}. `davit logs` shows why.", life.exit)
+    error.row = life.row
+    return error
 
 
 def _type(name: str) -> str:

@@ -739,6 +739,38 @@ def test_a_restart_whose_new_dyno_does_not_come_up_keeps_the_old_one(world: Worl
     play(world, story)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_web_dyno_that_ends_before_it_has_a_route_displaces_none(world: World, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    """It was up, and ended while that was being written down."""
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        change, ended = records.change, threading.Event()
+
+        def change_and_end(ids: Any, **values: Any) -> None:
+            change(ids, **values)
+            if values.get("state") == "up" and not ended.is_set():
+                loop.call_soon_threadsafe(world.driver.dynos[-1].end, 3)
+                loop.call_soon_threadsafe(loop.call_later, 0.05, ended.set)
+                assert ended.wait(60)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(records, "change", change_and_end)
+        if alone:
+            world.scale(web=2)
+            await until(lambda: world.rows() == [("web.1", "up", True), ("web.2", "up", True)], "the next attempt is up")
+            assert len(world.driver.dynos) == 3
+            assert [crash[:2] for crash in world.crashes()] == [("web.2", 3)]
+        else:
+            world.change(formation.restart, "web.1")
+            await until(ended.is_set, "the new one has ended")
+            await until(lambda: world.rows() == [("web.1", "up", True)], "the old one serves on, and is the only one")
+            assert not world.driver.dynos[0].over.done() and world.driver.alive() == ["web.1"]
+            assert "signal 15 web.1" not in world.events and world.crashes() == []
+
+    play(world, story)
+
+
 def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
