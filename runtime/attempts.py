@@ -15,7 +15,7 @@ from foundation.clock import now
 from runtime.life import DynoLife
 
 WAVE = 4
-"""Dynos of an app that start at the same time; more would fight for the same cores and all be slow."""
+"""Dynos of a process type that start at the same time; more would fight for the same cores and all be slow."""
 
 
 class Unwanted(Exception):

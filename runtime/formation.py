@@ -19,12 +19,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from foundation.clock import now
-from foundation.errors import DavitError, NotFound, Unavailable
+from foundation.errors import DavitError, DiskFull, NotFound, Unavailable
 from runtime import applog, environment, records
 from runtime.attempts import WAVE, Attempt, Rise, Unwanted
 from runtime.crashes import Crashes, has_crashed
@@ -107,7 +108,8 @@ class AppManager:
         self._rise: Rise | None = None
         self._attempts: dict[str, Attempt] = {}
         self._given_up: set[Attempt] = set()
-        self._wave = asyncio.Semaphore(WAVE)
+        self._waves: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(WAVE))
+        self._resizes = asyncio.Semaphore(WAVE)
         self._planner = Planner(stacks, domain, cores)
         self._releasing = Releasing(self, release_phase, stacks)
         self.boot_seconds = boot_seconds
@@ -338,12 +340,14 @@ class AppManager:
         for name in names:
             if name not in have and self._may_start(name):
                 self._begin(state, release, wanted, name, [life for life in stale if life.name == name])
-        await self._retire([life for life in surplus if life.id in self.lives])
-        if wanted.type == "web":  # a runtime that was killed may have left one that is up and not routed to yet
-            lost = [life for life in self._serving("web") if not life.row.routed and life.name in names]
+        # a runtime that was killed may have left two of a name, or a web dyno that is up and not routed to yet
+        twice = [life for life in stale if life.name in have and life.name not in self._attempts]
+        if wanted.type == "web":
+            lost = [life for life in self._serving("web") if not life.row.routed and life.name in names and life not in twice]
             lost = [life for life in lost if life.name not in self._attempts and life.id not in self._held]
             if lost:
                 await self._switch(lost, [life for life in stale if life not in lost and life.name in {one.name for one in lost}])
+        await self._retire([life for life in [*surplus, *twice] if life.id in self.lives and not life.leaving])
 
     def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
         """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
@@ -389,7 +393,7 @@ class AppManager:
         finally:
             if attempt.unwanted and wanted.type == "web" and attempt.life is not None and attempt.life.id in self.lives:
                 attempt.life.row.leaving = True
-                self._retire_later([attempt.life], drained=True)
+                self._in_background(self._discard(attempt.life), f"retire {attempt.name}")
             self._over(attempt)  # a worker that came up all the same is as any other now: the next look says what becomes of it
 
     def _over(self, attempt: Attempt) -> None:
@@ -407,8 +411,11 @@ class AppManager:
 
     async def _resize(self, wanted: Wanted, life: DynoLife) -> None:
         try:
-            async with self._wave:
+            async with self._resizes:
                 await life.resize(wanted.size, environment.limits(wanted.size, self.cores))
+        except (Unavailable, DiskFull) as error:  # it was not refused: it could not be written down
+            log.warning("resizing a dyno is tried again: %s", error.message, extra={"app_id": self.app_id, "dyno": life.name})
+            await asyncio.sleep(1)
         except DavitError as error:
             if life.exit is None and not life.leaving:
                 applog.say(self.app_id, life.name, f"The size stays {life.row.size}: {error.message}")
@@ -438,7 +445,7 @@ class AppManager:
             await self._until_alone(attempt)
             leaving = []
         try:
-            async with self._wave:
+            async with self._waves[wanted.type]:  # each type its own: web dynos that hang keep no worker down
                 started = await self.start_one(attempt, state, release, wanted, attempt.name)
             if wanted.type == "web":
                 await self._take_place(attempt, started, leaving)
@@ -586,6 +593,11 @@ class AppManager:
             await self.router.sync(self.app_id)
         self._retire_later(leaving, drained=not web)
 
+    async def _discard(self, life: DynoLife) -> None:
+        """See off a dyno that never had a route; a next runtime process must not take it for one that is about to get one."""
+        await self._forget_after(asyncio.to_thread(records.switch, [], [life.id]))
+        await self._see_off(life, drained=True, aside=False)
+
     def _retire_later(self, lives: list[DynoLife], drained: bool = False, aside: bool = False) -> None:
         for life in lives:
             self._in_background(self._see_off(life, drained, aside), f"retire {life.name}")
@@ -604,6 +616,7 @@ class AppManager:
                 await life.stop()
         except Exception:
             log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})
+            await life.end_by_force()  # before it is forgotten: it must not run beside the next one of its name
         finally:
             self._forget(life)
             self._wake.set()

@@ -24,6 +24,8 @@ log = logging.getLogger("runtime")
 
 BOOT_SECONDS = 60
 """A web dyno binds PORT within this, or R10."""
+AGAIN_SECONDS = 1.0
+"""Between two attempts to end a dyno that could not be stopped."""
 GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL, or R12."""
 
@@ -154,6 +156,7 @@ class DynoLife:
         """Give it another size while it runs.
 
         Raises:
+            Unavailable, DiskFull: it has the limits, and that cannot be written down now; to be done again.
             DavitError: it cannot be done without a restart; nothing has changed.
         """
         assert self.running is not None
@@ -167,8 +170,8 @@ class DynoLife:
             await self.running.update(limits)
         except OSError as error:
             raise Unsupported(f"The kernel refuses the new limits of {self.name}: {error.strerror or error}.") from error
-        self.row.size = size.name
         await asyncio.to_thread(records.change, [self.row.id], size=size.name)
+        self.row.size = size.name
         applog.say(self.row.app_id, self.name, f"Resized to {size.label} while running")
 
     async def put_aside(self, to: Path) -> bool:
@@ -180,12 +183,12 @@ class DynoLife:
         try:
             await asyncio.to_thread(to.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
             await running.suspend(to)
-        except DavitError as error:
+            await running.remove()
+        except Exception as error:  # a full disk, for example: whoever asked for this stops it, then
             if not isinstance(error, Unsupported):
-                log.warning("a dyno could not be put aside and is stopped: %s", error.message, extra={"dyno": self.name})
+                log.warning("a dyno could not be put aside and is stopped: %s", error, extra={"dyno": self.name})
             self.stopping = False
             return False
-        await running.remove()
         await records.strike_off([self.row.id])
         return True
 
@@ -309,6 +312,22 @@ class DynoLife:
             await running.remove()
         if forget:
             await records.strike_off([self.row.id])
+
+    async def end_by_force(self) -> None:
+        """After :meth:`stop` has failed: SIGKILL, as often as it takes, then remove what can be removed; raises nothing."""
+        self.stopping = True
+        running, watcher = self.running, self._watcher
+        if running is None or watcher is None:
+            return
+        while not watcher.done():
+            with contextlib.suppress(Exception):
+                await running.signal(signal.SIGKILL, everyone=True)
+            await asyncio.wait({watcher}, timeout=AGAIN_SECONDS)
+        try:
+            await running.remove()
+        except Exception:
+            log.exception("a dyno that has ended could not be removed", extra={"dyno": self.name})
+        await records.strike_off([self.row.id])
 
     async def _end(self, running: RunningDyno, grace: float) -> None:
         assert self._watcher is not None

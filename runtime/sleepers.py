@@ -54,6 +54,7 @@ class Sleepers:
 
     async def _put_aside_in(self, fresh: Path, life: DynoLife) -> bool:
         if not await life.put_aside(fresh):
+            await asyncio.to_thread(self.snapshots.drop, fresh)
             return False
         if life.name in self.rows:
             await asyncio.to_thread(self.snapshots.keep, fresh, life.name)

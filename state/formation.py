@@ -118,6 +118,7 @@ def stay(session: Session, app_id: str, type: str, wanted: tuple[str, str], pres
     row = session.scalar(select(Formation).where(Formation.app_id == app_id, Formation.type == type))
     if row is not None and (row.size, row.isolation) == wanted:
         (row.size, row.isolation), row.failure = present, failure
+        row.live = False  # those that took the new size already are restarted: growing back may be as impossible as shrinking
 
 
 def _quantity(row: Formation, value: object) -> int:

@@ -497,6 +497,26 @@ def test_a_restart_does_not_wait_for_a_dyno_that_does_not_come_up(world: World) 
     play(world, story)
 
 
+def test_web_dynos_that_do_not_come_up_keep_no_worker_down(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", clock="tick"))
+        world.scale(web=5, clock=1)
+        await until(lambda: len(world.dynos("up")) == 6, "all are up")
+        start = world.driver.start
+
+        async def web_hangs(spec: DynoSpec) -> FakeDyno:
+            world.driver.behaviour = "never listens" if spec.name.startswith("web") else "serves"
+            return await start(spec)
+
+        world.driver.start = web_hangs  # type: ignore[method-assign]
+        world.events.clear()
+        world.change(formation.restart)
+        await until(lambda: len([event for event in world.events if event.startswith("start web")]) == 4, "a wave hangs")
+        await until(lambda: "start clock.1" in world.events, "the clock is back meanwhile", 30)
+
+    play(world, story)
+
+
 def test_a_worker_that_takes_its_time_to_end_holds_up_no_other(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", slow="work", quick="work"))
@@ -1111,6 +1131,47 @@ def test_a_size_that_cannot_come_live_changes_nothing(world: World, behaviour: s
     play(world, story)
 
 
+def test_a_live_size_that_could_not_be_written_down_is_tried_again_and_not_told_as_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        refusing = Refusing(monkeypatch, 1)
+        world.shape("web", size="standard-2x", live=True)
+        await until(lambda: [row.size for row in world.dynos("up")] == ["standard-2x"], "the size")
+        assert refusing.refused == 1 and len(world.driver.dynos) == 1
+        assert (world.formation().size, world.formation().failure) == ("standard-2x", None)
+
+    play(world, story)
+
+
+def test_of_two_dynos_of_which_one_cannot_shrink_the_other_is_restarted_as_it_was(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.shape("web", size="standard-2x", quantity=2)
+        await until(lambda: [(row.name, row.size) for row in world.dynos("up")] == [("web.1", "standard-2x"), ("web.2", "standard-2x")], "both")
+        await until(lambda: len(world.rows()) == 2, "no other is left")
+        one, two = (next(d for d in world.driver.dynos if d.spec.name == name and not d.over.done()) for name in ("web.1", "web.2"))
+        update = two.update
+
+        async def shrink_only(limits: Limits) -> None:
+            one.memory = 1 << 31  # from now on the first one cannot shrink
+            if limits.memory > 512 << 20:
+                raise Unsupported("It cannot grow back.")
+            await update(limits)
+
+        one.behaviour, two.update = "is resized slowly", shrink_only  # type: ignore[method-assign]
+        world.shape("web", size="standard-1x", live=True)
+        await until(lambda: {row.name: row.size for row in world.dynos("up")}.get("web.2") == "standard-1x", "the second is small")
+        one.behaviour = "cannot be resized"
+        one.may_go_on.set()
+        await until(lambda: two.over.done(), "the second is replaced")
+        await until(lambda: world.rows() == [("web.1", "up", True), ("web.2", "up", True)], "both serve")
+        assert {row.size for row in world.dynos("up")} == {"standard-2x"} and not one.over.done()
+
+    play(world, story)
+
+
 def test_eco_dynos_sleep_by_themselves_and_others_only_when_they_are_told_to(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
@@ -1215,6 +1276,71 @@ def test_a_dyno_that_a_killed_runtime_left_unrouted_is_routed(world: World) -> N
 # -- sleep
 
 
+def test_of_two_web_dynos_of_a_name_that_a_killed_runtime_left_the_old_one_leaves_and_never_gets_a_route(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await world.until_alive("web.1", "worker.1")
+        await until(lambda: len(world.dynos("up")) == 2, "both are up")
+        old, before = list(world.driver.dynos), records.rows_of_dynos()
+        world.phase.over = asyncio.Event()
+        await world.settled(world.deploy(web="serve", worker="work"))
+        await until(lambda: {dyno.release_version for dyno in world.dynos("up")} == {3} and len(world.rows()) == 2, "v3 serves")
+        await world.manager.close()
+        left = []
+        for ended in old:  # as if these had come up only after their release had been replaced
+            running = await world.driver.start(ended.spec)
+            row = before[ended.spec_id]
+            with db.transaction() as session:
+                values = {column.key: getattr(row, column.key) for column in Dyno.__mapper__.column_attrs}
+                session.add(Dyno(**values | {"state": "up", "routed": False, "leaving": False}))
+            left.append(running)
+        world.manager = world.make_manager()
+        world.events.clear()
+        rows = records.rows_of_dynos()
+        for running in world.driver.dynos:
+            if not running.over.done():
+                world.manager.adopt(rows[running.spec_id], running)  # type: ignore[arg-type]
+        world.manager.start()
+        await until(lambda: all(running.over.done() for running in left), "the old ones have left")
+        await until(lambda: world.rows() == [("web.1", "up", True), ("worker.1", "up", False)], "the new ones alone")
+        assert {dyno.release_version for dyno in world.dynos("up")} == {3}
+        assert not [event for event in world.events if event.startswith(("start", "routes")) and "web.1@v2" in event]
+
+    play(world, story)
+
+
+def test_a_web_dyno_that_is_not_wanted_any_more_is_written_down_as_leaving(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had come up when it was given up; a next runtime process must not route to it."""
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        change, up, may_go_on = records.change, threading.Event(), threading.Event()
+
+        def change_slowly(ids: Any, **values: Any) -> None:
+            change(ids, **values)
+            if values.get("state") == "up" and not up.is_set():
+                up.set()
+                assert may_go_on.wait(60)
+
+        monkeypatch.setattr(records, "change", change_slowly)
+        world.driver.behaviour = "ignores SIGTERM"
+        world.change(formation.restart)
+        await until(up.is_set, "the new one is up")
+        unwanted, world.driver.behaviour = world.driver.dynos[-1], "serves"
+        world.change(formation.restart)
+        await until(lambda: world.manager._given_up, "it is given up")
+        may_go_on.set()
+        await until(lambda: "signal 15 web.1" in world.events, "one is told to end")
+        await until(lambda: records.rows_of_dynos()[unwanted.spec_id].leaving, "that it leaves is written down")
+        unwanted.end(0)
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the third is the one")
+
+    play(world, story)
+
+
 def test_a_sleeping_app_has_no_dynos_and_wakes(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", worker="work"))
@@ -1309,6 +1435,38 @@ def test_who_is_woken_while_it_is_put_aside_goes_on_from_there(world: World) -> 
         written.set()
         await until(lambda: world.rows() == [("web.1", "up", True)], "up")
         assert world.events.count("resume web.1") == 1
+
+    play(world, story)
+
+
+@pytest.mark.parametrize("isolation", ["container", "microvm"])
+def test_a_dyno_that_cannot_be_put_aside_or_stopped_is_not_forgotten_while_it_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        (web,) = world.driver.dynos
+        if isolation == "microvm":
+            web = await world.microvm()
+
+        def no_room(*words: Any) -> Path:
+            raise OSError(28, "No space left on device")
+
+        signal, refused = web.signal, 0
+
+        async def refuse_twice(number: int, everyone: bool = False) -> None:
+            nonlocal refused
+            refused += 1
+            if refused < 3:
+                raise OSError(5, "Input/output error")
+            await signal(number, everyone)
+
+        monkeypatch.setattr(world.snapshots, "fresh" if isolation == "container" else "keep", no_room)
+        web.signal = refuse_twice  # type: ignore[method-assign]
+        world.fall_asleep()
+        await until(lambda: world.rows() == [("web.1", "idle", False)], "it is struck off")
+        assert web.over.done() and "removed web.1" in world.events
 
     play(world, story)
 
