@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from foundation.clock import now
-from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
+from foundation.errors import Conflict, DavitError, DiskFull, InvalidParams, NotFound, Unavailable
 from foundation.wire import Call
 from runtime import applog, environment, quota, records
 from runtime.driver import DynoSpec, RunningDyno
@@ -22,6 +24,7 @@ from runtime.life import describe
 from runtime.plans import Stacks
 from runtime.records import AppState
 from runtime.release_output import ReleaseOutput
+from runtime.releasing import NotBegun
 from state import isolations, sizes
 from state.db import snapshot
 from state.models import Dyno, Release, new_id
@@ -73,15 +76,15 @@ class OneOffs:
         if call.fds and len(call.fds) != 3:
             raise InvalidParams("A one-off without a terminal takes three descriptors: standard input, output and error.")
         try:
-            dyno = await self._launch(
+            row, spec = await self._enter(
                 state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
                 env=dict(params.get("env") or {}), terminal=terminal, fds=call.fds,
                 isolation=str(params.get("isolation") or isolations.DEFAULT),
             )  # fmt: skip
+            dyno = await self._launch(row, spec)
         finally:
             for fd in call.fds:
                 os.close(fd)
-        row = self.rows[dyno.spec_id]
         if terminal is not None and dyno.terminal_fd is not None:
             call.reply_fds.append(os.dup(dyno.terminal_fd))
         seconds = int(params.get("time_to_live") or LONGEST_SECONDS)
@@ -251,16 +254,19 @@ class OneOffs:
         reader, writer = os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
         try:
-            dyno = await self._launch(
-                state, release, line, type="release", size=None, env={}, terminal=None, fds=[nothing, writer, writer]
-            )
+            try:
+                row, spec = await self._enter(
+                    state, release, line, type="release", size=None, env={}, terminal=None, fds=[nothing, writer, writer]
+                )
+            except (Unavailable, DiskFull, OperationalError) as error:
+                raise NotBegun(str(error)) from error
+            dyno = await self._launch(row, spec)
         except BaseException:
             os.close(reader)
             raise
         finally:
             os.close(nothing)
             os.close(writer)
-        row = self.rows[dyno.spec_id]
         if release.id in self._given_up:
             await self._end_command(row, dyno)
         reading = asyncio.ensure_future(self._relay(release.id, row, reader))
@@ -315,13 +321,17 @@ class OneOffs:
 
     # --- one dyno
 
-    async def _launch(
+    async def _enter(
         self, state: AppState, release: Release, line: str, *, type: str, size: str | None, env: Mapping[str, str],
         terminal: tuple[int, int] | None, fds: list[int], isolation: str = isolations.DEFAULT,
-    ) -> RunningDyno:  # fmt: skip
+    ) -> tuple[Dyno, DynoSpec]:  # fmt: skip
+        """Write down that it is about to start."""
         row, spec = await asyncio.to_thread(self._plan, state, release, line, type, size, env, terminal, fds, isolation)
         await asyncio.to_thread(records.insert, row)
-        applog.say(row.app_id, row.name, f"Starting process with command `{line}`")
+        return row, spec
+
+    async def _launch(self, row: Dyno, spec: DynoSpec) -> RunningDyno:
+        applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
             dyno = await self.driver.start(spec)
         except BaseException:

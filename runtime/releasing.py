@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy.exc import OperationalError
@@ -33,7 +34,12 @@ class ReleasePhase(Protocol):
     """Runs a release's command."""
 
     async def run(self, state: AppState, release: Release, line: str) -> str | None:
-        """Run it as a one-off dyno; None when it ended with status 0, else the sentence."""
+        """Run it as a one-off dyno; None when it ended with status 0, else the sentence.
+
+        Raises:
+            NotBegun: the database is away, and nothing has been started.
+            DavitError: it could not be started.
+        """
 
     async def give_up(self, release_id: str) -> None:
         """End the release's command, if it runs or is about to; :meth:`run` then returns soon."""
@@ -80,6 +86,7 @@ class Releasing:
 
     def __init__(self, formation: Formation, phase: ReleasePhase, stacks: Stacks) -> None:
         self._formation, self._phase, self._stacks = formation, phase, stacks
+        self._command: Command | None = None
         self._failures = ("", 0)  # the release that failed last by Davit's own fault, and how often
 
     async def bring_up(self, rise: Rise) -> None:
@@ -130,23 +137,34 @@ class Releasing:
         line = release.process_types.get(RELEASE_TYPE)
         if not line or release.phase == "boot":
             return
-        if release.phase == "release":
+        command = self._command
+        if command is None or command.release_id != release.id:
+            command = self._command = Command(release.id, begun=release.phase == "release")
+        if command.begun and not command.over:
             raise ReleasePhaseFailed(
                 "Davit was restarted while the release command ran; nobody knows how it ended. Release again."
             )
+        if not command.over:
+            await self._run_command(rise, release, line, command)
+        rise.check()
+        if command.problem:
+            raise ReleasePhaseFailed(command.problem)
+
+    async def _run_command(self, rise: Rise, release: Release, line: str, command: Command) -> None:
         state = await self._formation.state()
         await asyncio.to_thread(records.set_phase, release.id, "release")
         rise.check()
-        rise.commanding = True
+        command.begun = rise.commanding = True
         try:
-            problem = await self._phase.run(state, release, line)
+            command.problem = await self._phase.run(state, release, line)
+        except NotBegun:
+            command.begun = False
+            raise
         except DavitError as error:
-            problem = f"The release command could not be started: {error.message}"
+            command.problem = f"The release command could not be started: {error.message}"
         finally:
             rise.commanding = False
-        rise.check()
-        if problem:
-            raise ReleasePhaseFailed(problem)
+        command.over = True
 
     async def _boot(self, rise: Rise, release: Release) -> list[DynoLife]:
         """Start the web dynos beside those that serve; other process types follow when it is the current release."""
@@ -176,6 +194,26 @@ class Releasing:
                     raise result
                 there[result.name] = result
         return list(there.values())
+
+
+@dataclass
+class Command:
+    """What this process knows of the command of the release that comes up, whatever could be written down of it.
+
+    Attributes:
+        release_id: whose.
+        begun: whether it may have run, and is not to run again.
+        over: whether it has ended; ``problem`` says how, None when all is well.
+    """
+
+    release_id: str
+    begun: bool
+    over: bool = False
+    problem: str | None = None
+
+
+class NotBegun(Unavailable):
+    """The database did not take that a release command is about to start; nothing of it has run."""
 
 
 class ReleasePhaseFailed(DavitError):

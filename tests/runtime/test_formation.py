@@ -1496,6 +1496,45 @@ def test_a_release_waits_for_a_database_that_is_away(
     play(world, story)
 
 
+@pytest.mark.parametrize("refused", ["set_phase release", "insert", "set_phase boot"])
+def test_a_database_that_is_away_around_a_release_command_fails_no_release(
+    world: World, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """The command runs once, and its release comes up."""
+    world.phase = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type, assignment]
+    world.manager = world.make_manager()
+    monkeypatch.setattr(releasing, "TRIES", 1)
+    monkeypatch.setattr(releasing, "TRY_AGAIN", 0.01)
+    write, away = getattr(records, refused.split()[0]), ["after", "before"]
+
+    def refuse(*words: Any) -> None:
+        mine = words[-1] == refused.split()[1] if " " in refused else words[0].type == "release"
+        when = away.pop() if mine and away else ""
+        if when != "before":
+            write(*words)
+        if (when and refused != "insert") or when == "before":
+            raise Unavailable("The database was busy.")
+
+    monkeypatch.setattr(records, refused.split()[0], refuse)
+
+    async def story() -> None:
+        start = world.driver.start
+
+        async def start_and_end(spec: DynoSpec) -> FakeDyno:
+            dyno = await start(spec)
+            if spec.name.startswith("release"):
+                dyno.end(0)
+            return dyno
+
+        world.driver.start = start_and_end  # type: ignore[method-assign]
+        release = await world.settled(world.deploy(web="serve", release="migrate"))
+        assert (release.status, release.failure) == ("succeeded", None)
+        assert len([event for event in world.events if event.startswith("start release")]) == 1
+        assert "before" not in away
+
+    play(world, story)
+
+
 class Refusing:
     """In front of ``records.change``: the call of this number fails, as on a full disk or a database that is busy too long."""
 
