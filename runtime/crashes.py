@@ -103,8 +103,11 @@ class Crashes:
 
     async def clear(self, names: Iterable[str]) -> None:
         """Forget the rows of crashed dynos that are started again or no longer wanted."""
-        rows = [self.rows.pop(name) for name in list(names) if name in self.rows]
-        await asyncio.to_thread(records.remove, rows)
+        rows = {name: self.rows[name] for name in list(names) if name in self.rows}
+        await asyncio.to_thread(records.remove, list(rows.values()))
+        for name, row in rows.items():  # not before: what could not be removed is to be removed still
+            if self.rows.get(name) == row:
+                del self.rows[name]
 
     async def clear_but(self, type: str, wanted: Collection[str]) -> None:
         """Forget the rows of a process type's crashed dynos for which ``wanted`` has no name."""

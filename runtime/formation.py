@@ -5,7 +5,8 @@ under way beside it (:mod:`runtime.attempts`): one release that comes up (its co
 :mod:`runtime.releasing`), the dynos of the current release that are being started, and those that get another size or move while
 they run. What it knows of dynos that crashed is in :mod:`runtime.crashes`, of those that sleep in :mod:`runtime.sleepers`; what
 each is to be in :mod:`runtime.plans`. Every step can be repeated: after a kill -9 the next runtime process adopts the dynos and
-goes on from the database.
+goes on from the database. Once it does wait: before its first look, for the adopted dynos that were still starting, as long as a
+dyno has to bind its port and for its health checks.
 
 The turn, a lock, belongs to whoever decides which dynos serve: the look at what is wanted, a release whose dynos are all up (from
 then on it is the current one), an attempt whose dyno is up or takes a place. Who has it waits for the database and for the
@@ -227,6 +228,12 @@ class AppManager:
 
     async def _resume(self, life: DynoLife, running: RunningDyno) -> None:
         row = life.row
+        if row.state == "crashed" and not row.leaving:  # an earlier runtime process wrote that down, and ended
+            self.crashes.remember(row)
+            await life.resume(running, None)
+            life.up = False
+            self._in_background(self._remove_crashed(life), f"remove {life.name}")
+            return
         plan = None
         if row.state == "starting" and not row.leaving:
             state = await asyncio.to_thread(records.read_app, self.app_id)
@@ -498,6 +505,7 @@ class AppManager:
             return False
 
     async def _start_failed(self, name: str, error: DidNotStart, kept: list[DynoLife], changed: bool) -> None:
+        kept = [life for life in kept if life.id in self.lives and life.exit is None and not life.leaving]
         if kept:  # the old one serves on; asking again is up to the person
             applog.say(self.app_id, name, "Restart failed: the new dyno did not come up, so the old one serves on")
             for life in kept:
@@ -718,6 +726,11 @@ class AppManager:
         self._forget(life)
         self._wake.set()
         await self._forget_after(life.stop(grace=0, forget=False))
+
+    async def _remove_crashed(self, life: DynoLife) -> None:
+        await self._forget_after(life.stop(grace=0, forget=False))
+        self._forget(life)
+        self._wake.set()
 
     # --- the end of the app
 

@@ -143,8 +143,6 @@ class Host:
             self._passed = time.monotonic()
         if policy == self._policy:
             return
-        with self._ruling:
-            firewall.apply(self.instance, policy, self._admitted)
         try:
             host = Path("/etc/resolv.conf").read_text()
         except OSError:
@@ -154,12 +152,14 @@ class Host:
         self.resolv_conf.chmod(0o644)
         if not policy.resolvers:
             log.warning("no name server that dynos could reach is known; see /etc/resolv.conf")
-        self._policy = policy
+        with self._ruling:  # who finds in between that the table is to be made anew is not overruled
+            firewall.apply(self.instance, policy, self._admitted)
+            self._policy = policy
 
     def _slots_of_dynos(self) -> set[int]:
         """The slots of the apps' dynos that earlier runtime processes started: they must not be cut off for a moment."""
         boot = boot_id()
-        found = (DynoDirectory(path).read() for path in self.dynos.iterdir())
+        found = (DynoDirectory(path).read() for path in self.dynos.iterdir() if not (path / "ended").exists())
         return {record.slot for record in found if record and record.allowed and record.network and record.boot == boot}
 
     def admit(self, record: Record) -> None:

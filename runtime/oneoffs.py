@@ -292,7 +292,7 @@ class OneOffs:
         self._given_up.add(release_id)
         for row in list(self.rows.values()):
             if row.type == RELEASE_TYPE and row.release_id == release_id:
-                await self._end_command(row, self.running[row.id])
+                self._keep(self._end_command(row, self.running[row.id]))  # who asks has the turn, and a signal may take a second
 
     async def _end_command(self, row: Dyno, dyno: RunningDyno) -> None:
         """SIGTERM as for every dyno, and SIGKILL after the grace period."""

@@ -17,7 +17,7 @@ async def connect(line: Callable[[], socket.socket], addresses: Sequence[str], p
     """A TCP connection to ``port`` at the first of the addresses that takes one.
 
     Args:
-        line: makes a socket that is not connected, in the network that the addresses are in.
+        line: makes a socket that is not connected (it may block), in the network that the addresses are in.
 
     Returns:
         a socket that does not block, the caller's to close.
@@ -26,7 +26,7 @@ async def connect(line: Callable[[], socket.socket], addresses: Sequence[str], p
         Conflict: nothing listens there.
     """
     for address in addresses:
-        made = line()
+        made = await _made(line)
         made.setblocking(False)
         try:
             await asyncio.wait_for(asyncio.get_running_loop().sock_connect(made, (address, port)), SECONDS)
@@ -38,3 +38,15 @@ async def connect(line: Callable[[], socket.socket], addresses: Sequence[str], p
         else:
             return made
     raise Conflict(f"Nothing listens on port {port} in that dyno.")
+
+
+async def _made(line: Callable[[], socket.socket]) -> socket.socket:
+    """Make it in a thread; who is cancelled meanwhile waits for that, since the caller closes what it is made of."""
+    making = asyncio.ensure_future(asyncio.to_thread(line))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait({making})
+        if not making.cancelled() and making.exception() is None:
+            making.result().close()
+        raise

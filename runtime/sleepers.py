@@ -85,7 +85,10 @@ class Sleepers:
 
     async def clear(self, names: Iterable[str]) -> None:
         """These sleep no more: they start, or are not wanted."""
-        rows = [self.rows.pop(name) for name in list(names) if name in self.rows]
+        rows = [self.rows[name] for name in list(names) if name in self.rows]
         await asyncio.to_thread(records.remove, [row.id for row in rows])
+        for row in rows:  # not before: what could not be removed is to be removed still
+            if self.rows.get(row.name) is row:
+                del self.rows[row.name]
         for row in rows:
             await asyncio.to_thread(self.snapshots.drop, self.snapshots.directory / self.app_id / row.name)

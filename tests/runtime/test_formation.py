@@ -791,6 +791,22 @@ def test_a_web_dyno_that_ends_before_it_has_a_route_displaces_none(world: World,
     play(world, story)
 
 
+def test_a_restart_that_fails_after_the_old_dyno_has_gone_is_tried_again(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.behaviour = "never listens"
+        world.change(formation.restart, "web.1")
+        await until(lambda: len(world.driver.dynos) == 2, "a new dyno is tried")
+        world.driver.behaviour = "serves"
+        world.driver.dynos[0].end(1)
+        await until(lambda: ("web.1", "crashed", False) in world.rows(), "the old one has crashed")
+        world.driver.dynos[1].end(1)
+        await until(lambda: ("web.1", "up", True) in world.rows(), "it is tried again")
+        assert len(world.crashes()) == 2, "both have crashed"
+
+    play(world, story)
+
+
 def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
@@ -1341,6 +1357,26 @@ def test_a_web_dyno_that_is_not_wanted_any_more_is_written_down_as_leaving(
     play(world, story)
 
 
+def test_a_crash_that_a_killed_runtime_wrote_down_is_not_forgotten(world: World) -> None:
+    """Its dyno was not taken away before the end of the process, and is adopted."""
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        await world.manager.close()
+        (row,), (crashed,) = world.dynos("up"), world.driver.dynos
+        crashed.end(3)
+        records.crash(row.id, 2, Exit(3))
+        world.manager = world.make_manager()
+        world.manager.adopt(records.rows_of_dynos()[row.id], crashed)  # type: ignore[arg-type]
+        world.manager.start()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the next one is up")
+        assert world.manager.crashes.times("web.1") == 2
+        await until(lambda: "removed web.1" in world.events, "the crashed one is taken away")
+        assert world.driver.alive() == ["web.1"] and world.rows() == [("web.1", "up", True)]
+
+    play(world, story)
+
+
 def test_a_sleeping_app_has_no_dynos_and_wakes(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", worker="work"))
@@ -1533,6 +1569,30 @@ def test_a_database_that_is_away_around_a_release_command_fails_no_release(
         assert "before" not in away
 
     play(world, story)
+
+
+@pytest.mark.parametrize("what", ["crashes", "sleepers"])
+def test_rows_that_could_not_be_removed_are_removed_later(world: World, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.fall_asleep()
+        await until(lambda: world.rows() == [("web.1", "idle", False)], "it sleeps")
+        await world.manager.close()
+        (row,) = records.rows_of_dynos().values()
+        (kept := getattr(world.manager, what)).remember(row)
+        with monkeypatch.context() as away:
+            away.setattr(records, "remove", _busy)
+            with pytest.raises(Unavailable):
+                await kept.clear(["web.1"])
+        await kept.clear(["web.1"])
+        assert world.rows() == [] and not kept.rows
+
+    play(world, story)
+
+
+def _busy(*words: Any) -> None:
+    raise Unavailable("The database was busy.")
 
 
 class Refusing:
