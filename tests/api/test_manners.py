@@ -29,7 +29,7 @@ from tests.e2e.errors_page import assert_says
 
 
 @pytest.mark.parametrize(
-    "sent", [b"{", b"[]", b"null", b'"x"', b"5", b"\xff", b'{"name": NaN}', b'{"name": "\\fffd"}', b"[" * 100_000, b"1" * 5000]
+    "sent", [b"{", b"[]", b"null", b'"x"', b"5", b"\xff", b'{"name": NaN}', b'{"name": "\\ud800"}', b"[" * 100_000, b"1" * 5000]
 )
 def test_a_body_that_is_no_json_object_is_refused(api: Api, sent: bytes) -> None:
     answer = api.call("POST", "/apps", data=sent)
@@ -171,7 +171,7 @@ _RANGES = st.text(_LINE, max_size=40) | st.builds(
 
 
 _QUERIES = ("since", "until", "actor", "action", "app", "eq[name]", "eq[x]", "tail", "seconds", "in[name][]", "\x00")
-_VALUES = ("\x00", "a\x00b", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\fffd", "%", "²", "9" * 30, "'", "x" * 3000)
+_VALUES = ("\x00", "a\x00b", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\ufffd", "%", "²", "9" * 30, "'", "x" * 3000)
 
 
 def test_no_range_and_no_query_makes_a_list_crash(either_api: Api) -> None:
