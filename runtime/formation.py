@@ -447,8 +447,8 @@ class AppManager:
             if not await self._can_be_had(wanted, leaving):
                 return
             async with self._turn:
-                attempt.check()
-                await self._retire(leaving)
+                attempt.check()  # one of a given-up attempt may have come up since the look that began this one
+                await self._retire([life for life in self.present(wanted.type) if life.name == attempt.name])
             await self._until_alone(attempt)
             leaving = []
         try:
