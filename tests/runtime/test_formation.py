@@ -1302,6 +1302,7 @@ def test_of_two_web_dynos_of_a_name_that_a_killed_runtime_left_the_old_one_leave
         world.phase.over = asyncio.Event()
         await world.settled(world.deploy(web="serve", worker="work"))
         await until(lambda: {dyno.release_version for dyno in world.dynos("up")} == {3} and len(world.rows()) == 2, "v3 serves")
+        await until(lambda: not {dyno.spec_id for dyno in old} & set(records.rows_of_dynos()), "v2 is gone")
         await world.manager.close()
         left = []
         for ended in old:  # as if these had come up only after their release had been replaced
