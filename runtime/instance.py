@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ INSTANCES = Path("/run/davit/instances")
 NUMBERS = range(32)
 SLOTS = range(1, 1024)
 UID_RANGE = 65536
+PATIENCE_SECONDS = 2.0
+"""How long the lock of a Davit that was just killed is waited for."""
 _NETWORKS = ipaddress.IPv4Network("198.18.0.0/15")  # RFC 2544: routed nowhere, and unlike 10/8 used by hardly any network
 
 
@@ -164,11 +167,19 @@ def _locked(path: Path) -> int | None:
     return fd
 
 
+def _locked_soon(path: Path) -> int | None:
+    """The same, with patience: what a killed runtime had forked and not yet executed holds its lock a little longer."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (lock := _locked(path)) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return lock
+
+
 def _choose(directory: Path, home: str) -> tuple[int, int]:
     owners = {number: (directory / str(number)).read_text() for number in NUMBERS if (directory / str(number)).exists()}
     for number, owner in owners.items():
         if owner == home:
-            lock = _locked(directory / str(number))
+            lock = _locked_soon(directory / str(number))
             if lock is None:
                 raise InstanceUnavailable(f"Another runtime process already runs for {home}.")
             return number, lock
