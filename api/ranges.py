@@ -57,6 +57,8 @@ class Order:
 BY_AGE = Order(
     {"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {"created_at": Tied(datetime)}
 )  # fmt: skip
+SHOWN_BY_NAME = Order({"name": lambda row: row["name"], "id": lambda row: row["id"]}, {})
+"""Of rows that are rendered already."""
 BY_NAME = Order({"name": lambda row: (row.name, row.id), "id": lambda row: row.id}, {"name": Tied(str)})
 
 

@@ -412,8 +412,7 @@ class BuildJob:
         self._output.finish(Outcome("failed", kind, message))
 
     def _gone(self) -> bool:
-        with snapshot() as session:
-            row = session.get(Build, self.id)
+        row = _build_row(self.id)
         return row is None or row.status != "pending"
 
     def _unpin(self) -> None:

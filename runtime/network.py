@@ -75,7 +75,7 @@ class Network:
                 self._ip.link("add", ifname=name, kind="bridge", br_stp_state=0, br_forward_delay=0)
                 # a bridge without an address of its own takes its ports' and changes it as they come and go,
                 # and every dyno would lose its gateway until its ARP entry expires
-                self._ip.link("set", ifname=name, address=self.mac(0), mtu=self._mtu)
+                self._ip.link("set", ifname=name, address=self.instance.mac(0), mtu=self._mtu)
             self._bridge = self._ip.link_lookup(ifname=name)[0]
             try:
                 size = self.instance.network.prefixlen
@@ -88,10 +88,6 @@ class Network:
         except (NetlinkError, IndexError) as error:
             raise NetworkFailed(f"The bridge {name} could not be made: {error}.") from None
         self._forward()
-
-    def mac(self, slot: int) -> str:
-        """The hardware address of ``slot`` (0: the bridge)."""
-        return self.instance.mac(slot)
 
     def _way_out_mtu(self) -> int:
         sizes: list[int] = [self._ip.get_links(i)[0].get_attr("IFLA_MTU") for i in self._ways_out()]
@@ -169,7 +165,7 @@ class Network:
         _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
         self._ip.link("set", index=index, mtu=self._mtu, master=self._bridge)
         self._ip.brport("set", index=index, isolated=1, learning=0, unicast_flood=0)
-        self._ip.fdb("add", ifindex=index, lladdr=self.mac(slot), state=_NUD_NOARP, flags=_NTF_MASTER)
+        self._ip.fdb("add", ifindex=index, lladdr=self.instance.mac(slot), state=_NUD_NOARP, flags=_NTF_MASTER)
         self._ip.link("set", index=index, state="up")
 
     def _inside_new(self, work: Callable[[Any], None]) -> int:
@@ -193,7 +189,7 @@ class Network:
         _sysctl("ipv6/conf/default/disable_ipv6", 1)
         _sysctl("ipv4/ip_unprivileged_port_start", 0)
         peer = {"ifname": self.instance.veth(slot), "net_ns_fd": self._home, "mtu": self._mtu}
-        ip.link("add", ifname="eth0", kind="veth", address=self.mac(slot), mtu=self._mtu, peer=peer)
+        ip.link("add", ifname="eth0", kind="veth", address=self.instance.mac(slot), mtu=self._mtu, peer=peer)
         index = ip.link_lookup(ifname="eth0")[0]
         ip.addr("add", index=index, address=self.instance.address(slot), prefixlen=self.instance.network.prefixlen)
         ip.link("set", index=index, state="up")

@@ -233,17 +233,19 @@ class Runtime:
             await asyncio.sleep(COLLECT_SECONDS)
             gone = await asyncio.to_thread(self._collect)
             if gone:
+                await asyncio.to_thread(self._forget_images, gone)
                 log.info("slugs were collected", extra={"count": len(gone)})
 
     def _collect(self) -> list[str]:
         with snapshot() as session:
             keep = in_use(session)
-        gone = self.library.store.collect(keep)
-        if gone and (self.settings.home / "osv").is_dir():
+        return self.library.store.collect(keep)
+
+    def _forget_images(self, digests: list[str]) -> None:
+        if (self.settings.home / "osv").is_dir():
             from runtime.osv import images  # a host without unikernels does not load their code
 
-            images.forget(self.settings.home, gone)
-        return gone
+            images.forget(self.settings.home, digests)
 
     async def _watch_quiet(self) -> None:
         """Put apps to sleep that may sleep and that nobody has asked anything for a while."""

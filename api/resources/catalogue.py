@@ -12,7 +12,7 @@ from state import sizes
 
 resource = Resource("catalogue", reads="read")
 
-ORDER = ranges.Order({"name": lambda row: row["name"], "id": lambda row: row["id"]}, {})
+ORDER = ranges.SHOWN_BY_NAME
 STACKS = ("davit-13",)
 _REGIONS = frozenset(("local", "us", "eu", serialize.REGION["id"]))
 _HEROKU_STACK = re.compile(r"cedar(-\d+)?|heroku-\d+")

@@ -12,7 +12,7 @@ from state import features
 
 resource = Resource("features")
 
-ORDER = ranges.Order({"name": lambda row: row["name"], "id": lambda row: row["id"]}, {})
+ORDER = ranges.SHOWN_BY_NAME
 _SWITCH = Fields(enabled=Flag(needed=True))
 
 

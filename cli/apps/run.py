@@ -88,6 +88,12 @@ def run(
     sys.exit(attached.attach(app.client, dyno["attach_url"], terminal))
 
 
+def _begin_inside(app: Target, dyno: str, asked: dict[str, Any]) -> Any:
+    """Have a command begun in a dyno that runs, to be attached to."""
+    headers = {"Accept": f"{ACCEPT}; attach=websocket"}
+    return app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}", asked, headers=headers)
+
+
 def _inside(app: Target, dyno: str, line: str, env: str | None, no_tty: bool) -> None:
     """Run a command in a dyno that runs; ends with its exit status."""
     from cli.apps import attached
@@ -98,9 +104,7 @@ def _inside(app: Target, dyno: str, line: str, env: str | None, no_tty: bool) ->
         columns, lines = os.get_terminal_size(sys.stdout.fileno())
         values = {"TERM": os.environ.get("TERM", "xterm"), "COLUMNS": str(columns), "LINES": str(lines), **values}
     with action(f"Running {line} on {hexed(app.app)}") as step:
-        asked = {"command": line, "env": values, "force_no_tty": not terminal}
-        headers = {"Accept": f"{ACCEPT}; attach=websocket"}
-        found = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}", asked, headers=headers)
+        found = _begin_inside(app, dyno, {"command": line, "env": values, "force_no_tty": not terminal})
         step.result = f"up, {found['name']}"
     sys.exit(attached.attach(app.client, found["attach_url"], terminal))
 
@@ -142,9 +146,7 @@ def copy(app: Target, file: str, dyno: str, to: str | None) -> None:
     part = target.with_name(f".{target.name}.part")
     line = f"exec cat -- {shlex.quote(file)}"
     with action(f"Copying {file} to {target}"):
-        asked = {"command": line, "force_no_tty": True}
-        headers = {"Accept": f"{ACCEPT}; attach=websocket"}
-        found = app.client.post(f"{app.path}/dynos/{quote(dyno, safe='')}", asked, headers=headers)
+        found = _begin_inside(app, dyno, {"command": line, "force_no_tty": True})
         try:
             with part.open("wb", buffering=0) as copied:
                 if attached.attach(app.client, found["attach_url"], False, into=copied.fileno()):

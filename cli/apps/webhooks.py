@@ -116,7 +116,7 @@ def webhooks_events(app: Target, as_json: bool) -> None:
 @json_option
 def webhooks_deliveries_info(app: Target, delivery: str, as_json: bool) -> None:
     """Show a delivery: how often it was tried, and how that went."""
-    row = app.client.get(f"{app.path}/webhook-deliveries/{quote(delivery, safe='')}")
+    row = app.get(f"/webhook-deliveries/{quote(delivery, safe='')}")
     if as_json:
         return output.print_json(row)
     last = row["last_attempt"] or {}
@@ -135,7 +135,7 @@ def webhooks_deliveries_info(app: Target, delivery: str, as_json: bool) -> None:
 @json_option
 def webhooks_events_info(app: Target, event: str, as_json: bool) -> None:
     """Show an event with its payload."""
-    row = app.client.get(f"{app.path}/webhook-events/{quote(event, safe='')}")
+    row = app.get(f"/webhook-events/{quote(event, safe='')}")
     if not as_json:
         output.header(row["id"])
     output.print_json(row if as_json else row["payload"])

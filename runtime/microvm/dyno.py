@@ -134,7 +134,7 @@ class MicroVm:
         if self.put_aside:
             return Exit(0)
         oom = self.cgroup.ooms() > 0
-        return Exit(status or 128 + SIGKILL if not oom else 128 + SIGKILL, oom, "" if oom else self._why)
+        return Exit(128 + SIGKILL, oom=True) if oom else Exit(status or 128 + SIGKILL, why=self._why)
 
     def give_up(self, why: str) -> None:
         """It is of no use any more: its machine ends, and ``why`` is what is told."""

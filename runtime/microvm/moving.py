@@ -207,7 +207,7 @@ def described(driver: MicroVmDriver, record: Record, *, incoming: bool) -> Machi
     return Machine(
         name=f"{facts['app']}/{record.name}", memory=facts["memory"], pluggable=facts["pluggable"],
         processors=facts["processors"], most_processors=facts["most_processors"], kvm=driver.kvm,
-        mac=driver.host.network.mac(record.slot) if record.network else None, slug=facts["slug"], scratch=facts["scratch"],
+        mac=driver.host.instance.mac(record.slot) if record.network else None, slug=facts["slug"], scratch=facts["scratch"],
         fifos=record.fifos, incoming=incoming,
     )  # fmt: skip
 
@@ -407,7 +407,8 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     launch = driver.plan(spec, incoming=True)
     launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
     launch.machine = replace(
-        described(driver, launch.record, incoming=True), mac=driver.host.network.mac(launch.record.slot) if spec.network else None
+        described(driver, launch.record, incoming=True),
+        mac=driver.host.instance.mac(launch.record.slot) if spec.network else None,
     )
     try:
         await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)

@@ -199,7 +199,7 @@ class OsvDriver:
             memory=spec.limits.memory,
             processors=processors(spec.limits),
             kvm=self.kvm,
-            mac=self.host.network.mac(slot) if spec.network else None,
+            mac=self.host.instance.mac(slot) if spec.network else None,
             slug=spec.slug is not None,
         )
         return _Launch(spec, record, DynoDirectory(self.host.dynos / spec.id), wanted)

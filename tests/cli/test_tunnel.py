@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from sqlalchemy.orm import Session
 
 from api import dyno_files, streams, tunnel
 from cli.client import ApiError, Client
@@ -111,12 +112,16 @@ def test_who_has_no_ticket_or_anothers_key_is_not_let_in(davit: Davit, app: str,
         Client(davit.url, None).call("PUT", f"/api/v2/{running['name']}", {"client_key": "x"}, basic=(app, _owner(davit).token or ""))
 
 
+def _friend(session: Session, app: str) -> tuple[str, App]:
+    """The token of somebody new, named after the app, and the app."""
+    friend = accounts.create(session, None, f"{app}@example.com")
+    return accounts.issue_token(session, friend, "test")[0], session.query(App).filter_by(name=app).one()
+
+
 def test_a_stranger_gets_no_ticket_and_one_who_lost_the_permission_no_shell(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
     running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
     with db.transaction() as session:
-        friend = accounts.create(session, None, f"{app}@example.com")
-        token = accounts.issue_token(session, friend, "test")[0]
-        found = session.query(App).filter_by(name=app).one()
+        token, found = _friend(session, app)
     with pytest.raises(ApiError, match="find that app"):
         _way(davit, app, running["name"], key, token)
     with db.transaction() as session:
@@ -275,9 +280,7 @@ def test_one_account_has_only_so_many_ways_open_and_gets_back_those_that_it_clos
 def test_one_accounts_shells_close_nobody_elses_and_one_too_many_is_told(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
     running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
     with db.transaction() as session:
-        friend = accounts.create(session, None, f"{app}@example.com")
-        token = accounts.issue_token(session, friend, "test")[0]
-        found = session.query(App).filter_by(name=app).one()
+        token, found = _friend(session, app)
         apps.add_collaborator(session, _admin(session), found, f"{app}@example.com", ["operate"])
 
     async def fill(line: asyncssh.SSHClientConnection) -> None:

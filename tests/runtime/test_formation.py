@@ -826,7 +826,8 @@ def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: 
     play(world, story)
 
 
-def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def _crashes_are_written_late(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Events: one is about to be written; it may be."""
     begun, go_on, crash = threading.Event(), threading.Event(), records.crash
 
     def slow(*words: Any) -> None:
@@ -835,6 +836,11 @@ def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: Wor
         crash(*words)
 
     monkeypatch.setattr(records, "crash", slow)
+    return begun, go_on
+
+
+def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = _crashes_are_written_late(monkeypatch)
 
     async def story() -> None:
         await world.settled(world.deploy())
@@ -854,14 +860,7 @@ def test_a_crash_is_written_down_before_the_next_dyno_takes_its_place(world: Wor
 def test_a_dyno_that_crashed_while_the_next_release_boots_is_not_shown_beside_its_successor(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, crash = threading.Event(), threading.Event(), records.crash
-
-    def slow(*words: Any) -> None:
-        begun.set()
-        assert go_on.wait(60)
-        crash(*words)
-
-    monkeypatch.setattr(records, "crash", slow)
+    begun, go_on = _crashes_are_written_late(monkeypatch)
 
     async def story() -> None:
         await world.settled(world.deploy())
