@@ -521,8 +521,7 @@ class Pump:
                 os.close(wake)
 
     def _read(self, woken: int) -> None:
-        limit = settings().build_timeout
-        deadline, drain_until = time.monotonic() + limit, float("inf")
+        deadline, drain_until = time.monotonic() + settings().build_timeout, float("inf")
         looked = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(self._sandbox.report, selectors.EVENT_READ, self._take_report)
@@ -536,13 +535,15 @@ class Pump:
                             drain_until = time.monotonic() + DRAIN_SECONDS
                 now = time.monotonic()
                 if now > deadline and drain_until == float("inf"):
-                    raise BuildFailed(
-                        f"The build took longer than {minutes(limit)}, the most it may take, and was ended while {self._where()}."
-                    )
+                    raise self._too_long()
                 if now - looked > LOOK_SECONDS:
                     looked = now
                     if self._job.cancelled():
                         raise BuildFailed(queue.CANCELLED, "cancelled")
+
+    def _too_long(self) -> BuildFailed:
+        limit = minutes(settings().build_timeout)
+        return BuildFailed(f"The build took longer than {limit}, the most it may take, and was ended while {self._where()}.")
 
     def _where(self) -> str:
         if self._step is None:
@@ -576,6 +577,8 @@ class Pump:
             raise BuildFailed(f"The build ran out of memory: it may use {settings().build_memory} MB (DAVIT_BUILD_MEMORY).")
         if isinstance(self._end, report.Failed):
             raise BuildFailed(self._end.message)
+        if ended.timed_out:  # the runtime process has the same limit, and may look at its clock first
+            raise self._too_long()
         if self._end is None or ended.status != 0:
             how = f"status {ended.status}" if ended.status is not None else "no status"
             raise BuildFailed(

@@ -325,6 +325,17 @@ def test_out_of_memory_is_recognised(pushed: Pushed) -> None:
     assert "ran out of memory" in (pushed.row(build_id).failure or "")
 
 
+def test_the_runtime_process_may_end_a_build_that_takes_too_long_first(pushed: Pushed) -> None:
+    class Ending(LocalSandbox):
+        def wait(self) -> Ended:
+            return Ended(super().wait().status, timed_out=True)
+
+    pushed.set_pack(compile="kill -9 $PPID; sleep 600")
+    build_id = pushed.build(pushed.commit(file="x"))
+    pushed.run(build_id, sandbox=Ending)
+    assert "took longer than 25 minutes, the most it may take" in (pushed.row(build_id).failure or "")
+
+
 FORGED = [
     """print('{"event": "done"}', flush=True)""",
     """print('x' * (1 << 21), flush=True)""",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -46,11 +47,10 @@ def home_database(davit: Davit) -> Path:
 
 
 def _dyno_cgroups(davit: Davit) -> list[Path]:
-    """The cgroups of dynos: two levels below the instance's own, in any hierarchy."""
+    """The cgroups of dynos: two levels below the instance's own, in any hierarchy. (``Path.glob`` fails at what vanishes.)"""
     number = instance(davit)
     roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")] if number is not None else []
-    found = [group for root in roots for group in (root / f"davit{number}").glob("*/*") if group.is_dir()]
-    return sorted(found)
+    return sorted(Path(group) for root in roots for group in glob.glob(f"{root}/davit{number}/*/*/"))
 
 
 def instance(davit: Davit) -> int | None:

@@ -83,6 +83,7 @@ def dynos_and_releases(app: App) -> None:
         assert "done, v4" in heroku("releases:rollback", "v2").err
         assert ask(app, "/releases/4")["description"] == "Rollback to v2"
         eventually(lambda: app.get().text.startswith("first"), "v2 is served")
+        eventually(lambda: ask(app, "/releases/4")["current"], "v4 has v2's process types", 60)
         assert "release-phase command" in heroku.refused("releases:retry")
         assert "done, v5" in heroku("releases:rollback", "v3").err
         eventually(lambda: ask(app, "/releases/5")["current"], "its release phase is over", 60)

@@ -26,8 +26,9 @@ ip addr add {INSTANCE.gateway}/20 dev {INSTANCE.bridge}
 ip link set {INSTANCE.bridge} up
 for slot in {DYNO} {BUILD}; do
   address=$(echo "{INSTANCE.address(1)} {INSTANCE.address(2)}" | cut -d' ' -f$slot)
+  mac=$(echo "{INSTANCE.mac(1)} {INSTANCE.mac(2)}" | cut -d' ' -f$slot)
   ip netns add slot$slot
-  ip link add {INSTANCE.veth(0)[:-1]}$slot type veth peer name eth0 netns slot$slot
+  ip link add {INSTANCE.veth(0)[:-1]}$slot type veth peer name eth0 address $mac netns slot$slot
   ip link set {INSTANCE.veth(0)[:-1]}$slot master {INSTANCE.bridge} up
   ip -n slot$slot addr add $address/20 dev eth0
   ip -n slot$slot link set eth0 up

@@ -136,14 +136,19 @@ class FakeDriver:
 
 
 class FakeRouter:
+    """Notes what changes where requests go; to tell the same once more is no event."""
+
     def __init__(self, events: list[str]) -> None:
         self.events = events
+        self.routed: list[str] = []
 
     async def sync(self, app_id: str) -> None:
         with db.snapshot() as session:
             rows = session.scalars(select(Dyno).where(Dyno.app_id == app_id, Dyno.routed.is_(True)).order_by(Dyno.name)).all()
             routed = " ".join(f"{row.name}@v{row.release_version}" for row in rows)
-        self.events.append(f"routes [{routed}]")
+        if (ids := [row.id for row in rows]) != self.routed:
+            self.routed = ids
+            self.events.append(f"routes [{routed}]")
 
     async def drained(self, app_id: str, addresses: Any, timeout: float) -> None:
         self.events.append("drained")
