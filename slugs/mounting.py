@@ -10,6 +10,8 @@ from slugs import kernel
 
 FLAGS = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID
 _NO_FILE_MOUNT = {errno.ENOTBLK, errno.EINVAL, errno.ENODEV}
+_only_by_loop: set[int] = set()
+"""Devices whose files the kernel has refused to mount as they are: it tells its log every time that it is asked."""
 
 
 def format_of(image: Path) -> str | None:
@@ -34,12 +36,14 @@ def mount(image: Path, target: Path) -> None:
     kind = format_of(image)
     if kind is None:
         raise OSError(errno.EINVAL, "neither an erofs nor a squashfs image", str(image))
-    if kind == "erofs":
+    if kind == "erofs" and (device := image.stat().st_dev) not in _only_by_loop:
         try:
             return kernel.mount(str(image), target, kind, FLAGS)
         except OSError as refused:
             if refused.errno not in _NO_FILE_MOUNT:
                 raise
+            if refused.errno == errno.ENOTBLK:
+                _only_by_loop.add(device)
     _mount_by_loop(image, target, kind)
 
 
