@@ -167,7 +167,7 @@ def killed_processes_come_back(machine: Machine) -> None:
     """systemd starts what dies, and dynos outlive the runtime."""
     pid = "systemctl show -p MainPID --value davit-runtime"
     old = machine.ssh(pid).strip()
-    dynos = "pgrep -f 'python3 -u app.py' | sort"
+    dynos = "pgrep -f '[p]ython3 -u app.py' | sort"
     before = machine.ssh(dynos)
     machine.ssh("sudo systemctl kill --kill-whom=main -s KILL davit-runtime davit-router")
     deadline = time.monotonic() + 300
