@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs screenshots test-vms test-compose test-hosts clean
+.PHONY: demo setup test lint bench stack docs screenshots test-vms test-compose test-hosts test-kernels clean
 
 PYTHON = .venv/bin/python
 
@@ -46,6 +46,10 @@ test-compose: ## the slow proof that docker-compose.yml works (its own Docker da
 test-hosts: ## the slow proof that a blank Debian becomes a Davit host by cloud-init (in QEMU; up to half an hour)
 	@MAKE_TARGET=test-hosts scripts/setup run test hosts
 	$(PYTHON) -m pytest -m slow -s tests/hosts
+
+test-kernels: ## the slow proof that dynos and builds work on Debian 12's and 13's kernels (in QEMU; about an hour each)
+	@MAKE_TARGET=test-kernels scripts/setup run test vm kernels
+	$(PYTHON) -m pytest -m slow -s tests/kernels
 
 clean: ## remove caches of the tools
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
