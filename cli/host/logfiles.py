@@ -36,11 +36,15 @@ def rotate(path: Path, largest: int = LARGEST) -> None:
         return
 
 
-def last_lines(path: Path, count: int = 15) -> list[str]:
-    """The last lines of a log file, at most ``count`` of them; none when there is no file."""
+def last_lines(path: Path, count: int = 15, since: int = 0) -> list[str]:
+    """The last lines of a log file, at most ``count`` of them; none when there is no file.
+
+    Args:
+        since: the byte that the first of them begins at or after.
+    """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
+            file.seek(max(since, path.stat().st_size - 16_384))
             return file.read().decode(errors="replace").splitlines()[-count:]
     except FileNotFoundError:
         return []

@@ -19,6 +19,9 @@ log = logging.getLogger("davit")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
+BEGIN_SECONDS = 60
+"""Until the supervisor says that it is there: half a second, but for a disk that has never read those files."""
+
 Say = Callable[[str], None]
 
 
@@ -79,13 +82,19 @@ def _detached(argv: list[str], variables: dict[str, str], settings: Settings) ->
     log = settings.home / "log" / "supervisor.log"
     logfiles.rotate(log)
     with log.open("ab") as output:
+        begins = output.tell()
         process = subprocess.Popen(
             argv, env=variables, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + BEGIN_SECONDS
     while record.running_supervisor(settings.run) != process.pid:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise UpError("\n".join(["Davit's supervisor did not start:", *logfiles.last_lines(log)]))
+        if process.poll() is not None:
+            raise UpError("\n".join(["Davit's supervisor did not start:", *logfiles.last_lines(log, since=begins)]))
+        if time.monotonic() > deadline:
+            process.terminate()  # it ends what it may have begun in this instant
+            process.wait()
+            said = logfiles.last_lines(log, since=begins)
+            raise UpError("\n".join([f"Davit's supervisor did not begin within {BEGIN_SECONDS} seconds:", *said]))
         time.sleep(0.02)
 
 

@@ -172,6 +172,7 @@ def test_a_grown_log_file_is_put_aside_and_its_writer_goes_on(tmp_path: Path) ->
 def test_the_last_lines_of_a_log_are_quoted(tmp_path: Path) -> None:
     (tmp_path / "web.log").write_text("".join(f"{n}\n" for n in range(100)))
     assert logfiles.last_lines(tmp_path / "web.log", 2) == ["98", "99"]
+    assert logfiles.last_lines(tmp_path / "web.log", 9, since=(tmp_path / "web.log").stat().st_size - 6) == ["98", "99"]
     assert logfiles.last_lines(tmp_path / "none.log") == []
 
 
