@@ -41,6 +41,8 @@ log = logging.getLogger("router")
 Reader = Callable[[Collection[str] | None], Sequence[AppRows]]
 """Reads the rows of some apps (or of all: None) from the database; blocking."""
 
+LEAST_HAPROXY = (2, 4, 13)
+"""The first that knows ``idle-close-on-response``; since 2.4.3 HTTP/2 clients cannot name two hosts. (Ubuntu 22.04: 2.4.14.)"""
 REQUEST_SECONDS = 5.0
 """How long requests that are being answered have when the router is stopped."""
 
@@ -521,9 +523,11 @@ def find_program() -> Path:
 def program_version(program: Path) -> tuple[int, int]:
     """HAProxy's version, such as (2, 6)."""
     told = programs.run([program, "-v"]).stdout.decode(errors="replace")
-    match = re.search(r"version (\d+)\.(\d+)", told)
-    if not match or (int(match[1]), int(match[2])) < (2, 4):
-        raise generation.HaproxyFailed(f"The router needs HAProxy 2.4 or newer; this is: {told.splitlines()[0] if told else '?'}")
+    match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", told)
+    if not match or tuple(int(number or 0) for number in match.groups()) < LEAST_HAPROXY:
+        least = ".".join(map(str, LEAST_HAPROXY))
+        this = told.splitlines()[0] if told else "?"
+        raise generation.HaproxyFailed(f"The router needs HAProxy {least} or newer; this is: {this}")
     return int(match[1]), int(match[2])
 
 

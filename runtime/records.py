@@ -258,6 +258,7 @@ def succeed(release_id: str) -> None:
         release = session.get(Release, release_id)
         if release is not None and release.status == "pending":
             releases.succeed(session, release)
+            sleep.wake(session, release.app_id)  # what was put to sleep in the instant in which the release was made
 
 
 def fail(release_id: str, kind: str, message: str) -> None:

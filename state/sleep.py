@@ -12,7 +12,7 @@ from foundation.clock import now
 from foundation.errors import InvalidParams
 from state import audit, notify
 from state.meanwhile import ChangedMeanwhile
-from state.models import Account, App, Formation
+from state.models import Account, App, Formation, Release
 
 CHOICES = ("auto", "on", "off")
 """``auto``: as the size of the web dynos says: eco sleeps, the others do not."""
@@ -61,13 +61,19 @@ def candidates(session: Session) -> list[str]:
         .where(App.asleep_at.is_(None), App.destroying.is_(False), App.sleep != "off")
         .where((App.sleep == "on") | Formation.size.in_(SLEEPY_SIZES))
     )
-    return [app.id for app in session.scalars(query) if allowed(session, app)]
+    return [app.id for app in session.scalars(query) if allowed(session, app) and not _changing(session, app.id)]
+
+
+def _changing(session: Session, app_id: str) -> bool:
+    """Whether a release is on its way up: who makes one wants to see it serve, however long nobody has asked the old one."""
+    pending = select(Release.id).where(Release.app_id == app_id, Release.status == "pending").limit(1)
+    return session.scalar(pending) is not None
 
 
 def fall_asleep(session: Session, app_id: str) -> bool:
     """Put the app to sleep; False when it must not be (any more)."""
     app = session.get(App, app_id)
-    if app is None or app.destroying or app.asleep_at is not None or not allowed(session, app):
+    if app is None or app.destroying or app.asleep_at is not None or not allowed(session, app) or _changing(session, app_id):
         return False
     app.asleep_at = now()
     notify.runtime(session, app_id)

@@ -58,9 +58,9 @@ class Tool:
 TOOLS = (
     Tool("crun", "crun"),
     Tool("runc", "runc", level="warn"),
-    Tool("haproxy", "haproxy", (2, 4), "-v"),
+    Tool("haproxy", "haproxy", (2, 4, 13), "-v"),
     Tool("nft", "nftables"),
-    Tool("git", "git", (2, 30)),
+    Tool("git", "git", (2, 32)),
     Tool("tini", "tini"),
     Tool("mkfs.erofs", "erofs-utils", version_argument="-V", level="warn"),
     Tool("mksquashfs", "squashfs-tools", version_argument="-version"),
@@ -102,7 +102,8 @@ def check_kernel(settings: Settings) -> Point:
     wanted = ".".join(map(str, KERNEL))
     return Point(
         "kernel", "fail", f"Linux {release} is older than {wanted}, which idmapped overlays need.",
-        "Install a newer kernel (Debian 12: its own; Ubuntu 22.04: `apt-get install linux-generic-hwe-22.04`) and reboot.",
+        "Install a newer kernel (Debian 12: its own; Ubuntu 22.04: `apt-get install linux-generic-hwe-22.04`, on a cloud's"
+        " machine linux-virtual-hwe-22.04 or its own flavour) and reboot.",
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from foundation import wire
 from foundation.errors import DavitError
-from router import generation, listeners
+from router import generation, listeners, service
 from router.collector import Collector, open_fifo
 from router.config import Frame, Timeouts, compose
 from router.service import find_program
@@ -398,3 +398,15 @@ def test_lua_keeps_no_list_of_all_apps_for_every_thread(home: Path) -> None:
         made.forget()
 
     asyncio.run(starts())
+
+
+@pytest.mark.parametrize(("told", "good"), [("2.4.12-1", False), ("2.3.99", False), ("2.4.13", True), ("2.6.12-1+deb12u4", True), ("3.0", True)])
+def test_an_haproxy_that_lacks_what_is_configured_is_refused(told: str, good: bool, tmp_path: Path) -> None:
+    program = tmp_path / "haproxy"
+    program.write_text(f"#!/bin/sh\necho 'HAProxy version {told} 2025/10/03 - https://haproxy.org/'\n")
+    program.chmod(0o755)
+    if good:
+        assert service.program_version(program) == tuple(map(int, told.split(".")[:2]))
+    else:
+        with pytest.raises(generation.HaproxyFailed, match=r"needs HAProxy 2\.4\.13 or newer; this is: HAProxy version 2"):
+            service.program_version(program)

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
+from foundation.clock import now
 from foundation.errors import DavitError, DiskFull, Unavailable
 from foundation.settings import settings
 from runtime import applog, records, releasing
@@ -1378,6 +1379,24 @@ def test_a_crash_that_a_killed_runtime_wrote_down_is_not_forgotten(world: World)
         assert world.manager.crashes.times("web.1") == 2
         await until(lambda: "removed web.1" in world.events, "the crashed one is taken away")
         assert world.driver.alive() == ["web.1"] and world.rows() == [("web.1", "up", True)]
+
+    play(world, story)
+
+
+def test_an_app_whose_release_comes_up_is_not_put_to_sleep(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.change(sleep.choose, "on")
+        world.phase.over = asyncio.Event()
+        assert records.sleep_candidates() == [world.app.id]
+        second = world.deploy(web="serve", release="migrate")
+        assert records.sleep_candidates() == [] and not records.put_to_sleep(world.app.id)
+        with db.transaction() as session:  # it was looked at before the release was made, and put to sleep after
+            session.get_one(App, world.app.id).asleep_at = now()
+        world.phase.over.set()
+        await world.settled(second)
+        await world.until_alive("web.1")
+        assert records.sleep_candidates() == [world.app.id]
 
     play(world, story)
 
