@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from api.body import LIMIT
 from api.links import base_url
 from api.resources.explanations import explained
-from api.unserved import is_known
+from api.unserved import refusal
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state.two_factor import TwoFactorRequired
@@ -67,9 +67,8 @@ def _refuse(problem: DavitError) -> Response:
 def _refuse_http(problem: HTTPException) -> Response:
     if isinstance(problem, RequestEntityTooLarge):
         return error("request_entity_too_large", f"The request body is larger than {LIMIT // 1024} KiB.", 413)
-    if problem.code in (404, 405) and is_known(request.method, request.path):
-        words = f"{request.method} {request.path} is part of the Platform API, and this version of Davit does not serve it."
-        return error("not_implemented", words + " GET /schema lists what it serves.", 501)
+    if problem.code in (404, 405) and (words := refusal(request.method, request.path)):
+        return error("not_implemented", words, 501)
     if problem.code == 404:
         return error("not_found", "There is no such endpoint; GET /schema lists those that there are.", 404)
     if problem.code == 405:

@@ -1,4 +1,4 @@
-"""Endpoints of the Platform API that this version does not serve: they answer 501 rather than 404 or 405."""
+"""What clients may ask of Heroku and this version does not serve: 501 and why, rather than 404 or 405."""
 
 from __future__ import annotations
 
@@ -47,6 +47,36 @@ _PATHS = [
 ]
 
 
-def is_known(method: str, path: str) -> bool:
-    """Whether the Platform API can be asked so."""
-    return any(method in methods and shape.fullmatch(path) for methods, shape in _PATHS)
+_BESIDE = [
+    re.compile(shape)
+    for shape in (
+        "/(?:client/v11|postgres/v0|redis/v0|data)/.+", "/spaces/[^/]+/(?:dynos|hosts|log-drain|peerings)",
+        "/(?:apps|teams)/[^/]+/usage", "/teams/[^/]+/apps/[^/]+/usage", "/pipelines/[^/]+/repo(?:/.+)?",
+    )
+]  # fmt: skip
+"""Paths that the ``heroku`` command asks and the public schema does not have."""
+_REASONS = [
+    (re.compile(shape), reason)
+    for shape, reason in (
+        ("/(?:client/v11|postgres/v0|redis/v0|data)/|.*(?:addon|/plans\\b)|.*/usage$", "there are no add-ons yet"),
+        ("/spaces|/teams/[^/]+/spaces", "there are no private spaces"),
+        (".*telemetry-drains", "it sends logs on, to drains, and no telemetry"),
+        (".*/(?:test-runs|stage)\\b", "it does not run tests yet"),
+        (".*/review-app|/pipelines/[^/]+/repo", "there are no review apps yet"),
+        ("/teams|/enterprise-accounts", "there are no teams; apps are shared with collaborators"),
+        ("/apps/[^/]+/oci-images", "it takes no container images yet"),
+    )
+]
+"""The beginning of a path: why it is not served; the first that fits."""
+
+
+def refusal(method: str, path: str) -> str | None:
+    """The sentence for who asks for what Heroku has and this version has not; None when Heroku has not got it either."""
+    if any(method in methods and shape.fullmatch(path) for methods, shape in _PATHS):
+        asked = "is part of the Platform API"
+    elif any(shape.fullmatch(path) for shape in _BESIDE):
+        asked = "is a question of the heroku command"
+    else:
+        return None
+    reason = next((f": {reason}" for shape, reason in _REASONS if shape.match(path)), "")
+    return f"{method} {path} {asked}, and this version of Davit does not serve it{reason}. GET /schema lists what it serves."

@@ -83,10 +83,7 @@ def acm_refresh(call: Call) -> Any:
     raise NoAutomaticCertificates(_LATER)
 
 
-@resource.on(
-    "DELETE", "/apps/<app>/acm", needs="operate", writes=False,
-    gives=shapes.plain(shapes.thing(acm=shapes.FLAG, id=shapes.ID, name=shapes.TEXT)),
-)  # fmt: skip
+@resource.on("DELETE", "/apps/<app>/acm", needs="operate", writes=False, gives=shapes.NEVER)
 def acm_disable(call: Call) -> Any:
-    """Nothing changes: certificates are not fetched automatically."""
-    return {"acm": False, "id": call.app.id, "name": call.app.name}
+    """Says that certificates are not fetched automatically."""
+    raise NoAutomaticCertificates(_LATER)

@@ -158,5 +158,5 @@ def test_a_certificate_serves_only_domains_that_it_names(api: Api, make: Make) -
 
 
 def test_automatic_certificates_are_said_to_come_later(api: Api) -> None:
-    answer = api.post("/apps/timely/acm", {})
-    assert (answer.status_code, answer.json["id"]) == (501, "not_implemented") and "certs:add" in answer.json["message"]
+    for answer in (api.post("/apps/timely/acm", {}), api.patch("/apps/timely/acm", {"acm_refresh": True}), api.delete("/apps/timely/acm")):
+        assert (answer.status_code, answer.json["id"]) == (501, "not_implemented") and "certs:add" in answer.json["message"]

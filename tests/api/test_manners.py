@@ -44,7 +44,14 @@ def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
 def test_unknown_endpoints_answer_in_the_error_form(api: Api) -> None:
     assert (api.get("/nothing").status_code, api.get("/nothing").json["id"]) == (404, "not_found")
     assert api.get("/apps/timely/oci-images").json["id"] == "not_implemented"
-    assert api.post("/review-apps", {}).status_code == 501
+    for method, path, reason in (
+        ("POST", "/review-apps", "there are no review apps yet"), ("POST", "/actions/addons/resolve", "there are no add-ons yet"),
+        ("GET", "/client/v11/apps/timely/transfers", "there are no add-ons yet"), ("GET", "/spaces/s/dynos", "no private spaces"),
+        ("GET", "/teams/t", "there are no teams"), ("GET", "/pipelines/p/test-runs", "does not run tests"),
+        ("POST", "/telemetry-drains", "no telemetry"), ("GET", "/apps/timely/oci-images", "no container images"),
+    ):  # fmt: skip
+        answer = api.call(method, path, {} if method == "POST" else None)
+        assert answer.status_code == 501 and reason in answer.json["message"], (path, answer.text)
     assert api.delete("/").status_code == 405
     for method, path in (("PUT", "/apps"), ("DELETE", "/apps"), ("OPTIONS", "/apps"), ("POST", "/regions")):
         assert (api.call(method, path).status_code, api.call(method, path).json["id"]) == (405, "method_not_allowed"), (method, path)

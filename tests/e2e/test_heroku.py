@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e import heroku_page
+from tests.e2e import heroku_page, heroku_unserved
 from tests.e2e.heroku import LEDGER, Heroku
 from tests.e2e.line import Line
 from tests.e2e.together import Together
@@ -122,7 +122,6 @@ def apps(app: App) -> None:
         assert "No add-ons for app" in heroku("addons", "--app", app.name).out
         for empty in ("teams", "clients", "orgs"):
             heroku(empty)
-        assert "not have access to any spaces" in heroku.refused("spaces")
 
 
 @scene
@@ -558,6 +557,26 @@ def pipelines_and_clients(app: App) -> None:
             assert flag
     finally:
         production.cli("apps:destroy", "--confirm", production.name, check=False)
+
+
+@scene
+def what_davit_does_not_have(app: App) -> None:
+    line = f"{app.name}-line"
+    with Heroku(app.davit, app=app) as heroku:
+        heroku.git("init", "-q")
+        heroku("pipelines:create", line, "--app", app.name, "--stage", "staging")
+        for words in heroku_unserved.calls(app.name, line):
+            if words[0] in heroku_unserved.ANSWERED:
+                heroku(*words)
+                continue
+            sentence = heroku.refused(*words)
+            assert "See more help with --help" not in sentence, f"{words} is not how it is called: {sentence}"
+        assert heroku.start("redis:timeout", "--seconds", "100", check=False).stderr.strip().endswith("No Redis instances found.")
+        assert "has no heroku-postgresql databases" in heroku("pg").out
+        heroku("accounts:add", "here")
+        assert heroku("accounts").out.strip() == "here"
+        heroku("accounts:remove", "here")
+        assert "any accounts" in heroku.refused("accounts")
 
 
 @scene
