@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from foundation import outbound
 from foundation.clock import now
@@ -18,6 +19,7 @@ from foundation.errors import DavitError
 from logs import stream
 from logs.drains import Drain
 from logs.frames import frame
+from logs.places import Place
 from logs.stream import Line
 
 log = logging.getLogger("logs")
@@ -42,6 +44,14 @@ class Lost:
     since: float = 0.0
 
 
+class _Waiting(NamedTuple):
+    """A line in the buffer, and how many before it were lost."""
+
+    place: Place
+    line: Line
+    missed: int
+
+
 class Refused(DavitError):
     """The other side does not want a frame."""
 
@@ -53,32 +63,35 @@ class Delivery:
 
     Args:
         drain: where to.
-        settled: called with the id of the last line that was delivered or given up.
+        settled: called with the place of the last line that was delivered or given up, and with the lines up to there that
+            were lost and not yet told of.
         complain: called with a sentence for the app's log.
+        lost: what was lost before.
     """
 
-    def __init__(self, drain: Drain, settled: Callable[[str], None], complain: Callable[[str], None]) -> None:
+    def __init__(
+        self, drain: Drain, settled: Callable[[Place, Lost], None], complain: Callable[[str], None], lost: Lost | None = None
+    ) -> None:
         self.drain = drain
-        self.lost = Lost()
+        self.lost = lost or Lost()
         self.failures = 0
         self._settled, self._complain = settled, complain
         self._complained = -COMPLAIN
-        self._waiting: deque[tuple[str, Line]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._line: _Https | _Syslog | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def put(self, lines: Sequence[tuple[str, Line]]) -> None:
-        """Lines to send; when too many wait, the oldest go."""
+    def put(self, lines: Sequence[tuple[Place, Line]], missed: int = 0) -> None:
+        """Lines to send, before which ``missed`` others were lost; when too many wait, the oldest go."""
         with self._changed:
-            self._waiting.extend(lines)
-            over = len(self._waiting) - BUFFER
-            for _ in range(over):
-                self._waiting.popleft()
-            if over > 0:
-                self._lose(over)
+            if not lines:
+                self._lose(missed)
+            self._waiting.extend(_Waiting(place, line, 0 if n else missed) for n, (place, line) in enumerate(lines))
+            for _ in range(len(self._waiting) - BUFFER):
+                self._lose(1 + self._waiting.popleft().missed)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -92,7 +105,7 @@ class Delivery:
         self._thread.join(timeout)
 
     def _lose(self, count: int) -> None:
-        if not self.lost.count:
+        if count and not self.lost.count:
             self.lost = Lost(0, time.time())
         self.lost.count += count
 
@@ -105,34 +118,37 @@ class Delivery:
         finally:
             self._hang_up()
 
-    def _take(self) -> list[tuple[str, Line]]:
-        """The next lines, as soon as there are some; none at the end."""
+    def _take(self) -> list[_Waiting]:
+        """The next lines, as soon as there are some, none missing between them; nothing at the end."""
         with self._changed:
             while not self._waiting and not self._stopping:
                 self._changed.wait()
             if self._stopping:
                 return []
-            batch: list[tuple[str, Line]] = []
+            self._lose(self._waiting[0].missed)
+            batch: list[_Waiting] = []
             size = 0
-            while self._waiting and size < BODY:
+            while self._waiting and size < BODY and not (batch and self._waiting[0].missed):
                 batch.append(self._waiting.popleft())
-                size += len(batch[-1][1].text) + 80
+                size += len(batch[-1].line.text) + 80
             return batch
 
-    def _deliver(self, batch: Sequence[tuple[str, Line]]) -> None:
+    def _deliver(self, batch: Sequence[_Waiting]) -> None:
         """Send a batch, again and again until it is taken, refused for good, or the end has come."""
         id = str(uuid.uuid4())
         with self._changed:
             lost, self.lost = self.lost, Lost()
-        lines = [*([_overflow(lost)] if lost.count else []), *(line for _, line in batch)]
+        lines = [*([_overflow(lost)] if lost.count else []), *(one.line for one in batch)]
+        owed = Lost()
         pause = PAUSES[0]
         while not self._stopping:
             try:
                 self._send(lines, id)
             except Refused as error:
                 self._trouble(error.message)
+                owed = Lost(lost.count + len(batch), lost.since or time.time())
                 with self._changed:
-                    self._lose(len(batch) + lost.count)
+                    self.lost = Lost(owed.count + self.lost.count, owed.since)
                 break
             except DavitError as error:
                 self.failures += 1
@@ -145,7 +161,7 @@ class Delivery:
                 self.failures = 0
                 break
         if not self._stopping:
-            self._settled(batch[-1][0])
+            self._settled(batch[-1].place, owed)
 
     def _send(self, lines: Sequence[Line], id: str) -> None:
         if self._line is None:

@@ -1,9 +1,10 @@
 """Drains: every line of an app that has some is sent on, over HTTPS or syslog, by a thread per drain.
 
 A line is read from the app's window in Redis, where every process's lines come together, and waits in its drain's buffer. A
-frame that was not taken is sent again with the same id, after ever longer pauses; when the buffer overflows meanwhile, the
-oldest lines go, are counted, and the count is the first line of what is sent next (L10). How far a drain has got is kept in
-Redis, so that a restart goes on where it was.
+frame that was not taken is sent again with the same id, after ever longer pauses. Lines that go missing, because the buffer
+overflows meanwhile, because they left the window before they were read, or because the other side refuses them, are counted,
+and the count is the first line of what is sent next (L10). How far a drain has got, and how many lines it has not been told to
+have lost, is kept in Redis, so that a restart goes on where it was.
 
 Without any drain this costs one look into the database now and then, without SQLAlchemy, and no thread.
 """
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.clock import now
 from foundation.settings import settings
-from logs import stream
+from logs import places, stream
+from logs.places import Place
 from logs.sender import Redis
 from logs.stream import Line
 
 if TYPE_CHECKING:
-    from logs.delivery import Delivery
+    from logs.delivery import Delivery, Lost
 
 log = logging.getLogger("logs")
 
@@ -56,7 +58,7 @@ class Drains:
         self._redis = redis
         self._read = read or read_database
         self.deliveries: dict[str, Delivery] = {}
-        self._after: dict[str, str] = {}
+        self._read_to: dict[str, Place] = {}
         self._look = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -87,7 +89,7 @@ class Drains:
                     self._look.clear()
                     looked = time.monotonic()
                     self._reconcile(self._read())
-                if self._after:
+                if self._read_to:
                     self._follow()
                 else:
                     self._look.wait(LOOK)
@@ -103,30 +105,35 @@ class Drains:
             if id not in self.deliveries:
                 self._begin(drain)
         apps = {drain.app_id for drain in wanted}
-        self._after = {app_id: after for app_id, after in self._after.items() if app_id in apps}
+        self._read_to = {app_id: place for app_id, place in self._read_to.items() if app_id in apps}
 
     def _begin(self, drain: Drain) -> None:
-        from logs.delivery import Delivery  # brings TLS and HTTP, which who has no drain does without
+        from logs.delivery import Delivery, Lost  # brings TLS and HTTP, which who has no drain does without
 
-        since = self._redis.execute_command("GET", _cursor_key(drain.id))
-        start = since.decode() if since else stream.newest(self._redis, drain.app_id)
-        read = self._after.setdefault(drain.app_id, start)
-        delivery = self.deliveries[drain.id] = Delivery(drain, self._settler(drain.id), self._teller(drain.app_id))
+        kept = self._redis.execute_command("GET", _cursor_key(drain.id))
+        start, lost = _resumed(kept.decode()) if kept else (places.newest(self._redis, drain.app_id), Lost())
+        read = self._read_to.setdefault(drain.app_id, start)
+        delivery = self.deliveries[drain.id] = Delivery(drain, self._settler(drain.id), self._teller(drain.app_id), lost)
         if read != start:  # its app is read already, from elsewhere: what it lacks is read for it alone
-            delivery.put(_between(self._redis, drain.app_id, start, read))
+            missed, lines = places.read_on(self._redis, drain.app_id, start, read)
+            delivery.put(lines, missed)
 
     def _follow(self) -> None:
         """Read what has come for all of their apps, and hand it out."""
-        for app_id, lines in stream.follow_many(self._redis, self._after, 1.0).items():
-            self._after[app_id] = lines[-1][0]
+        after = {app_id: place.id for app_id, place in self._read_to.items()}
+        for app_id, found in stream.follow_many(self._redis, after, 1.0).items():
+            until = places.newest(self._redis, app_id)
+            missed, lines = places.read_on(self._redis, app_id, self._read_to[app_id], until, found)
+            self._read_to[app_id] = lines[-1][0]
             for delivery in list(self.deliveries.values()):
                 if delivery.drain.app_id == app_id:
-                    delivery.put(lines)
+                    delivery.put(lines, missed)
 
-    def _settler(self, id: str) -> Callable[[str], None]:
-        def settle(at: str) -> None:
+    def _settler(self, id: str) -> Callable[[Place, Lost], None]:
+        def settle(place: Place, lost: Lost) -> None:
             try:
-                self._redis.execute_command("SET", _cursor_key(id), at, "EX", 7 * 86400)
+                words = f"{place.id} {place.number} {lost.count} {lost.since:.0f}"
+                self._redis.execute_command("SET", _cursor_key(id), words, "EX", 7 * 86400)
             except Exception as error:
                 log.debug("a drain's place was not noted: %s", error)
 
@@ -140,9 +147,12 @@ def _cursor_key(id: str) -> str:
     return f"drains:{id}"
 
 
-def _between(redis: Redis, app_id: str, after: str, until: str) -> list[tuple[str, Line]]:
-    found = stream.follow_many(redis, {app_id: after}, 0).get(app_id, [])
-    return [(id, line) for id, line in found if stream.order(id) <= stream.order(until)]
+def _resumed(kept: str) -> tuple[Place, Lost]:
+    """How far a drain had got, and what it had lost, from what was kept of it."""
+    from logs.delivery import Lost
+
+    id, count, lost, since = kept.split()
+    return Place(id, int(count)), Lost(int(lost), float(since))
 
 
 def read_database() -> list[Drain]:

@@ -183,11 +183,7 @@ def _kept(redis: Redis, app_id: str, after: str = "") -> list[tuple[str, Line]]:
 
     The newest are read first: what is put aside in between is found twice then, and not missed.
     """
-    lines: dict[str, Line] = {}
-    for stream in (key(app_id), *aside(app_id)):
-        lines.update(_entries(_ask(redis, "XRANGE", stream, after or "-", "+")))
-    lines.pop(after, None)  # Redis 6.0 has no ranges that leave out their end
-    return sorted(lines.items(), key=lambda entry: order(entry[0]))
+    return between(redis, [key(app_id), *aside(app_id)], after or "-", "+")
 
 
 def newest(redis: Redis, app_id: str) -> str:
@@ -260,6 +256,19 @@ def follow_many(redis: Redis, after: Mapping[str, str], timeout: float) -> dict[
         if lines:
             found[keys[name.decode() if isinstance(name, bytes) else name]] = lines
     return found
+
+
+def between(redis: Redis, streams: Sequence[str], after: str, until: str) -> list[tuple[str, Line]]:
+    """The lines of several streams after one id and up to another, oldest first.
+
+    Raises:
+        Unavailable: Redis cannot be reached.
+    """
+    lines: dict[str, Line] = {}
+    for name in streams:
+        lines.update(_entries(_ask(redis, "XRANGE", name, after, until)))
+    lines.pop(after, None)  # Redis 6.0 has no ranges that leave out their end
+    return sorted(lines.items(), key=lambda entry: order(entry[0]))
 
 
 async def atail(

@@ -18,9 +18,10 @@ import pytest
 
 from foundation import outbound
 from foundation.settings import from_environment
-from logs import delivery, stream
+from logs import delivery, places, stream
 from logs.drains import Drain, Drains
 from logs.frames import frame
+from logs.places import Place
 from logs.resp import Client
 from logs.stream import Line
 from tests.conftest import wait_until
@@ -186,21 +187,90 @@ def test_what_is_refused_for_good_is_given_up_and_counted(run: Run, client: Clie
     assert_says("drain-overflow", "\n".join(receiver.taken()))
 
 
+def numbered(*texts: str, after: int = 0) -> list[tuple[Place, Line]]:
+    return [(Place(f"1-{n}", n), Line(AT, "app", "web.1", text)) for n, text in enumerate(texts, after + 1)]
+
+
 def test_lines_that_find_no_room_are_counted(client: Client, app_id: str, receiver: Receiver) -> None:
     receiver.statuses = [503] * 5
-    settled: list[str] = []
-    one = delivery.Delivery(Drain("1", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"), settled.append, lambda text: None)
+    settled: list[tuple[Place, delivery.Lost]] = []
+    url = f"http://127.0.0.1:{receiver.port}/"
+    one = delivery.Delivery(Drain("1", app_id, "d.1", url), lambda *told: settled.append(told), lambda text: None)
     try:
-        one.put([("0-1", Line(AT, "app", "web.1", "first"))])
+        one.put(numbered("first"))
         wait_until(lambda: receiver.requests, "the first attempt")
-        one.put([(f"1-{n}", Line(AT, "app", "web.1", str(n))) for n in range(3000)])
-        wait_until(lambda: "2999" in receiver.taken(), "the last line's arrival")
+        one.put(numbered(*map(str, range(3000)), after=1))
+        wait_until(lambda: settled and settled[-1][0].number == 3001, "the last line's arrival")
     finally:
         one.stop()
         one.join(30)
     got = receiver.taken()
-    lost = sum(int(match[1]) for text in got if (match := re.search(r"L10 .*: (\d+) messages dropped", text)))
-    assert got[0] == "first" and lost == 3000 - sum(text.isdigit() for text in got) == 3000 - delivery.BUFFER
+    assert got[0] == "first" and lost_of(got) == 3000 - sum(text.isdigit() for text in got) == 3000 - delivery.BUFFER
+    assert all(lost.count == 0 for _, lost in settled)
+
+
+def lost_of(texts: list[str]) -> int:
+    """How many lines the receiver was told to have lost."""
+    return sum(int(match[1]) for text in texts if (match := re.search(r"L10 .*: (\d+) messages dropped", text)))
+
+
+def test_lines_that_left_the_window_before_a_drain_read_them_are_counted(
+    run: Run, client: Client, app_id: str, receiver: Receiver
+) -> None:
+    drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
+    first = run(drain)
+    say(client, app_id, "one")
+    wait_until(lambda: receiver.taken() == ["one"], "the first line's arrival")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being noted")
+    first.stop()
+    stream.emit(client, app_id, [Line(AT, "heroku", "web.1", "State changed from up to crashed")], wait=5)
+    say(client, app_id, *map(str, range(5000)))
+    run(drain)
+    wait_until(lambda: "4999" in receiver.taken(), "the last line's arrival")
+    got = receiver.taken()
+    arrived = sum(text.isdigit() for text in got)
+    assert "State changed from up to crashed" not in got, "one more than has room goes first"
+    assert lost_of(got) + arrived == 5001 and arrived == delivery.BUFFER
+
+
+def test_what_was_put_aside_of_lines_that_left_the_window_is_read_and_only_the_rest_is_missed(client: Client, app_id: str) -> None:
+    say(client, app_id, "one")
+    start = places.newest(client, app_id)
+    stream.emit(client, app_id, [Line(AT, "heroku", "web.1", "State changed from up to crashed")], wait=5)
+    say(client, app_id, *map(str, range(6000)))
+    until = places.newest(client, app_id)
+    assert until.number == 6002
+    missed, lines = places.read_on(client, app_id, start, until)
+    assert lines[0][1].text == "State changed from up to crashed" and lines[-1][1].text == "5999"
+    assert missed == 6001 - len(lines) > 0
+    assert [place.number for place, _ in lines] == list(range(missed + 2, 6003))
+    assert places.read_on(client, app_id, until, places.newest(client, app_id)) == (0, [])
+    say(client, app_id, "after")
+    again, (last,) = places.read_on(client, app_id, until, places.newest(client, app_id))
+    assert again == 0 and last[0].number == 6003 and last[1].text == "after"
+
+
+def test_a_window_that_was_made_anew_counts_from_its_own_beginning(client: Client, app_id: str) -> None:
+    assert places.newest(client, app_id) == ("0-0", 0)
+    say(client, app_id, "one", "two", "three")
+    old = places.newest(client, app_id)
+    stream.forget(client, app_id)
+    say(client, app_id, "four")
+    missed, lines = places.read_on(client, app_id, old, places.newest(client, app_id))
+    assert missed == 0 and [(place.number, line.text) for place, line in lines] == [(1, "four")]
+
+
+def test_what_is_lost_and_not_told_of_yet_is_told_after_a_restart(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
+    receiver.statuses = [400]
+    first = run(drain)
+    say(client, app_id, "unwanted")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being given up")
+    first.stop()
+    run(drain)
+    say(client, app_id, "next")
+    wait_until(lambda: "next" in receiver.taken(), "the next line's arrival")
+    assert "unwanted" not in receiver.taken() and lost_of(receiver.taken()) >= 1
 
 
 def test_a_syslog_drain_gets_counted_frames_and_comes_again_after_a_break(run: Run, client: Client, app_id: str) -> None:
