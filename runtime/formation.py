@@ -5,8 +5,8 @@ under way beside it (:mod:`runtime.attempts`): one release that comes up (its co
 :mod:`runtime.releasing`), the dynos of the current release that are being started, and those that get another size or move while
 they run. What it knows of dynos that crashed is in :mod:`runtime.crashes`, of those that sleep in :mod:`runtime.sleepers`; what
 each is to be in :mod:`runtime.plans`. Every step can be repeated: after a kill -9 the next runtime process adopts the dynos and
-goes on from the database. Once it does wait: before its first look, for the adopted dynos that were still starting, as long as a
-dyno has to bind its port and for its health checks.
+goes on from the database. One that was still starting is *half-started* until an attempt goes on with it, instead of starting
+another; whom no attempt wants at the first look leaves.
 
 The turn, a lock, belongs to whoever decides which dynos serve: the look at what is wanted, a release whose dynos are all up (from
 then on it is the current one), an attempt whose dyno is up or takes a place. Who has it waits for the database and for the
@@ -172,10 +172,10 @@ class AppManager:
     # --- the one task
 
     async def _manage(self) -> None:
+        self._take_over()
         while True:
             self._wake.clear()
             try:
-                await self._take_over()
                 async with self._turn:
                     state = await self._look()
                 if state is None or state.app.destroying:
@@ -200,6 +200,8 @@ class AppManager:
         if self._rise is not None and state.pending is not None and state.cancelled:
             await self._give_up_release(self._rise, "The build was cancelled.")
         await self._converge(state)
+        rising = self._rise.release_id if self._rise else None
+        await self._retire([life for life in self._half_started() if life.row.release_id != rising])
         self.crashes.looked(began)
         return state
 
@@ -210,39 +212,30 @@ class AppManager:
 
     # --- taking over
 
-    async def _take_over(self) -> None:
-        """Go on with the adopted dynos; one that was still starting is waited for, as a new one would be."""
-        adopted, self._adopted = self._adopted, []
-        results = await asyncio.gather(*(self._resume(life, running) for life, running in adopted), return_exceptions=True)
-        for one, result in zip(adopted, results, strict=True):
-            if isinstance(result, DidNotStart):
-                self._forget(one[0])
-            elif isinstance(result, BaseException):
-                log.error("a dyno could not be taken over", exc_info=result, extra={"dyno": one[0].name})
-                if one[0].running is not None:
-                    self._retire_later([one[0]], drained=True)
-                else:
-                    self._adopted.append(one)
-        if self._adopted:
-            raise Unavailable("Dynos wait for being taken over.")
+    def _take_over(self) -> None:
+        """Keep the adopted dynos; those that were still starting are gone on with as if they were started now."""
+        for life, running in self._adopted:
+            life.take_over(running)
+            if life.leaving or life.row.state not in ("starting", "up", "crashed"):
+                life.row.leaving = True
+                self._retire_later([life])
+            elif life.row.state == "crashed":  # an earlier runtime process wrote that down, and ended
+                self.crashes.remember(life.row)
+                self._in_background(self._remove_crashed(life), f"remove {life.name}")
+        self._adopted.clear()
 
-    async def _resume(self, life: DynoLife, running: RunningDyno) -> None:
-        row = life.row
-        if row.state == "crashed" and not row.leaving:  # an earlier runtime process wrote that down, and ended
-            self.crashes.remember(row)
-            await life.resume(running, None)
-            life.up = False
-            self._in_background(self._remove_crashed(life), f"remove {life.name}")
-            return
-        plan = None
-        if row.state == "starting" and not row.leaving:
-            state = await asyncio.to_thread(records.read_app, self.app_id)
-            release = await asyncio.to_thread(_release_of, row)
-            plan = self._plan_for_adopted(state, release, row) if state and release else None
-        await life.resume(running, plan)
-        if row.leaving or (plan is None and row.state != "up"):
-            row.leaving = True
-            self._retire_later([life])
+    def _half_started(self) -> list[DynoLife]:
+        """The dynos that an earlier runtime process was starting and that no attempt has gone on with so far."""
+        attempts = [*self._attempts.values(), *self._given_up, *(self._rise.attempts if self._rise else [])]
+        taken = [attempt.life for attempt in attempts]
+        lives = self.lives.values()
+        return [life for life in lives if life.row.state == "starting" and not life.leaving and life not in taken]
+
+    def _take_half_started(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted) -> None:
+        """Let an attempt that is about to start a dyno go on with one that is on its way to be the same."""
+        named = [life for life in self._half_started() if life.name == attempt.name]
+        if fitting := [life for life in named if not self._stale(life, state, release, wanted)]:
+            attempt.take(max(fitting, key=lambda life: life.row.created_at))
 
     # --- a release
 
@@ -383,6 +376,7 @@ class AppManager:
         """Start a dyno in place of one that is leaving or missing, beside everything else."""
         self.crashes.starts(name)
         attempt = self._attempts[name] = Attempt(name, release.id, wanted.size.name, wanted.isolation)
+        self._take_half_started(attempt, state, release, wanted)
         work = self._attempt(attempt, state, release, wanted, leaving)
         attempt.task = asyncio.create_task(work, name=f"start {name}")
 
@@ -443,7 +437,7 @@ class AppManager:
         self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, leaving: list[DynoLife]
     ) -> None:
         before = leaving
-        if wanted.type != "web":
+        if wanted.type != "web" and attempt.life is None:
             if not await self._can_be_had(wanted, leaving):
                 return
             async with self._turn:
@@ -546,12 +540,29 @@ class AppManager:
     # --- starting
 
     async def start_one(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
-        """Start a dyno; returns when it is up (runtime.releasing.Formation)."""
+        """Start a dyno, or go on with a half-started one; returns when it is up (runtime.releasing.Formation)."""
+        if attempt.life is None:
+            self._take_half_started(attempt, state, release, wanted)
+        if attempt.life is not None:
+            try:
+                return await self._go_on(attempt.life, state, release, wanted)
+            except DidNotStart as error:
+                if has_crashed(error.exit):  # otherwise it ended with the earlier process, as in a power cut
+                    raise
+        return await self._start(attempt, state, release, wanted, name)
+
+    async def _go_on(self, life: DynoLife, state: AppState, release: Release, wanted: Wanted) -> DynoLife:
+        plan = await asyncio.to_thread(self._plan, state, release, wanted, life.name, life.id)
+        async with self._forgotten_unless_up(life):
+            await life.go_on(plan)
+        return life
+
+    async def _start(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
         plan = await asyncio.to_thread(self._plan, state, release, wanted, name, new_id())
         life = DynoLife(self.driver, plan.row, self._life_ended)
         self.lives[life.id] = life
         attempt.take(life)
-        try:
+        async with self._forgotten_unless_up(life):
             slept, began = name in self.sleepers.rows, time.monotonic()
             snapshot = await self.sleepers.wake(attempt, plan.row)
             await self.crashes.clear([name])
@@ -559,22 +570,23 @@ class AppManager:
             if slept:
                 how = "from its memory" if as_it_was else "anew"
                 applog.say(self.app_id, name, f"Woken in {(time.monotonic() - began) * 1000:.0f} ms ({how})")
+        return life
+
+    @contextlib.asynccontextmanager
+    async def _forgotten_unless_up(self, life: DynoLife) -> AsyncIterator[None]:
+        try:
+            yield
         except DidNotStart as error:
             self._forget(life)
-            error.row = plan.row
+            error.row = life.row
             raise
         except BaseException:
             self._forget(life)
             raise
-        return life
 
     def _plan(self, state: AppState, release: Release, wanted: Wanted, name: str, dyno_id: str) -> Plan:
         crashes = self.crashes.times(name)
         return self._planner.plan(state, release, wanted, name, dyno_id, crashes=crashes, boot_seconds=self.boot_seconds)
-
-    def _plan_for_adopted(self, state: AppState, release: Release, row: Dyno) -> Plan | None:
-        wanted = state.wanted(release, row.type)
-        return self._plan(state, release, wanted, row.name, row.id) if wanted else None
 
     # --- switching and retiring
 
@@ -783,13 +795,3 @@ def _type(name: str) -> str:
 
 def _index(name: str) -> int:
     return int(name.rpartition(".")[2])
-
-
-def _release_of(row: Dyno) -> Release | None:
-    from state.db import snapshot
-
-    with snapshot() as session:
-        release = session.get(Release, row.release_id) if row.release_id else None
-        if release is not None:
-            _ = release.slug
-        return release

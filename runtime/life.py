@@ -192,17 +192,19 @@ class DynoLife:
         await records.strike_off([self.row.id])
         return True
 
-    async def resume(self, running: RunningDyno, plan: Plan | None) -> None:
-        """Carry on with a dyno that an earlier runtime process started; ``plan`` when it was still starting.
+    def take_over(self, running: RunningDyno) -> None:
+        """Keep a dyno that an earlier runtime process started; one that was still starting waits for :meth:`go_on`."""
+        self._take(running)
+        self.started_at = self.row.started_at or self.row.created_at
+        self.up = self.row.state == "up"
+
+    async def go_on(self, plan: Plan) -> None:
+        """Return when one that was taken over while it started is up.
 
         Raises:
             DidNotStart: as :meth:`start`.
         """
-        self._take(running)
-        self.started_at = self.row.started_at or now()
-        self.up = plan is None
-        if plan is not None:
-            await self._come_up(plan)
+        await self._come_up(plan)
 
     def _take(self, running: RunningDyno) -> None:
         self.running = running

@@ -1028,6 +1028,126 @@ def test_a_dyno_that_was_still_starting_holds_nobody_up_but_its_own_app(world: W
     play(world, story)
 
 
+def restarted(world: World) -> None:
+    """The runtime process ended; the next one adopts what runs."""
+    rows = records.rows_of_dynos()
+    world.manager = world.make_manager()
+    for dyno in world.driver.dynos:
+        if dyno.spec_id in rows:
+            world.manager.adopt(rows[dyno.spec_id], dyno)  # type: ignore[arg-type]
+    world.manager.start()
+
+
+async def half_started(world: World, **types: str) -> FakeDyno:
+    """The app's web dyno has crashed, the next one hangs while it starts, and the runtime process ends."""
+    await world.settled(world.deploy(**types))
+    world.driver.behaviour = "never listens"
+    world.driver.dynos[0].end(1)
+    await until(lambda: [row for row in world.dynos("starting") if row.port], "it starts again")
+    world.driver.behaviour = "serves"
+    await world.manager.close()
+    return world.driver.dynos[1]
+
+
+def test_a_dyno_that_hangs_while_the_runtime_is_restarted_holds_up_nothing(world: World) -> None:
+    async def story() -> None:
+        hangs = await half_started(world, web="serve", worker="work")
+        restarted(world)
+        world.scale(web=2, worker=1)
+        both = [("web.1", "starting", False), ("web.2", "up", True), ("worker.1", "up", False)]
+        await until(lambda: world.rows() == both, "the others are up", 30)
+        world.change(formation.restart, "worker")
+        await until(lambda: world.events.count("start worker.1") == 2, "the worker is restarted", 30)
+        await until(lambda: world.rows() == both, "it is up")
+        hangs.behaviour = "serves"
+        await until(lambda: ("web.1", "up", True) in world.rows(), "it has come up")
+        assert not hangs.over.done() and world.events.count("start web.1") == 2
+
+    play(world, story)
+
+
+@pytest.mark.parametrize("wanted", ["a restart", "another release", "none", "no app"])
+def test_a_dyno_that_hangs_while_the_runtime_is_restarted_makes_way_for_what_is_wanted_by_then(world: World, wanted: str) -> None:
+    async def story() -> None:
+        hangs = await half_started(world)
+        if wanted == "a restart":
+            world.change(formation.restart)
+        restarted(world)
+        await until(lambda: hangs.over.done() or world.manager._attempts, "the manager has looked", 30)
+        if wanted == "another release":
+            await world.settled(world.deploy())
+        elif wanted == "none":
+            world.scale(web=0)
+        elif wanted == "no app":
+            world.change(apps.destroy)
+        await until(hangs.over.done, "it has ended", 30)
+        if wanted == "no app":
+            await until(world.forgotten, "the app is forgotten")
+        else:
+            await until(lambda: world.rows() == ([] if wanted == "none" else [("web.1", "up", True)]), "what is wanted is there")
+
+    play(world, story)
+
+
+async def half_risen(world: World) -> tuple[str, FakeDyno]:
+    """A release boots, its dyno hangs, and the runtime process ends."""
+    await world.settled(world.deploy())
+    world.driver.behaviour = "never listens"
+    coming = world.deploy()
+    await until(lambda: [row for row in world.dynos("starting") if row.port], "it boots")
+    world.driver.behaviour = "serves"
+    await world.manager.close()
+    return coming, world.driver.dynos[1]
+
+
+def test_a_release_that_hangs_while_the_runtime_is_restarted_holds_up_nothing(world: World) -> None:
+    async def story() -> None:
+        coming, hangs = await half_risen(world)
+        restarted(world)
+        world.driver.dynos[0].end(1)
+        await until(lambda: ("web.1", "up", True) in world.rows() and len(world.driver.dynos) == 3, "the crashed one is back", 30)
+        world.scale(web=2)
+        await until(lambda: ("web.2", "up", True) in world.rows(), "scaled", 30)
+        assert _finished(coming) is None and not hangs.over.done()
+        world.cancel(coming)
+        release = await until(lambda: _finished(coming), "it is cancelled", 30)
+        assert release.failure_kind == "cancelled"
+        await until(lambda: world.rows() == [("web.1", "up", True), ("web.2", "up", True)], "nothing is left of it")
+        assert hangs.over.done()
+
+    play(world, story)
+
+
+@pytest.mark.parametrize(("status", "ends"), [(None, "succeeded"), (7, "failed")])
+def test_a_release_whose_dyno_ended_with_the_earlier_runtime_gets_another_and_one_that_crashed_fails(
+    world: World, status: int | None, ends: str
+) -> None:
+    async def story() -> None:
+        coming, ended = await half_risen(world)
+        ended.over.set_result(Exit(status))
+        restarted(world)
+        assert (await world.settled(coming)).status == ends
+        await until(lambda: world.rows() == [("web.1", "up", True)], "one is left")
+        assert {dyno.release_version for dyno in world.dynos("up")} == {3 if ends == "succeeded" else 2}
+
+    play(world, story)
+
+
+def test_a_dyno_that_starts_of_a_release_that_was_replaced_leaves_after_a_restart_of_the_runtime(world: World) -> None:
+    async def story() -> None:
+        old = await half_started(world)
+        row = records.rows_of_dynos()[old.spec_id]
+        replaced = world.deploy()
+        records.begin_release(replaced, "1")
+        records.succeed(replaced)
+        restarted(world)
+        await until(old.over.done, "the old one has ended", 30)
+        await until(lambda: world.rows() == [("web.1", "up", True)], "the new one alone")
+        assert world.dynos("up")[0].release_version == 3 and row.release_version == 2
+
+    play(world, story)
+
+
 def test_a_release_command_that_was_interrupted_is_not_run_a_second_time(world: World) -> None:
     async def story() -> None:
         await world.manager.close()
