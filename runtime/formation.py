@@ -185,8 +185,14 @@ class AppManager:
                 log.exception("managing an app failed; it is tried again", extra={"app_id": self.app_id})
                 await asyncio.sleep(1)
                 self._wake.set()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self.crashes.until_next())
+            await self._until_woken(self.crashes.until_next())
+
+    async def _until_woken(self, seconds: float | None) -> None:
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({waking}, timeout=seconds)  # wait_for of Python before 3.12 forgets to end when woken just then
+        finally:
+            waking.cancel()
 
     async def _look(self) -> AppState | None:
         """Read what is wanted and set it going."""

@@ -1163,6 +1163,20 @@ def test_a_release_command_that_was_interrupted_is_not_run_a_second_time(world: 
     play(world, story)
 
 
+def test_a_manager_that_is_woken_in_the_instant_in_which_it_is_closed_ends(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.manager.crashes.postpone("web.2", 600)  # so that it waits for a time, too
+        world.manager.wake()
+        await until(lambda: not (world.manager._wake.is_set() or world.manager._turn.locked()), "it waits")
+        assert world.manager._task is not None
+        world.manager.wake()
+        world.manager._task.cancel()
+        await until(world.manager._task.done, "it has ended", 30)
+
+    play(world, story)
+
+
 def test_a_destroyed_app_leaves_nothing(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
