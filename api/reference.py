@@ -20,8 +20,8 @@ answers `501 not_implemented`.
 - **Authorization**: `Authorization: Bearer TOKEN`, or Basic with the token as password. `davit auth:token` prints yours.
 - **Scopes**: a token is for `global` (everything) unless it was made for less: `identity` (who you are), `read` and `write`
   (apps, but neither config vars nor releases, nor what tells of them: the activity, webhooks; nor running code, which
-  reaches config vars), `read-protected`,
-  `write-protected`.
+  reaches config vars), `read-protected`, `write-protected`. An app's log is read with `read`, as on Heroku, where who
+  watches an app has just that: the log says which config vars were set (`Set NAME config vars`), never to what.
   What a token's scope does not open answers `403 forbidden`; git takes `write-protected`.
 - **Limit**: 4,500 calls an hour for each account (`DAVIT_RATE_LIMIT`), refilled evenly; `RateLimit-Remaining` says what is left.
 - **Errors**: `{"id": "not_found", "message": "Couldn't find that app.", "url": "https://…/errors/not_found"}`; the URL says what

@@ -125,6 +125,8 @@ def parse(url: str, schemes: Sequence[str], *, field: str = "url", credentials: 
         host = parts.hostname or ""
     except ValueError:
         raise InvalidParams(f"{wanted}; what was given cannot be read.") from None
+    if "%" in host:  # RFC 6874; getaddrinfo would not know what is percent-encoded here, and a name without address passes
+        raise InvalidParams(f"{wanted}; an address with a zone (%) leads to a network of this host's own.")
     if parts.scheme not in schemes or not (_HOST.fullmatch(host) or _literal(host)) or port == 0:
         raise InvalidParams(f"{wanted}, with a host.")
     if not credentials and (parts.username is not None or parts.password is not None):

@@ -84,6 +84,14 @@ def test_a_secret_that_is_forged_expired_or_of_another_kind_opens_nothing(api: A
     assert api.get(url, as_=None).status_code == 404
 
 
+def test_a_token_that_may_only_read_reads_the_whole_log_as_on_heroku(api: Api) -> None:
+    _say(api, "Set STRIPE_KEY config vars by user owner@example.com", process="api")
+    token = api.post("/oauth/authorizations", {"scope": ["read"]}).json["access_token"]["token"]
+    assert api.get("/apps/timely/config-vars", as_=token).status_code == 403
+    session = api.post("/apps/timely/log-sessions", {}, as_=token)
+    assert "app[api]: Set STRIPE_KEY" in api.get(urlsplit(session.json["logplex_url"]).path, as_=None).text
+
+
 def test_a_reader_who_may_no_longer_see_the_app_reads_nothing(api: Api) -> None:
     session = api.post("/apps/timely/log-sessions", {}, as_="viewer").json
     path = urlsplit(session["logplex_url"]).path
