@@ -60,6 +60,7 @@ class DynoRow:
     leaving: bool
     address: str | None
     port: int | None
+    held: bool = False
 
 
 @dataclass
@@ -122,7 +123,7 @@ def _state(rows: AppRows, targets: frozenset[Target]) -> str | None:
         return NO_WEB
     if rows.asleep:
         return f"{_ASLEEP}:{BACKLOG_PER_DYNO * rows.web_quantity}"
-    if any(dyno.state == "up" and not dyno.routed and not dyno.leaving for dyno in rows.dynos):
+    if any(dyno.held and dyno.state == "up" and not dyno.leaving for dyno in rows.dynos):
         return f"{_STARTING}:{BACKLOG_OF_MOVING}"
     staying = [dyno for dyno in rows.dynos if not dyno.leaving]
     if staying and all(dyno.state == "crashed" for dyno in staying):
@@ -177,7 +178,7 @@ def _read_releases(session: Session, rows: dict[str, AppRows], where: Sequence[A
 
 
 def _read_dynos(session: Session, rows: dict[str, AppRows], where: Sequence[Any]) -> None:
-    columns = (Dyno.app_id, Dyno.id, Dyno.name, Dyno.state, Dyno.routed, Dyno.leaving, Dyno.address, Dyno.port)
+    columns = (Dyno.app_id, Dyno.id, Dyno.name, Dyno.state, Dyno.routed, Dyno.leaving, Dyno.address, Dyno.port, Dyno.held)
     web = select(*columns).where(or_(Dyno.routed.is_(True), Dyno.type == "web"), Dyno.one_off.is_(False), *where)
     for row in session.execute(web):
         if row.app_id in rows:

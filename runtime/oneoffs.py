@@ -358,7 +358,7 @@ class OneOffs:
         row = Dyno(
             id=new_id(), app_id=state.app.id, release_id=release.id, release_version=release.version, name=name, type=type,
             size=size.name, isolation=isolation, command=line, state="starting", one_off=True, leaving=False, routed=False,
-            crashes=0, restart_requested=False,
+            held=False, crashes=0, restart_requested=False,
         )  # fmt: skip
         defaults = release.slug.default_config | release.dyno_metadata
         values = environment.compose(size, name, config_of(release), defaults, port=None, extra=env)

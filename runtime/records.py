@@ -160,7 +160,7 @@ def hold(dyno_id: str, held: bool) -> bool:
         row = session.get(Dyno, dyno_id)
         if row is None or row.leaving or row.state != "up":
             return False
-        row.routed, row.updated_at = not held, now()
+        row.routed, row.held, row.updated_at = not held, held, now()
         return row.routed
 
 
@@ -180,7 +180,7 @@ def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
     """
     with transaction() as session:
         up = update(Dyno).where(Dyno.id.in_(routed), Dyno.state != "crashed")
-        session.execute(up.values(routed=True, state="up", updated_at=now()))
+        session.execute(up.values(routed=True, held=False, state="up", updated_at=now()))
         session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
         outbox.note(session, Dyno, routed)
 

@@ -409,7 +409,8 @@ class Dyno(Identified, Base):
 
     ``name`` is web.1, run.4821. During a replacement two rows share a name; ``leaving`` marks the old one.
     ``state`` is the API's: starting, up, crashed, down, idle. ``slot`` is the host's resource number while it runs: it
-    decides address and uid range. ``routed`` says that the router may send requests to ``address``:``port``.
+    decides address and uid range. ``routed`` says that the router may send requests to ``address``:``port``; ``held`` that it has
+    none now because it moves to another process, and will have it again in a moment.
     ``ends_at`` is of detached one-offs only: they go on when the runtime process is restarted, until then at the latest.
     """
 
@@ -427,6 +428,7 @@ class Dyno(Identified, Base):
     state: Mapped[str] = mapped_column(String(20), default="starting")
     leaving: Mapped[bool] = mapped_column(default=False)
     routed: Mapped[bool] = mapped_column(default=False)
+    held: Mapped[bool] = mapped_column(default=False)
     slot: Mapped[int | None]
     address: Mapped[str | None] = mapped_column(String(45))
     port: Mapped[int | None]

@@ -41,7 +41,10 @@ STARTING, CRASHED = dyno(state="starting", routed=False, address=None), dyno(id=
         (rows(STARTING), "starting:100"),
         (rows(STARTING, CRASHED), "starting:100"),
         (rows(CRASHED), "crashed"),
-        (rows(dyno(routed=False)), "starting:2000"),  # it moves
+        (rows(dyno(routed=False, held=True)), "starting:2000"),  # it moves
+        (rows(dyno(routed=False)), "starting:100"),  # it is up, and about to be routed to
+        (rows(CRASHED, dyno(routed=False, held=True, state="crashed")), "crashed"),
+        (rows(CRASHED, dyno(routed=False, held=True, leaving=True)), "crashed"),
         (rows(CRASHED, dyno(routed=False, leaving=True)), "crashed"),
         (rows(dyno(address=None)), "starting:100"),
         (rows(dyno(address="not an address")), "starting:100"),
@@ -105,7 +108,7 @@ def test_the_database_is_read() -> None:
         session.add(models.Formation(app_id="one", type="worker", quantity=7))
         session.add(models.Domain(app_id="one", hostname="www.example.com"))
         usual = {"app_id": "one", "size": "basic", "command": "x", "address": "198.18.0.2", "port": 5000}
-        session.add(models.Dyno(id="d1", name="web.1", type="web", state="up", routed=True, **usual))
+        session.add(models.Dyno(id="d1", name="web.1", type="web", state="up", routed=True, held=True, **usual))
         session.add(models.Dyno(id="d2", name="worker.1", type="worker", state="up", **usual))
         session.add(models.Dyno(id="d3", name="run.1234", type="web", state="up", one_off=True, **usual))
         session.commit()
@@ -113,6 +116,6 @@ def test_the_database_is_read() -> None:
         assert set(read) == {"one", "two", "new"}
         one = read["one"]
         assert one.process_types == {"web": "x"}
-        assert (one.web_quantity, one.domains, [row.id for row in one.dynos]) == (3, ["www.example.com"], ["d1"])
+        assert (one.web_quantity, one.domains, [(row.id, row.held) for row in one.dynos]) == (3, ["www.example.com"], [("d1", True)])
         assert read["two"].maintenance and read["new"].process_types is None
         assert read_rows(session, ["one", "going", "nobody"]) == [one]

@@ -1350,7 +1350,15 @@ def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
             await world.manager.migrate("web.1")
         await world.microvm()
         world.events.clear()
+        sync, held = world.router.sync, []
+
+        async def look(app_id: str) -> None:
+            held.extend(row.held for row in world.dynos("up"))
+            await sync(app_id)
+
+        world.router.sync = look  # type: ignore[method-assign]
         moved = await world.manager.migrate("web.1")
+        assert held == [True, False], "the router is told for how long"
         assert moved.pause == 0.02 and moved.held > 0
         assert world.events == ["migrating web.1", "routes []", "migrate web.1", "routes [web.1@v3]"]
         world.driver.dynos[-1].behaviour = "cannot be moved"
@@ -1418,12 +1426,13 @@ def test_a_dyno_that_a_killed_runtime_left_unrouted_is_routed(world: World) -> N
         await world.settled(world.deploy())
         await world.manager.close()
         (row,) = world.dynos("up")
-        records.change([row.id], routed=False)
+        records.change([row.id], routed=False, held=True)  # it moved just then
         (running,) = world.driver.dynos
         world.manager = world.make_manager()
         world.manager.adopt(world.dynos("up")[0], running)  # type: ignore[arg-type]
         world.manager.start()
         await until(lambda: world.rows() == [("web.1", "up", True)], "its route")
+        assert not world.dynos("up")[0].held
 
     play(world, story)
 
