@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -37,13 +37,13 @@ class Client:
     Args:
         url: its base URL, ``http://127.0.0.1:5000``.
         token: an API token; None to call as nobody.
-        local: whether it is this machine's own Davit, for the sentence when it does not answer.
+        why_not: tells why nobody answers there, where that can be known: at this machine's own Davit.
     """
 
-    def __init__(self, url: str, token: str | None, *, local: bool = False) -> None:
+    def __init__(self, url: str, token: str | None, *, why_not: Callable[[], str] | None = None) -> None:
         self.url = url.rstrip("/")
         self.token = token
-        self.local = local
+        self._why_not = why_not
         self._parts = urlsplit(self.url)
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
             raise DavitError(f"“{url}” is not the URL of a Davit; it looks like http://127.0.0.1:5000.")
@@ -168,8 +168,8 @@ class Client:
         return connection, answer
 
     def _unreachable(self, error: Exception) -> Unreachable:
-        if self.local and isinstance(error, ConnectionRefusedError):
-            return Unreachable("Davit is not running here; start it with `davit up`.")
+        if self._why_not and isinstance(error, ConnectionRefusedError):
+            return Unreachable(self._why_not())
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Unreachable(f"Davit at {self.url} cannot be reached: {reason}.")
 

@@ -6,6 +6,7 @@ points to; this machine's own, for the owner of DAVIT_HOME; the one that ``davit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -100,7 +101,26 @@ def connect(url: str | None = None) -> Client:
     token = token_of(chosen)
     if token is None:
         raise DavitError(f"You are not logged in to {chosen}: run `davit login {chosen}`.")
-    return Client(chosen, token, local=chosen == here)
+    return Client(chosen, token, why_not=_why_nobody_answers if chosen == here else None)
+
+
+def _why_nobody_answers() -> str:
+    """Why this machine's own Davit does not answer: it is down, or has another address than this command's settings say."""
+    from cli.host import record
+
+    asked = settings().api_url
+    with contextlib.suppress(OSError):
+        supervisor = record.running_supervisor(settings().home / "run")
+        was = _environment(supervisor).get("DAVIT_API") if supervisor else None
+        if was != os.environ.get("DAVIT_API") and supervisor:
+            remedy = f"set DAVIT_API={was}, as it was there" if was else "unset DAVIT_API, which was not set there"
+            return f"Davit runs here, but not at {asked}, where this command asked: {remedy}."
+    return f"Davit is not running here (nobody answers at {asked}); start it with `davit up`."
+
+
+def _environment(pid: int) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    return dict(line.split("=", 1) for line in text.split("\0") if "=" in line)
 
 
 def _nothing_known() -> str:

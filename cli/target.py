@@ -11,13 +11,23 @@ from urllib.parse import quote
 
 import click
 
-from cli import hosts
-from cli.client import Client
+from cli import hosts, output
+from cli.client import ApiError, Client
 from foundation.errors import DavitError
 
 REMOTE = "davit"
 _HTTP = re.compile(r"(?P<base>https?://[^/@\s]+)/(?P<app>[a-z][a-z0-9-]{1,28}[a-z0-9])\.git/?")
 _SSH = re.compile(r"(?:ssh://)?(?:[^@/\s]+@)?(?P<host>[^:/\s]+)(?::\d+)?[:/](?P<app>[a-z][a-z0-9-]{1,28}[a-z0-9])\.git/?")
+
+
+_NAMED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+"""What a name or an id may consist of, and more: the API says what it does not know."""
+
+
+class NoSuchApp(ApiError):
+    """The app that was named cannot be; told as the API tells of one that is not."""
+
+    id, status = "not_found", 404
 
 
 class Unclear(DavitError):
@@ -85,6 +95,8 @@ def find(app: str | None, remote: str | None) -> Target:
         Unclear: nothing tells, or several remotes do.
     """
     if app:
+        if not _NAMED.fullmatch(app):  # a server takes a slash in it, however it is escaped, for another path
+            raise NoSuchApp(f"Couldn't find that app ({output.plain(app)[:60]}): there is none with such a name.")
         return Target(app, hosts.connect())
     candidates = [found for found in remotes() if remote in (None, found.name)]
     if remote and not candidates:

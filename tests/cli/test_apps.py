@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select as sql_select
 
+from cli.host import record
+from cli.host.processes import Identity
 from foundation.settings import settings
 from logs import stream
 from state import builds, db, releases
@@ -52,6 +54,9 @@ def test_failures_are_one_sentence_and_an_exit_status(davit: Davit) -> None:
     assert (missing.returncode, missing.stdout, missing.stderr) == (2, "", " ▸    Couldn't find that app (nothing-here).\n")
     unnamed = davit("ps", check=False)
     assert (unnamed.returncode, "-a APP" in unnamed.stderr) == (1, True)
+    for name in ("a/../b", "..", "a?b", "a%2fb", "\x1b[31mred", "ä"):
+        odd = davit("ps", "-a", name, check=False)
+        assert odd.returncode == 2 and odd.stderr.startswith(" ▸    Couldn't find that app (") and "\x1b" not in odd.stderr, odd
     taken = davit("create", "api", check=False)
     assert (taken.returncode, taken.stderr.splitlines()[0]) == (2, "Creating ⬢ api... !")
 
@@ -80,9 +85,22 @@ def test_misuse_is_told_in_the_same_way(davit: Davit) -> None:
 
 def test_a_davit_that_is_down_is_told_with_its_remedy(davit: Davit) -> None:
     down = davit("apps", check=False, DAVIT_API="127.0.0.1:9")
-    assert (down.returncode, down.stderr) == (1, " ▸    Davit is not running here; start it with `davit up`.\n")
+    told = " ▸    Davit is not running here (nobody answers at http://127.0.0.1:9); start it with `davit up`.\n"
+    assert (down.returncode, down.stderr) == (1, told)
     nobody = davit("apps", check=False, DAVIT_HOME=str(davit.work / "none"))
     assert "davit up" in nobody.stderr and "davit login" in nobody.stderr
+
+
+def test_a_davit_at_another_address_than_the_commands_is_told_with_it(davit: Davit) -> None:
+    with subprocess.Popen(["sleep", "600"], env=davit.env) as supervisor:
+        record.write(davit.home / "run", record.Record(Identity.of(supervisor.pid), []))
+        try:
+            asked = davit("apps:create", "elsewhere", check=False, DAVIT_API="127.0.0.1:9")
+        finally:
+            (davit.home / "run" / "supervisor.json").unlink()
+            supervisor.kill()
+    said = f"Davit runs here, but not at http://127.0.0.1:9, where this command asked: set DAVIT_API={davit.env['DAVIT_API']}, as it was there."
+    assert said in asked.stderr
 
 
 def test_config_vars(davit: Davit) -> None:
