@@ -1,7 +1,7 @@
 """The queue: which build runs next, and what becomes of builds whose worker is gone.
 
 The order is in the database (one build per app at a time, first come first served); RQ only carries a build's id to a
-worker. No app has more than one build in RQ's queue, and accounts take turns at its front.
+worker. No app has more than one build in RQ's queue, and accounts take turns at its front, with the steps of app setups, too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from state.models import Build
 log = logging.getLogger("builder")
 
 NAME = "builds"
+SETUP = "setup-"
+"""What the ids of jobs begin with that are steps of app setups; a build's job has the build's id."""
 CANCELLED = "The build was cancelled."
 MOST_RISING, MOST_RISING_OF_ONE = 16, 4
-"""Builds at the most whose slug is sealed and whose release is on its way up, of all and of one account: each is a process of
-some 25 MiB that waits, and a release command may take an hour."""
+"""Builds at the most whose slug is sealed and whose release is on its way up, of all and of one account, and postdeploy commands
+with them: each is a process of some 25 MiB that waits, and such a command may take an hour."""
 ATTEMPTS = 2
 """A build whose worker died is taken up again once, from the same commit."""
 LOST_AFTER = timedelta(seconds=10)
@@ -56,7 +58,7 @@ def enqueue_next(app_id: str) -> None:
 
 
 def put_first(bounded: bool) -> bool:
-    """Before a worker takes a build: have the one at the front whose turn it is; whether there is one that may be taken.
+    """Before a worker takes a job: have the one at the front whose turn it is; whether there is one that may be taken.
 
     RQ's queue is first in, first out, and each app has one build in it; somebody with many apps would still go before all others.
 
@@ -66,14 +68,22 @@ def put_first(bounded: bool) -> bool:
     waiting = queue()
     if not bounded and waiting.count < 2:
         return True
-    ids = waiting.get_job_ids()
+    jobs = {job.removeprefix(SETUP): job for job in waiting.get_job_ids()}
+    if not jobs:
+        return False
     try:
-        first = builds.next_slot(ids, MOST_RISING_OF_ONE)
-    except DavitError:  # the database is away for a moment: then in the order in which they came
-        return bool(ids)
-    if first is not None and first != ids[0] and waiting.connection.lrem(waiting.key, 1, first):
-        waiting.push_job_id(first, at_front=True)
+        first = builds.next_slot(list(jobs), MOST_RISING_OF_ONE)
+    except DavitError:  # the database is away for a moment: then in the order in which they came, or none where it matters whose
+        return not bounded
+    if first is not None and first != next(iter(jobs)) and waiting.connection.lrem(waiting.key, 1, jobs[first]):
+        waiting.push_job_id(jobs[first], at_front=True)
     return first is not None
+
+
+def wait_for_one(seconds: float) -> None:
+    """Return when there is a job in an empty queue, or after so long; it is not taken."""
+    waiting = queue()
+    waiting.connection.brpoplpush(waiting.key, waiting.key, timeout=seconds)
 
 
 def tell_of_wait(build_id: str) -> None:
@@ -92,9 +102,9 @@ def tell_of_wait(build_id: str) -> None:
     elif taken >= slots:
         text = f"Waiting for a free build slot: {taken} build{'s go' if taken > 1 else ' goes'} first, {slots} at a time"
     elif own >= MOST_RISING_OF_ONE:
-        text = f"Waiting for other releases of {build.account.email} to be up: {own} are on their way"
+        text = f"Waiting for other releases and postdeploy commands of {build.account.email}: {own} are on their way"
     elif rising >= MOST_RISING:
-        text = f"Waiting for releases of other apps to be up: {rising} are on their way"
+        text = f"Waiting for releases and postdeploy commands of other apps: {rising} are on their way"
     else:
         return
     with suppress(OSError):  # a full disk: the build's own business, later

@@ -19,7 +19,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from builder import appjson, manifest, queue
+from builder import appjson, manifest, queue, slot
 from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
@@ -48,7 +48,7 @@ def enqueue(setup_id: str) -> None:
 
 
 def _job(setup_id: str) -> str:
-    return f"setup-{setup_id}"
+    return f"{queue.SETUP}{setup_id}"
 
 
 def step(setup_id: str) -> None:
@@ -118,6 +118,7 @@ def _postdeploy(row: AppSetup) -> None:
         fresh = setups.begin_postdeploy(session, row.id)
     if fresh is None or fresh.postdeploy is None:
         return
+    slot.free()  # nothing is built any more: with the releases on their way up it counts now
     status, output = run(fresh.app_id, fresh.postdeploy)
     with transaction() as session:
         setups.end_postdeploy(session, row.id, status, output)

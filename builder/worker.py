@@ -97,7 +97,7 @@ class Worker:
         connection = notify.redis_client()
         try:
             if not queue.put_first(bounded=self._rising() >= queue.MOST_RISING_OF_ONE):
-                signal.sigtimedwait([signal.SIGCHLD], 0.25)
+                self._pass()
                 return
             taken = Queue.dequeue_any([queue.queue()], WAIT_SECONDS if not self.builds else 1, connection=connection)
         except DequeueTimeout:
@@ -107,6 +107,13 @@ class Worker:
             return
         if taken is not None:
             self._fork(*taken)
+
+    def _pass(self) -> None:
+        """Nobody has a turn: sleep until there is a job, or while those who have one may not begin."""
+        if queue.queue().count:
+            signal.sigtimedwait([signal.SIGCHLD], 0.25)
+        else:
+            queue.wait_for_one(1)
 
     def _fork(self, taken: Job, source: Queue) -> None:
         parent = os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -14,11 +15,22 @@ from foundation.errors import Conflict, NotFound
 from foundation.settings import settings
 from state import audit, notify
 from state.db import ask, lock_app
-from state.models import Account, App, Build, Release, Slug
+from state.models import Account, App, AppSetup, Build, Release, Slug
 
-_LAST_BEGUN = (
-    "SELECT account_id, CAST(MAX(created_at) AS TEXT) FROM builds WHERE phase NOT IN ('waiting', 'queued') GROUP BY account_id"
+_PENDING = (
+    "SELECT account_id, id, phase FROM builds WHERE status = 'pending' UNION ALL "
+    "SELECT account_id, id, phase FROM app_setups WHERE status = 'pending' AND phase <> 'building'"
 )
+_LAST_BEGUN = (
+    "SELECT account_id, CAST(MAX(created_at) AS TEXT) FROM ("
+    "SELECT account_id, created_at FROM builds WHERE created_at > :since AND phase NOT IN ('waiting', 'queued') UNION ALL "
+    "SELECT account_id, created_at FROM app_setups WHERE created_at > :since AND phase <> 'source') AS begun GROUP BY account_id"
+)
+REMEMBERED = timedelta(days=1)
+"""How far the turns of accounts look back: whose last build is older than this is as good as one who never had any."""
+_ABOUT_TO = ("queued", "source", "postdeploy")
+_RISING = ("releasing", "running")
+"""Phases of builds and of setups: what a worker has taken and not yet begun; what needs no build slot any more."""
 ACTIVE = ("queued", "building", "releasing")
 """Phases in which a build holds its app's turn."""
 
@@ -115,31 +127,39 @@ def at_work(session: Session, build: Build) -> int:
 
 
 def next_slot(queued: Sequence[str], most: int) -> str | None:
-    """Which of the queued builds has the next slot; None when none may.
+    """Which of the queued builds and steps of app setups has the next slot; None when none may.
 
-    The accounts take turns: the one with the fewest builds at work is first, then the one whose last build is the longest ago.
+    What is to be worked no more (its app is gone, it was cancelled) is first, and over at once. Then the accounts take turns:
+    the one with the fewest at work is first, then the one whose last is the longest ago.
 
     Args:
         queued: their ids, those that came first at the front.
-        most: how many releases of an account may be on their way up; then it has no turn.
+        most: how many releases of an account may be on their way up, postdeploy commands among them; then it has no turn.
 
     Raises:
         Unavailable: the database does not answer.
     """
-    rows = ask("SELECT account_id, id, phase FROM builds WHERE status = 'pending'")
+    rows = ask(_PENDING)
+    owner = {id: account for account, id, _ in rows}
+    if over := next((id for id in queued if id not in owner), None):
+        return over
     waiting = set(queued)  # one that has just been taken is in the queue no more, and not at work yet
-    working = Counter(owner for owner, id, phase in rows if phase == "building" or (phase == "queued" and id not in waiting))
-    rising = Counter(owner for owner, _, phase in rows if phase == "releasing")
-    owner = {id: account for account, id, _ in rows if rising[account] < most}
-    begun = dict(ask(_LAST_BEGUN))
+    working = Counter(account for account, id, phase in rows if phase == "building" or (phase in _ABOUT_TO and id not in waiting))
+    rising = Counter(account for account, _, phase in rows if phase in _RISING)
+    begun = dict(ask(_LAST_BEGUN, since=now() - REMEMBERED))
     return min(
-        (id for id in queued if id in owner), key=lambda id: (working[owner[id]], begun.get(owner[id], "")), default=None
-    )  # fmt: skip
+        (id for id in queued if rising[owner[id]] < most),
+        key=lambda id: (working[owner[id]], begun.get(owner[id], "")),
+        default=None,
+    )
 
 
 def rising(session: Session, account_id: str) -> tuple[int, int]:
-    """How many builds have made their release, which is on its way up: of all, and of the account."""
-    owners = session.scalars(select(Build.account_id).where(Build.status == "pending", Build.phase == "releasing")).all()
+    """How many releases of builds are on their way up, and postdeploy commands run: of all, and of the account."""
+    owners = [
+        *session.scalars(select(Build.account_id).where(Build.status == "pending", Build.phase.in_(_RISING))),
+        *session.scalars(select(AppSetup.account_id).where(AppSetup.status == "pending", AppSetup.phase.in_(_RISING))),
+    ]
     return len(owners), owners.count(account_id)
 
 

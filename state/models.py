@@ -323,7 +323,11 @@ class Build(Identified, Base):
     """
 
     __tablename__ = "builds"
-    __table_args__ = (Index("ix_builds_app_id_created_at", "app_id", "created_at"), Index("ix_builds_status", "status"))
+    __table_args__ = (
+        Index("ix_builds_app_id_created_at", "app_id", "created_at"),
+        Index("ix_builds_status", "status"),
+        Index("ix_builds_created_at", "created_at"),
+    )
 
     app_id: Mapped[str] = mapped_column(ForeignKey("apps.id", ondelete="CASCADE"))
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import redis
 
-from builder import job, output, queue, repositories
+from builder import job, output, queue, repositories, setup, slot, worker
 from builder.sandbox import Ended, Inlet
 from foundation.errors import Unavailable
 from foundation.settings import settings
-from state import accounts, apps, builds, config, db, notify, releases, vault
-from state.models import Account, App, Build, Release, Slug
+from state import accounts, apps, builds, config, db, notify, releases, setups, vault
+from state.models import Account, App, AppSetup, Build, Release, Slug
 from tests.builder.building import LocalSandbox, build_root
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
@@ -449,7 +449,160 @@ def test_an_account_whose_releases_are_on_their_way_up_is_passed_over(pushed: Pu
     assert queue.put_first(bounded=True) and queue.queue().pop_job_id() == theirs.id
     assert not queue.put_first(bounded=True) and queue.queue().job_ids == [second.id]
     queue.tell_of_wait(second.id)
-    assert b"Waiting for other releases of me@example.com to be up: 1 are on their way" in next(output.follow(second.id))
+    told = next(output.follow(second.id))
+    assert told and b"Waiting for other releases and postdeploy commands of me@example.com: 1 are on their way" in told
+
+
+def _set_up(pushed: Pushed, owner: Account) -> AppSetup:
+    """A setup whose first step is in the queue."""
+    with db.transaction() as session:
+        account = session.get(Account, owner.id)
+        assert account
+        source = setups.Source("http://127.0.0.1:9/it.tgz")
+        row = setups.create(session, account, source, name=None, stack="davit-13", env={}, buildpacks=[])
+    setup.enqueue(row.id)
+    return row
+
+
+@pytest.fixture
+def other(pushed: Pushed) -> Account:
+    with db.transaction() as session:
+        return accounts.create(session, pushed.account, "you@example.com")
+
+
+def _taken(bounded: bool = False) -> list[str]:
+    """The jobs in the order in which a worker takes them, each over at once."""
+    order = []
+    while queue.queue().count and queue.put_first(bounded):
+        job_id = queue.queue().pop_job_id()
+        assert job_id
+        order.append(job_id)
+        with db.transaction() as session:
+            if build := session.get(Build, job_id):
+                builds.begin(session, job_id)
+                build.status, build.phase = "failed", "done"
+            elif row := session.get(AppSetup, job_id.removeprefix("setup-")):
+                setups.fail(session, row, "x")
+    return order
+
+
+def test_setups_that_wait_are_taken_in_turns_with_builds(pushed: Pushed, other: Account) -> None:
+    """Setups are no pending builds, and wait in the same queue."""
+    commit = pushed.commit(file="x")
+    first = [_set_up(pushed, pushed.account) for _ in range(2)]
+    with db.transaction() as session:
+        account = session.get(Account, pushed.account.id)
+        assert account
+        mine = [builds.create(session, apps.create(session, account), account, commit=commit) for _ in range(2)]
+    for row in mine:
+        queue.enqueue_next(row.app_id)
+    theirs = _set_up(pushed, other)
+    assert queue.queue().count == 5
+    assert _taken() == [f"setup-{first[0].id}", f"setup-{theirs.id}", f"setup-{first[1].id}", *(row.id for row in mine)]
+
+
+def test_jobs_of_what_is_gone_hold_up_nobody(pushed: Pushed) -> None:
+    """An app that was destroyed takes its rows along, and leaves its jobs in the queue."""
+    gone = ["00000000-0000-0000-0000-000000000001", "setup-00000000-0000-0000-0000-000000000002"]
+    row = _set_up(pushed, pushed.account)
+    for one in gone:
+        queue.queue().push_job_id(one)
+    assert queue.put_first(bounded=True)
+    assert _taken() == [*gone, f"setup-{row.id}"]
+    for one in gone:
+        queue.queue().push_job_id(one)
+    assert _taken(bounded=True) == gone
+
+
+def test_running_postdeploy_commands_count_as_releases_on_their_way_up(
+    pushed: Pushed, other: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MOST_RISING_OF_ONE", 1)
+    running, second, theirs = (_set_up(pushed, who) for who in (pushed.account, pushed.account, other))
+    with db.transaction() as session:
+        session.get(AppSetup, running.id).phase = "running"  # type: ignore[union-attr]
+    queue.queue().remove(f"setup-{running.id}")
+    assert queue.put_first(bounded=True) and queue.queue().pop_job_id() == f"setup-{theirs.id}"
+    assert not queue.put_first(bounded=True) and queue.queue().job_ids == [f"setup-{second.id}"]
+    build_id = pushed.build(pushed.commit(file="x"))
+    queue.enqueue_next(pushed.app.id)
+    queue.tell_of_wait(build_id)
+    told = next(output.follow(build_id))
+    assert told and b"Waiting for other releases and postdeploy commands of me@example.com: 1 are on their way" in told
+
+
+def test_a_postdeploy_command_has_no_build_slot(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many that sleep as there are slots would stop everybody's builds for an hour."""
+    row = _set_up(pushed, pushed.account)
+    with db.transaction() as session:
+        fresh = session.get(AppSetup, row.id)
+        assert fresh
+        fresh.phase, fresh.postdeploy = "postdeploy", "sleep 3600"
+    freed, had = os.pipe2(os.O_NONBLOCK)
+    seen: list[tuple[bool, str]] = []
+
+    def runs(app_id: str, command: str) -> tuple[int, str]:
+        with db.snapshot() as session:
+            seen.append((slot.is_free(freed), session.get(AppSetup, row.id).phase))  # type: ignore[union-attr]
+        return 0, ""
+
+    monkeypatch.setattr(setup, "run", runs)
+    monkeypatch.setattr(slot.os, "kill", lambda pid, number: None)  # the worker, which is woken by it, is the test's parent
+    slot.hold(had)
+    setup.step(row.id)
+    os.close(freed)
+    assert seen == [(True, "running")]
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_database_that_is_away_stops_the_queue_only_where_it_matters_whose_turn_it_is(
+    pushed: Pushed, monkeypatch: pytest.MonkeyPatch, bounded: bool
+) -> None:
+    def away(*words: object) -> None:
+        raise Unavailable("The database does not answer.")
+
+    for _ in range(2):
+        _set_up(pushed, pushed.account)
+    monkeypatch.setattr(builds, "next_slot", away)
+    assert queue.put_first(bounded=bounded) is not bounded
+
+
+def test_a_worker_that_may_not_take_everything_waits_at_an_empty_queue_without_asking(
+    pushed: Pushed, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MOST_RISING_OF_ONE", 0)
+    one, stop = worker.Worker(1), threading.Event()
+
+    def takes() -> None:
+        while not stop.is_set():
+            one._take()
+
+    waiting = threading.Thread(target=takes, daemon=True)
+    waiting.start()
+    try:
+        with redis.Redis.from_url(redis_server) as client:
+            wait_until(lambda: any(other["cmd"] == "brpoplpush" for other in client.client_list()), "a blocking call")
+            row = _set_up(pushed, pushed.account)
+            wait_until(lambda: not any(other["cmd"] == "brpoplpush" for other in client.client_list()), "the end of the call")
+    finally:
+        stop.set()
+        waiting.join()
+    assert queue.queue().job_ids == [f"setup-{row.id}"] and not one.builds
+
+
+def test_a_worker_works_all_setups_that_wait(pushed: Pushed) -> None:
+    rows = [_set_up(pushed, pushed.account) for _ in range(3)]
+    process = subprocess.Popen([sys.executable, "-m", "builder.worker"], stderr=subprocess.DEVNULL)
+
+    def over() -> bool:
+        with db.snapshot() as session:
+            return {setups.find(session, pushed.account, row.id).status for row in rows} == {"failed"}
+
+    try:
+        wait_until(over, "the end of three setups whose source is not there", 60)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.mark.parametrize("where", ["wait", "succeed"])
