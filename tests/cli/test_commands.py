@@ -116,6 +116,35 @@ def test_pipelines_and_transfers(davit: Davit) -> None:
     davit("transfers:cancel", "timely-production")
 
 
+def test_buildpacks_are_searched_and_explained(davit: Davit) -> None:
+    found = davit("buildpacks:search", "python").stdout
+    assert re.search(r"heroku/python +languages +Comes with Davit; looks for", found) and found.endswith("\n1 buildpack found\n")
+    named = json.loads(davit("buildpacks:search", "--name", "nodejs,python", "--json").stdout)
+    assert {row["name"] for row in named} == {"nodejs", "python"}
+    assert davit("buildpacks:search", "no-such-thing").stdout == "No buildpacks found\n"
+    assert "looks for requirements.txt" in davit("buildpacks:info", "heroku/python").stdout
+    assert re.search(r"1 +2\d\d\d-.* published", davit("buildpacks:versions", "heroku/python").stdout)
+    for word in ("python", "a/../b", "heroku/python?x"):
+        assert "one looks like heroku/python" in davit("buildpacks:info", word, check=False).stderr
+    assert "no such buildpack" in davit("buildpacks:versions", "heroku/none", check=False).stderr
+
+
+def test_two_apps_are_compared(davit: Davit) -> None:
+    for name in ("left-one", "right-one"):
+        davit("apps:create", name)
+    assert davit("apps:diff", "left-one", "right-one").stdout == "left-one and right-one do not differ.\n"
+    davit("config:set", "-a", "left-one", f"A={'x' * 80}", "SAME=1", "--no-wait")
+    davit("config:set", "-a", "right-one", "SAME=1", "--no-wait")
+    davit("buildpacks:set", "-a", "right-one", "heroku/python")
+    davit.has_code("right-one")
+    told = davit("apps:diff", "left-one", "right-one").stdout
+    assert re.search(r"config \(A\) +x{56}\.\.\.\n", told) and re.search(r"buildpack \(0\) +heroku/python\n", told)
+    assert re.search(r"slug \(checksum\) +SHA256:", told) and "SAME" not in told and "feature" not in told
+    rows = json.loads(davit("apps:diff", "left-one", "right-one", "--json").stdout)
+    assert {"property": "config (A)", "app1": "x" * 80, "app2": None} in rows
+    assert "find that app" in davit("apps:diff", "left-one", "a/../b", check=False).stderr
+
+
 def test_tokens_and_the_rest(davit: Davit) -> None:
     token = davit("authorizations:create", "-d", "for CI", "-s", "read", "--short").stdout.strip()
     assert davit("apps", DAVIT_TOKEN=token, DAVIT_URL=davit.url).returncode == 0
