@@ -3,13 +3,17 @@
 The first byte decides: 0x16 begins a TLS handshake (RFC 8446, record type), anything else is HTTP in the clear. So
 ``HEROKU_HOST=http://127.0.0.1:5000`` and git's ``https://127.0.0.1:5000/app.git`` are one address.
 
-A connection is received by the worker's main loop without blocking, up to the end of its first request's head, and only then
-given a thread: silent, slow and hostile clients cost a file descriptor and a few kilobytes until their time is over.
+A connection is received by the worker's main loop without blocking, a request's head and its body, and only then given a thread:
+silent, slow and hostile clients cost a file descriptor and a few kilobytes until their time is over. What is streamed (packs
+that are pushed, tarballs that are uploaded) and what is larger than any body may be has a thread from the end of its head on: the
+one asks who it is, the other refuses, before the first byte is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import selectors
 import socket
 import ssl
@@ -32,12 +36,24 @@ STILL_SECONDS = 600.0
 """How long a thread waits for a client that neither sends nor reads on."""
 LINGER_SECONDS = 2.0
 """How long a connection that ends is read on, so that its last answer is not cut off by what the client still sends."""
+BODY_SECONDS = 60.0
+"""How long a client may take over a body from the end of its head on."""
 HEAD_BYTES = 65536
-"""Bytes that are received before a thread looks at them; an HTTP head this long is refused there."""
+"""Bytes of a head at the most."""
+BODY_BYTES = 1 << 20
+"""Bytes of a body that are received before a thread looks at them; one of JSON or a form that is longer is refused there."""
+BODIES_BYTES = 64 << 20
+"""Bytes of all bodies that are under way; beyond it who has sent the most is let go."""
+TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 RENDEZVOUS = b"davit-run-"
 SECRET_BYTES = len(RENDEZVOUS) + 48
 """A rendezvous secret: what no HTTP request begins with, then a fixed number of letters, because not every client ends it."""
 _HANDSHAKE = 0x16
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.I)
+_CHUNKED = re.compile(rb"\ntransfer-encoding:[^\n]*chunked", re.I)
+_EXPECTS = re.compile(rb"\nexpect:[ \t]*100-continue", re.I)
+_STREAMED = re.compile(rb"[A-Z]+ [^ ?]*(?:/git-(?:receive|upload)-pack|/streams/(?:sources|slugs)/[^/? ]*)[? ]")
+"""Requests whose body is read as it comes, by who has asked before whether it may come."""
 
 
 class Plain(socket.socket):
@@ -77,15 +93,27 @@ class Guest(TConn):  # type: ignore[misc]
 
     Attributes:
         early: what was received before a thread had it.
-        deadline: when it has to have said what it wants (monotonic seconds).
+        since, deadline: from when to when it has time for what it is about (monotonic seconds).
     """
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
         super().__init__(cfg, Plain.adopt(sock), client, server)
         self.parser: Any = None
         self.early = bytearray()
-        self.deadline = time.monotonic() + HEAD_SECONDS
+        self.begins()
         self.step: Callable[[Guest], int] = _greet
+
+    def begins(self) -> None:
+        """Nothing of a request has been looked at yet."""
+        self.has(HEAD_SECONDS)
+        self.head = self.whole = 0
+        """Where its head ends, once that is known; and where all of it ends or, while it is chunked, its next chunk begins."""
+        self.chunked = False
+
+    def has(self, seconds: float) -> None:
+        """From now on it has so long for what it is about."""
+        self.since = time.monotonic()
+        self.deadline = self.since + seconds
 
     @property
     def secure(self) -> bool:
@@ -97,7 +125,45 @@ class Guest(TConn):  # type: ignore[misc]
         """Whether enough has come for a thread to begin."""
         if self.early.startswith(RENDEZVOUS) and self.secure:
             return len(self.early) >= SECRET_BYTES
-        return b"\r\n\r\n" in self.early or b"\n\n" in self.early or len(self.early) >= HEAD_BYTES
+        if not self.head and not self._head_is_there():
+            return False
+        if self.chunked:
+            self._skip_chunks()
+        return len(self.early) >= (self.head + BODY_BYTES if self.chunked else self.whole)
+
+    def _head_is_there(self) -> bool:
+        while self.early.startswith(b"\r\n"):  # as RFC 9112, section 2.2, would have it
+            del self.early[:2]
+        end = self.early.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        self.head = self.whole = end + 4
+        head = self.early[: self.head]
+        lengths = [int(length) for length in _LENGTH.findall(head)]
+        self.chunked = _CHUNKED.search(head) is not None and _STREAMED.match(head) is None
+        if not self.chunked and lengths and max(lengths) <= BODY_BYTES:
+            self.whole += max(lengths)
+        if self.chunked or self.whole > self.head:
+            self.has(BODY_SECONDS)
+            if _EXPECTS.search(head) and len(self.early) == self.head:
+                with contextlib.suppress(OSError):
+                    self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _skip_chunks(self) -> None:
+        """Go on through a chunked body (RFC 9112, section 7.1); one that makes no sense is for the parser to refuse."""
+        while (end := self.early.find(b"\r\n", self.whole)) >= 0:
+            try:
+                size = int(self.early[self.whole : end].partition(b";")[0], 16)
+            except ValueError:
+                size = -1
+            if size > 0:
+                self.whole = end + 2 + size + 2
+                continue
+            ends = self.early.find(b"\r\n\r\n", end) if size == 0 else end
+            if ends >= 0:
+                self.chunked, self.whole = False, min(len(self.early), ends + 4)
+            return
 
     def init(self) -> None:
         """In the thread: what was received early goes to the parser."""
@@ -126,8 +192,8 @@ def _greet(guest: Guest) -> int:
     if not first:
         raise Lost
     if first[0] != _HANDSHAKE:
-        guest.step = _read_head
-        return _read_head(guest)
+        guest.step = _read
+        return _read(guest)
     context = tls()
     if context is None:
         raise Lost
@@ -143,11 +209,11 @@ def _shake_hands(guest: Guest) -> int:
         return selectors.EVENT_READ
     except ssl.SSLWantWriteError:
         return selectors.EVENT_WRITE
-    guest.step = _read_head
-    return _read_head(guest)
+    guest.step = _read
+    return _read(guest)
 
 
-def _read_head(guest: Guest) -> int:
+def _read(guest: Guest) -> int:
     while not guest.complete:
         try:
             data = guest.sock.recv(16384)
@@ -158,6 +224,9 @@ def _read_head(guest: Guest) -> int:
         if not data:
             raise Lost
         guest.early += data
+        if not guest.head and len(guest.early) > HEAD_BYTES and not guest.complete:
+            guest.sock.send(TOO_LONG)
+            raise Lost
     return 0
 
 
@@ -222,6 +291,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.dismiss(guest)
             return
         if wanted and wanted == before:
+            if len(guest.early) > HEAD_BYTES:
+                self.make_room()
             return
         if before:
             self.poller.unregister(guest.sock)
@@ -232,6 +303,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.guests.pop(guest, None)
             guest.data_ready = True
             self.enqueue_req(guest)
+        if len(guest.early) > HEAD_BYTES:
+            self.make_room()
 
     def dismiss(self, guest: Guest) -> None:
         """Forget a client that never said what it wants."""
@@ -246,24 +319,34 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def murder_pending(self) -> None:
         """The main loop's round through those whose time is over; a server that ends waits for nobody's head."""
         super().murder_pending()
-        limit = time.monotonic() + (0 if self.alive else HEAD_SECONDS - LINGER_SECONDS)
-        for guest in [guest for guest in self.guests if guest.deadline < limit]:
-            self.dismiss(guest)
+        now = time.monotonic()
+        for guest in list(self.guests):
+            if guest.deadline < now or (not self.alive and guest.since + LINGER_SECONDS < now):
+                self.dismiss(guest)
+
+    def make_room(self) -> None:
+        """In the main loop: when there is too much of bodies that are not whole, let go whose is the largest."""
+        while sum(len(guest.early) for guest in self.guests) > BODIES_BYTES:
+            self.dismiss(max(self.guests, key=lambda guest: len(guest.early)))
 
     def on_client_socket_readable(self, conn: Guest, client: Any) -> None:
         """In the main loop: a kept connection has its next request."""
         self.poller.unregister(client)
         self.keepalived_conns.remove(conn)
-        conn.deadline = time.monotonic() + HEAD_SECONDS
-        conn.step = _read_head
+        conn.begins()
+        conn.step = _read
         self.receive(conn)
 
     def finish_request(self, conn: Guest, fs: Any) -> None:
         """In the main loop: a thread is done with a request."""
         if fs.cancelled() or fs.exception() is not None or fs.result() is not True:
             self.part(conn)
-        elif conn.secure and conn.sock.pending():
-            self.enqueue_req(conn)  # its next request lies in the TLS layer, where no poll sees it
+        elif (early := conn.parser.unreader.take_buffered()) or (conn.secure and conn.sock.pending()):
+            conn.sock.setblocking(False)  # its next request, or a part of it, lies where no poll sees it
+            conn.begins()
+            conn.early += early
+            conn.step = _read
+            self.receive(conn)
         else:
             super().finish_request(conn, fs)
 
@@ -279,7 +362,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):
             pass
-        conn.deadline = time.monotonic() + LINGER_SECONDS
+        conn.has(LINGER_SECONDS)
         conn.early.clear()
         conn.step = _linger
         self.receive(conn)

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
 from sqlalchemy.orm import Session
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from api import body, fields, limits, ranges
 from api.credentials import Identity, identify
@@ -310,7 +311,10 @@ def _body(operation: Operation) -> dict[str, Any]:
         if any("\x00" in part for pair in sent.items() for part in pair):
             raise BadRequest("A form may hold no NUL character.")
         return sent
-    return body.parse(request.get_data(cache=False))
+    raw = request.get_data(cache=False)
+    if request.content_length is None and len(raw) >= body.LIMIT:  # what comes in chunks is read up to there
+        raise RequestEntityTooLarge
+    return body.parse(raw)
 
 
 def _admit(session: Session, operation: Operation) -> Identity | None:

@@ -116,13 +116,83 @@ def test_what_cannot_be_read_is_logged_without_what_was_sent(davit: Davit) -> No
 
 def test_more_silent_and_half_done_clients_than_there_are_threads_keep_nobody_waiting(davit: Davit) -> None:
     with contextlib.ExitStack() as stack:
-        for said in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nHost:") * 14:  # the server has 16 threads
+        long = b"Transfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n" + b"400\r\n" + b"\r\n0\r\n\r\n" * 100
+        for said in (
+            b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\n\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 9000,
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET", b"POST /apps HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{",
+            b"POST /dashboard/sign-in HTTP/1.1\r\nHost: x\r\ncontent-length:1000000\r\n\r\n" + b"a" * 10000,
+            b"POST /apps HTTP/1.1\r\nHost: x\r\n" + long,
+        ) * 14:  # the server has 16 threads  # fmt: skip
             line = stack.enter_context(socket.create_connection(("127.0.0.1", _port(davit)), 30))
             line.sendall(said)
         for _ in range(3):
             assert _owner(davit).get("/")["name"] == "davit"
             with _secure(davit) as line:
                 assert _ask(line).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [3, 70_000, (1 << 20) + 1, 3 << 20])
+def test_a_body_may_come_in_any_pieces_and_chunks(davit: Davit, chunked: bool, size: int) -> None:
+    sent = b'{"name": "%s"}' % (b"-" * size)
+    pieces = [sent[at : at + 30_000] for at in range(0, len(sent), 30_000)]
+    if chunked:
+        sent = b"".join(b"%x;what=ever\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nX-Sum: 1\r\n\r\n"
+    head = f"POST /apps HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {_owner(davit).token}\r\nExpect: 100-continue\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {len(sent)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", _port(davit)), 30) as line:
+        line.sendall(head.encode())
+        answer = b""
+        if size < 1 << 20:
+            while b"100 Continue\r\n\r\n" not in answer:
+                answer += line.recv(1000)
+        with contextlib.suppress(OSError):  # what is too large is refused before all of it was taken
+            for at in range(0, len(sent), 7_001):
+                line.sendall(sent[at : at + 7_001])
+        while not _whole(answer := answer.rpartition(b"100 Continue\r\n\r\n")[2]):
+            piece = line.recv(65536)
+            assert piece, answer[:1000]
+            answer += piece
+        if size > 1 << 20:
+            assert answer.startswith(b"HTTP/1.1 413")
+            return
+        assert answer.startswith(b"HTTP/1.1 422") and b"ame" in answer
+        assert _ask(line).startswith(b"HTTP/1.1 200"), "the connection is kept"
+
+
+def test_who_begins_the_next_request_with_the_last_bytes_of_one_is_waited_for_by_no_thread(davit: Davit) -> None:
+    two = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n"
+    with _secure(davit) as secure, socket.create_connection(("127.0.0.1", _port(davit)), 30) as plain:
+        for line in (secure, plain):
+            line.sendall(two)
+            answer = b""
+            while not _whole(answer):
+                answer += line.recv(65536)
+            assert _ask(line, "Host: x\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_refused(davit: Davit) -> None:
+    with socket.create_connection(("127.0.0.1", _port(davit)), 30) as line:
+        line.sendall(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000)
+        assert line.recv(100).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+def test_who_sends_the_most_is_let_go_when_there_is_too_much_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker: Any = object.__new__(door.Worker)
+    worker.guests, worker.poller, worker.alive, worker.nr_conns = {}, selectors.DefaultSelector(), True, 2
+    monkeypatch.setattr(door, "BODIES_BYTES", 200_000)
+    pairs = [socket.socketpair() for _ in range(2)]
+    with worker.poller:
+        guests = []
+        for (ours, theirs), size in zip(pairs, (90_000, 120_000), strict=True):
+            theirs.setblocking(False)
+            guests.append(door.Guest(None, theirs, "", ""))
+            ours.sendall(b"POST /apps HTTP/1.1\r\nContent-Length: 500000\r\n\r\n" + b"x" * size)
+            worker.receive(guests[-1])
+        assert list(worker.guests) == guests[:1] and worker.nr_conns == 1
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
 
 
 def test_who_never_says_what_they_want_is_let_go() -> None:
