@@ -22,7 +22,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from foundation.clock import now
@@ -48,6 +50,7 @@ _T = TypeVar("_T")
 DRAIN_SECONDS = 30
 """How long a dyno that left the routes may still answer what it was asked before."""
 POLL_SECONDS = 2.0
+_ALL_AT_ONCE: AbstractAsyncContextManager[Any] = contextlib.nullcontext()
 
 
 class Router(Protocol):
@@ -449,11 +452,10 @@ class AppManager:
             async with self._turn:
                 attempt.check()  # one of a given-up attempt may have come up since the look that began this one
                 await self._retire([life for life in self.present(wanted.type) if life.name == attempt.name])
-            await self._until_alone(attempt)
             leaving = []
         try:
-            async with self._waves[wanted.type]:  # each type its own: web dynos that hang keep no worker down
-                started = await self.start_one(attempt, state, release, wanted, attempt.name)
+            wave = self._waves[wanted.type]  # each type its own: web dynos that hang keep no worker down
+            started = await self.start_one(attempt, state, release, wanted, attempt.name, wave)
             if wanted.type == "web":
                 await self._take_place(attempt, started, leaving)
         except DidNotStart as error:
@@ -488,7 +490,7 @@ class AppManager:
         Raises:
             Unwanted: the attempt was given up.
         """
-        for life in [life for life in self.lives.values() if life.name == attempt.name]:
+        for life in [life for life in self.lives.values() if life.name == attempt.name and life is not attempt.life]:
             await attempt.outlast(life.gone.wait())
 
     async def _can_be_had(self, wanted: Wanted, leaving: list[DynoLife]) -> bool:
@@ -545,8 +547,15 @@ class AppManager:
 
     # --- starting
 
-    async def start_one(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
-        """Start a dyno, or go on with a half-started one; returns when it is up (runtime.releasing.Formation)."""
+    async def start_one(
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str,
+        wave: AbstractAsyncContextManager[Any] = _ALL_AT_ONCE,
+    ) -> DynoLife:  # fmt: skip
+        """Start a dyno, or go on with a half-started one; returns when it is up (runtime.releasing.Formation).
+
+        Args:
+            wave: entered while it starts, so that not too many do so at the same time.
+        """
         if attempt.life is None:
             self._take_half_started(attempt, state, release, wanted)
         if attempt.life is not None:
@@ -555,7 +564,7 @@ class AppManager:
             except DidNotStart as error:
                 if has_crashed(error.exit):  # otherwise it ended with the earlier process, as in a power cut
                     raise
-        return await self._start(attempt, state, release, wanted, name)
+        return await self._start(attempt, state, release, wanted, name, wave)
 
     async def _go_on(self, life: DynoLife, state: AppState, release: Release, wanted: Wanted) -> DynoLife:
         plan = await asyncio.to_thread(self._plan, state, release, wanted, life.name, life.id)
@@ -563,16 +572,27 @@ class AppManager:
             await life.go_on(plan)
         return life
 
-    async def _start(self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str) -> DynoLife:
+    async def _start(
+        self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, name: str,
+        wave: AbstractAsyncContextManager[Any],
+    ) -> DynoLife:  # fmt: skip
         plan = await asyncio.to_thread(self._plan, state, release, wanted, name, new_id())
         life = DynoLife(self.driver, plan.row, self._life_ended)
         self.lives[life.id] = life
         attempt.take(life)
-        async with self._forgotten_unless_up(life):
+        async with contextlib.AsyncExitStack() as starting:
+            await starting.enter_async_context(self._forgotten_unless_up(life))
             slept, began = name in self.sleepers.rows, time.monotonic()
-            snapshot = await self.sleepers.wake(attempt, plan.row)
-            await self.crashes.clear([name])
-            as_it_was = await life.start(plan, snapshot)
+
+            async def ready() -> Path | None:
+                if wanted.type != "web":
+                    await self._until_alone(attempt)
+                await starting.enter_async_context(wave)
+                snapshot = await self.sleepers.wake(attempt, plan.row)
+                await self.crashes.clear([name])
+                return snapshot
+
+            as_it_was = await life.start(plan, ready)
             if slept:
                 how = "from its memory" if as_it_was else "anew"
                 applog.say(self.app_id, name, f"Woken in {(time.monotonic() - began) * 1000:.0f} ms ({how})")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,11 +110,12 @@ class DynoLife:
         """Whether it is on its way out, and nobody counts on it any more: its end is no crash."""
         return self.stopping or self.row.leaving
 
-    async def start(self, plan: Plan, snapshot: Path | None = None) -> bool:
+    async def start(self, plan: Plan, ready: Callable[[], Awaitable[Path | None]]) -> bool:
         """Start it and return when it is up (a web dyno: reachable and healthy; others: running).
 
         Args:
-            snapshot: what an earlier dyno was put aside as; it wakes from there, or starts anew when that cannot be done.
+            ready: returns when it may start; its row says that it is starting meanwhile. With what an earlier dyno was put
+                aside as, if there is one: it wakes from there, or starts anew when that cannot be done.
 
         Returns:
             whether it was woken from there.
@@ -124,6 +125,11 @@ class DynoLife:
         """
         row = self.row
         await asyncio.to_thread(records.insert, row)
+        try:
+            snapshot = await ready()
+        except BaseException:
+            await records.strike_off([row.id])
+            raise
         if self.given_up:
             await records.strike_off([row.id])
             raise self._not_wanted()

@@ -538,6 +538,34 @@ def test_a_worker_that_takes_its_time_to_end_holds_up_no_other(world: World) -> 
     play(world, story)
 
 
+def test_a_worker_whose_predecessor_takes_its_time_to_end_is_shown_as_starting(world: World) -> None:
+    def shown() -> list[tuple[str, str]]:
+        with db.snapshot() as session:
+            return [(row.name, row.state) for row in formation.dynos(session, session.get_one(App, world.app.id))]
+
+    async def story() -> None:
+        await world.settled(world.deploy(web="serve", worker="work"))
+        world.scale(worker=1)
+        await until(lambda: len(world.dynos("up")) == 2, "both are up")
+        stubborn = world.driver.dynos[-1]
+        stubborn.behaviour = "ignores SIGTERM"
+        world.change(formation.restart, "worker")
+        await until(lambda: "signal 15 worker.1" in world.events, "it is told to end")
+        await until(lambda: shown() == [("web.1", "up"), ("worker.1", "starting")], "its successor is shown", 20)
+        assert world.events.count("start worker.1") == 1 and not stubborn.over.done()
+        world.change(formation.restart, "worker.1")
+        world.scale(worker=0)
+        await until(lambda: shown() == [("web.1", "up")], "none is wanted")
+        world.scale(worker=1)
+        await until(lambda: shown() == [("web.1", "up"), ("worker.1", "starting")], "one is wanted again")
+        stubborn.end(0)
+        await until(lambda: shown() == [("web.1", "up"), ("worker.1", "up")], "it is up")
+        assert world.events.count("start worker.1") == 2
+        await until(lambda: len(world.rows()) == 2, "no other row is left")
+
+    play(world, story)
+
+
 def test_a_worker_that_takes_its_time_to_end_holds_up_nothing_when_something_else_is_wanted(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy(web="serve", clock="tick"))
@@ -549,7 +577,8 @@ def test_a_worker_that_takes_its_time_to_end_holds_up_nothing_when_something_els
         await until(lambda: "signal 15 clock.1" in world.events, "it is told to end")
         world.change(formation.restart)
         await until(lambda: [dyno.spec.name for dyno in world.driver.dynos].count("web.1") == 2, "web is replaced")
-        await until(lambda: world.rows() == [("clock.1", "up", False), ("web.1", "up", True)], "the first web dyno is gone")
+        left = [("clock.1", "starting", False), ("clock.1", "up", False), ("web.1", "up", True)]
+        await until(lambda: sorted(world.rows()) == left, "the first web dyno is gone")
         world.driver.dynos[-1].end(1)
         await until(lambda: ("web.1", "up", True) in world.rows() and len(world.driver.dynos) == 4, "the crashed one is back")
         assert (await world.settled(world.deploy(web="serve", clock="tick"))).status == "succeeded"
