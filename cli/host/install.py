@@ -69,7 +69,7 @@ def _start(settings: Settings, variables: Mapping[str, str], changed: list[str],
         run(["systemctl", "try-restart", *restarted], timeout=PATIENCE)
     _prepared()
     run(["systemctl", "start", units.TARGET], timeout=2 * PATIENCE)
-    # the worker is asked through the supervisor's record, which there is none of here; it listens nowhere
+    # the worker listens nowhere, and what it said of itself may have been said by its predecessor
     names = [name for name in procfile.wanted(CHECKOUT, environment.build(settings, variables)) if name != "worker"]
     try:
         ready.wait(names, settings, PATIENCE)

@@ -66,9 +66,19 @@ def _redis(settings: Settings) -> bool:
 
 
 def _worker(settings: Settings) -> bool:
-    """It waits at its queue, where Redis sees a client in a blocking command, or builds already, in children of its own."""
+    """It waits at its queue, where Redis sees a client in a blocking command, or builds already, in children of its own.
+
+    Where another supervisor than Davit's has it (systemd, Docker), what it says of itself counts.
+    """
     import redis
 
+    from state import notify
+
+    if record.running_supervisor(settings.run) is None:
+        try:
+            return notify.worker_is_known()
+        except redis.RedisError:
+            return False
     entry = next((entry for entry in record.read(settings.run).living() if entry.name == "worker"), None)
     if entry is None or entry.process is None:
         return False

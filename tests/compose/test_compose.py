@@ -178,7 +178,7 @@ def make_base(docker: Docker) -> None:
 
 
 def test_an_app_is_pushed_to_the_composed_services(docker: Docker, composition: Composition, tmp_path: Path) -> None:
-    wait_until(lambda: "healthy" in docker.run("ps", "--filter", "name=web", "--format", "{{.Status}}"), "healthy services", 180)
+    wait_until(lambda: "(healthy)" in docker.run("ps", "--filter", "name=web", "--format", "{{.Status}}"), "healthy services", 180)
     composition.davit("apps:create", "composed")
     token = composition("exec", "-T", "web", "cat", "/var/lib/davit/owner-token").strip()
     push(docker, tmp_path, token)
