@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from flask import Response, request
@@ -14,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from foundation.errors import DavitError, Forbidden, NotFound, Unauthorized
+from foundation.places import Places
 from foundation.settings import settings
 from state.db import snapshot
 
@@ -32,41 +31,21 @@ class TooManyStreams(DavitError):
     id, status = "too_many_streams", 503
 
 
-class Slots:
+class Slots(Places):
     """How many streams are open.
 
     Args:
-        most: in all; half of the web process's threads by default, so that the other half answers.
+        most: in all; half of the threads for other requests than pushes by default, so that the other half answers.
         each: of one account.
     """
 
     def __init__(self, most: Callable[[], int] = lambda: max(1, settings().web_threads // 2), each: int = EACH) -> None:
-        self._most, self.each = most, each
-        self._lock = threading.Lock()
-        self._open: Counter[str] = Counter()
-
-    def take(self, account_id: str) -> Callable[[], None]:
-        """Count one more; returns what gives it back (any number of times).
-
-        Raises:
-            TooManyStreams: there are too many already.
-        """
-        with self._lock:
-            if self._open.total() >= self._most():
-                raise TooManyStreams("Too many logs and outputs are being followed at the moment; try again later.")
-            if self._open[account_id] >= self.each:
-                raise TooManyStreams(f"You follow {self.each} logs and outputs already; end one of them first.")
-            self._open[account_id] += 1
-        given_back = threading.Event()
-
-        def give_back() -> None:
-            with self._lock:
-                if not given_back.is_set():
-                    given_back.set()
-                    self._open[account_id] -= 1
-                    self._open += Counter()  # forgets who has none
-
-        return give_back
+        self.each = each
+        super().__init__(
+            most, lambda: each,
+            lambda _: TooManyStreams("Too many logs and outputs are being followed at the moment; try again later."),
+            lambda each: TooManyStreams(f"You follow {each} logs and outputs already; end one of them first."),
+        )  # fmt: skip
 
 
 slots = Slots()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import logging
 import re
 import subprocess
@@ -20,8 +21,9 @@ from urllib.parse import parse_qs
 from dulwich.errors import GitProtocolError
 from dulwich.protocol import pkt_line
 
-from builder import git
+from builder import git, pushes
 from builder.platform import Davit, Platform, Pusher, Target
+from builder.pushes import TooManyPushes
 from builder.receive import PusherGone, ReceivePack
 from builder.repositories import Bounds, Repositories
 from foundation.errors import BadRequest, DavitError, NotFound, Unauthorized
@@ -34,6 +36,9 @@ FETCH_REQUEST = 32 << 20
 """Bytes, unpacked, that a clone's or fetch's request may have (what the client has and wants)."""
 DRAIN = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
+
+PIECE = 1 << 20
+"""Bytes that git sends in one request before it sends in parts (http.postBuffer)."""
 
 _PATH = re.compile(r"/(?P<name>[^/]+)\.git/(?P<what>info/refs|git-receive-pack|git-upload-pack)")
 _SERVICES = ("git-receive-pack", "git-upload-pack")
@@ -56,9 +61,13 @@ class HttpDoor:
         repositories, platform: where things are kept, and the rest of Davit.
         limit: bytes that the pack of one push may have.
         otherwise: answers every path that is not git's; 404 when there is none.
+        most: pushes that may be under way at once.
     """
 
-    def __init__(self, repositories: Repositories, platform: Platform, limit: int, otherwise: Application | None = None) -> None:
+    def __init__(
+        self, repositories: Repositories, platform: Platform, limit: int, otherwise: Application | None = None, *, most: int = 48
+    ) -> None:
+        self.pushes = pushes.places(most)
         self.repositories = repositories
         self.platform = platform
         self.limit = limit
@@ -128,6 +137,7 @@ class HttpDoor:
     ) -> list[bytes]:
         parts = [pkt_line(f"# service={service}\n".encode()), b"0000"]
         if service == "git-receive-pack":
+            self.pushes.demand(pusher.account_id)  # git shows this answer's text; of what follows it would name the status only
             self._handler(pusher, target, Body(environ, self.limit), parts.append, advertise_refs=True).handle()
         else:
             repository = self.repositories.ensure(target.app_id)
@@ -140,6 +150,16 @@ class HttpDoor:
         return [body]
 
     def _receive(self, environ: Environ, start_response: StartResponse, pusher: Pusher, target: Target) -> list[bytes]:
+        try:
+            give_back = self.pushes.take(pusher.account_id)
+        except TooManyPushes as error:  # others were faster since the advertisement
+            return self._turn_away(environ, start_response, pusher, target, error)
+        try:
+            return self._take_push(environ, start_response, pusher, target)
+        finally:
+            give_back()
+
+    def _take_push(self, environ: Environ, start_response: StartResponse, pusher: Pusher, target: Target) -> list[bytes]:
         body = Body(environ, self.limit)
         answer = _Answer(start_response, "application/x-git-receive-pack-result")
         try:
@@ -151,6 +171,18 @@ class HttpDoor:
             if not answer.started:
                 raise BadRequest("Git's request cannot be read.") from error
             log.warning("a push ended early", extra={"app": target.name, "why": str(error)})
+        answer.start()
+        return []
+
+    def _turn_away(
+        self, environ: Environ, start_response: StartResponse, pusher: Pusher, target: Target, error: DavitError
+    ) -> list[bytes]:
+        """Refuse in git's own words, and take no pack: no more is read than what git sends in one piece."""
+        body = Body(environ, PIECE)
+        answer = _Answer(start_response, "application/x-git-receive-pack-result")
+        with contextlib.suppress(GitProtocolError, DavitError):
+            self._handler(pusher, target, body, answer.write).refuse(error)
+            body.drain(PIECE)
         answer.start()
         return []
 
@@ -209,7 +241,10 @@ def _headers(content_type: str) -> list[tuple[str, str]]:
 def _refuse(start_response: StartResponse, error: DavitError) -> list[bytes]:
     """An error's answer; git shows a plain-text body to the person as "remote: …"."""
     body = f"{error.message}\n".encode()
-    status = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed"}
+    status = {
+        400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+        503: "Service Unavailable",
+    }  # fmt: skip
     headers = [*_headers("text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     if error.status == 401:
         headers.append(("WWW-Authenticate", 'Basic realm="Davit", charset="UTF-8"'))
@@ -282,10 +317,10 @@ class Body:
         """Where the pack comes from."""
         return self.read
 
-    def drain(self) -> None:
+    def drain(self, most: int | None = None) -> None:
         """Read what is left (bounded) and forget it: a client that is still sending does not read its answer."""
         try:
-            while self._drained < DRAIN * self._limit + CHUNK and (data := self._raw(CHUNK)):
+            while self._drained < (DRAIN * self._limit if most is None else most) + CHUNK and (data := self._raw(CHUNK)):
                 self._drained += len(data)
         except Exception as error:  # whatever the server thinks of a connection that broke
             log.debug("draining ended: %s", error)
@@ -316,4 +351,5 @@ class Body:
 def application(otherwise: Application | None = None, configuration: Settings | None = None) -> HttpDoor:
     """The door for this process's Davit, in front of another WSGI application."""
     chosen = configuration or settings()
-    return HttpDoor(Repositories(chosen.home / "repos", Bounds.of(chosen)), Davit(), chosen.push_limit << 20, otherwise)
+    repositories = Repositories(chosen.home / "repos", Bounds.of(chosen))
+    return HttpDoor(repositories, Davit(), chosen.push_limit << 20, otherwise, most=chosen.pushes)

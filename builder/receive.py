@@ -222,6 +222,17 @@ class ReceivePack(ReceivePackHandler):
         if moves:
             self._push(moves, roots)
 
+    def refuse(self, error: DavitError) -> None:
+        """Answer whatever the client wants with a refusal; its pack is not read.
+
+        Raises:
+            GitProtocolError: the client does not speak the protocol.
+        """
+        moves, _ = self._read_commands()
+        if moves:
+            self._tell(error.message)
+            self._report(b"ok", moves, {move.ref: error.id.replace("_", " ").encode() for move in moves})
+
     # What the client asks
 
     def _advertise(self) -> None:

@@ -25,7 +25,7 @@ import asyncssh
 from dulwich.errors import GitProtocolError
 from dulwich.protocol import pkt_line
 
-from builder import git
+from builder import git, pushes
 from builder.platform import Davit, Platform, Pusher, Target
 from builder.receive import PusherGone, ReceivePack
 from builder.repositories import Bounds, Repositories
@@ -78,16 +78,20 @@ class SshDoor:
         repositories, platform: where things are kept, and the rest of Davit.
         limit: bytes that the pack of one push may have.
         host_key: the private host key's file; made when it is missing.
-        sessions: pushes and fetches at the same time; more wait.
+        sessions: fetches at the same time; more wait.
+        most: pushes at the same time; more are refused.
     """
 
-    def __init__(self, repositories: Repositories, platform: Platform, limit: int, host_key: Path, sessions: int = 64) -> None:
+    def __init__(
+        self, repositories: Repositories, platform: Platform, limit: int, host_key: Path, sessions: int = 64, *, most: int = 48
+    ) -> None:
+        self.pushes = pushes.places(most)
         self.repositories = repositories
         self.platform = platform
         self.limit = limit
         self.host_key = host_key
         self.crowd = Crowd(CONNECTIONS)
-        self._threads = ThreadPoolExecutor(sessions, thread_name_prefix="git")
+        self._threads = ThreadPoolExecutor(sessions + most, thread_name_prefix="git")
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="key")
         self._acceptor: asyncssh.SSHAcceptor | None = None
 
@@ -126,13 +130,17 @@ class SshDoor:
             try:
                 service, name = parse_command(command)
                 target = self.platform.app(pusher, name)
+                give_back = self.pushes.take(pusher.account_id) if service == "git-receive-pack" else None
             except DavitError as error:
                 if (command or "").startswith("git"):
                     _write_all(stdout, pkt_line(b"ERR " + error.message.encode()))  # git prints it as "remote error: …"
                     return 1, b""
                 return 1, f"{error.message}\n".encode()
-            if service == "git-receive-pack":
-                return self._receive(pusher, target, stdin, stdout)
+            if give_back:
+                try:
+                    return self._receive(pusher, target, stdin, stdout)
+                finally:
+                    give_back()
             return self._upload(target, version, stdin, stdout)
         except OSError:
             return 1, b""  # the client is gone
@@ -374,7 +382,10 @@ def main(configuration: Settings | None = None) -> None:
     platform = Davit()
     repositories = Repositories(chosen.home / "repos", Bounds.of(chosen))
     threading.Thread(target=_keep_house, args=(repositories, platform), daemon=True).start()
-    door = SshDoor(repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads)
+    door = SshDoor(
+        repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads,
+        most=chosen.pushes,
+    )  # fmt: skip
     asyncio.run(serve(door, chosen.ssh))
     os._exit(0)  # threads that relay a build would keep the process alive; their builds do not need them
 

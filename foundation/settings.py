@@ -98,8 +98,13 @@ class Settings:
         "DAVIT_RELEASES_KEPT", "50", "releases per app that can be rolled back to; older slugs are collected"
     )
     web_threads: int = _setting(
-        "DAVIT_WEB_THREADS", "64", "requests that the web process works on at once (a push holds one while it builds)"
-    )
+        "DAVIT_WEB_THREADS", "64",
+        "requests that the web process works on at once, pushes not counted; half of them may be logs and runs",
+    )  # fmt: skip
+    pushes: int = _setting(
+        "DAVIT_PUSHES", "48",
+        "pushes that build or wait for their turn at once, over HTTP and again over SSH; one account may have two thirds of them",
+    )  # fmt: skip
     outbound_allow: tuple[Allowed, ...] = _setting(
         "DAVIT_OUTBOUND_ALLOW", None,
         "private addresses that drains and webhooks may call all the same: networks, with a port or without, parted by commas "
@@ -144,7 +149,7 @@ class Settings:
 
 _NUMBERS = (
     "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "repository_limit",
-    "repository_refs", "releases_kept", "web_threads", "rate_limit", "sleep_after",
+    "repository_refs", "releases_kept", "web_threads", "pushes", "rate_limit", "sleep_after",
 )  # fmt: skip
 
 

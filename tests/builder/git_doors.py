@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,14 @@ class Result:
 
 
 class Doors:
-    """Both doors of one home, each in a process of its own."""
+    """Both doors of one home, each in a process of its own.
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    Args:
+        most: pushes that each takes at once.
+    """
+
+    def __init__(self, home: Path, most: int = 12) -> None:
+        self.home, self.most = home, most
         self.repositories = Repositories(home / "repos")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("alice", "bob", "stranger"):
@@ -61,7 +66,7 @@ class Doors:
         """Start a door and wait until it listens."""
         (self.home / f"{which}.port").unlink(missing_ok=True)
         self.processes[which] = subprocess.Popen(
-            [sys.executable, "-m", "tests.builder.git_server", which, str(self.home), str(LIMIT)],
+            [sys.executable, "-m", "tests.builder.git_server", which, str(self.home), str(LIMIT), str(self.most)],
             env=clean_environment(), cwd=ROOT, stdin=subprocess.DEVNULL, stderr=(self.home / f"{which}.log").open("ab"),
         )  # fmt: skip
         wait_until((self.home / f"{which}.port").exists, f"the {which} door listening")
@@ -98,27 +103,28 @@ class Door:
         settings = ("IdentitiesOnly=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         return ["ssh", "-F", "none", "-i", str(self.doors.home / user), *(word for one in settings for word in ("-o", one))]
 
-    def app(self) -> App:
+    def app(self, user: str = "alice") -> App:
         """A new app of alice's, and a working copy with one commit on main."""
-        return App(self, f"alice-{next(_names)}")
+        return App(self, f"{user}-{next(_names)}", user)
 
 
 class App:
-    """An app and the working copy that is pushed to it."""
+    """An app of ``user``'s and the working copy that is pushed to it."""
 
-    def __init__(self, door: Door, name: str) -> None:
+    def __init__(self, door: Door, name: str, user: str = "alice") -> None:
         self.door = door
+        self.user = user
         self.name = name
         self.home = door.doors.home
         self.repositories = door.doors.repositories
         self.work = self.home / "work" / name
         self.work.mkdir(parents=True)
         self.git("init", "-q", "-b", "main")
-        self.git("remote", "add", "davit", door.url(name))
+        self.git("remote", "add", "davit", door.url(name, user))
         self.commit("say hello")
 
-    def git(self, *words: str, user: str = "alice", check: bool = True, cwd: Path | None = None, **more: str) -> Result:
-        env = {**self.door.environment(user), **more}
+    def git(self, *words: str, user: str | None = None, check: bool = True, cwd: Path | None = None, **more: str) -> Result:
+        env = {**self.door.environment(user or self.user), **more}
         # Into a file: ssh makes a pipe that it shares with git non-blocking, and git then loses what does not fit.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(["git", *words], cwd=cwd or self.work, env=env, stdout=output, stderr=output, timeout=60)
@@ -138,14 +144,14 @@ class App:
     def head(self, name: str = "HEAD") -> str:
         return self.git("rev-parse", name).text.strip()
 
-    def push(self, *words: str, user: str = "alice", **more: str) -> Result:
+    def push(self, *words: str, user: str | None = None, **more: str) -> Result:
         return self.git("push", *(words or ("davit", "main")), user=user, check=False, **more)
 
     def pushing(self, *words: str) -> subprocess.Popen[bytes]:
         """A push that goes on by itself."""
         return subprocess.Popen(
             ["git", "push", *(words or ("davit", "main"))],
-            cwd=self.work, env=self.door.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=self.work, env=self.door.environment(self.user), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     @property
@@ -172,8 +178,15 @@ class App:
 
 @pytest.fixture(scope="module")
 def doors() -> Iterator[Doors]:
+    with opened() as made:
+        yield made
+
+
+@contextmanager
+def opened(most: int = 12) -> Iterator[Doors]:
+    """Both doors of a new home; ``most`` pushes at once, and four threads more."""
     home = Path(tempfile.mkdtemp(prefix="dvg", dir="/tmp"))
-    made = Doors(home)
+    made = Doors(home, most)
     try:
         for which in ("http", "ssh"):
             made.start(which)
