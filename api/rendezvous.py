@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from api import attach
 from api.attach import EndOfInput, Input, Order
-from api.nonblocking import CHUNK, WAIT, send_what_fits
+from foundation.nonblocking import CHUNK, WAIT, notice_vanishing, send_what_fits
 
 log = logging.getLogger("web")
 
@@ -132,7 +132,7 @@ def serve(sock: socket.socket, secret: str, early: bytes) -> None:
         sock: in TLS; does not block. The caller closes it.
         early: what came after the secret.
     """
-    _watch(sock)
+    notice_vanishing(sock)
     attachment = attach.waiting.take_by_secret(secret)
     if attachment is None:
         _refuse(sock)
@@ -148,12 +148,3 @@ def _refuse(sock: socket.socket) -> None:
         sock.sendall(BANNER)
         time.sleep(GAP_SECONDS)  # else the client throws the sentence away with the banner
         sock.sendall(USED)
-
-
-def _watch(sock: socket.socket) -> None:
-    """Have the kernel notice a client that vanished without a word, within about two minutes (tcp(7))."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3)):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)

@@ -43,8 +43,8 @@ class Slots(Places):
         self.each = each
         super().__init__(
             most, lambda: each,
-            lambda _: TooManyStreams("Too many logs and outputs are being followed at the moment; try again later."),
-            lambda each: TooManyStreams(f"You follow {each} logs and outputs already; end one of them first."),
+            lambda _: TooManyStreams("Too many logs, outputs and dynos are being followed at the moment; try again later."),
+            lambda each: TooManyStreams(f"You follow {each} logs, outputs and ports of dynos already; end one of them first."),
         )  # fmt: skip
 
 

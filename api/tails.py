@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api import streams
-from api.nonblocking import WAIT
 from foundation.clock import now
+from foundation.nonblocking import WAIT
 from logs import stream
 from logs.stream import Line
 

@@ -30,14 +30,13 @@ from weakref import WeakValueDictionary
 import asyncssh
 from sqlalchemy.orm import Session
 
-from api import attach, streams
+from api import attach, dyno_ports, streams
 from api.attach import EndOfInput, Input, Order, Resize
 from api.dyno_files import DynoFiles
-from api.nonblocking import CHUNK, WAIT, send_what_fits
 from api.streams import TooManyStreams
 from builder.sshserver import OPTIONS, Crowd, KeyServer, ensure_host_key
-from foundation import wire
 from foundation.errors import DavitError, NotFound
+from foundation.nonblocking import CHUNK, WAIT, send_what_fits
 from foundation.settings import Address, settings
 from state import accounts, apps, formation, signatures
 from state.db import snapshot
@@ -276,9 +275,7 @@ def _into(what: dict[str, Any], host: str, port: int) -> socket.socket:
     params, address = _allowed(what)
     if host.lower() not in (*ITSELF, address):
         raise Elsewhere("Only the dyno itself is reached from here: give 127.0.0.1 as the host.")
-    asked = {"app_id": params["app_id"], "inside": params["inside"], "port": port}
-    [descriptor] = wire.call(settings().run / "runtime.sock", "oneoff.connect", asked, timeout=30).fds
-    line = socket.socket(fileno=descriptor)
+    line = dyno_ports.connect(params["app_id"], params["inside"], port)
     line.setblocking(False)
     return line
 

@@ -1,25 +1,22 @@
-"""The server's side of a WebSocket (RFC 6455) on the raw socket that gunicorn hands over, without a thread of its own.
-
-Nothing is buffered without bound in either direction: who does not read is not read from.
-"""
+"""The server's side of a WebSocket's handshake, on the raw socket that gunicorn hands over, without a thread of its own."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from flask import Response
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Ping, Request, TextMessage
+from wsproto.events import AcceptConnection, Request
 from wsproto.utilities import RemoteProtocolError
 
-from api.nonblocking import CHUNK, WAIT, send_what_fits
 from foundation.errors import BadRequest
+from foundation.websocket import Messages
 
 
-class WebSocket:
-    """A connection after its handshake; never blocks.
+class WebSocket(Messages):
+    """The server's side of a WebSocket.
 
     Args:
         environ: the WSGI environment of the GET request that asks for the upgrade.
@@ -29,71 +26,19 @@ class WebSocket:
     """
 
     def __init__(self, environ: dict[str, Any]) -> None:
-        self.socket: socket.socket | None = environ.get("gunicorn.socket")
-        if self.socket is None or environ.get("HTTP_UPGRADE", "").lower() != "websocket":
+        line: socket.socket | None = environ.get("gunicorn.socket")
+        if line is None or environ.get("HTTP_UPGRADE", "").lower() != "websocket":
             raise BadRequest("This endpoint is a WebSocket; the request does not ask for one.", status=426)
-        self._protocol = WSConnection(ConnectionType.SERVER)
+        protocol = WSConnection(ConnectionType.SERVER)
         try:
-            self._protocol.receive_data(_as_received(environ))
-            [event] = list(self._protocol.events())
+            protocol.receive_data(_as_received(environ))
+            [event] = list(protocol.events())
         except (RemoteProtocolError, ValueError):
             raise BadRequest("The WebSocket handshake cannot be read.") from None
         if not isinstance(event, Request):
             raise BadRequest("The WebSocket handshake cannot be read.")
-        self.pending = bytearray(self._protocol.send(AcceptConnection()))
-        self.open = True
-
-    def fileno(self) -> int:
-        """For selectors."""
-        assert self.socket is not None
-        return self.socket.fileno()
-
-    def send(self, event: BytesMessage | TextMessage | CloseConnection) -> None:
-        """Queue a message; :meth:`flush` writes it."""
-        if self.open:
-            self.pending += self._protocol.send(event)
-            if isinstance(event, CloseConnection):
-                self.open = False
-
-    def flush(self) -> None:
-        """Write what the socket takes."""
-        assert self.socket is not None
-        if not send_what_fits(self.socket, self.pending):
-            self._lost()
-
-    def receive(self) -> Iterator[Event]:
-        """The messages that have come; :attr:`open` is false once the client has gone."""
-        assert self.socket is not None
-        try:
-            data = self.socket.recv(CHUNK)
-        except WAIT:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
-        try:
-            self._protocol.receive_data(data)
-            events = list(self._protocol.events())
-        except RemoteProtocolError as error:
-            if self.open and error.event_hint:
-                self.pending += self._protocol.send(error.event_hint)
-            self.open = False
-            return
-        for event in events:
-            if isinstance(event, Ping):
-                self.pending += self._protocol.send(event.response())
-            elif isinstance(event, CloseConnection):
-                if self.open:
-                    self.pending += self._protocol.send(event.response())
-                self.open = False
-            else:
-                yield event
-
-    def _lost(self) -> None:
-        self.open = False
-        self.pending.clear()
+        super().__init__(line, protocol)
+        self.pending += protocol.send(AcceptConnection())
 
 
 def _as_received(environ: dict[str, Any]) -> bytes:

@@ -63,6 +63,8 @@ COMMANDS: dict[str, str] = {
     "run:inside": "cli.apps.run:inside",
     "ps:exec": "cli.apps.run:exec_",
     "ps:copy": "cli.apps.run:copy",
+    "ps:forward": "cli.apps.forward:forward",
+    "ps:socks": "cli.apps.forward:socks",
     "ps:crashes": "cli.apps.history:crashes",
     "activity": "cli.apps.history:activity",
     "releases": "cli.apps.releases:releases",

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import request
 
-from api import attach, links, ranges, rendezvous, serialize, shapes, streams
+from api import attach, dyno_ports, links, ranges, rendezvous, serialize, shapes, streams
 from api.fields import Fields, Flag, Reference, Text, Texts, Whole
 from api.routing import Call, Reply, Resource
 from api.websocket import Handover, WebSocket
@@ -229,5 +229,32 @@ def attach_to(call: Call, dyno: str) -> Handover:
     def run() -> None:
         attach.bridge(web, attachment)
         attach.log.info("detached", extra={"dyno": dyno, "seconds": int(time.monotonic() - started)})
+
+    return Handover(run)
+
+
+@resource.on(
+    "GET", "/apps/<app>/dynos/<dyno>/ports/<port>", needs="operate", ours=True, scope="write-protected", gives=shapes.UPGRADE,
+)  # fmt: skip
+def forward(call: Call, dyno: str, port: str) -> Handover:
+    """A WebSocket to a port of a dyno that runs: binary messages are the bytes, the text \"end\" says that no more come."""
+    row = _dyno(call, dyno)
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise NotFound("A port is a number from 1 to 65535.")
+    web = WebSocket(request.environ)
+    give_back = streams.slots.take(call.account.id)
+    try:
+        line = dyno_ports.connect(call.app.id, row.id, int(port))
+    except BaseException:
+        give_back()
+        raise
+    may_go_on = _may_go_on(call)
+
+    def run() -> None:
+        try:
+            with line:
+                dyno_ports.carry(web, line, may_go_on)
+        finally:
+            give_back()
 
     return Handover(run)

@@ -59,7 +59,7 @@ def attach(client: Client, url: str, terminal: bool, *, into: int | None = None)
     """
     connection = client.connect()
     try:
-        protocol = _shake_hands(connection, client, urlsplit(url).path)
+        protocol = shake_hands(connection, client, urlsplit(url).path)
         connection.settimeout(None)
         with _raw_terminal() if terminal else contextlib.nullcontext():
             return _Session(connection, protocol, terminal, into).run()
@@ -67,7 +67,13 @@ def attach(client: Client, url: str, terminal: bool, *, into: int | None = None)
         connection.close()
 
 
-def _shake_hands(connection: socket.socket, client: Client, path: str) -> WSConnection:
+def shake_hands(connection: socket.socket, client: Client, path: str) -> WSConnection:
+    """Make a connection to the API a WebSocket.
+
+    Raises:
+        Lost: the connection broke.
+        DavitError: it was refused; the API's sentence.
+    """
     protocol = WSConnection(ConnectionType.CLIENT)
     credentials = (b"Authorization", f"Bearer {client.token}".encode())
     connection.sendall(protocol.send(Request(host=client.authority, target=path, extra_headers=[credentials])))

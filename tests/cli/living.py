@@ -15,9 +15,10 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,21 @@ def owner_app(name: str) -> str:
         account = session.scalar(select(Account).where(Account.is_admin))
         assert account
         return apps.create(session, account, name).id
+
+
+@contextmanager
+def echoing() -> Iterator[int]:
+    """A server that answers in capitals, once it has heard all."""
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                with listener.accept()[0] as line, line.makefile("rwb") as both:
+                    both.write(both.read().upper())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)

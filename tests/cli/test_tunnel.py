@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import threading
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from api import dyno_files, streams, tunnel
 from cli.client import ApiError, Client
 from state import accounts, apps, db
 from state.models import Account, App
-from tests.cli.living import Davit, owner_app
+from tests.cli.living import Davit, echoing, owner_app
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 from tests.ports import free_port
@@ -235,7 +233,7 @@ async def _echo(line: asyncssh.SSHClientConnection, host: str, port: int) -> byt
 @pytest.mark.row("exec-elsewhere", "exec-gone")
 def test_a_port_of_the_dyno_is_reached_and_nothing_else(davit: Davit, app: str, key: asyncssh.SSHKey) -> None:
     running = _owner(davit).post(f"/apps/{app}/dynos", {"command": "sleep 600"})
-    with _echoing() as port:
+    with echoing() as port:
         nobody = free_port()
 
         async def reach(line: asyncssh.SSHClientConnection) -> None:
@@ -319,24 +317,6 @@ def test_a_connection_ends_when_whose_it_is_may_not_have_it_any_more(monkeypatch
             return await asyncio.wait_for(loop.sock_recv(theirs, 1), 30)
 
     assert asyncio.run(run()) == b"" and next(answers, None) is None
-
-
-@contextlib.contextmanager
-def _echoing() -> Iterator[int]:
-    """A server that answers in capitals, once it has heard all."""
-
-    def answer() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                with listener.accept()[0] as line, line.makefile("rwb") as both:
-                    both.write(both.read().upper())
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
 
 
 @pytest.mark.parametrize("how", ["taken away", "renewed"])

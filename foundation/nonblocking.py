@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 
@@ -25,3 +26,12 @@ def send_what_fits(line: socket.socket, pending: bytearray) -> bool:
         pending.clear()
         return False
     return True
+
+
+def notice_vanishing(line: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished without a word, within about two minutes (tcp(7))."""
+    with contextlib.suppress(OSError):
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3)):
+            line.setsockopt(socket.IPPROTO_TCP, option, value)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)
