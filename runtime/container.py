@@ -115,7 +115,8 @@ class ContainerDyno(RunningDyno):
             os.close(self._oom_fd)
             self._oom_fd = None
         ooms = self.cgroup.ooms()
-        return Exit(status, oom=self._out_of_memory or (ooms > 0 and status in (None, 128 + SIGKILL)))
+        oom = self._out_of_memory or (ooms > 0 and status in (None, 128 + SIGKILL))
+        return Exit(status, oom, watched=status is None and self._process is not None)
 
     def _watch_memory(self) -> None:
         """A dyno whose memory ran out ends as a whole, as on Heroku: what is left of it would be a riddle, not an app."""

@@ -117,4 +117,4 @@ class Crashes:
 
 def has_crashed(exit: Exit | None) -> bool:
     """Whether a dyno that is over crashed: one that ended with an earlier runtime process, as in a power cut, did not."""
-    return exit is None or exit.status is not None
+    return exit is None or exit.by_itself

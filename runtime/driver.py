@@ -108,12 +108,19 @@ class DynoSpec:
 @dataclass(frozen=True)
 class Exit:
     """How a dyno ended: ``status`` as a shell gives it (128 + signal for a signal), None when nobody could know
-    (it ended while the runtime process was down and the kernel does not keep it); ``why``: a sentence for the app's log where
-    the status does not say it, as when a virtual machine's kernel gave up."""
+    (it ended while the runtime process was down, or an earlier one had started it, and the kernel does not keep it); ``why``: a
+    sentence for the app's log where the status does not say it, as when a virtual machine's kernel gave up; ``watched``: it ended
+    before the eyes of this runtime process, though with no status."""
 
     status: int | None
     oom: bool = False
     why: str = ""
+    watched: bool = False
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether it ended by itself, not with an earlier runtime process, as in a power cut."""
+        return self.status is not None or self.watched
 
 
 @dataclass(frozen=True)

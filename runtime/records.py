@@ -144,7 +144,7 @@ def crash(dyno_id: str, times: int, exit: Exit | None) -> None:
         if row is None:
             return
         row.state, row.routed, row.crashes, row.exit_status = "crashed", False, times, status
-        if status is not None:
+        if exit is not None and exit.by_itself:
             crashes.record(session, row, status, _why(row, exit))
 
 

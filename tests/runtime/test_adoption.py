@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import children
 from runtime.children import exit_information
 from runtime.driver import Exit
 from runtime.drivers import Drivers
@@ -71,8 +72,20 @@ def test_an_adopted_dynos_status_is_known_where_the_kernel_keeps_it(other: Bench
     (dyno,) = other.run(other.driver.adopt())
     other.up(dyno)
     other.run(dyno.signal(signal.SIGTERM))
-    expected = 3 if _kernel_keeps_exit_status() else None
-    assert other.run(dyno.wait()) == Exit(expected)
+    assert other.run(dyno.wait()) == (Exit(3) if _kernel_keeps_exit_status() else Exit(None, watched=True))
+
+
+def test_an_adopted_dyno_that_ends_has_crashed_where_the_kernel_keeps_no_status_too(
+    other: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_and_kill(other, _EXIT_ON_TERM)
+    monkeypatch.setattr(children.Process, "_collect", lambda self: (True, None))  # as before Linux 6.15, where another reaps it
+    other.open()
+    (dyno,) = other.run(other.driver.adopt())
+    other.up(dyno)
+    other.run(dyno.signal(signal.SIGTERM))
+    ended = other.run(dyno.wait())
+    assert ended == Exit(None, watched=True) and ended.by_itself
 
 
 def test_one_that_ended_meanwhile_is_told_as_ended_and_its_lines_are_kept(other: Bench) -> None:

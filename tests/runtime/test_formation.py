@@ -1034,6 +1034,25 @@ def test_a_dyno_that_ended_with_the_process_that_kept_it_comes_back_at_once_and_
     play(world, story)
 
 
+def test_an_adopted_dyno_that_ends_has_crashed_though_the_kernel_keeps_no_status(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        await world.manager.close()
+        running = world.driver.dynos[0]
+        rows = records.rows_of_dynos()
+        world.manager = world.make_manager()
+        world.manager.adopt(rows[running.spec_id], running)
+        world.manager.start()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "it was taken over")
+        running.over.set_result(Exit(None, oom=True, watched=True))
+        await until(lambda: [dyno for dyno in world.driver.dynos[1:] if not dyno.over.done()], "another one")
+        assert world.manager.crashes.in_a_row == {"web.1": 1}
+        name, status, why = world.crashes()[0]  # (the closed manager saw it, too)
+        assert (name, status) == ("web.1", None) and "It was killed: it used more than" in (why or "")
+
+    play(world, story)
+
+
 def test_a_dyno_that_was_still_starting_holds_nobody_up_but_its_own_app(world: World) -> None:
     async def story() -> None:
         await world.manager.close()
