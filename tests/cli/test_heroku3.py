@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import heroku3
 import pytest
+from sqlalchemy import select
 
+from logs import stream
+from state import db
 from state.db import upgrade
+from state.models import Dyno, new_id
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
 
@@ -53,8 +58,16 @@ def test_an_app_lives_from_its_creation_to_its_end(davit: Davit, client: Any) ->
     assert client.app("pythonic").maintenance
     app.disable_maintenance_mode()
     assert [one.user.email for one in app.collaborators()] == ["owner@localhost"]
-    assert app.dynos() is not None
+    started = app.run_command_detached("sleep 600")
+    assert [(dyno.name, dyno.command, dyno.state) for dyno in app.dynos()] == [(started.name, "sleep 600", "up")]
+    with db.transaction() as session:
+        session.add(Dyno(id=new_id(), app_id=str(app.id), name="web.1", type="web", size="basic", command="python app.py", state="up"))
     app.restart()
-    assert "app[api]" in app.get_log(lines=50) or app.get_log(lines=50) == ""
+    with db.snapshot() as session:
+        asked = {dyno.name: dyno.restart_requested for dyno in session.scalars(select(Dyno).where(Dyno.app_id == str(app.id)))}
+    assert asked == {started.name: False, "web.1": True}
+    told = stream.connect(davit.env["REDIS_URL"])
+    stream.emit(told, str(app.id), [stream.Line(datetime.now(timezone.utc), "app", "web.1", "hello")], wait=5)
+    assert app.get_log(lines=50).endswith("app[web.1]: hello\n")
     app.delete()
     assert "pythonic" not in {one.name for one in client.apps()}

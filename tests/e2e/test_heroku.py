@@ -120,8 +120,8 @@ def apps(app: App) -> None:
             assert client.get(f"/apps/{name}c").status_code == 404
         assert "This Davit" in heroku("regions").out
         assert "No add-ons for app" in heroku("addons", "--app", app.name).out
-        for empty in ("teams", "clients", "orgs"):
-            heroku(empty)
+        for command, head in (("teams", "Team Role"), ("orgs", "Teams Role")):
+            assert " ".join(heroku(command).out.replace("─", "").split()) == head, "a table without a row"
 
 
 @scene
@@ -162,7 +162,7 @@ def domains_and_buildpacks(app: App) -> None:
         assert f"=== {app.name} Heroku Domain\n\n{app.name}.localhost\n" in listed
         assert re.search(rf"{re.escape(host)} +CNAME +{app.name}\.localhost", listed)
         assert re.search(rf"hostname: +{re.escape(host)}", heroku("domains:info", host).out)
-        heroku("domains:wait", host)
+        assert f"Waiting for {host}... done" in heroku("domains:wait", host).err
         assert {row["hostname"] for row in ask(app, "/domains")} == {host, f"{app.name}.localhost"}
         heroku("domains:remove", host)
         heroku("domains:add", host)
@@ -483,8 +483,8 @@ def drains_webhooks_and_certificates(app: App) -> None:
         assert row["id"] in heroku("webhooks").out
         heroku("webhooks:update", row["id"], "--include", "api:build", "--level", "notify", "--url", "https://93.184.215.14/other")
         assert "https://93.184.215.14/other" in heroku("webhooks:info", row["id"]).out
-        heroku("webhooks:events")
-        heroku("webhooks:deliveries")
+        assert heroku("webhooks:events").out == f"{app.name} has no events\n"
+        assert heroku("webhooks:deliveries").out == f"{app.name} has no deliveries\n"
         with app.davit.client() as client:
             client.patch(f"/apps/{app.name}/config-vars", json={"A": "1"}).raise_for_status()
             client.post(f"/apps/{app.name}/webhooks", json={"include": ["api:app"], "level": "notify", "url": "https://93.184.215.14/a"})
