@@ -210,8 +210,8 @@ class OneOffs:
         """Take over a one-off that an earlier runtime process started.
 
         A detached one goes on until its command or its time is over. Of the others the terminal or the pipes went with the
-        process that held them: they are asked to end, and ended after the grace period. A release command is ended at once:
-        its release fails, and the next one's must not meet it.
+        process that held them: they are hung up and asked to end, and ended after the grace period. A release command is
+        ended at once: its release fails, and the next one's must not meet it.
         """
         self.running[row.id], self.rows[row.id] = dyno, row
         if row.ends_at is not None:
@@ -236,7 +236,8 @@ class OneOffs:
         done, _ = await asyncio.wait({over}, timeout=1)  # it may have ended with its terminal, or long before
         if not done:
             why = "Davit was restarted, and nobody is connected to it any more"
-            applog.say(row.app_id, row.name, f"Stopping process with SIGTERM: {why}")
+            applog.say(row.app_id, row.name, f"Stopping all processes with SIGHUP and SIGTERM: {why}")
+            await dyno.signal(signal.SIGHUP, everyone=True)  # a shell takes no notice of SIGTERM
             await dyno.signal(signal.SIGTERM)
             await self._kill_later(dyno, GRACE_SECONDS)
         await over

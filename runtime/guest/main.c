@@ -183,6 +183,16 @@ static void resize(struct channel *channel, const uint8_t *payload) {
     ioctl(channel->out.from, TIOCSWINSZ, &size);
 }
 
+/* Who connects anew knows of no further command: those of an earlier host end are hung up, as a container's are. */
+static void hang_up(void) {
+    for (int i = 0; i < CHANNELS; i++) {
+        struct channel *channel = &channels[i];
+        if (!channel->used || !channel->number) continue;
+        if (!channel->ended) kill(-channel->pid, SIGHUP), kill(channel->pid, SIGHUP);
+        drop(channel);
+    }
+}
+
 static void synced(const uint8_t *nonce) {
     uint8_t answer[16 + 12] = {0};
     uint32_t protocol = PROTOCOL;
@@ -190,6 +200,7 @@ static void synced(const uint8_t *nonce) {
     memcpy(answer + 16, &protocol, 4);
     answer[20] = (uint8_t)state;
     memcpy(answer + 21, &outcome, sizeof outcome);
+    hang_up();
     frames_connected(1);
     frames_send(SYNCED, 0, answer, sizeof answer);
     if (state == RUNNING) look_listeners(1), look_figures();

@@ -19,7 +19,7 @@ from tests.runtime.bench_of_driver import ENV, LIMITS
 
 
 async def main(stack: str, slug: str, *commands: str) -> None:
-    """Start one dyno for each command, one after the other: the last has only just started when this is said."""
+    """Start one dyno for each command, a further command in the first, and say so when the last has only just started."""
     host = Host(settings(), Instance.claim(settings()), warm=0, environ={})
     driver = MicroVmDriver(host)
     await host.open()
@@ -30,7 +30,9 @@ async def main(stack: str, slug: str, *commands: str) -> None:
         )
         for number, command in enumerate(commands, 1)
     ]
-    dynos = [await driver.start(spec) for spec in specs]
+    dynos = [await driver.start(specs[0])]
+    await dynos[0].exec(["/bin/bash", "-c", "while true; do sleep 1; done"], ENV, terminal=(24, 80))
+    dynos += [await driver.start(spec) for spec in specs[1:]]
     print(json.dumps([[dyno.spec_id, dyno.pid] for dyno in dynos]), flush=True)
     await asyncio.sleep(600)
 

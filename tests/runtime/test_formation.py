@@ -1857,6 +1857,20 @@ def test_a_one_off_whose_start_cannot_be_written_down_does_not_run_on(world: Wor
     play(world, story)
 
 
+def test_a_one_off_whose_client_went_with_the_earlier_runtime_is_hung_up_and_told_to_end(world: World) -> None:
+    """A shell in a microVM has no terminal of ours that could go, and takes no notice of SIGTERM."""
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        (row,), (running,) = world.dynos("up"), world.driver.dynos
+        one_offs = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
+        await one_offs.adopt(row, running)  # type: ignore[arg-type]
+        await until(lambda: "signal 15 web.1" in world.events, "it is told to end")
+        assert "signal 1 web.1" in world.events and one_offs.rows
+
+    play(world, story)
+
+
 @pytest.mark.row("release-timeout")
 def test_a_release_command_has_an_hour(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:

@@ -238,7 +238,9 @@ class TestLife:
             ended = found["dyno-2"]
             assert other.run(ended.wait()) == Exit(5)
             alive = found["dyno-1"]
-            other.until(lambda: _pids(alive) == 3, "its sleep, after which its trap is set")
+            other.until(lambda: _pids(alive) == 3, "its sleep, after which its trap is set; the further command is hung up")
+            exit, said = other.command(alive, ["/bin/bash", "-c", "echo another"], ENV)  # type: ignore[arg-type]
+            assert (exit, said) == (Exit(0), "another\n")
             other.run(alive.signal(signal.SIGTERM))
             assert other.run(alive.wait()) == Exit(3)
         finally:
