@@ -88,6 +88,7 @@ class Runtime:
         """Prepare the host, take over what runs, manage every app, listen."""
         await self.driver.open()
         await asyncio.to_thread(self.snapshots.sweep)
+        await asyncio.to_thread(self.sandboxes.sweep)
         await self._adopt()
         for app_id in await asyncio.to_thread(records.all_app_ids):
             self._manager(app_id)
@@ -160,7 +161,7 @@ class Runtime:
     def _remove_files(self, app_id: str) -> None:
         home = self.settings.home
         self.snapshots.forget(app_id)
-        (home / "caches" / f"{app_id}.img").unlink(missing_ok=True)
+        self.sandboxes.forget_cache(app_id)
         dynos.forget(home, app_id)
         for path in (home / "repos" / f"{app_id}.git", *(home / "repos" / "incoming").glob(f"{app_id}.*")):
             shutil.rmtree(path, ignore_errors=True)

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,6 +77,17 @@ class Sandboxes:
         self.sandboxes: dict[str, Sandbox] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads = asyncio.Semaphore(1)
+        self._caches = threading.Lock()
+
+    def sweep(self) -> None:
+        """Before any sandbox is opened: remove what a runtime process that was killed left of its own, which ended with it."""
+        home, run = self.settings.home, self.settings.run
+        for path in (*home.glob("caches/*.img.*"), *home.glob("slugs/incoming/*")):
+            path.unlink(missing_ok=True)
+        for place in (*run.glob("cache-*/cache"), *run.glob("cache-*"), *run.glob("sandbox-*")):
+            mounts.unmount(place)  # gone with that process's mount namespace, if it had one; nothing behind it is removed
+            with suppress(OSError):
+                place.rmdir()
 
     async def open(self, call: Call) -> None:
         """``sandbox.open {build_id, app_id, app, env, command}`` and three descriptors (source in, report out, output out)."""
@@ -188,11 +200,15 @@ class Sandboxes:
 
     async def purge_cache(self, call: Call) -> None:
         """``cache.purge {app_id}``: the app's next build begins without a cache; one that is under way leaves none."""
-        app_id = str(call.params["app_id"])
-        for sandbox in self.sandboxes.values():
-            if sandbox.app_id == app_id:
-                sandbox.keeps_cache = False
-        await asyncio.to_thread(self.cache_path(app_id).unlink, missing_ok=True)
+        await asyncio.to_thread(self.forget_cache, str(call.params["app_id"]))
+
+    def forget_cache(self, app_id: str) -> None:
+        """Remove the app's cache; a build that is under way leaves none."""
+        with self._caches:
+            for sandbox in list(self.sandboxes.values()):
+                if sandbox.app_id == app_id:
+                    sandbox.keeps_cache = False
+            self.cache_path(app_id).unlink(missing_ok=True)
 
     def _commit_cache(self, sandbox: Sandbox) -> bool:
         if not sandbox.keeps_cache:
@@ -215,9 +231,10 @@ class Sandboxes:
             (staging / "cache").mkdir(parents=True)
             kernel.mount(f"/proc/self/fd/{tree}", staging / "cache", None, kernel.MS_BIND)
             image.seal(staging, fresh, user=self.user(sandbox.dyno.slot), limit=CACHE_LIMIT)
-            if sandbox.keeps_cache:  # nobody wanted it away while it was written
-                fresh.rename(target)
-            return sandbox.keeps_cache
+            with self._caches:
+                if sandbox.keeps_cache:  # nobody wanted it away while it was written
+                    fresh.rename(target)
+                return sandbox.keeps_cache
         except image.SlugTooLarge:
             log.warning("a build cache is too large to be kept", extra={"app_id": sandbox.app_id})
             return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 
 from builder import job
 from foundation import wire
+from foundation.errors import DavitError
 from foundation.settings import settings
+from state import apps, db
+from state.models import Account, App
+from tests.api.conftest import Neighbour, neighbour
 from tests.builder.test_build_job import PACK, Pushed, davit
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
@@ -22,11 +27,31 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 STACKS = Path(os.environ.get("DAVIT_STACKS") or "/var/cache/davit/stacks")
 REPOSITORY = Path(__file__).parents[2]
 
-__all__ = ["davit"]
+__all__ = ["davit", "neighbour"]
+
+
+class Sandboxed(Pushed):
+    """An app whose builds run in sandboxes of ``runtime``, a real runtime process."""
+
+    runtime: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        self.runtime = subprocess.Popen([sys.executable, "-m", "runtime"], cwd=REPOSITORY)
+        wait_until(lambda: self._answers() or self.runtime.poll() is not None, "the runtime process answering")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(wire.call(settings().run / "runtime.sock", "ping", {}, timeout=30).result)
+        except DavitError:
+            return False
+
+    def kill(self) -> None:
+        self.runtime.kill()
+        self.runtime.wait()
 
 
 @pytest.fixture
-def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pushed]:
+def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxed]:
     """An app whose builds run in containers with 300 MB of memory and 200 MB of disk."""
     if not (STACKS / "davit-13" / "current").exists():
         pytest.fail(f"There is no stack in {STACKS}; `make setup` builds it.")
@@ -38,16 +63,13 @@ def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pushed]:
     }.items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
-    pushed = Pushed(davit)
-    process = subprocess.Popen([sys.executable, "-m", "runtime"], cwd=REPOSITORY)
+    pushed = Sandboxed(davit)
     try:
-        wait_until(
-            lambda: (davit / "run" / "runtime.sock").exists() or process.poll() is not None, "the runtime process listening"
-        )
+        pushed.start()
         yield pushed
     finally:
-        process.terminate()
-        process.wait(30)
+        pushed.runtime.terminate()
+        pushed.runtime.wait(30)
         subprocess.run([sys.executable, "-m", "runtime", "stop"], cwd=REPOSITORY, check=True, timeout=60)
 
 
@@ -159,6 +181,71 @@ def test_a_cache_is_thrown_away_and_a_build_under_way_brings_it_not_back(
     assert "Test app detected\nend of cache" in printed and not caches()
     build(sandboxed, compile=fills)
     assert len(caches()) == 1
+
+
+def _left() -> list[str]:
+    """What is there of sandboxes besides caches that are kept."""
+    home = settings().home
+    patterns = ("caches/*.img.*", "slugs/incoming/*", "run/cache-*", "run/sandbox-*")
+    return sorted(str(path.relative_to(home)) for pattern in patterns for path in home.glob(pattern))
+
+
+def test_a_runtime_that_is_killed_while_it_writes_a_cache_leaves_nothing_of_it(
+    sandboxed: Sandboxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches, left = settings().home / "caches", [[""], [""]]
+
+    def cut() -> None:
+        wait_until(lambda: list(caches.glob("*.img*")), "a cache being written")
+        sandboxed.kill()
+        (settings().home / "slugs" / "incoming" / "of-a-build-that-was-given-up.img").touch()
+        left[0] = _left()
+        sandboxed.start()
+        left[1] = _left()
+
+    real = job.BuildJob._keep_cache
+
+    def keep(self: job.BuildJob, sandbox: Any) -> None:
+        cutting = threading.Thread(target=cut)
+        cutting.start()
+        real(self, sandbox)
+        cutting.join()
+
+    monkeypatch.setattr(job.BuildJob, "_keep_cache", keep)
+    for _ in range(3):  # where the cut comes too late, once more
+        _, printed = build(sandboxed, compile='head -c 120000000 /dev/urandom > "$2/large"')
+        assert left[1] == []
+        if len(left[0]) == 4:
+            break
+        for path in caches.iterdir():
+            path.unlink()
+    assert len(left[0]) == 4, left
+    assert "The build cache could not be kept" in printed and not list(caches.iterdir())
+
+
+def test_the_cache_of_an_app_that_is_destroyed_while_it_is_built_does_not_come_back(
+    sandboxed: Sandboxed, neighbour: Callable[..., Neighbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour(settings().run / "router.sock", {"sync": lambda call: None})  # an app goes once it has no routes
+    real = job.BuildJob._keep_cache
+
+    def is_gone() -> bool:
+        with db.snapshot() as session:
+            return session.get(App, sandboxed.app.id) is None
+
+    def keep(self: job.BuildJob, sandbox: Any) -> None:
+        with db.transaction() as session:
+            app, account = session.get(App, sandboxed.app.id), session.get(Account, sandboxed.account.id)
+            assert app and account
+            apps.destroy(session, account, app)
+        wait_until(is_gone, "the app's end")
+        real(self, sandbox)
+
+    monkeypatch.setattr(job.BuildJob, "_keep_cache", keep)
+    sandboxed.set_pack(**{**PACK, "compile": 'echo x > "$2/kept"'})
+    job.build(sandboxed.build(sandboxed.commit(Procfile="web: x\n")))
+    wait_until(lambda: not _left(), "nothing of the sandbox left")
+    assert not list((settings().home / "caches").glob("*"))
 
 
 def test_the_cache_of_a_failed_build_is_not_kept(sandboxed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:

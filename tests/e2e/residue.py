@@ -24,8 +24,10 @@ def residue(davit: Davit) -> Iterator[str]:
     home = davit.home
     for folder in ("run/dynos", "repos/incoming", "slugs/incoming"):
         yield from (f"file {path}" for path in (home / folder).glob("*"))
-    for pattern in ("repos/*.git", "repos/.*", "caches/*", "run/cache-*", "run/.template-*", "slugs/.put-*", "builds/*/workspace*"):
+    for pattern in ("repos/*.git", "repos/.*", "caches/*", "slugs/.put-*", "builds/*/workspace*"):
         yield from (f"file {path}" for path in home.glob(pattern))
+    for pattern in ("cache-*", "sandbox-*", ".template-*"):
+        yield from (f"file {path}" for path in (home / "run").glob(pattern))
     yield from rows_unfinished(davit)
     yield from (f"cgroup {group}" for group in _dyno_cgroups(davit))
 
