@@ -12,8 +12,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
-
 from foundation.clock import now
 from foundation.errors import Conflict, DavitError, DiskFull, InvalidParams, NotFound, Unavailable
 from foundation.wire import Call
@@ -259,7 +257,7 @@ class OneOffs:
                 row, spec = await self._enter(
                     state, release, line, type="release", size=None, env={}, terminal=None, fds=[nothing, writer, writer]
                 )
-            except (Unavailable, DiskFull, OperationalError) as error:
+            except (Unavailable, DiskFull) as error:
                 raise NotBegun(str(error)) from error
             dyno = await self._launch(row, spec)
         except BaseException:

@@ -10,8 +10,6 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from sqlalchemy.exc import OperationalError
-
 from foundation.errors import DavitError, DiskFull, Unavailable
 from runtime import records
 from runtime.attempts import WAVE, Attempt, Rise, Unwanted
@@ -124,7 +122,7 @@ class Releasing:
             return "release phase failed", error.message
         if isinstance(error, DavitError) and not isinstance(error, Unavailable | DiskFull):
             return "app did not start", error.message
-        if isinstance(error, DavitError | OperationalError):
+        if isinstance(error, DavitError):
             return None  # the database is busy or away, or there is no room: as long as that lasts
         failed, times = self._failures
         self._failures = rise.release_id, times + 1 if failed == rise.release_id else 1

@@ -80,7 +80,8 @@ def transaction() -> Iterator[Session]:
 
     Raises:
         DiskFull: the database has no room to write; nothing was changed.
-        Unavailable: others kept it busy for :data:`BUSY_SECONDS`, and nothing was changed; or it does not answer.
+        Unavailable: others kept it busy for :data:`BUSY_SECONDS`, or were in the way, and nothing was changed; or it does not
+            answer.
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
@@ -100,6 +101,8 @@ def _in_sentences() -> Iterator[None]:
             raise DiskFull() from error
         if _for_want_of_a_turn(error):
             raise _busy() from error
+        if _in_each_others_way(error):
+            raise Unavailable("Others changed the same in the same moment, so nothing was changed; try again.") from error
         if _for_want_of_an_answer(error):
             log.warning("the database does not answer: %s", error.orig)
             raise Unavailable("The database does not answer at the moment; try again.") from error
@@ -171,6 +174,11 @@ def _for_want_of_room(error: DBAPIError) -> bool:
 def _for_want_of_a_turn(error: DBAPIError) -> bool:
     """SQLite's SQLITE_BUSY; PostgreSQL's lock_not_available (SQLSTATE 55P03)."""
     return "database is locked" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "55P03"
+
+
+def _in_each_others_way(error: DBAPIError) -> bool:
+    """PostgreSQL's deadlock_detected and serialization_failure (SQLSTATE 40P01 and 40001)."""
+    return getattr(error.orig, "sqlstate", None) in ("40P01", "40001")
 
 
 def _for_want_of_an_answer(error: DBAPIError) -> bool:

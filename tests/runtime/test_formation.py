@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 
 from foundation.clock import now
 from foundation.errors import DavitError, DiskFull, Unavailable
@@ -726,7 +725,7 @@ def test_a_release_that_davit_cannot_bring_up_ends_with_a_sentence(world: World,
 def test_a_database_that_is_away_is_not_held_against_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
-        begin, away = records.begin_release, [Unavailable("The database was busy."), OperationalError("SELECT", {}, Exception("connection refused"))] * 2
+        begin, away = records.begin_release, [Unavailable("The database was busy."), DiskFull()] * 2
 
         def refuse(*words: Any) -> Release | None:
             if away:

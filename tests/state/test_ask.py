@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from foundation.clock import now
 from foundation.errors import Unavailable
@@ -82,3 +86,36 @@ def test_a_database_that_others_keep_busy_is_told_as_such(database: str, monkeyp
         other.execute("ROLLBACK")
     with db.transaction() as session:
         accounts.create(session, None, "ann@example.com")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # on SQLite there is one writer at a time
+def test_writers_that_wait_for_each_other_are_told_to_try_again(database: str) -> None:
+    first, second = text("SELECT pg_advisory_xact_lock(1)"), text("SELECT pg_advisory_xact_lock(2)")
+    has_it, may_go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with db.transaction() as session:
+            session.execute(second)
+            has_it.set()
+            assert may_go_on.wait(60)
+            session.execute(first)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(other)
+        with pytest.raises(Unavailable, match="Others changed the same in the same moment"), db.transaction() as session:
+            session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            session.execute(first)
+            assert has_it.wait(60)
+            may_go_on.set()
+            _wait_until_one_waits()
+            session.execute(second)
+        done.result(60)
+
+
+def _wait_until_one_waits() -> None:
+    for _ in range(3000):
+        with db.snapshot() as session:
+            if session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")):
+                return
+        time.sleep(0.01)
+    pytest.fail("nobody waits")
