@@ -39,8 +39,8 @@ def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], click.C
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json``: print what the API answered."""
-    return click.option("--json", "as_json", is_flag=True, help="output in JSON format")(function)
+    """``-j``, ``--json``: print what the API answered."""
+    return click.option("-j", "--json", "as_json", is_flag=True, help="output in JSON format")(function)
 
 
 def warn(message: str) -> None:

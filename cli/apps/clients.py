@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,16 @@ def _path(id: str) -> str:
     return f"/oauth/clients/{quote(id, safe='')}"
 
 
-def _show(row: Any, as_json: bool) -> None:
+_shell = click.option("-s", "--shell", is_flag=True, help="output in shell key/value format")
+
+
+def _show(row: Any, as_json: bool, shell: bool) -> None:
     if as_json:
         return output.print_json(row)
+    if shell:
+        for name, value in (("ID", row["id"]), ("SECRET", row["secret"])):
+            click.echo(f"HEROKU_OAUTH_{name}={shlex.quote(value or '')}")
+        return
     output.header(row["name"])
     output.pairs([("ID", row["id"]), ("Redirect URI", row["redirect_uri"]), ("Secret", row["secret"] or "(shown once)")])
 
@@ -37,20 +45,22 @@ def clients(as_json: bool) -> None:
 @command("clients:create")
 @click.argument("name")
 @click.argument("redirect_uri")
+@_shell
 @json_option
-def clients_create(name: str, redirect_uri: str, as_json: bool) -> None:
+def clients_create(name: str, redirect_uri: str, shell: bool, as_json: bool) -> None:
     """Make an OAuth client; its secret is shown only now."""
     with action(f"Creating {name}"):
         row = hosts.connect().post("/oauth/clients", {"name": name, "redirect_uri": redirect_uri})
-    _show(row, as_json)
+    _show(row, as_json, shell)
 
 
 @command("clients:info")
 @click.argument("id")
+@_shell
 @json_option
-def clients_info(id: str, as_json: bool) -> None:
+def clients_info(id: str, shell: bool, as_json: bool) -> None:
     """Show an OAuth client."""
-    _show(hosts.connect().get(_path(id)), as_json)
+    _show(hosts.connect().get(_path(id)), as_json, shell)
 
 
 @command("clients:update")
@@ -66,12 +76,13 @@ def clients_update(id: str, name: str | None, url: str | None) -> None:
 
 @command("clients:rotate")
 @click.argument("id")
+@_shell
 @json_option
-def clients_rotate(id: str, as_json: bool) -> None:
+def clients_rotate(id: str, shell: bool, as_json: bool) -> None:
     """Change an OAuth client's secret for a new one, which is shown only now."""
     with action(f"Updating {id}"):
         row = hosts.connect().post(f"{_path(id)}/actions/rotate-credentials")
-    _show(row, as_json)
+    _show(row, as_json, shell)
 
 
 @command("clients:destroy")

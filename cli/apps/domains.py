@@ -37,11 +37,15 @@ def domains(app: Target, as_json: bool) -> None:
 @command("domains:add")
 @on_app
 @click.argument("hostname")
+@click.option("-c", "--cert", metavar="NAME", help="the certificate that serves it")
+@click.option("--wait", is_flag=True, help="return when it is in force")
 @json_option
-def add(app: Target, hostname: str, as_json: bool) -> None:
+def add(app: Target, hostname: str, cert: str | None, wait: bool, as_json: bool) -> None:
     """Route a domain to an app."""
     with action(f"Adding {hostname} to {hexed(app.app)}"):
-        row = app.client.post(f"{app.path}/domains", {"hostname": hostname, "sni_endpoint": None})
+        row = app.client.post(f"{app.path}/domains", {"hostname": hostname, "sni_endpoint": cert})
+        if wait:
+            _wait(app, hostname)
     if as_json:
         return output.print_json(row)
     output.warn(f"Configure your app's DNS provider to point to the DNS Target {row['cname']}.")
@@ -86,6 +90,10 @@ def update(app: Target, hostname: str, cert: str) -> None:
 @click.argument("hostname", required=False)
 def wait(app: Target, hostname: str | None) -> None:
     """Wait until a domain, or every one, is in force."""
+    _wait(app, hostname)
+
+
+def _wait(app: Target, hostname: str | None) -> None:
     while True:
         rows = [row for row in app.get("/domains") if hostname in (None, row["hostname"])]
         if hostname and not rows:

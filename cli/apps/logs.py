@@ -27,7 +27,10 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright
 @click.option("-n", "--num", default=100, show_default=True, type=click.IntRange(0, 1500), help="number of lines to show")
 @click.option("-t", "--tail", is_flag=True, help="continually stream logs")
 @click.option("-s", "--source", type=click.Choice(["app", "heroku"]), help="only show output from the app, or from the platform")
-@click.option("-d", "--dyno", "--dyno-name", "--ps", help="only show output from this dyno (web.1) or process type (web)")
+@click.option(
+    "-d", "--dyno", "--dyno-name", "-p", "--process-type", "--ps",
+    help="only show output from this dyno (web.1) or process type (web)",
+)  # fmt: skip
 def logs(app: Target, num: int, tail: bool, source: str | None, dyno: str | None) -> None:
     """Show an app's log."""
     asked = {"lines": num, "tail": tail, "source": source, "dyno": dyno}

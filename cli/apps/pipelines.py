@@ -114,10 +114,14 @@ def pipelines_destroy(pipeline: str) -> None:
 
 
 @command("pipelines:transfer")
-@click.argument("pipeline")
-@click.argument("recipient")
-def pipelines_transfer(pipeline: str, recipient: str) -> None:
+@click.argument("words", nargs=-1, metavar="[PIPELINE] RECIPIENT")
+@click.option("-p", "--pipeline", help="the pipeline, where it is not the first argument")
+@click.option("-c", "--confirm", metavar="PIPELINE", help="as heroku's: nobody is asked here")
+def pipelines_transfer(words: tuple[str, ...], pipeline: str | None, confirm: str | None) -> None:
     """Give a pipeline to another account."""
+    if len(words) != (1 if pipeline else 2):
+        raise DavitError("Name the pipeline and who gets it: davit pipelines:transfer PIPELINE RECIPIENT.")
+    pipeline, recipient = pipeline or words[0], words[-1]
     client = hosts.connect()
     found = _find(client, pipeline)
     sent = {"pipeline": {"id": found["id"]}, "new_owner": {"id": recipient, "type": "user"}}

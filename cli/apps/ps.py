@@ -201,11 +201,16 @@ def sleep(app: Target, choice: str | None) -> None:
     click.echo(f"sleep: {shown['sleep']}" + (" (the app sleeps now)" if shown["asleep"] else ""))
 
 
+_named = click.option("-d", "--dyno-name", "-p", "--process-type", "named", help="as the argument: a dyno or a process type")
+
+
 @command("ps:restart")
 @on_app
 @click.argument("dyno", required=False)
-def restart(app: Target, dyno: str | None) -> None:
+@_named
+def restart(app: Target, dyno: str | None, named: str | None) -> None:
     """Restart all dynos, those of a process type (web), or one (web.1)."""
+    dyno = named or dyno
     what = f"dyno {dyno}" if dyno and "." in dyno else f"all {dyno} dynos" if dyno else "all dynos"
     with action(f"Restarting {what} on {hexed(app.app)}"):
         app.client.delete(app.path + _place(dyno))
@@ -213,9 +218,13 @@ def restart(app: Target, dyno: str | None) -> None:
 
 @command("ps:stop")
 @on_app
-@click.argument("dyno")
-def stop(app: Target, dyno: str) -> None:
+@click.argument("dyno", required=False)
+@_named
+def stop(app: Target, dyno: str | None, named: str | None) -> None:
     """Stop a dyno (run.1234), or those of a process type; the formation starts new ones in their place."""
+    dyno = named or dyno
+    if dyno is None:
+        raise DavitError("Name the dyno to stop (web.1), or the process type (web).")
     with action(f"Stopping {dyno} {'dyno' if '.' in dyno else 'dynos'} on {hexed(app.app)}"):
         app.client.post(f"{app.path}{_place(dyno)}/actions/stop")
 

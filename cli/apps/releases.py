@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -53,13 +54,18 @@ def _one(app: Target, release: str | None) -> Any:
 @command("releases:info")
 @on_app
 @click.argument("release", required=False)
+@click.option("-s", "--shell", is_flag=True, help="output the config vars in shell key/value format")
 @json_option
-def info(app: Target, release: str | None, as_json: bool) -> None:
+def info(app: Target, release: str | None, shell: bool, as_json: bool) -> None:
     """Show a release: the newest, or v7."""
     row = _one(app, release)
     values = app.get(f"/releases/{row['version']}/config-vars")
     if as_json:
         return output.print_json({"release": row, "config": values})
+    if shell:
+        for name, value in sorted(values.items()):
+            click.echo(f"{name}={shlex.quote(value)}")
+        return
     output.header(f"Release v{row['version']}")
     output.pairs(
         [

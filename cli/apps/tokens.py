@@ -42,7 +42,7 @@ def authorizations(as_json: bool) -> None:
 @click.option("-d", "--description", help="what it is for")
 @click.option("-s", "--scope", help="comma-separated: global, identity, read, write, read-protected, write-protected")
 @click.option("-e", "--expires-in", type=click.IntRange(1), help="seconds that it lasts; for ever by default")
-@click.option("--short", is_flag=True, help="print only the token")
+@click.option("-S", "--short", is_flag=True, help="print only the token")
 @json_option
 def authorizations_create(description: str | None, scope: str | None, expires_in: int | None, short: bool, as_json: bool) -> None:
     """Make a token, which is shown only now."""

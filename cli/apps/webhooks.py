@@ -11,6 +11,8 @@ from cli import output
 from cli.output import action, command, hexed, json_option
 from cli.target import Target, on_app
 
+_authorization = click.option("-t", "--authorization", help="what the Authorization header of each call holds")
+
 
 def _path(app: Target, webhook: str) -> str:
     return f"{app.path}/webhooks/{quote(webhook, safe='')}"
@@ -37,11 +39,11 @@ def webhooks(app: Target, as_json: bool) -> None:
 @click.option("-l", "--level", type=click.Choice(["notify", "sync"]), default="notify", show_default=True)
 @click.option("-u", "--url", required=True, help="what is called")
 @click.option("-s", "--secret", help="signs what is sent; one is made when none is given")
-def webhooks_add(app: Target, include: str, level: str, url: str, secret: str | None) -> None:
+@_authorization
+def webhooks_add(app: Target, include: str, level: str, url: str, secret: str | None, authorization: str | None) -> None:
     """Have what happens to an app told to a URL."""
     sent: dict[str, Any] = {"include": [word.strip() for word in include.split(",")], "level": level, "url": url}
-    if secret:
-        sent["secret"] = secret
+    sent |= {name: value for name, value in (("secret", secret), ("authorization", authorization)) if value}
     with action(f"Adding webhook to {hexed(app.app)}"):
         app.client.post(f"{app.path}/webhooks", sent)
 
@@ -66,12 +68,14 @@ def webhooks_info(app: Target, webhook: str, as_json: bool) -> None:
 @click.option("-l", "--level", type=click.Choice(["notify", "sync"]))
 @click.option("-u", "--url")
 @click.option("-s", "--secret")
+@_authorization
 def webhooks_update(
-    app: Target, webhook: str, include: str | None, level: str | None, url: str | None, secret: str | None
-) -> None:
+    app: Target, webhook: str, include: str | None, level: str | None, url: str | None, secret: str | None,
+    authorization: str | None,
+) -> None:  # fmt: skip
     """Change a webhook."""
     words = [word.strip() for word in include.split(",")] if include else None
-    given = {"include": words, "level": level, "url": url, "secret": secret}
+    given = {"include": words, "level": level, "url": url, "secret": secret, "authorization": authorization}
     with action(f"Updating webhook {webhook} for {hexed(app.app)}"):
         app.client.patch(_path(app, webhook), {name: value for name, value in given.items() if value is not None})
 
@@ -87,10 +91,11 @@ def webhooks_remove(app: Target, webhook: str) -> None:
 
 @command("webhooks:deliveries")
 @on_app
+@click.option("-s", "--status", help="only those that are pending, scheduled, retrying, failed or succeeded")
 @json_option
-def webhooks_deliveries(app: Target, as_json: bool) -> None:
+def webhooks_deliveries(app: Target, status: str | None, as_json: bool) -> None:
     """List what was, or is to be, sent."""
-    rows = app.get("/webhook-deliveries")
+    rows = [row for row in app.get("/webhook-deliveries") if status in (None, row["status"])]
     if as_json:
         return output.print_json(rows)
     output.table([(row["id"], row["event"]["include"], row["status"], row["num_attempts"]) for row in rows],

@@ -129,6 +129,35 @@ def test_buildpacks_are_searched_and_explained(davit: Davit) -> None:
     assert "no such buildpack" in davit("buildpacks:versions", "heroku/none", check=False).stderr
 
 
+def test_flags_of_herokus_do_what_they_do_there(davit: Davit) -> None:
+    davit("apps:create", "flagged")
+    davit.has_code("flagged", {"web": "python app.py"})
+    davit("config:set", "-a", "flagged", "A=two words", "--no-wait")
+    assert davit("releases:info", "-s", "-a", "flagged").stdout == "A='two words'\n"
+    assert json.loads(davit("config", "-j", "-a", "flagged").stdout) == {"A": "two words"}
+    assert "Restarting all web dynos on" in davit("ps:restart", "--process-type", "web", "-a", "flagged").stderr
+    assert "find that process (web.7)" in davit("ps:stop", "--dyno-name", "web.7", "-a", "flagged", check=False).stderr
+    assert "Name the dyno to stop" in davit("ps:stop", "-a", "flagged", check=False).stderr
+    assert davit("logs", "-p", "web", "-a", "flagged").stdout == ""
+    davit("domains:add", "--wait", "-a", "flagged", "www.flagged.example.com")
+    refused = davit("domains:add", "--cert", "none-such", "-a", "flagged", "ww2.flagged.example.com", check=False)
+    assert "find that SNI endpoint" in refused.stderr
+    told = ("-i", "api:release", "-u", "https://93.184.215.14/hook", "-t", "Bearer of-a-hook")
+    davit("webhooks:add", "-a", "flagged", *told)
+    assert "of-a-hook" not in davit("webhooks", "-a", "flagged", "--json").stdout
+    davit("config:set", "-a", "flagged", "B=1", "--no-wait")
+    assert json.loads(davit("webhooks:deliveries", "-s", "succeeded", "-a", "flagged", "--json").stdout) == []
+    shell = davit("clients:create", "-s", "an editor", "https://example.com/callback").stdout
+    id = re.match(r"HEROKU_OAUTH_ID=([0-9a-f-]{36})\nHEROKU_OAUTH_SECRET=\S{20,}\n", shell)
+    assert id, shell
+    davit("clients:destroy", id[1])
+    assert re.fullmatch(r"\S{30,}\n", davit("authorizations:create", "-S", "-d", "short").stdout)
+    davit("pipelines:create", "-a", "flagged", "given", "-s", "staging")
+    davit("accounts:create", "taker@example.com")
+    assert "RECIPIENT" in davit("pipelines:transfer", "taker@example.com", check=False).stderr
+    davit("pipelines:transfer", "taker@example.com", "--pipeline", "given", "--confirm", "given")
+
+
 def test_two_apps_are_compared(davit: Davit) -> None:
     for name in ("left-one", "right-one"):
         davit("apps:create", name)

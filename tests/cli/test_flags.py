@@ -1,0 +1,35 @@
+"""Scripts that were written for the heroku command find its flags at the davit command."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from cli.main import COMMANDS, cli
+from tests.e2e.heroku import manifest
+
+_TEAMS = {"team", "space", "personal", "locked", "common", "private"}
+_NOT = {
+    "apps:create": {"addons"}, "apps:transfer": {"bulk"}, "auth:login": {"browser", "expires-in"},
+    "authorizations:update": {"client-id", "client-secret"},
+    "buildpacks:add": {"json"}, "buildpacks:clear": {"json"}, "buildpacks:remove": {"json"}, "buildpacks:set": {"json"},
+    "certs:info": {"endpoint", "show-domains"}, "certs:remove": {"endpoint"}, "certs:update": {"endpoint"},
+    "domains": {"columns", "csv", "extended", "filter", "no-wrap", "sort"}, "keys:add": {"yes"},
+    "labs": {"app", "remote"}, "labs:disable": {"app", "confirm", "remote"}, "labs:enable": {"app", "remote"},
+    "labs:info": {"app", "remote"}, "logs": {"force-colors"}, "ps": {"no-wrap"}, "ps:exec": {"ssh", "status"},
+    "ps:wait": {"with-run"}, "run": {"no-launcher"}, "run:detached": {"no-launcher"}, "run:inside": {"no-launcher"},
+}  # fmt: skip
+"""Flags that the davit command has not: of add-ons and teams, deprecated ones, those about the shape of tables, and a few more."""
+
+
+@pytest.mark.parametrize("id", sorted(COMMANDS.keys() & manifest().keys()))
+def test_a_command_takes_the_flags_that_herokus_takes(id: str) -> None:
+    command = cli.get_command(click.Context(cli), id)
+    assert command
+    taken = {word for parameter in command.params for word in [*parameter.opts, *parameter.secondary_opts]}
+    missing = set()
+    for name, flag in manifest()[id]["flags"].items():
+        words = {f"--{name}", f"-{flag['char']}" if flag.get("char") else f"--{name}"}
+        if not flag.get("hidden") and name not in _TEAMS | {"prompt"} and not words <= taken:
+            missing.add(name)
+    assert missing == _NOT.get(id, set())
