@@ -1,9 +1,14 @@
-"""``davit ps:exec``: a further command, or a shell, in a dyno that runs."""
+"""``davit ps:exec``: a further command, or a shell, in a dyno that runs; ``ps:forward``: its ports, on this machine."""
 
 from __future__ import annotations
 
+import subprocess
+
+import httpx
+
 from tests.e2e.terminal import Terminal
-from tests.e2e.world import DAVIT, Davit, tiny
+from tests.e2e.world import DAVIT, App, Davit, tiny
+from tests.ports import free_port
 
 
 def test_a_command_and_a_shell_in_a_dyno_that_runs(davit: Davit) -> None:
@@ -20,3 +25,17 @@ def test_a_command_and_a_shell_in_a_dyno_that_runs(davit: Davit) -> None:
     shell.type("exit\n")
     assert shell.wait() == 0
     app.assert_serves("first")
+    _led_to_its_port(app)
+
+
+def _led_to_its_port(app: App) -> None:
+    there, here = app.cli("ps:exec", "--", "echo $PORT").stdout.strip(), free_port()
+    words = [DAVIT, "ps:forward", f"{here}:{there}", "-a", app.name]
+    with subprocess.Popen(words, env=app.davit.environment, cwd=app.checkout, stderr=subprocess.PIPE, text=True) as way:
+        try:
+            assert way.stderr
+            said = iter(way.stderr.readline, "")
+            assert next(line for line in said if "Use CTRL+C" in line)
+            assert httpx.get(f"http://127.0.0.1:{here}/", timeout=60, trust_env=False).text.startswith("first")
+        finally:
+            way.kill()
