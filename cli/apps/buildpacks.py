@@ -16,8 +16,10 @@ def _read(app: Target) -> list[str]:
     return [row["buildpack"]["name"] for row in app.get("/buildpack-installations")]
 
 
-def _write(app: Target, names: list[str], verb: str) -> None:
+def _write(app: Target, names: list[str], verb: str, as_json: bool) -> None:
     rows = app.client.put(f"{app.path}/buildpack-installations", {"updates": [{"buildpack": name} for name in names]})
+    if as_json:
+        return output.print_json(rows)
     shown = [row["buildpack"]["name"] for row in rows]
     if not shown:
         click.echo(f"Buildpack {verb}. Next release on {app.app} will detect buildpacks normally.")
@@ -50,7 +52,8 @@ def buildpacks(app: Target, as_json: bool) -> None:
 @on_app
 @click.argument("buildpack")
 @_index
-def set_(app: Target, buildpack: str, index: int | None) -> None:
+@json_option
+def set_(app: Target, buildpack: str, index: int | None, as_json: bool) -> None:
     """Set an app's buildpack; with --index, one of several."""
     names = _read(app)
     if buildpack in names:
@@ -61,27 +64,29 @@ def set_(app: Target, buildpack: str, index: int | None) -> None:
             names = [*_read(app), buildpack]
     else:
         names[index - 1] = buildpack
-    _write(app, names, "set")
+    _write(app, names, "set", as_json)
 
 
 @command("buildpacks:add")
 @on_app
 @click.argument("buildpack")
 @_index
-def add(app: Target, buildpack: str, index: int | None) -> None:
+@json_option
+def add(app: Target, buildpack: str, index: int | None, as_json: bool) -> None:
     """Add a buildpack at the end, or at --index."""
     names = _read(app)
     if buildpack in names:
         raise DavitError(f"The buildpack {buildpack} is already set on your app.")
     names.insert(len(names) if index is None else index - 1, buildpack)
-    _write(app, names, "added")
+    _write(app, names, "added", as_json)
 
 
 @command("buildpacks:remove")
 @on_app
 @click.argument("buildpack", required=False)
 @_index
-def remove(app: Target, buildpack: str | None, index: int | None) -> None:
+@json_option
+def remove(app: Target, buildpack: str | None, index: int | None, as_json: bool) -> None:
     """Remove a buildpack, named or at --index."""
     names = _read(app)
     if (buildpack is None) == (index is None):
@@ -94,12 +99,15 @@ def remove(app: Target, buildpack: str | None, index: int | None) -> None:
         names.remove(buildpack)
     else:
         raise DavitError("Buildpack not found. Nothing was removed.")
-    _write(app, names, "removed")
+    _write(app, names, "removed", as_json)
 
 
 @command("buildpacks:clear")
 @on_app
-def clear(app: Target) -> None:
+@json_option
+def clear(app: Target, as_json: bool) -> None:
     """Remove all buildpacks; they are detected again."""
-    app.client.put(f"{app.path}/buildpack-installations", {"updates": []})
+    rows = app.client.put(f"{app.path}/buildpack-installations", {"updates": []})
+    if as_json:
+        return output.print_json(rows)
     click.echo(f"Buildpacks cleared. Next release on {app.app} will detect buildpacks normally.")

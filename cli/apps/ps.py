@@ -238,13 +238,14 @@ def _place(dyno: str | None) -> str:
 @command("ps:wait")
 @on_app
 @click.option("-t", "--type", "type", metavar="TYPE", help="wait for one process type")
+@click.option("-R", "--with-run", is_flag=True, help="wait for one-off dynos, too")
 @click.option("-w", "--wait-interval", default=2, show_default=True, type=click.IntRange(1, 600), help="seconds between looks")
-def wait(app: Target, type: str | None, wait_interval: int) -> None:
+def wait(app: Target, type: str | None, with_run: bool, wait_interval: int) -> None:
     """Wait until every dyno runs the newest release."""
     newest = app.get("/releases", headers={"Range": "version ..; max=1, order=desc"})[0]["version"]
     with action(f"Waiting for every dyno to be running v{newest}"):
         while True:
-            dynos = [dyno for dyno in app.get("/dynos") if dyno["type"] != "run" and type in (None, dyno["type"])]
+            dynos = [dyno for dyno in app.get("/dynos") if (with_run or dyno["type"] != "run") and type in (None, dyno["type"])]
             if all(dyno["state"] == "up" and dyno["release"]["version"] >= newest for dyno in dynos):
                 return
             time.sleep(wait_interval)

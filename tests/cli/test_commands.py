@@ -139,6 +139,13 @@ def test_flags_of_herokus_do_what_they_do_there(davit: Davit) -> None:
     assert "find that process (web.7)" in davit("ps:stop", "--dyno-name", "web.7", "-a", "flagged", check=False).stderr
     assert "Name the dyno to stop" in davit("ps:stop", "-a", "flagged", check=False).stderr
     assert davit("logs", "-p", "web", "-a", "flagged").stdout == ""
+    davit("labs:enable", "runtime-dyno-metadata", "-a", "flagged")
+    assert "[+] runtime-dyno-metadata" in davit("features", "-a", "flagged").stdout
+    assert json.loads(davit("labs", "-a", "flagged", "-j").stdout)["app"] == []
+    davit("labs:disable", "runtime-dyno-metadata", "-a", "flagged", "--confirm", "flagged")
+    assert "Enabled:     false" in davit("labs:info", "runtime-dyno-metadata", "-a", "flagged").stdout
+    assert "find that feature" in davit("labs:info", "runtime-dyno-metadata", check=False).stderr
+    assert json.loads(davit("buildpacks:add", "heroku/python", "-a", "flagged", "--json").stdout)[0]["ordinal"] == 0
     davit("domains:add", "--wait", "-a", "flagged", "www.flagged.example.com")
     refused = davit("domains:add", "--cert", "none-such", "-a", "flagged", "ww2.flagged.example.com", check=False)
     assert "find that SNI endpoint" in refused.stderr

@@ -12,12 +12,10 @@ _TEAMS = {"team", "space", "personal", "locked", "common", "private"}
 _NOT = {
     "apps:create": {"addons"}, "apps:transfer": {"bulk"}, "auth:login": {"browser", "expires-in"},
     "authorizations:update": {"client-id", "client-secret"},
-    "buildpacks:add": {"json"}, "buildpacks:clear": {"json"}, "buildpacks:remove": {"json"}, "buildpacks:set": {"json"},
     "certs:info": {"endpoint", "show-domains"}, "certs:remove": {"endpoint"}, "certs:update": {"endpoint"},
     "domains": {"columns", "csv", "extended", "filter", "no-wrap", "sort"}, "keys:add": {"yes"},
-    "labs": {"app", "remote"}, "labs:disable": {"app", "confirm", "remote"}, "labs:enable": {"app", "remote"},
-    "labs:info": {"app", "remote"}, "logs": {"force-colors"}, "ps": {"no-wrap"}, "ps:exec": {"ssh", "status"},
-    "ps:wait": {"with-run"}, "run": {"no-launcher"}, "run:detached": {"no-launcher"}, "run:inside": {"no-launcher"},
+    "logs": {"force-colors"}, "ps": {"no-wrap"}, "ps:exec": {"ssh", "status"},
+    "run": {"no-launcher"}, "run:detached": {"no-launcher"}, "run:inside": {"no-launcher"},
 }  # fmt: skip
 """Flags that the davit command has not: of add-ons and teams, deprecated ones, those about the shape of tables, and a few more."""
 
