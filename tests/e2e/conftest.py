@@ -27,7 +27,7 @@ def davit() -> Iterator[Davit]:
 
 
 STRICT = {
-    "DAVIT_BUILD_TIMEOUT": "20",
+    "DAVIT_BUILD_TIMEOUT": "30",
     "DAVIT_BUILD_DISK": "300",
     "DAVIT_BUILD_MEMORY": "1024",
     "DAVIT_BOOT_TIMEOUT": "8",

@@ -8,6 +8,7 @@ stopping (SIGSTOP) the process of Davit's that would do the next step.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import signal
@@ -96,9 +97,10 @@ def kill(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
 
 def _processes_in(group: str) -> list[int]:
     found: set[int] = set()
-    for file in [*Path("/sys/fs/cgroup").glob(f"{group}/**/cgroup.procs"), *Path("/sys/fs/cgroup").glob(f"*/{group}/**/cgroup.procs")]:
-        with contextlib.suppress(OSError):
-            found |= {int(line) for line in file.read_text().split()}
+    for pattern in (f"{group}/**/cgroup.procs", f"*/{group}/**/cgroup.procs"):
+        for file in glob.glob(f"/sys/fs/cgroup/{pattern}", recursive=True):  # Path.glob fails at what vanishes
+            with contextlib.suppress(OSError):
+                found |= {int(line) for line in Path(file).read_text().split()}
     return sorted(pid for pid in found if state(pid) not in ("", "Z"))  # the dead whom nobody has buried do no harm
 
 
@@ -276,6 +278,7 @@ def test_power_goes_while_packs_arrive_builds_run_release_commands_run_and_dynos
     building.commit(slow("second"))
     releasing.commit({**slow("second"), "Procfile": TINY["Procfile"] + "release: echo it migrates; sleep 600\n"})
     booting.commit({"app.py": slow("second")["app.py"].replace('os.environ.get("SLOW", "0")', '"8"')})
+    waiting.use_buildpack("echo it is nearly built; sleep 2")
     waiting.commit(slow("second"))
 
     pushes = [pushing(building), pushing(releasing), pushing(booting)]
@@ -283,9 +286,10 @@ def test_power_goes_while_packs_arrive_builds_run_release_commands_run_and_dynos
     reaches(releasing, "releasing", "release")
     pushes[1].says("it migrates")
     reaches(booting, "releasing", "boot")
+    pushes.append(pushing(waiting))
+    pushes[-1].says("it is nearly built")
     with world.client() as client:  # a release before it, which takes its time, makes the next one wait
         client.patch(f"/apps/{waiting.name}/config-vars", json={"SLOW": "10"}).raise_for_status()
-    pushes.append(pushing(waiting))
     reaches(waiting, "releasing", "queued")
     half = half_a_pack(arriving)
     cut(world)
@@ -310,18 +314,28 @@ def printed(app: App) -> str:
     return (app.davit.home / "builds" / build / "output").read_text()
 
 
+def _something_in(incoming: Path) -> bool:
+    for path in incoming.glob("*.img"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size:
+                return True
+    return False
+
+
 @pytest.mark.row("power-cut")
 def test_power_goes_while_a_slug_is_sealed(world: Davit) -> None:
     app = serving_first(world)
     app.use_buildpack('head -c 100000000 /dev/urandom > "$1/large"')
     app.commit(slow("second"))
+    sealing = world.pids()["runtime"]
     push = pushing(app)
     incoming = world.home / "slugs" / "incoming"
     deadline = time.monotonic() + PATIENCE * 30
-    while not any(path.stat().st_size for path in incoming.glob("*.img")):
+    while not _something_in(incoming):
         assert time.monotonic() < deadline, push.output
         time.sleep(0.002)
-    cut(world)
+    with stopped(sealing):  # however long the cut takes, nobody takes the image away
+        cut(world)
     push.ends()
     assert list(incoming.glob("*")), "the cut came after the sealing"
     app.use_buildpack("echo nothing large")
@@ -336,7 +350,7 @@ def test_power_goes_before_a_build_at_the_switch_and_before_the_ref_moves(world:
     queued, switching, moving = (serving_first(world) for _ in range(3))
     for app in (queued, switching, moving):
         app.commit(slow("second"))
-    moving.commit({"app.py": slow("second")["app.py"].replace('os.environ.get("SLOW", "0")', '"2"')})
+    moving.commit({"app.py": slow("second")["app.py"].replace('os.environ.get("SLOW", "0")', '"4"')})
     pids = world.pids()
     pushes = []
 
@@ -399,7 +413,7 @@ def app(world: Davit) -> Iterator[App]:
 def test_one_process_is_killed_during_a_push(world: Davit, app: App, process: str) -> None:
     assert_sound(app, "first", "second", "third")
     version = "second" if app.get().text.startswith("first") else "first"
-    app.use_buildpack("echo it builds; sleep 1.5; echo it has built")
+    app.use_buildpack(f"echo it builds; sleep {10 if process == 'runtime' else 1.5}; echo it has built")  # with runtime it ends
     app.commit(slow(version))
     before = world.pids()
     with Visitor(app) as visitor:
