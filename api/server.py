@@ -11,8 +11,8 @@ from foundation.settings import settings
 user, group = os.geteuid(), os.getegid()
 """Whose gunicorn's files are. Its own defaults are those of the process that imported it first, which may have been root's."""
 
-threads = settings().web_threads + settings().pushes
-"""Pushes hold theirs for as long as they build; however many there are, the others are left to all other requests."""
+threads = settings().web_threads + 2 * settings().pushes
+"""Pushes hold theirs for as long as they build, clones until they are read; the others are left to all other requests."""
 
 sendfile = False
 """Half of the connections are in TLS, where the kernel cannot send a file by itself."""

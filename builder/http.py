@@ -23,7 +23,7 @@ from dulwich.protocol import pkt_line
 
 from builder import git, pushes
 from builder.platform import Davit, Platform, Pusher, Target
-from builder.pushes import TooManyPushes
+from builder.pushes import TooManyFetches, TooManyPushes
 from builder.receive import PusherGone, ReceivePack
 from builder.repositories import Bounds, Repositories
 from foundation.errors import BadRequest, DavitError, NotFound, Unauthorized
@@ -61,13 +61,13 @@ class HttpDoor:
         repositories, platform: where things are kept, and the rest of Davit.
         limit: bytes that the pack of one push may have.
         otherwise: answers every path that is not git's; 404 when there is none.
-        most: pushes that may be under way at once.
+        most: pushes that may be under way at once, and clones and fetches as many.
     """
 
     def __init__(
         self, repositories: Repositories, platform: Platform, limit: int, otherwise: Application | None = None, *, most: int = 48
     ) -> None:
-        self.pushes = pushes.places(most)
+        self.pushes, self.fetches, self.overtaken = pushes.places(most), pushes.for_fetches(most), pushes.for_overtaken()
         self.repositories = repositories
         self.platform = platform
         self.limit = limit
@@ -87,7 +87,7 @@ class HttpDoor:
                 return self._advertise(environ, start_response, service, pusher, target)
             if service == "git-receive-pack":
                 return self._receive(environ, start_response, pusher, target)
-            return self._upload(environ, start_response, target)
+            return self._fetch(environ, start_response, pusher, target)
         except DavitError as error:
             return _refuse(start_response, error)
 
@@ -177,13 +177,21 @@ class HttpDoor:
     def _turn_away(
         self, environ: Environ, start_response: StartResponse, pusher: Pusher, target: Target, error: DavitError
     ) -> list[bytes]:
-        """Refuse in git's own words, and take no pack: no more is read than what git sends in one piece."""
+        """Refuse in git's own words, and take no pack: no more is read than what git sends in one piece.
+
+        Raises:
+            TooManyPushes: so many are being refused that this one is not read at all.
+        """
+        give_back = self.overtaken.take(pusher.account_id)
         body = Body(environ, PIECE)
         answer = _Answer(start_response, "application/x-git-receive-pack-result")
-        with contextlib.suppress(GitProtocolError, DavitError):
-            self._handler(pusher, target, body, answer.write).refuse(error)
-            body.drain(PIECE)
-        answer.start()
+        try:
+            with contextlib.suppress(GitProtocolError, DavitError):
+                self._handler(pusher, target, body, answer.write).refuse(error)
+                body.drain(PIECE)
+            answer.start()
+        finally:
+            give_back()
         return []
 
     def _handler(
@@ -193,6 +201,18 @@ class HttpDoor:
             self.repositories, self.platform, pusher, target, body, write,
             limit=self.limit, stateless_rpc=True, advertise_refs=advertise_refs,
         )  # fmt: skip
+
+    def _fetch(self, environ: Environ, start_response: StartResponse, pusher: Pusher, target: Target) -> Iterable[bytes]:
+        try:
+            give_back = self.fetches.take(pusher.account_id)
+        except TooManyFetches as error:
+            answer = _Answer(start_response, "application/x-git-upload-pack-result")
+            answer.write(pkt_line(b"ERR " + error.message.encode()))  # git prints it as "remote error: …", of a 503 no text
+            return []
+        try:
+            return self._upload(environ, start_response, target)
+        finally:
+            give_back()
 
     def _upload(self, environ: Environ, start_response: StartResponse, target: Target) -> Iterable[bytes]:
         repository = self.repositories.ensure(target.app_id)

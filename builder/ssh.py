@@ -39,6 +39,8 @@ log = logging.getLogger("ssh")
 
 CONNECTIONS = 256
 """Connections at the same time."""
+REFUSING = 4
+"""Threads for sessions that are told why they are not served."""
 LINGER = 8
 """How many times the push limit is read on after a refusal, so that the client gets to read it."""
 HELD = 1 << 20
@@ -78,20 +80,17 @@ class SshDoor:
         repositories, platform: where things are kept, and the rest of Davit.
         limit: bytes that the pack of one push may have.
         host_key: the private host key's file; made when it is missing.
-        sessions: fetches at the same time; more wait.
-        most: pushes at the same time; more are refused.
+        most: pushes at the same time, and clones and fetches as many; more are refused.
     """
 
-    def __init__(
-        self, repositories: Repositories, platform: Platform, limit: int, host_key: Path, sessions: int = 64, *, most: int = 48
-    ) -> None:
-        self.pushes = pushes.places(most)
+    def __init__(self, repositories: Repositories, platform: Platform, limit: int, host_key: Path, most: int = 48) -> None:
+        self.pushes, self.fetches = pushes.places(most), pushes.for_fetches(most)
         self.repositories = repositories
         self.platform = platform
         self.limit = limit
         self.host_key = host_key
         self.crowd = Crowd(CONNECTIONS)
-        self._threads = ThreadPoolExecutor(sessions + most, thread_name_prefix="git")
+        self._threads = ThreadPoolExecutor(2 * most + REFUSING, thread_name_prefix="git")
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="key")
         self._acceptor: asyncssh.SSHAcceptor | None = None
 
@@ -130,18 +129,18 @@ class SshDoor:
             try:
                 service, name = parse_command(command)
                 target = self.platform.app(pusher, name)
-                give_back = self.pushes.take(pusher.account_id) if service == "git-receive-pack" else None
+                give_back = (self.pushes if service == "git-receive-pack" else self.fetches).take(pusher.account_id)
             except DavitError as error:
                 if (command or "").startswith("git"):
                     _write_all(stdout, pkt_line(b"ERR " + error.message.encode()))  # git prints it as "remote error: …"
                     return 1, b""
                 return 1, f"{error.message}\n".encode()
-            if give_back:
-                try:
+            try:
+                if service == "git-receive-pack":
                     return self._receive(pusher, target, stdin, stdout)
-                finally:
-                    give_back()
-            return self._upload(target, version, stdin, stdout)
+                return self._upload(target, version, stdin, stdout)
+            finally:
+                give_back()
         except OSError:
             return 1, b""  # the client is gone
         except Exception:
@@ -382,10 +381,8 @@ def main(configuration: Settings | None = None) -> None:
     platform = Davit()
     repositories = Repositories(chosen.home / "repos", Bounds.of(chosen))
     threading.Thread(target=_keep_house, args=(repositories, platform), daemon=True).start()
-    door = SshDoor(
-        repositories, platform, chosen.push_limit << 20, chosen.home / "keys" / "ssh_host_ed25519", chosen.web_threads,
-        most=chosen.pushes,
-    )  # fmt: skip
+    host_key = chosen.home / "keys" / "ssh_host_ed25519"
+    door = SshDoor(repositories, platform, chosen.push_limit << 20, host_key, chosen.pushes)
     asyncio.run(serve(door, chosen.ssh))
     os._exit(0)  # threads that relay a build would keep the process alive; their builds do not need them
 

@@ -99,11 +99,12 @@ class Settings:
     )
     web_threads: int = _setting(
         "DAVIT_WEB_THREADS", "64",
-        "requests that the web process works on at once, pushes not counted; half of them may be logs and runs",
+        "requests that the web process works on at once, git's not counted; half of them may be logs and runs",
     )  # fmt: skip
     pushes: int = _setting(
         "DAVIT_PUSHES", "48",
-        "pushes that build or wait for their turn at once, over HTTP and again over SSH; one account may have two thirds of them",
+        "pushes that build or wait for their turn at once, and as many clones and fetches, over HTTP and again over SSH; one "
+        "account may have two thirds",
     )  # fmt: skip
     outbound_allow: tuple[Allowed, ...] = _setting(
         "DAVIT_OUTBOUND_ALLOW", None,

@@ -55,7 +55,7 @@ class Doors:
         most: pushes that each takes at once.
     """
 
-    def __init__(self, home: Path, most: int = 12) -> None:
+    def __init__(self, home: Path, most: int = 24) -> None:
         self.home, self.most = home, most
         self.repositories = Repositories(home / "repos")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -183,8 +183,8 @@ def doors() -> Iterator[Doors]:
 
 
 @contextmanager
-def opened(most: int = 12) -> Iterator[Doors]:
-    """Both doors of a new home; ``most`` pushes at once, and four threads more."""
+def opened(most: int = 24) -> Iterator[Doors]:
+    """Both doors of a new home; ``most`` pushes at once, as many clones, and four threads more."""
     home = Path(tempfile.mkdtemp(prefix="dvg", dir="/tmp"))
     made = Doors(home, most)
     try:

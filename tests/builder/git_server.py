@@ -29,7 +29,7 @@ def serve_http(home: Path, limit: int, most: int) -> None:
 
     class Server(BaseApplication):  # type: ignore[misc]
         def load_config(self) -> None:
-            options = {"bind": "127.0.0.1:0", "worker_class": "gthread", "workers": 1, "threads": most + 4, "loglevel": "warning"}
+            options = {"bind": "127.0.0.1:0", "worker_class": "gthread", "workers": 1, "threads": 2 * most + 4, "loglevel": "warning"}
             for key, value in {**options, "when_ready": ready, "graceful_timeout": 1}.items():
                 self.cfg.set(key, value)
 
@@ -45,7 +45,7 @@ def serve_http(home: Path, limit: int, most: int) -> None:
 def serve_ssh(home: Path, limit: int, most: int) -> None:
     async def run() -> None:
         platform = ScriptedPlatform(home)
-        door = SshDoor(platform.repositories, platform, limit, home / "ssh_host_ed25519", sessions=4, most=most)
+        door = SshDoor(platform.repositories, platform, limit, home / "ssh_host_ed25519", most)
         _announce(home, "ssh", await door.start(Address("127.0.0.1", 0)))
         await asyncio.Event().wait()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from api import server
 from foundation.settings import settings
-from tests.builder.git_doors import App, Door, Doors, opened
+from tests.builder.git_doors import App, Door, Doors, Result, opened
 from tests.builder.git_packs import push as push_of
 from tests.builder.git_packs import request
 from tests.builder.test_receive_http import honest
@@ -32,31 +35,37 @@ def door(narrow: Doors, request: pytest.FixtureRequest) -> Door:
 
 
 class Waiting:
-    """Pushes that wait until they are let go; those of one user."""
+    """Pushes that wait until they are let go; those of one user.
+
+    A push that has ended for its client has its place a little longer, until the repository is tidy: so a push whose place is
+    still another's is tried again.
+    """
 
     def __init__(self, door: Door, user: str, number: int) -> None:
         self.pushes: list[tuple[App, subprocess.Popen[bytes]]] = []
         for _ in range(number):
             app = door.app(user)
             app.commit(f"say begun\nwait {app.name}")
-            self.pushes.append((app, app.pushing()))
-        for _, process in self.pushes:  # each has its place once its build has spoken
-            _until(process, b"begun")
+            wait_until(lambda app=app: self._begins(app), "a push having its place")  # type: ignore[misc]
+
+    def _begins(self, app: App) -> bool:
+        process = app.pushing()
+        assert process.stdout is not None
+        seen = b""
+        while data := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
+            seen += data
+            if b"begun" in seen:
+                self.pushes.append((app, process))
+                return True
+        process.wait()
+        assert b"under way already" in seen, seen
+        return False
 
     def end(self) -> None:
         for app, process in self.pushes:
             app.let(app.name)
             output, _ = process.communicate(timeout=60)
             assert process.returncode == 0, output
-
-
-def _until(process: subprocess.Popen[bytes], word: bytes) -> None:
-    assert process.stdout is not None
-    seen = b""
-    while word not in seen:
-        data = process.stdout.read1(1 << 16)  # type: ignore[attr-defined]
-        assert data, seen
-        seen += data
 
 
 def _untouched(app: App) -> bool:
@@ -72,8 +81,7 @@ def test_one_accounts_pushes_fill_its_part_and_the_other_is_answered(door: Door)
         assert not refused and "push again when one has ended" in refused.text
         assert_says("too-many-pushes", refused.text)
         assert _untouched(one_more)
-        pushed = his.push()
-        assert pushed and "hello" in pushed.text
+        wait_until(lambda: "hello" in his.push().text, "his push")
         first = hers.pushes[0][0]
         assert first.git("ls-remote", "davit") and first.git("fetch", "davit")
         assert his.git("clone", "-q", door.url(his.name, "bob"), str(his.work / "clone"))
@@ -103,5 +111,49 @@ def test_a_push_that_others_overtook_since_its_advertisement_is_refused_in_gits_
         hers.end()
 
 
+@contextmanager
+def _silent_fetch(app: App) -> Iterator[None]:
+    """A client of the app's owner that fetches and never says what."""
+    if app.door.which == "ssh":
+        port = (app.home / "ssh.port").read_text()
+        words = [*app.door.ssh(app.user), "-p", port, "git@127.0.0.1", f"git-upload-pack {app.name}.git"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            yield
+            process.kill()
+        return
+    with socket.create_connection(("127.0.0.1", int((app.home / "http.port").read_text()))) as connection:
+        secret = b64encode(f"x:{app.user}-token".encode()).decode()
+        connection.sendall(
+            f"POST /{app.name}.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {secret}\r\n"
+            "Content-Type: application/x-git-upload-pack-request\r\nContent-Length: 1000\r\n\r\n0011".encode()
+        )
+        yield
+
+
+@pytest.mark.row("too-many-fetches")
+def test_slow_fetches_of_one_account_leave_room_for_others_and_one_too_many_is_told(door: Door) -> None:
+    hers, his = door.app(), door.app("bob")
+    for one in (hers, his):
+        wait_until(lambda one=one: bool(one.push()), "a push")  # type: ignore[misc]
+
+    def fetch(app: App) -> Result:
+        return app.git("fetch", "davit", check=False)
+
+    with ExitStack() as stack:
+
+        def fill(app: App) -> bool:
+            stack.enter_context(_silent_fetch(app))
+            return not fetch(app)
+
+        wait_until(lambda: fill(hers), "one fetch too many")
+        assert_says("too-many-fetches", fetch(hers).text)
+        assert his.git("ls-remote", "davit") and his.git("clone", "-q", door.url(his.name, "bob"), str(his.work / "clone"))
+        hers.commit("say hello again")
+        wait_until(lambda: bool(hers.push()), "a push of who fetches too much")
+        wait_until(lambda: fill(his), "all places taken")
+        assert_says("too-many-fetches", fetch(his).text)
+    wait_until(lambda: bool(fetch(hers)), "a fetch when others have ended")
+
+
 def test_pushes_leave_all_threads_of_other_requests_alone() -> None:
-    assert server.threads - settings().pushes == settings().web_threads
+    assert server.threads - 2 * settings().pushes == settings().web_threads

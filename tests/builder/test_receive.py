@@ -355,7 +355,8 @@ def test_many_pushes_to_one_app_at_once(door: Door) -> None:
     app = door.app()
     assert app.push()
     pushes = [app.pushing("davit", f"main:refs/heads/b{number}") for number in range(6)]
-    assert [end_of(push)[0] for push in pushes] == [0] * 6
+    ended = [end_of(push) for push in pushes]
+    assert [status for status, _ in ended] == [0] * 6, [text for status, text in ended if status]
     assert len(app.refs) == 7
 
 
