@@ -250,11 +250,18 @@ def test_what_was_put_aside_of_lines_that_left_the_window_is_read_and_only_the_r
     assert again == 0 and last[0].number == 6003 and last[1].text == "after"
 
 
+def _milliseconds(client: Client) -> int:
+    """Redis's clock."""
+    seconds, micros = client.execute_command("TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def test_a_window_that_was_made_anew_counts_from_its_own_beginning(client: Client, app_id: str) -> None:
     assert places.newest(client, app_id) == ("0-0", 0)
     say(client, app_id, "one", "two", "three")
     old = places.newest(client, app_id)
     stream.forget(client, app_id)
+    wait_until(lambda: _milliseconds(client) > int(old.id.partition("-")[0]), "a later millisecond: ids begin with it")
     say(client, app_id, "four")
     missed, lines = places.read_on(client, app_id, old, places.newest(client, app_id))
     assert missed == 0 and [(place.number, line.text) for place, line in lines] == [(1, "four")]
