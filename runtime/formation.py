@@ -301,10 +301,17 @@ class AppManager:
         except Exception:
             log.exception("seeing a dyno off did not go as it should")
 
+    async def _end(self, life: DynoLife, grace: float) -> None:
+        try:
+            await life.stop(grace)
+        except Exception:
+            log.exception("a dyno could not be stopped cleanly", extra={"dyno": life.name})
+            await life.end_by_force()
+
     async def abandon(self, release: Release) -> None:
         """End the dynos of a release that has failed (runtime.releasing.Formation)."""
         mine = [life for life in self.lives.values() if life.row.release_id == release.id and not life.row.routed]
-        await asyncio.gather(*(self._forget_after(life.stop(grace=5)) for life in mine))
+        await asyncio.gather(*(self._end(life, grace=5) for life in mine))
         for life in mine:
             self._forget(life)
 
@@ -480,7 +487,7 @@ class AppManager:
                 self._over(attempt)  # before anybody else has the turn: from here on it is a dyno as any other
                 return
         applog.say(self.app_id, started.name, "State changed from up to crashed")
-        await self._forget_after(started.stop(grace=0))
+        await self._end(started, grace=0)
         self._forget(started)
         raise _ended_soon(started)
 
@@ -744,14 +751,14 @@ class AppManager:
     async def _crashed(self, life: DynoLife) -> None:
         if life.leaving or self._unwanted(life):  # it ended before it was told to
             applog.say(self.app_id, life.name, "State changed from up to down")
-            await self._forget_after(life.stop(grace=0))
+            await self._end(life, grace=0)
             self._forget(life)
             return
         applog.say(self.app_id, life.name, "State changed from up to crashed")
         rise = self._rise
         if rise is not None and life.row.release_id == rise.release_id and not rise.arriving and not life.row.routed:
             # nobody was served by it yet, and its release fails for it
-            await self._forget_after(life.stop(grace=0))
+            await self._end(life, grace=0)
             self._forget(life)
             return
         if has_crashed(life.exit):
@@ -782,7 +789,7 @@ class AppManager:
         if state is not None:
             await asyncio.to_thread(records.fail_pending, self.app_id, "The app was destroyed.")
             await self.router.sync(self.app_id)
-        await asyncio.gather(*(self._forget_after(life.stop(grace=10)) for life in list(self.lives.values())))
+        await asyncio.gather(*(self._end(life, grace=10) for life in list(self.lives.values())))
         for life in list(self.lives.values()):
             self._forget(life)
         await self._gone(self.app_id)
