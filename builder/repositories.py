@@ -490,10 +490,11 @@ def _size(directories: Sequence[Path]) -> int:
     """Bytes that the files below take on disk, each counted once however many names it has."""
     sizes = {}
     for directory in directories:
-        for file in directory.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a push or a repack goes on meanwhile
-                found = file.lstat()
-                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+        for place, folders, files in os.walk(directory):  # unlike Path.rglob it goes on where a directory has vanished
+            for name in (*folders, *files):
+                with contextlib.suppress(FileNotFoundError):  # a push or a repack goes on meanwhile
+                    found = Path(place, name).lstat()
+                    sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(sizes.values())
 
 

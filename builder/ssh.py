@@ -141,7 +141,7 @@ class SshDoor:
                 return self._upload(target, version, stdin, stdout)
             finally:
                 give_back()
-        except OSError:
+        except ConnectionError:
             return 1, b""  # the client is gone
         except Exception:
             log.exception("a git session failed")

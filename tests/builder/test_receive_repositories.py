@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -232,6 +233,26 @@ def test_many_packs_are_put_together_and_garbage_goes_unless_somebody_is_pushing
     with pytest.raises(NotFound):
         copy.repositories.archive(APP, stray)
     assert "a" in members(copy, commit)
+
+
+def test_what_a_repository_takes_is_told_while_other_pushes_come_and_go(copy: Copy) -> None:
+    repositories, over = copy.repositories, threading.Event()
+    repositories.ensure("busy")
+
+    def pushes() -> None:
+        while not over.is_set():
+            with repositories.receiving("busy"):
+                pass
+
+    threads = [threading.Thread(target=pushes) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(repositories.room("busy") > 0 for _ in range(300))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_repositories_go_with_everything_that_was_coming_in(copy: Copy) -> None:
