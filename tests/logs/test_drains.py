@@ -225,6 +225,7 @@ def test_lines_that_left_the_window_before_a_drain_read_them_are_counted(
     first.stop()
     stream.emit(client, app_id, [Line(AT, "heroku", "web.1", "State changed from up to crashed")], wait=5)
     say(client, app_id, *map(str, range(5000)))
+    _until_there(client, app_id, 5002)
     run(drain)
     wait_until(lambda: "4999" in receiver.taken(), "the last line's arrival")
     got = receiver.taken()
@@ -235,19 +236,24 @@ def test_lines_that_left_the_window_before_a_drain_read_them_are_counted(
 
 def test_what_was_put_aside_of_lines_that_left_the_window_is_read_and_only_the_rest_is_missed(client: Client, app_id: str) -> None:
     say(client, app_id, "one")
-    start = places.newest(client, app_id)
+    start = _until_there(client, app_id, 1)
     stream.emit(client, app_id, [Line(AT, "heroku", "web.1", "State changed from up to crashed")], wait=5)
     say(client, app_id, *map(str, range(6000)))
-    until = places.newest(client, app_id)
-    assert until.number == 6002
+    until = _until_there(client, app_id, 6002)
     missed, lines = places.read_on(client, app_id, start, until)
     assert lines[0][1].text == "State changed from up to crashed" and lines[-1][1].text == "5999"
     assert missed == 6001 - len(lines) > 0
     assert [place.number for place, _ in lines] == list(range(missed + 2, 6003))
     assert places.read_on(client, app_id, until, places.newest(client, app_id)) == (0, [])
     say(client, app_id, "after")
-    again, (last,) = places.read_on(client, app_id, until, places.newest(client, app_id))
+    again, (last,) = places.read_on(client, app_id, until, _until_there(client, app_id, 6003))
     assert again == 0 and last[0].number == 6003 and last[1].text == "after"
+
+
+def _until_there(client: Client, app_id: str, count: int) -> Place:
+    """The place of the newest line, once the app has had ``count``."""
+    wait_until(lambda: places.newest(client, app_id).number == count, f"{count} lines in Redis")
+    return places.newest(client, app_id)
 
 
 def _milliseconds(client: Client) -> int:
@@ -259,11 +265,11 @@ def _milliseconds(client: Client) -> int:
 def test_a_window_that_was_made_anew_counts_from_its_own_beginning(client: Client, app_id: str) -> None:
     assert places.newest(client, app_id) == ("0-0", 0)
     say(client, app_id, "one", "two", "three")
-    old = places.newest(client, app_id)
+    old = _until_there(client, app_id, 3)
     stream.forget(client, app_id)
     wait_until(lambda: _milliseconds(client) > int(old.id.partition("-")[0]), "a later millisecond: ids begin with it")
     say(client, app_id, "four")
-    missed, lines = places.read_on(client, app_id, old, places.newest(client, app_id))
+    missed, lines = places.read_on(client, app_id, old, _until_there(client, app_id, 1))
     assert missed == 0 and [(place.number, line.text) for place, line in lines] == [(1, "four")]
 
 
