@@ -25,9 +25,9 @@ def residue(davit: Davit) -> Iterator[str]:
     for folder in ("run/dynos", "repos/incoming", "slugs/incoming"):
         yield from (f"file {path}" for path in (home / folder).glob("*"))
     for pattern in ("repos/*.git", "repos/.*", "caches/*", "slugs/.put-*", "builds/*/workspace*"):
-        yield from (f"file {path}" for path in home.glob(pattern))
+        yield from (f"file {path}" for path in glob.glob(f"{home}/{pattern}"))
     for pattern in ("cache-*", "sandbox-*", ".template-*"):
-        yield from (f"file {path}" for path in (home / "run").glob(pattern))
+        yield from (f"file {path}" for path in glob.glob(f"{home}/run/{pattern}"))
     yield from rows_unfinished(davit)
     yield from (f"cgroup {group}" for group in _dyno_cgroups(davit))
 
