@@ -18,6 +18,8 @@ from state.db import snapshot
 
 EACH = 16
 """Streams that one account (or one secret URL's account) may have open at once."""
+UPLOADS_EACH = 8
+"""Tarballs that one account may send at once."""
 RECHECK_SECONDS = 60.0
 """How often a stream asks whether its reader may still read it."""
 
@@ -49,6 +51,12 @@ class Slots(Places):
 
 
 slots = Slots()
+uploads = Places(
+    lambda: max(1, settings().web_threads // 4), lambda: UPLOADS_EACH,
+    lambda _: TooManyStreams("Too many uploads are under way at the moment; try again later."),
+    lambda each: TooManyStreams(f"You have {each} uploads under way already; wait until one of them has ended."),
+)  # fmt: skip
+"""Tarballs that come in: each is read by a thread for as long as its client takes."""
 logins = Slots(lambda: max(1, settings().web_threads // 4), each=8)
 """Command lines that wait to be logged in by a browser, by the address that they ask from: strangers hold none of the others."""
 

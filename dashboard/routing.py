@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 
-from api import limits
+from api import limits, streams
 from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
@@ -230,7 +230,11 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
                 return _answer(session, route, view, signed, form, places)
         if route.upload:
             request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
-            form = request.form
+            give_back = streams.uploads.take(signed.row.account_id if signed else "")
+            try:
+                form = request.form
+            finally:
+                give_back()
         _refuse_forged(signed, form)
         if signed is None and route.writes:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it

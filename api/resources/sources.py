@@ -47,18 +47,23 @@ def create_for_app(call: Call) -> Reply:
 @resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True, gives=shapes.EMPTY)
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
-    _receive(links.read_source("source upload", secret))
+    source = links.read_source("source upload", secret)
+    _receive(source, links.read("source upload", secret)["account"])
     return Reply({}, 200)
 
 
-def _receive(id: str) -> None:
+def _receive(id: str, who: str) -> None:
     limit = settings().push_limit << 20
     request.max_content_length = limit + (1 << 20)  # the limit itself is told in a sentence of its own
     if (request.content_length or 0) > limit:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    sources.receive(id, request.stream.read)
+    give_back = streams.uploads.take(who)
+    try:
+        sources.receive(id, request.stream.read)
+    finally:
+        give_back()
 
 
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)
@@ -74,7 +79,7 @@ def upload_slug(call: Call, secret: str) -> Reply:
     with snapshot() as session:
         row = session.get(Slug, what["slug"])
         slugs.must_be_empty(row if row and links.may(what["uploader"], row.app_id, "deploy") else None)
-    _receive(upload := new_id())
+    _receive(upload := new_id(), what["uploader"])
     try:
         sources.verify(upload, what["checksum"])
         with sources.path(upload).open("rb", buffering=0) as file:

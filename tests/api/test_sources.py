@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from api import streams
 from builder import sources
 from state import db
 from state.models import Build
@@ -91,6 +92,20 @@ def test_uploads_are_bounded_and_leave_nothing_half(api: Api, monkeypatch: pytes
     assert api.put(path, data=b"", as_=None).status_code == 422
     (kept,) = sources.directory().iterdir()
     assert kept.read_bytes() == tarball(), "an upload that failed took nothing away"
+
+
+def test_uploads_that_take_long_leave_threads_for_others(api: Api) -> None:
+    path = urlsplit(api.post("/sources", {}).json["source_blob"]["put_url"]).path
+    account = api.get("/account").json["id"]
+    under_way = [streams.uploads.take(account) for _ in range(streams.UPLOADS_EACH)]
+    try:
+        answer = api.put(path, data=tarball(), as_=None)
+        assert (answer.status_code, answer.json["id"]) == (503, "too_many_streams") and "You have 8 uploads" in answer.json["message"]
+        under_way.pop()()
+        assert api.put(path, data=tarball(), as_=None).status_code == 200
+    finally:
+        for give_back in under_way:
+            give_back()
 
 
 def test_two_uploads_to_one_address_do_not_mix(api: Api) -> None:
