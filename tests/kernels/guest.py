@@ -37,7 +37,8 @@ mount -t tmpfs -o size=75% layer /layer
 mkdir /layer/upper /layer/work
 mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /root
 for place in proc sys dev; do mount --move /$place /root/$place; done
-mkdir -p /root/dev/pts /root/dev/shm /root/lib/modules/$(uname -r)
+mkdir -p /root/dev/pts /root/dev/shm /root/dev/net /root/lib/modules/$(uname -r)
+mknod /root/dev/net/tun c 10 200
 mount --bind /host@modules@ /root/lib/modules/$(uname -r)
 mount -t devpts -o gid=5,mode=620 devpts /root/dev/pts
 mount -t tmpfs shm /root/dev/shm

@@ -30,7 +30,7 @@ ln -s @python@ davit/.venv
 cd davit
 uname -r
 bin/davit doctor
-.venv/bin/python -m pytest -p no:cacheprovider -v -o timeout=1800 -m 'not slow' @tests@
+.venv/bin/python -m pytest -p no:cacheprovider -v --color=no -o timeout=1800 -m 'not slow' @tests@
 tests=$?
 export DAVIT_HOME=/tmp/home PATH=$PATH:/tmp/davit/bin
 cp -a examples/static /tmp/app
