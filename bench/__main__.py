@@ -57,7 +57,7 @@ BENCHES: Mapping[str, Bench] = {
     "tails": Bench("500 log tails at 1,000 lines a second", quick=("--seconds=5",)),
 }  # fmt: skip
 PROGRAMS = (
-    "git --version", "haproxy -v", "redis-server --version", "crun --version", "dockerd --version", "mkfs.erofs --version"
+    "git --version", "haproxy -v", "redis-server --version", "crun --version", "dockerd --version", "mkfs.erofs -V"
 )  # fmt: skip
 QUICK_ROUTER = {"ROUNDS": "2"}
 
