@@ -42,17 +42,22 @@ HEAD_BYTES = 65536
 """Bytes of a head at the most."""
 BODY_BYTES = 1 << 20
 """Bytes of a body that are received before a thread looks at them; one of JSON or a form that is longer is refused there."""
+CHUNKS_BYTES = BODY_BYTES + BODY_BYTES // 4
+"""Bytes of a body with what stands around its chunks; a longer one is refused."""
 BODIES_BYTES = 64 << 20
 """Bytes of all bodies that are under way; beyond it who has sent the most is let go."""
-TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+GUESTS = 2048
+"""Clients that have not said what they want yet; beyond it the oldest is let go."""
+LONG_HEAD = b"431 Request Header Fields Too Large"
+LONG_BODY = b"413 Content Too Large"
 RENDEZVOUS = b"davit-run-"
 SECRET_BYTES = len(RENDEZVOUS) + 48
 """A rendezvous secret: what no HTTP request begins with, then a fixed number of letters, because not every client ends it."""
 _HANDSHAKE = 0x16
-_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.I)
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d+)[ \t]*\r?\n", re.I)
 _CHUNKED = re.compile(rb"\ntransfer-encoding:[^\n]*chunked", re.I)
 _EXPECTS = re.compile(rb"\nexpect:[ \t]*100-continue", re.I)
-_STREAMED = re.compile(rb"[A-Z]+ [^ ?]*(?:/git-(?:receive|upload)-pack|/streams/(?:sources|slugs)/[^/? ]*)[? ]")
+_STREAMED = re.compile(rb"[A-Z]+ [^ ?#]*(?:/git-(?:receive|upload)-pack|/streams/(?:sources|slugs)/[^/?# ]*)[? ]")
 """Requests whose body is read as it comes, by who has asked before whether it may come."""
 
 
@@ -129,7 +134,14 @@ class Guest(TConn):  # type: ignore[misc]
             return False
         if self.chunked:
             self._skip_chunks()
-        return len(self.early) >= (self.head + BODY_BYTES if self.chunked else self.whole)
+        return not self.chunked and len(self.early) >= self.whole
+
+    @property
+    def endless(self) -> bytes | None:
+        """What is too long of what has come of a request that is not complete; None when nothing is."""
+        if not self.head:
+            return LONG_HEAD if len(self.early) > HEAD_BYTES else None
+        return LONG_BODY if self.chunked and len(self.early) > self.head + CHUNKS_BYTES else None
 
     def _head_is_there(self) -> bool:
         while self.early.startswith(b"\r\n"):  # as RFC 9112, section 2.2, would have it
@@ -139,8 +151,10 @@ class Guest(TConn):  # type: ignore[misc]
             return False
         self.head = self.whole = end + 4
         head = self.early[: self.head]
+        if _STREAMED.match(head):
+            return True
         lengths = [int(length) for length in _LENGTH.findall(head)]
-        self.chunked = _CHUNKED.search(head) is not None and _STREAMED.match(head) is None
+        self.chunked = _CHUNKED.search(head) is not None
         if not self.chunked and lengths and max(lengths) <= BODY_BYTES:
             self.whole += max(lengths)
         if self.chunked or self.whole > self.head:
@@ -224,10 +238,20 @@ def _read(guest: Guest) -> int:
         if not data:
             raise Lost
         guest.early += data
-        if not guest.head and len(guest.early) > HEAD_BYTES and not guest.complete:
-            guest.sock.send(TOO_LONG)
-            raise Lost
+        if not guest.complete and (problem := guest.endless):
+            return _refuse(guest, problem)
     return 0
+
+
+def _refuse(guest: Guest, status: bytes) -> int:
+    """Answer without a thread, and read on for a moment so that the client gets to read that."""
+    guest.sock.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+    if not guest.secure:
+        guest.sock.shutdown(socket.SHUT_WR)
+    guest.has(LINGER_SECONDS)
+    guest.early.clear()
+    guest.step = _linger
+    return selectors.EVENT_READ
 
 
 def _linger(guest: Guest) -> int:
@@ -280,9 +304,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.nr_conns += 1
+        while len(self.guests) >= GUESTS:
+            self.dismiss(next(iter(self.guests)))
         self.receive(Guest(self.cfg, sock, client, listener.getsockname()))
 
-    def receive(self, guest: Guest, _: object = None) -> None:
+    def receive(self, guest: Guest) -> None:
         """In the main loop: go on with a client as far as it goes without waiting."""
         before = self.guests.get(guest, 0)
         try:
@@ -298,13 +324,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(guest.sock)
         if wanted:
             self.guests[guest] = wanted
-            self.poller.register(guest.sock, wanted, partial(self.receive, guest))
+            self.poller.register(guest.sock, wanted, partial(self.go_on, guest))
         else:
             self.guests.pop(guest, None)
             guest.data_ready = True
             self.enqueue_req(guest)
         if len(guest.early) > HEAD_BYTES:
             self.make_room()
+
+    def go_on(self, guest: Guest, _: object) -> None:
+        """In the main loop: a client can be gone on with, if it was not let go since the poller saw that."""
+        if guest in self.guests:
+            self.receive(guest)
 
     def dismiss(self, guest: Guest) -> None:
         """Forget a client that never said what it wants."""

@@ -14,6 +14,9 @@ user, group = os.geteuid(), os.getegid()
 threads = settings().web_threads + 2 * settings().pushes
 """Pushes hold theirs for as long as they build, clones until they are read; the others are left to all other requests."""
 
+worker_connections = threads + 4096
+"""Kept and silent connections beside those that have a thread; gunicorn's own 1,000 were for all of them."""
+
 sendfile = False
 """Half of the connections are in TLS, where the kernel cannot send a file by itself."""
 

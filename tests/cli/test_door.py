@@ -121,7 +121,9 @@ def test_more_silent_and_half_done_clients_than_there_are_threads_keep_nobody_wa
             b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\n\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 9000,
             b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET", b"POST /apps HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{",
             b"POST /dashboard/sign-in HTTP/1.1\r\nHost: x\r\ncontent-length:1000000\r\n\r\n" + b"a" * 10000,
-            b"POST /apps HTTP/1.1\r\nHost: x\r\n" + long,
+            b"POST /apps HTTP/1.1\r\nHost: x\r\n" + long, b"POST /apps#/git-receive-pack HTTP/1.1\r\nHost: x\r\n" + long,
+            b"POST /apps HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"0" * 30 + b"500\r\n\r\n{",
+            b"POST /apps HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 30_000,
         ) * 14:  # the server has 16 threads  # fmt: skip
             line = stack.enter_context(socket.create_connection(("127.0.0.1", _port(davit)), 30))
             line.sendall(said)
@@ -171,10 +173,19 @@ def test_who_begins_the_next_request_with_the_last_bytes_of_one_is_waited_for_by
             assert _ask(line, "Host: x\r\n\r\n").startswith(b"HTTP/1.1 200")
 
 
-def test_a_head_without_end_is_refused(davit: Davit) -> None:
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000, b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
+        (b"POST /apps HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 250_000, b"HTTP/1.1 413 Content Too Large\r\n"),
+    ],
+    ids=["a head", "chunks"],
+)
+def test_what_has_no_end_is_refused(davit: Davit, said: bytes, answer: bytes) -> None:
     with socket.create_connection(("127.0.0.1", _port(davit)), 30) as line:
-        line.sendall(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000)
-        assert line.recv(100).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+        with contextlib.suppress(OSError):
+            line.sendall(said)
+        assert line.recv(100).startswith(answer)
 
 
 def test_who_sends_the_most_is_let_go_when_there_is_too_much_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +204,42 @@ def test_who_sends_the_most_is_let_go_when_there_is_too_much_of_bodies(monkeypat
     for ours, theirs in pairs:
         ours.close()
         theirs.close()
+
+
+def test_who_was_let_go_in_the_instant_in_which_they_sent_more_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker: Any = object.__new__(door.Worker)
+    worker.guests, worker.poller, worker.alive, worker.nr_conns = {}, selectors.DefaultSelector(), True, 2
+    pairs = [socket.socketpair() for _ in range(2)]
+    with worker.poller:
+        for ours, theirs in pairs:
+            theirs.setblocking(False)
+            ours.sendall(b"POST /apps HTTP/1.1\r\nContent-Length: 500000\r\n\r\n" + b"x" * 90_000)
+            worker.receive(door.Guest(None, theirs, "", ""))
+            ours.sendall(b"x" * 20_000)
+        monkeypatch.setattr(door, "BODIES_BYTES", 120_000)
+        for key, _ in worker.poller.select():
+            key.data(key.fileobj)
+        assert len(worker.guests) == worker.nr_conns == 1
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_the_oldest_of_too_many_silent_clients_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "GUESTS", 3)
+    worker: Any = object.__new__(door.Worker)
+    worker.guests, worker.poller, worker.alive, worker.nr_conns, worker.cfg = {}, selectors.DefaultSelector(), True, 0, None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(worker.poller)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        lines = []
+        for _ in range(5):
+            lines.append(stack.enter_context(socket.create_connection(listener.getsockname(), 30)))
+            worker.accept(listener)
+        assert worker.nr_conns == len(worker.guests) == 3
+        assert [line.recv(1) for line in lines[:2]] == [b"", b""]
+        for guest in list(worker.guests):
+            worker.dismiss(guest)
 
 
 def test_who_never_says_what_they_want_is_let_go() -> None:
