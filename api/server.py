@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from foundation import journal
+from foundation import journal, mappings
 from foundation.settings import settings
 
 user, group = os.geteuid(), os.getegid()
@@ -19,6 +19,11 @@ worker_connections = threads + 4096
 
 sendfile = False
 """Half of the connections are in TLS, where the kernel cannot send a file by itself."""
+
+
+def when_ready(server: Any) -> None:
+    """In the process that looks after the worker: what it loaded, it loaded for that one."""
+    mappings.give_back()
 
 
 def post_worker_init(worker: Any) -> None:

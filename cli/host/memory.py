@@ -3,13 +3,16 @@
 A page is shared until somebody writes to it. A garbage collection writes to every object; gc.freeze(3) keeps it away. And
 what a process allocates comes, at first, from the gaps that were left between the supervisor's own allocations: a few
 bytes in thousands of pages, each of which is copied for that. So the gaps are filled before, which costs their size once
-(half a megabyte) and saves some megabytes in every process.
+(half a megabyte) and saves some megabytes in every process. The supervisor has loaded programs' libraries only for the others:
+what it needed of them for that it gives back, some megabytes again (:mod:`foundation.mappings`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+
+from foundation import mappings
 
 _ARENA_MAX = -8
 """M_ARENA_MAX of mallopt(3)."""
@@ -25,9 +28,11 @@ def settle() -> None:
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
+        mappings.trim()
         libc.mallopt(_ARENA_MAX, 1)  # threads take turns in Python anyway: one arena each would be memory for nothing
         _fill_gaps(libc)
     gc.freeze()
+    mappings.give_back()
 
 
 def _fill_gaps(libc: ctypes.CDLL) -> None:
