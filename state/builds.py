@@ -143,9 +143,10 @@ def next_slot(queued: Sequence[str], most: int) -> str | None:
     owner = {id: account for account, id, _ in rows}
     if over := next((id for id in queued if id not in owner), None):
         return over
-    waiting = set(queued)  # one that has just been taken is in the queue no more, and not at work yet
+    # One that has just been taken is in the queue no more, and not at work yet; one whose worker has ended is in it again.
+    waiting = set(queued)
     working = Counter(account for account, id, phase in rows if phase == "building" or (phase in _ABOUT_TO and id not in waiting))
-    rising = Counter(account for account, _, phase in rows if phase in _RISING)
+    rising = Counter(account for account, id, phase in rows if phase in _RISING and id not in waiting)
     begun = dict(ask(_LAST_BEGUN, since=now() - REMEMBERED))
     return min(
         (id for id in queued if rising[owner[id]] < most),

@@ -531,6 +531,40 @@ def test_running_postdeploy_commands_count_as_releases_on_their_way_up(
     assert told and b"Waiting for other releases and postdeploy commands of me@example.com: 1 are on their way" in told
 
 
+def _rising(pushed: Pushed, what: str, number: int) -> list[str]:
+    """Jobs of one account, all in the queue, whose worker ended while their releases came up or their postdeploy commands ran."""
+    if what == "setups":
+        ids = [_set_up(pushed, pushed.account).id for _ in range(number)]
+        with db.transaction() as session:
+            for id in ids:
+                session.get(AppSetup, id).phase = "running"  # type: ignore[union-attr]
+        return [f"setup-{id}" for id in ids]
+    with db.transaction() as session:
+        account = session.get(Account, pushed.account.id)
+        assert account
+        rows = [builds.create(session, apps.create(session, account), account, commit="a" * 40) for _ in range(number)]
+    for row in rows:
+        queue.enqueue_next(row.app_id)
+    with db.transaction() as session:
+        for row in rows:
+            session.get(Build, row.id).phase = "releasing"  # type: ignore[union-attr]
+    return [row.id for row in rows]
+
+
+@pytest.mark.parametrize("what", ["builds", "setups"])
+def test_what_came_up_when_the_worker_ended_does_not_wait_for_itself(
+    pushed: Pushed, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The next worker has all of an account's releases in its queue again, as many as may be on their way up."""
+    jobs = _rising(pushed, what, queue.MOST_RISING_OF_ONE)
+    assert queue.put_first(bounded=False) and queue.put_first(bounded=True)
+    assert _taken(bounded=True) == jobs
+    monkeypatch.setattr(queue, "MOST_RISING_OF_ONE", 1)
+    first, second = _rising(pushed, what, 2)
+    assert queue.put_first(bounded=True) and queue.queue().pop_job_id() == first
+    assert not queue.put_first(bounded=True) and queue.queue().job_ids == [second]
+
+
 def test_a_postdeploy_command_has_no_build_slot(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many that sleep as there are slots would stop everybody's builds for an hour."""
     row = _set_up(pushed, pushed.account)
