@@ -151,7 +151,10 @@ def _resumed(kept: str) -> tuple[Place, Lost]:
     """How far a drain had got, and what it had lost, from what was kept of it."""
     from logs.delivery import Lost
 
-    id, count, lost, since = kept.split()
+    words = kept.split()
+    if len(words) != 4:  # an earlier Davit kept the line's id alone
+        return Place(words[0], places.UNKNOWN), Lost()
+    id, count, lost, since = words
     return Place(id, int(count)), Lost(int(lost), float(since))
 
 

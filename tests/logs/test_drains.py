@@ -329,6 +329,18 @@ def test_drains_go_on_where_they_were(run: Run, client: Client, app_id: str, rec
     assert receiver.taken() == ["one", "while nobody looked"]
 
 
+def test_what_an_earlier_davit_kept_of_a_drain_is_gone_on_from(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    """A Redis that lives on over an upgrade has the id of a line without the counts."""
+    say(client, app_id, "read before")
+    place = _until_there(client, app_id, 1)
+    drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
+    client.execute_command("SET", f"drains:{drain.id}", place.id)
+    say(client, app_id, "while nobody looked")
+    run(drain)
+    wait_until(lambda: receiver.taken() == ["while nobody looked"], "the line's arrival")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}").endswith(b" 2 0 0"), "its place being noted anew")
+
+
 def test_a_drain_to_this_host_is_not_followed_there(run: Run, client: Client, app_id: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbound, "settings", lambda: from_environment({}))
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
