@@ -133,6 +133,7 @@ class DynoLife:
         if self.given_up:
             await records.strike_off([row.id])
             raise self._not_wanted()
+        self.started_at = now()  # it may have waited for long
         applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
             woken = await self._wake(plan, snapshot)

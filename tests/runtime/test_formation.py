@@ -557,8 +557,11 @@ def test_a_worker_whose_predecessor_takes_its_time_to_end_is_shown_as_starting(w
         await until(lambda: shown() == [("web.1", "up")], "none is wanted")
         world.scale(worker=1)
         await until(lambda: shown() == [("web.1", "up"), ("worker.1", "starting")], "one is wanted again")
+        ended = now()
         stubborn.end(0)
         await until(lambda: shown() == [("web.1", "up"), ("worker.1", "up")], "it is up")
+        started = world.dynos("up")[-1].started_at
+        assert started is not None and started >= ended, "its wait is no part of its life"
         assert world.events.count("start worker.1") == 2
         await until(lambda: len(world.rows()) == 2, "no other row is left")
 
