@@ -230,11 +230,8 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
                 return _answer(session, route, view, signed, form, places)
         if route.upload:
             request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
-            give_back = streams.uploads.take(signed.row.account_id if signed else "")
-            try:
+            with streams.uploads.taken(signed.row.account_id if signed else ""):
                 form = request.form
-            finally:
-                give_back()
         _refuse_forged(signed, form)
         if signed is None and route.writes:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from foundation.errors import DavitError
 
@@ -45,6 +46,19 @@ class Places:
                     self._taken += Counter()  # forgets who has none
 
         return give_back
+
+    @contextmanager
+    def taken(self, who: str) -> Iterator[None]:
+        """One more is counted meanwhile.
+
+        Raises:
+            DavitError: there are too many already.
+        """
+        give_back = self.take(who)
+        try:
+            yield
+        finally:
+            give_back()
 
     def demand(self, who: str) -> None:
         """Refuse as :meth:`take` would now.

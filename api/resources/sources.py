@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from flask import Response, request, send_file
 
@@ -48,28 +48,34 @@ def create_for_app(call: Call) -> Reply:
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
     source = links.read_source("source upload", secret)
-    _receive(source, links.read("source upload", secret)["account"])
+    with streams.uploads.taken(links.read("source upload", secret)["account"]):
+        _receive(source)
     return Reply({}, 200)
 
 
-def _receive(id: str, who: str) -> None:
+def _receive(id: str) -> None:
     limit = settings().push_limit << 20
     request.max_content_length = limit + (1 << 20)  # the limit itself is told in a sentence of its own
     if (request.content_length or 0) > limit:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    give_back = streams.uploads.take(who)
-    try:
-        sources.receive(id, request.stream.read)
-    finally:
-        give_back()
+    sources.receive(id, request.stream.read)
 
 
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)
 def download(call: Call, secret: str) -> Response:
     """What was put there."""
-    return send_file(sources.path(links.read_source("source", secret)), mimetype="application/gzip")
+    source = sources.path(links.read_source("source", secret))
+    give_back = streams.slots.take(links.read("source", secret)["account"])
+    try:
+        response = send_file(source, mimetype="application/gzip")
+    except BaseException:
+        give_back()
+        raise
+    response.direct_passthrough = False  # else nobody is told when it is closed
+    response.call_on_close(give_back)
+    return response
 
 
 @resource.on("PUT", "/streams/slugs/<secret>", needs="nothing", writes=False, ours=True, raw=True, gives=shapes.EMPTY)
@@ -79,16 +85,25 @@ def upload_slug(call: Call, secret: str) -> Reply:
     with snapshot() as session:
         row = session.get(Slug, what["slug"])
         slugs.must_be_empty(row if row and links.may(what["uploader"], row.app_id, "deploy") else None)
-    _receive(upload := new_id(), what["uploader"])
-    try:
-        sources.verify(upload, what["checksum"])
-        with sources.path(upload).open("rb", buffering=0) as file:
-            sealed = wire.call(settings().run / "runtime.sock", "slug.seal", fds=[file.fileno()], timeout=SEAL_SECONDS).result
-    finally:
-        (sources.directory() / upload).unlink(missing_ok=True)
+    with streams.uploads.taken(what["uploader"]):
+        sealed = _sealed(what["checksum"])
     with transaction() as session:
         slugs.fill(session, what["slug"], sealed["digest"], sealed["size"])
     return Reply({}, 200)
+
+
+def _sealed(checksum: str | None) -> dict[str, Any]:
+    """Receive a slug's tarball and have the runtime process seal it."""
+    _receive(upload := new_id())
+    try:
+        sources.verify(upload, checksum)
+        with sources.path(upload).open("rb", buffering=0) as file:
+            sealed: dict[str, Any] = wire.call(
+                settings().run / "runtime.sock", "slug.seal", fds=[file.fileno()], timeout=SEAL_SECONDS
+            ).result
+            return sealed
+    finally:
+        (sources.directory() / upload).unlink(missing_ok=True)
 
 
 @resource.on("GET", "/streams/slugs/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)

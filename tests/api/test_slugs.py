@@ -6,14 +6,17 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from api import streams
 from builder import sources
 from foundation import wire
+from foundation.settings import settings
 from slugs.store import Store
 from slugs.upload import seal_tarball
 from state import db
@@ -28,14 +31,14 @@ TYPES = {"process_types": {"web": "./serve", "worker": "./work"}}
 @pytest.fixture
 def sealing(api: Api, neighbour: Callable[[Path, dict[str, Handler]], Neighbour]) -> Api:
     """The API beside a runtime process that seals as the real one does, and does nothing else."""
-
-    async def seal(call: wire.Call) -> dict[str, Any]:
-        stored = await asyncio.to_thread(seal_tarball, call.fds[0], Store(api.home / "slugs"), 8 << 20)
-        os.close(call.fds[0])
-        return {"digest": stored.digest, "size": stored.size}
-
-    neighbour(api.home / "run" / "runtime.sock", {"slug.seal": seal, "changed": lambda call: None})
+    neighbour(api.home / "run" / "runtime.sock", {"slug.seal": partial(_seal, api), "changed": lambda call: None})
     return api
+
+
+async def _seal(api: Api, call: wire.Call) -> dict[str, Any]:
+    stored = await asyncio.to_thread(seal_tarball, call.fds[0], Store(api.home / "slugs"), 8 << 20)
+    os.close(call.fds[0])
+    return {"digest": stored.digest, "size": stored.size}
 
 
 def _put(api: Api, slug: Any, data: bytes) -> Any:
@@ -62,6 +65,31 @@ def test_a_slug_is_made_filled_once_and_released(sealing: Api) -> None:
     assert shown["size"] and shown["blob"]["method"] == "get" and shown["process_types"] == TYPES["process_types"]
     release = api.post("/apps/timely/releases", {"slug": slug["id"]})
     assert release.status_code == 201 and release.json["slug"]["id"] == slug["id"] and release.json["description"] == "Deploy abababab"
+
+
+def test_a_slug_counts_among_uploads_until_it_is_sealed(
+    api: Api, neighbour: Callable[[Path, dict[str, Handler]], Neighbour]
+) -> None:
+    """Sealing waits for its turn for up to twenty minutes, in a thread of the web process."""
+    refused: list[str] = []
+
+    async def seal(call: wire.Call) -> dict[str, Any]:
+        try:
+            streams.uploads.demand("one more")
+        except streams.TooManyStreams as error:
+            refused.append(error.message)
+        return await _seal(api, call)
+
+    neighbour(api.home / "run" / "runtime.sock", {"slug.seal": seal, "changed": lambda call: None})
+    slug = api.post("/apps/timely/slugs", TYPES).json
+    others = [streams.uploads.take(f"other {number % 3}") for number in range(settings().web_threads // 4 - 1)]
+    try:
+        assert _put(api, slug, packed(DIRECTORY, FILE)).status_code == 200
+        assert refused == ["Too many uploads are under way at the moment; try again later."]
+        streams.uploads.demand("one more")
+    finally:
+        for give_back in others:
+            give_back()
 
 
 @pytest.mark.row("slug-tarball")

@@ -43,7 +43,8 @@ def _ask(api: Api, **blob: object) -> object:
 def test_a_source_is_put_read_again_and_built(api: Api) -> None:
     data = tarball()
     url = _put(api, data)
-    assert api.get(urlsplit(url).path, as_=None).data == data
+    with api.get(urlsplit(url).path, as_=None) as kept:
+        assert kept.data == data
     checksum = f"SHA256:{hashlib.sha256(data).hexdigest()}"
     made = _ask(api, url=url, checksum=checksum, version="v1.2")
     assert made.status_code == 201 and made.json["status"] == "pending" and made.json["output_stream_url"]
@@ -105,6 +106,23 @@ def test_uploads_that_take_long_leave_threads_for_others(api: Api) -> None:
         assert api.put(path, data=tarball(), as_=None).status_code == 200
     finally:
         for give_back in under_way:
+            give_back()
+
+
+def test_downloads_that_take_long_leave_threads_for_others(api: Api) -> None:
+    path = urlsplit(_put(api, tarball())).path
+    account = api.get("/account").json["id"]
+    followed = [streams.slots.take(account) for _ in range(streams.EACH)]
+    try:
+        answer = api.get(path, as_=None)
+        assert (answer.status_code, answer.json["id"]) == (503, "too_many_streams")
+        followed.pop()()
+        for headers, data in (({}, tarball()), ({"Range": "bytes=2-5"}, tarball()[2:6]), ({}, tarball())):
+            with api.get(path, as_=None, headers=headers) as answer:
+                assert answer.data == data and int(answer.headers["Content-Length"]) == len(data)
+                assert api.get(path, as_=None).status_code == 503, "nobody has read it to its end yet"
+    finally:
+        for give_back in followed:
             give_back()
 
 
