@@ -239,7 +239,7 @@ def attach_to(call: Call, dyno: str) -> Handover:
 def forward(call: Call, dyno: str, port: str) -> Handover:
     """A WebSocket to a port of a dyno that runs: binary messages are the bytes, the text \"end\" says that no more come."""
     row = _dyno(call, dyno)
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise NotFound("A port is a number from 1 to 65535.")
     web = WebSocket(request.environ)
     give_back = streams.slots.take(call.account.id)

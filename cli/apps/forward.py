@@ -58,9 +58,13 @@ def socks(app: Target, dyno: str, port: int) -> None:
 
 def _pair(word: str) -> tuple[int, int]:
     parts = word.strip().split(":")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and 0 < int(part[:6]) < 65536 for part in parts):
+    if len(parts) > 2 or not all(_is_port(part) for part in parts):
         raise DavitError(f"“{word.strip()}” is no port; give 9000, or 8080:9000 for another port of this machine's.")
     return int(parts[0]), int(parts[-1])
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
 
 
 class _Way:

@@ -89,6 +89,7 @@ def test_what_cannot_be_led_to_is_told_before_anybody_connects(davit: Davit, dyn
     app, name = dyno
     for words, said in (
         (("ps:forward", "x:1"), "“x:1” is no port"), (("ps:forward", "1:2:3"), "is no port"), (("ps:forward", "70000"), "is no port"),
+        (("ps:forward", "0000801234567"), "is no port"), (("ps:forward", "8080:0000801234567"), "is no port"),
         (("ps:forward", "9000", "-d", "web.77"), "find that process (web.77)"), (("ps:socks", "-d", "web.77"), "find that process"),
     ):  # fmt: skip
         refused = davit(*words[:2], *(words[2:] or ("-d", name)), "-a", app, check=False)
@@ -113,6 +114,6 @@ def test_who_may_not_run_commands_in_an_app_reaches_no_port_of_its_dynos(davit: 
         theirs.get(path)
     with pytest.raises(ApiError, match="WebSocket"):
         _owner(davit).get(path)
-    for port in ("0", "65536", "x", "-1"):
+    for port in ("0", "65536", "x", "-1", "0000801234567"):
         with pytest.raises(ApiError, match="from 1 to 65535"):
             _owner(davit).get(f"/apps/{app}/dynos/{name}/ports/{port}")
