@@ -8,6 +8,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,8 +22,10 @@ from foundation.errors import DavitError
 _dyno = click.option("-d", "--dyno", default="web.1", show_default=True, help="the dyno to lead to")
 _VERSION, _CONNECT = 5, 1
 _DONE, _FAILED, _FORBIDDEN, _UNKNOWN_COMMAND, _UNKNOWN_ADDRESS = 0, 1, 2, 7, 8
-_ITSELF = ("127.0.0.1", "localhost", "0.0.0.0")
+_ITSELF = ("127.0.0.1", "localhost", "0.0.0.0", "::1")
 _SHAKE_SECONDS = 30
+_AGAIN_SECONDS = 0.1
+"""Between two attempts to take a connection while none can be."""
 
 
 @command("ps:forward")
@@ -125,7 +128,11 @@ def _serve(listeners: Sequence[tuple[socket.socket, Callable[[socket.socket], No
             selector.register(listener, selectors.EVENT_READ, then)
         while True:
             for key, _ in selector.select():
-                line, _ = key.fileobj.accept()  # type: ignore[union-attr]
+                try:
+                    line, _ = key.fileobj.accept()  # type: ignore[union-attr]
+                except OSError:  # it has gone already, or this process has too many open: those that there are go on
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
                 threading.Thread(target=_served, args=(line, key.data), daemon=True).start()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
 from cli.client import ApiError, Client
 from state import accounts, db
 from tests.cli.living import ROOT, Davit, echoing, owner_app
+from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 from tests.ports import free_port
 
@@ -71,15 +75,39 @@ def test_a_port_of_this_machine_leads_to_a_dynos(davit: Davit, dyno: tuple[str, 
         assert_says("exec-gone", process.stderr.readline())
 
 
+def test_a_connection_that_cannot_be_taken_ends_no_other(davit: Davit, dyno: tuple[str, str]) -> None:
+    """As when more descriptors are open than the process may have."""
+    app, name = dyno
+    here = free_port()
+
+    def slept() -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
+
+    with echoing() as there, _leading(davit, "ps:forward", f"{here}:{there}", "-a", app, "-d", name) as process:
+        with socket.create_connection(("127.0.0.1", here), 60) as line:
+            assert _echo(line, b"hello") == b"HELLO"
+        before, usual = slept(), resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+        with socket.create_connection(("127.0.0.1", here), 60) as line:
+            wait_until(lambda: slept() > before + 1 or process.poll() is not None, "its having tried twice")
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, usual)
+            assert _echo(line, b"hello") == b"HELLO"
+
+
 def test_a_proxy_on_this_machine_leads_to_the_dyno_and_to_nothing_else(davit: Davit, dyno: tuple[str, str]) -> None:
     app, name = dyno
     here, nobody = free_port(), free_port()
     with echoing() as there, _leading(davit, "ps:socks", "-p", str(here), "-a", app, "-d", name):
-        for host, port, status in (("127.0.0.1", there, 0), ("localhost", there, 0), ("10.0.0.1", there, 2), ("127.0.0.1", nobody, 1)):
+        for host, port, status in (
+            ("127.0.0.1", there, 0), ("localhost", there, 0), ("::1", there, 0),
+            ("10.0.0.1", there, 2), ("2001:db8::1", there, 2), ("127.0.0.1", nobody, 1),
+        ):  # fmt: skip
             with socket.create_connection(("127.0.0.1", here), 60) as line:
                 line.sendall(b"\x05\x01\x00")
                 assert line.recv(2) == b"\x05\x00"
-                line.sendall(b"\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big"))
+                named = b"\x03" + bytes([len(host)]) + host.encode()
+                line.sendall(b"\x05\x01\x00" + (b"\x04" + IPv6Address(host).packed if ":" in host else named) + port.to_bytes(2, "big"))
                 assert line.recv(10, socket.MSG_WAITALL)[:2] == bytes([5, status]), (host, port)
                 if status == 0:
                     assert _echo(line, b"hello") == b"HELLO"
