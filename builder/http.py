@@ -180,9 +180,12 @@ class HttpDoor:
         """Refuse in git's own words, and take no pack: no more is read than what git sends in one piece.
 
         Raises:
-            TooManyPushes: so many are being refused that this one is not read at all.
+            DavitError: ``error``: so many are being refused that this one is not read at all.
         """
-        give_back = self.overtaken.take(pusher.account_id)
+        try:
+            give_back = self.overtaken.take(pusher.account_id)
+        except TooManyPushes:
+            raise error from None
         body = Body(environ, PIECE)
         answer = _Answer(start_response, "application/x-git-receive-pack-result")
         try:

@@ -111,6 +111,26 @@ def test_a_push_that_others_overtook_since_its_advertisement_is_refused_in_gits_
         hers.end()
 
 
+def test_who_is_refused_beside_many_others_is_told_the_same(narrow: Doors) -> None:
+    """So many are refused in git's words at once; one more is not read at all."""
+    door = Door(narrow, "http")
+    hers, late = Waiting(door, "alice", OF_ONE), door.app()
+    port = int((narrow.home / "http.port").read_text())
+    new, data = honest()
+    try:
+        with ExitStack() as stack:
+
+            def is_not_read() -> bool:
+                stack.enter_context(_silent(late, "git-receive-pack"))
+                answer = request(port, f"/{late.name}.git/git-receive-pack", push_of(new, data))
+                assert b"You have 2 pushes under way already" in answer.body
+                return answer.status == 503
+
+            wait_until(is_not_read, "a refusal without git's words")
+    finally:
+        hers.end()
+
+
 @contextmanager
 def _silent_fetch(app: App) -> Iterator[None]:
     """A client of the app's owner that fetches and never says what."""
@@ -121,11 +141,18 @@ def _silent_fetch(app: App) -> Iterator[None]:
             yield
             process.kill()
         return
+    with _silent(app, "git-upload-pack"):
+        yield
+
+
+@contextmanager
+def _silent(app: App, service: str) -> Iterator[None]:
+    """A client that asks over HTTP and does not go on."""
     with socket.create_connection(("127.0.0.1", int((app.home / "http.port").read_text()))) as connection:
         secret = b64encode(f"x:{app.user}-token".encode()).decode()
         connection.sendall(
-            f"POST /{app.name}.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {secret}\r\n"
-            "Content-Type: application/x-git-upload-pack-request\r\nContent-Length: 1000\r\n\r\n0011".encode()
+            f"POST /{app.name}.git/{service} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {secret}\r\n"
+            f"Content-Type: application/x-{service}-request\r\nContent-Length: 1000\r\n\r\n0011".encode()
         )
         yield
 
