@@ -122,7 +122,7 @@ def relay(web: Messages, line: socket.socket, going: Callable[[], bool] = lambda
     heed(web.queued())
     while web.open and going() and (from_web or from_line or to_line or web.pending):
         if not send_what_fits(line, to_line):
-            break
+            from_web = False  # nobody takes any more there; what it has said is passed on all the same
         if not from_web and not to_line:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_WR)
