@@ -5,7 +5,7 @@ As Heroku's eco dynos: when the web dynos got no request for half an hour, all d
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
@@ -56,12 +56,13 @@ def allowed(session: Session, app: App) -> bool:
 def candidates(session: Session) -> list[str]:
     """The ids of the apps that are awake and may be put to sleep."""
     query = (
-        select(App)
+        select(App.id)
         .join(Formation, (Formation.app_id == App.id) & (Formation.type == "web"))
-        .where(App.asleep_at.is_(None), App.destroying.is_(False), App.sleep != "off")
+        .where(App.asleep_at.is_(None), App.destroying.is_(False), App.sleep != "off", Formation.quantity > 0)
         .where((App.sleep == "on") | Formation.size.in_(SLEEPY_SIZES))
+        .where(~exists().where(Release.app_id == App.id, Release.status == "pending"))
     )
-    return [app.id for app in session.scalars(query) if allowed(session, app) and not _changing(session, app.id)]
+    return list(session.scalars(query))
 
 
 def _changing(session: Session, app_id: str) -> bool:

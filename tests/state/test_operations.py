@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
-from state import accounts, apps, builds, config, db, domains, formation, releases, vault
+from state import accounts, apps, builds, config, db, domains, formation, releases, sleep, vault
 from state.models import Account, App, AuditEvent, Base, Release, Slug
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv0h0bZKkXqT8i0S7m0m1y2oO5yY3m0n5m1y2oO5yY3 ann@laptop"
@@ -305,6 +305,26 @@ def test_builds_of_an_app_take_turns_in_order(session: Session, owner: Account) 
     builds.fail(session, first.id, "build failed", "It failed.")
     session.flush()
     assert builds.next_turn(session, app.id) is second
+
+
+def test_apps_that_may_be_put_to_sleep_are_found_with_one_query_however_many_there_are(session: Session, owner: Account) -> None:
+    one, other, changing, awake, stopped, eco = (apps.create(session, owner, f"bright-bay-{number}") for number in range(6))
+    for app in (one, other, changing, awake, stopped, eco):
+        deploy(session, app, owner)
+        app.sleep = "on"
+    deploy(session, changing, owner).status = "pending"
+    awake.sleep, eco.sleep = "off", "auto"
+    formation.find(session, stopped, "web").quantity = 0
+    formation.find(session, eco, "web").size = "eco"
+    session.flush()
+    asked: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(session.connection(), "before_cursor_execute", note)
+    assert sorted(sleep.candidates(session)) == sorted(app.id for app in (one, other, eco))
+    assert len(asked) == 1, asked
 
 
 def test_a_destroyed_app_is_gone_at_once_and_its_name_is_free(session: Session, owner: Account) -> None:
