@@ -311,8 +311,10 @@ def _body(operation: Operation) -> dict[str, Any]:
         if any("\x00" in part for pair in sent.items() for part in pair):
             raise BadRequest("A form may hold no NUL character.")
         return sent
+    if request.content_length is None:  # what comes in chunks is read up to there, and one byte tells that there is more
+        request.max_content_length = body.LIMIT + 1
     raw = request.get_data(cache=False)
-    if request.content_length is None and len(raw) >= body.LIMIT:  # what comes in chunks is read up to there
+    if len(raw) > body.LIMIT:
         raise RequestEntityTooLarge
     return body.parse(raw)
 

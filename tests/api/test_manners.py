@@ -37,8 +37,15 @@ def test_a_body_that_is_no_json_object_is_refused(api: Api, sent: bytes) -> None
 
 
 def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
-    answer = api.call("POST", "/apps", data=b" " * (body.LIMIT + 1))
-    assert (answer.status_code, answer.json["id"]) == (413, "request_entity_too_large")
+    def said(size: int, chunked: bool) -> tuple[int, str]:
+        data = b'{"name": "X"}'.ljust(size)
+        in_chunks = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True} if chunked else {}
+        answer = api.call("POST", "/apps", data=data, environ_overrides=in_chunks)
+        return answer.status_code, answer.json["id"]
+
+    for chunked in (False, True):
+        assert said(body.LIMIT, chunked) == (422, "invalid_params"), chunked
+        assert said(body.LIMIT + 1, chunked) == (413, "request_entity_too_large"), chunked
 
 
 def test_unknown_endpoints_answer_in_the_error_form(api: Api) -> None:
