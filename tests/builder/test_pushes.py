@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from api import server
-from foundation.settings import settings
 from tests.builder.git_doors import App, Door, Doors, Result, opened
 from tests.builder.git_packs import push as push_of
 from tests.builder.git_packs import request
@@ -180,7 +178,3 @@ def test_slow_fetches_of_one_account_leave_room_for_others_and_one_too_many_is_t
         wait_until(lambda: fill(his), "all places taken")
         assert_says("too-many-fetches", fetch(his).text)
     wait_until(lambda: bool(fetch(hers)), "a fetch when others have ended")
-
-
-def test_pushes_leave_all_threads_of_other_requests_alone() -> None:
-    assert server.threads - 2 * settings().pushes == settings().web_threads

@@ -152,8 +152,9 @@ class Davit:
 
     def start(self) -> None:
         """Start the web process; returns when it answers."""
+        threads = [] if "DAVIT_WEB_THREADS" in self.env else ["--threads", "16"]
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", "--threads", "16", "--bind", self.env["DAVIT_API"],
+            [sys.executable, "-m", "gunicorn", "--worker-class", "api.door.Worker", *threads, "--bind", self.env["DAVIT_API"],
              "--no-control-socket", "--graceful-timeout", "5", "--config", "python:api.server", "app:app"],
             cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL, stderr=self.log.open("ab"), start_new_session=True,
         )  # fmt: skip
