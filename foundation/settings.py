@@ -99,7 +99,8 @@ class Settings:
     )
     web_threads: int = _setting(
         "DAVIT_WEB_THREADS", "64",
-        "requests that the web process works on at once, git's not counted; half of them may be logs and runs",
+        "requests that the web process works on at once, git's not counted; half of them may be logs and runs, and "
+        "a quarter uploads",
     )  # fmt: skip
     pushes: int = _setting(
         "DAVIT_PUSHES", "48",
