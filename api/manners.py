@@ -8,6 +8,7 @@ import logging
 import re
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -59,8 +60,13 @@ def _refuse(problem: DavitError) -> Response:
     if problem.status >= 500:
         log.warning("request failed: %s", problem.message, extra={"request": g.get("request_id", "-"), "id": problem.id})
     answer = error(problem.id, problem.message, problem.status)
+    further: dict[str, Any] = {}
+    if problem.resource:  # `heroku logout` goes on only when it reads that what is missing is the session
+        further["resource"] = problem.resource
     if isinstance(problem, TwoFactorRequired) and problem.app_name:
-        answer.set_data(json.dumps({**_told(problem.id, problem.message), "app": {"name": problem.app_name}}))
+        further["app"] = {"name": problem.app_name}
+    if further:
+        answer.set_data(json.dumps({**_told(problem.id, problem.message), **further}))
     return answer
 
 

@@ -25,7 +25,7 @@ answers `501 not_implemented`.
   What a token's scope does not open answers `403 forbidden`; git takes `write-protected`.
 - **Limit**: 4,500 calls an hour for each account (`DAVIT_RATE_LIMIT`), refilled evenly; `RateLimit-Remaining` says what is left.
 - **Errors**: `{"id": "not_found", "message": "Couldn't find that app.", "url": "https://…/errors/not_found"}`; the URL says what
-  the id means and what to do, as [errors](errors.md) does.
+  the id means and what to do, as [errors](errors.md) does. Some say in `resource` what was not found: `app`, `session`.
 - **Lists** come in pages of 200: `Range: name ..; max=1000, order=desc` asks for another part; an answer with status 206 has a
   `Next-Range` header to send back as `Range`.
 - **Streams** (logs, build output) are read at URLs that the API gives. Such a URL is a secret: whoever has it may read that

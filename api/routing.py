@@ -128,7 +128,7 @@ class Call:
         identity = self.identity.within(session) if self.identity else None
         found = session.get(App, self.found.id) if self.found else None
         if self.found is not None and found is None:
-            raise NotFound(apps.NOT_FOUND)
+            raise NotFound(apps.NOT_FOUND, resource="app")
         return Call(session, self.body, identity, found)
 
     @property

@@ -362,8 +362,11 @@ def web_session(row: WebSession, at: datetime) -> Json:
 
 
 def redacted(text: str = "") -> str:
-    """A token as lists show it: the beginning, ten asterisks, the end. Only the caller's own has an end that is known."""
-    return text[:8] + "*" * 10 + text[-4:] if text else "davit-" + "*" * 10
+    """A token as lists show it: the beginning, ten asterisks, the end. Only the caller's own has an end that is known.
+
+    The others end with a dot, which no token does: clients find their own by beginning and end, `heroku logout` to take it back.
+    """
+    return text[:8] + "*" * 10 + text[-4:] if text else "davit-" + "*" * 10 + "."
 
 
 def release(app: App, row: Release, *, eligible: bool, output_stream_url: str | None) -> Json:

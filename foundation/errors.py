@@ -13,6 +13,7 @@ class DavitError(Exception):
         message: a whole sentence: what is wrong, where, what to do about it. Never a secret.
         id: the machine-readable id of Heroku's error body (``{"id", "message", "url"}``); the class's own by default.
         status: the HTTP status that a face answers with; the class's own by default.
+        resource: what kind of thing was not found, in Heroku's word, where clients look at it.
 
     Subclasses set ``id`` and ``status``; every id has a row in docs/errors.md.
     """
@@ -20,9 +21,10 @@ class DavitError(Exception):
     id = "internal_error"
     status = 500
 
-    def __init__(self, message: str, *, id: str | None = None, status: int | None = None) -> None:
+    def __init__(self, message: str, *, id: str | None = None, status: int | None = None, resource: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.resource = resource
         if id is not None:
             self.id = id
         if status is not None:

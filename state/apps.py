@@ -133,7 +133,7 @@ def find(session: Session, account: Account, identity: str, permission: str = "v
     app = session.scalar(select(App).where(or_(App.name == identity, App.id == identity), App.destroying.is_(False)))
     allowed = permissions(session, account, app) if app else frozenset()
     if app is None or not allowed:
-        raise NotFound(NOT_FOUND)
+        raise NotFound(NOT_FOUND, resource="app")
     if permission not in allowed:
         raise Forbidden(f"You may not do that with {app.name}: it takes the permission “{permission}”.")
     return app

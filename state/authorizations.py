@@ -28,7 +28,7 @@ def find(session: Session, account: Account, identity: str) -> Token:
     """
     token = session.get(Token, identity)
     if token is None or token.account_id != account.id:
-        raise NotFound("Couldn't find that authorization.")
+        raise NotFound("Couldn't find that authorization.", resource="authorization")
     return token
 
 

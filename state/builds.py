@@ -82,7 +82,7 @@ def find(session: Session, app: App, identity: str) -> Build:
     """
     build = session.get(Build, identity)
     if build is None or build.app_id != app.id:
-        raise NotFound("Couldn't find that build.")
+        raise NotFound("Couldn't find that build.", resource="build")
     return build
 
 
@@ -173,7 +173,7 @@ def begin(session: Session, build_id: str) -> Build:
     """
     build = session.get(Build, build_id)
     if build is None:
-        raise NotFound("Couldn't find that build.")
+        raise NotFound("Couldn't find that build.", resource="build")
     if build.status != "pending":
         raise Conflict("That build is finished.")
     build.phase, build.attempts = "building", build.attempts + 1

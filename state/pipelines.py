@@ -98,7 +98,7 @@ def find(session: Session, account: Account, identity: str, *, manage: bool = Fa
     rows = visible(session, account, row.name if row else identity)
     rows = [one for one in rows if row is None or one.id == row.id]
     if not rows:
-        raise NotFound(NOT_FOUND)
+        raise NotFound(NOT_FOUND, resource="pipeline")
     found = next((one for one in rows if one.owner_id == account.id), rows[0])
     if manage and found.owner_id != account.id and not account.is_admin:
         raise Forbidden(f"Only the owner of the pipeline {found.name} can change it.")

@@ -48,7 +48,7 @@ def find(session: Session, app: App, identity: str) -> Release:
     )
     row = row or session.scalar(query.where(Release.id == identity))
     if row is None:
-        raise NotFound("Couldn't find that release.")
+        raise NotFound("Couldn't find that release.", resource="release")
     return row
 
 

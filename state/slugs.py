@@ -68,7 +68,7 @@ def must_be_empty(row: Slug | None) -> None:
         Conflict: it has one.
     """
     if row is None:
-        raise NotFound("Couldn't find that slug.")
+        raise NotFound("Couldn't find that slug.", resource="slug")
     if row.size is not None:
         raise Conflict("That slug has its tarball, and is never changed; make another slug.")
 

@@ -92,7 +92,7 @@ def end(session: Session, account: Account, identity: str) -> WebSession:
     """
     row = session.get(WebSession, identity)
     if row is None or row.account_id != account.id:
-        raise NotFound("Couldn't find that session.")
+        raise NotFound("Couldn't find that session.", resource="session")
     session.delete(row)
     audit.record(session, account, "sessions:destroy", description=row.description)
     return row

@@ -89,7 +89,7 @@ def regenerate(call: Call, authorization: str) -> Any:
 @resource.on("DELETE", "/oauth/sessions/~", needs="account", writes=False, gives=shapes.NEVER)
 def destroy_session(call: Call) -> Any:
     """End the caller's session: tokens here belong to none."""
-    raise NotFound("Couldn't find that session.")
+    raise NotFound("Couldn't find that session.", resource="session")
 
 
 @resource.on("GET", "/oauth/sessions", needs="account", gives=shapes.many(shapes.OAUTH_SESSION))
@@ -113,7 +113,7 @@ def session(call: Call, session: str) -> Any:
     for row in web_sessions.all_of(call.session, call.account):
         if row.id == session:
             return serialize.web_session(row, now())
-    raise NotFound("Couldn't find that session.")
+    raise NotFound("Couldn't find that session.", resource="session")
 
 
 @resource.on("DELETE", "/oauth/sessions/<session>", needs="account", gives=shapes.OAUTH_SESSION)

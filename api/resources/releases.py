@@ -81,7 +81,7 @@ def _release_slug(call: Call, identity: str | None) -> Release:
 def _slug(call: Call, identity: str) -> Slug:
     slug = call.session.get(Slug, identity)
     if slug is None or slug.app_id != call.app.id:
-        raise NotFound("Couldn't find that slug.")
+        raise NotFound("Couldn't find that slug.", resource="slug")
     return slug
 
 

@@ -154,3 +154,24 @@ def test_a_field_that_no_database_could_hold_is_refused_by_its_name(either_api: 
     answer = either_api.patch("/account", {"name": name})
     assert answer.status_code == 422
     assert "Field name" in answer.json["message"] and words in answer.json["message"]
+
+
+def _looks_like(token: str, shown: str) -> bool:
+    """Whether the heroku command takes what a list shows for its own token (@heroku-cli/command, isCurrentOAuthToken)."""
+    beginning, stars, end = shown.partition("*" * 10)
+    return token.startswith(beginning) and token.endswith(end) if stars else token == shown
+
+
+def test_logging_out_by_the_heroku_command_takes_back_its_token_and_no_other(api: Api) -> None:
+    """What `heroku logout` asks, and what it makes of the answers: a 404 that is of no session or authorization ends it."""
+    mine, other = (api.post("/oauth/authorizations", {"description": name}).json for name in ("mine", "CI"))
+    token = mine["access_token"]["token"]
+    for method, path, resource in (("DELETE", "/oauth/sessions/~", "session"), ("GET", "/oauth/authorizations/~", "authorization")):
+        answer = api.call(method, path, as_=token)
+        assert (answer.status_code, answer.json["id"], answer.json["resource"]) == (404, "not_found", resource)
+    rows = api.get("/oauth/authorizations", as_=token).json
+    assert {mine["id"], other["id"]} < {row["id"] for row in rows}
+    assert [row["id"] for row in rows if _looks_like(token, row["access_token"]["token"])] == [mine["id"]]
+    assert api.delete(f"/oauth/authorizations/{mine['id']}", as_=token).status_code == 200
+    assert [api.get("/account", as_=one).status_code for one in (token, other["access_token"]["token"])] == [401, 200]
+    assert api.get("/apps/none").json["resource"] == "app"

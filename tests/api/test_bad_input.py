@@ -32,7 +32,7 @@ def api(api: Api) -> Iterator[Api]:
 
 def _refused(answer: Any, row: str, status: int = 422) -> None:
     assert answer.status_code == status, answer.text
-    assert set(answer.json) <= {"id", "message", "url", "app"}
+    assert set(answer.json) <= {"id", "message", "url", "app", "resource"}
     assert_says(row, answer.json["message"])
 
 

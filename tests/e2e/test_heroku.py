@@ -374,8 +374,12 @@ def logins(app: App) -> None:
         LEDGER.note(("auth:login",), None)
         assert f"machine 127.0.0.1:{app.davit.api}" in (heroku.home / ".netrc").read_text()
         assert heroku.start("whoami").stdout == f"{email}\n"
+        used = re.search(r"password (davit-\S+)", (heroku.home / ".netrc").read_text())
+        assert used
         heroku.start("logout")
         assert heroku.start("whoami", check=False).returncode != 0
+        with app.davit.client(used[1]) as client, app.davit.client(made["access_token"]["token"]) as other:
+            assert [client.get("/account").status_code, other.get("/account").status_code] == [401, 200], "its token, and no other"
 
         window = heroku.terminal("login")
         window.expect("Press any key", 60)
