@@ -78,7 +78,10 @@ def read_source(purpose: Literal["source", "source upload"], secret: str) -> str
 
 def source_of(url: str) -> str | None:
     """The source that a URL of this Davit's names, however its host is called; None for any other URL."""
-    _, found, secret = urlsplit(url).path.rpartition("/streams/sources/")
+    try:
+        _, found, secret = urlsplit(url).path.rpartition("/streams/sources/")
+    except ValueError:  # whoever goes there says what is wrong with it
+        return None
     try:
         return read_source("source", secret) if found else None
     except NotFound:

@@ -162,13 +162,17 @@ def buildpack(text: str, *, in_full: bool = True) -> Json:
     """A buildpack: its URL (``urn:buildpack:NAME`` for a bundled one) and its name; without ``in_full`` no password is in it."""
     if "://" not in text:
         return {"name": text, "url": f"urn:buildpack:{text}"}
-    shown = text if in_full else without_secrets(text) + (f"#{branch}" if (branch := urlsplit(text).fragment) else "")
+    _, mark, branch = text.partition("#")
+    shown = text if in_full else without_secrets(text) + (mark + branch if branch else "")
     return {"name": shown, "url": shown}
 
 
 def without_secrets(url: str) -> str:
-    """A URL without what may be a key to it: user and password, query, fragment."""
-    parts = urlsplit(url)
+    """A URL without what may be a key to it: user and password, query, fragment. Of one that cannot be read, the scheme."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition(':')[0]}:"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

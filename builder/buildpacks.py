@@ -108,7 +108,10 @@ def local(texts: Sequence[str], *, admin: bool) -> dict[str, str]:
 
 def _local_path(text: str) -> tuple[Path, str]:
     url, _, ref = text.partition("#")
-    path = Path(unquote(urlsplit(url).path))
+    try:
+        path = Path(unquote(urlsplit(url).path))
+    except ValueError:
+        raise BuildpackError(f"The buildpack {text} is a URL that cannot be read; file:// and an absolute path is one.") from None
     if not path.is_absolute() or not path.is_dir():
         raise BuildpackError(f"The buildpack {text} is not there: {path} is no directory of this host.")
     if ref.startswith("-"):

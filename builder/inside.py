@@ -79,6 +79,7 @@ def parse_reference(text: str, bundled: Sequence[str], streams: Mapping[str, str
     if own in bundled:
         return Reference("bundled", own, "", text)
     url, _, ref = text.partition("#")
+    _demand_readable(text)
     if registry := REGISTRY.match(url):
         namespace, name = registry.groups()
         if namespace == "heroku" and name in bundled:
@@ -105,11 +106,24 @@ def parse_reference(text: str, bundled: Sequence[str], streams: Mapping[str, str
     )
 
 
+def _demand_readable(text: str) -> None:
+    try:
+        urlsplit(text)
+    except ValueError:
+        raise Failed(
+            f"The buildpack {text.partition(':')[0][:20]}://… is a URL that cannot be read: what stands for its host is no name "
+            "and no address."
+        ) from None
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown: what stands before the @ of its host is left out."""
     if not re.match(r"https?://", url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be read"
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

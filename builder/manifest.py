@@ -67,7 +67,7 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
             connection.request("GET", place.path, headers=_headers(place))
             answer = connection.getresponse()
             if answer.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, answer.getheader("Location") or "")
+                url = _further(url, answer.getheader("Location") or "")
                 continue
             if answer.status != 200:
                 raise BadSource(f"The source cannot be fetched: {place.shown} answered with status {answer.status}.")
@@ -78,6 +78,13 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         finally:
             connection.close()
     raise BadSource("The source cannot be fetched: its URL redirects too often.")
+
+
+def _further(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise BadSource("The source cannot be fetched: its URL redirects to one that cannot be read.") from None
 
 
 def _headers(place: outbound.Place) -> dict[str, str]:

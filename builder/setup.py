@@ -19,7 +19,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from builder import appjson, manifest, queue, slot
+from builder import appjson, buildpacks, manifest, queue, slot
 from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
@@ -102,6 +102,8 @@ def _begin(row: AppSetup) -> None:
         if fresh is None or fresh.phase != "source":
             return
         build = setups.begin_build(session, fresh, plan)
+        for name in plan.buildpacks if fresh.buildpacks is None else ():
+            buildpacks.check(name, admin=False)
     queue.enqueue_next(build.app_id)
 
 

@@ -44,8 +44,12 @@ class Client:
         self.url = url.rstrip("/")
         self.token = token
         self._why_not = why_not
-        self._parts = urlsplit(self.url)
-        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
+        try:
+            self._parts = urlsplit(self.url)
+            usable = self._parts.scheme in ("http", "https") and bool(self._parts.hostname) and self._parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
             raise DavitError(f"“{url}” is not the URL of a Davit; it looks like http://127.0.0.1:5000.")
 
     def get(self, path: str, **options: Any) -> Any:

@@ -54,8 +54,15 @@ def save(logins: Logins) -> None:
 
 
 def normalize(url: str) -> str:
-    """A base URL as logins are stored under: scheme and authority, nothing else."""
-    parts = urlsplit(url if "://" in url else f"https://{url}")
+    """A base URL as logins are stored under: scheme and authority, nothing else.
+
+    Raises:
+        DavitError: it cannot be read.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+    except ValueError:
+        raise DavitError(f"“{url}” is not the URL of a Davit; it looks like http://127.0.0.1:5000.") from None
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 

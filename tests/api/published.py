@@ -93,7 +93,9 @@ JUNK = st.recursive(
     max_leaves=6,
 )
 """Any JSON."""
-_WORDS = st.sampled_from(["timely", "web", "v1", "+1", "true", "~", "a" * 300, "https://example.com/x.tgz", "global", "heroku/python"])
+UNREADABLE = ["http://[", "https://[x]/", "git://[x", "ssh://[x", "http://\u2100.com/"]
+"""What looks like a URL and is none that can be taken apart."""
+_WORDS = st.sampled_from(["timely", "web", "v1", "+1", "true", "~", "a" * 300, "https://example.com/x.tgz", "global", "heroku/python", *UNREADABLE])
 _TEXTS = st.text(max_size=30) | _WORDS
 
 

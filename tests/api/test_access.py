@@ -126,6 +126,17 @@ def test_a_password_in_a_buildpacks_url_is_shown_to_those_who_may_deploy(api: Ap
         assert url in api.get(path, as_="deployer").text
 
 
+def test_a_buildpack_that_cannot_be_read_is_shown_to_everybody_without_what_may_be_a_key(api: Api) -> None:
+    give_code(api.app_id)
+    with db.transaction() as session:
+        app = session.get_one(App, api.app_id)
+        app.buildpacks = ["git://me:the-password@[x?key=the-key"]
+        session.add(Build(app_id=app.id, account_id=app.owner_id, stack="davit-13", buildpacks=app.buildpacks))
+    for path in ("/apps/timely/buildpack-installations", "/apps/timely/builds"):
+        shown = api.get(path, as_="viewer")
+        assert shown.status_code == 200 and '"git:"' in shown.text and "the-password" not in shown.text and "the-key" not in shown.text
+
+
 def test_scopes_are_not_widened_by_a_narrow_token(api: Api) -> None:
     narrow = api.post("/oauth/authorizations", {"scope": ["write-protected"]}).json["access_token"]["token"]
     assert api.post("/oauth/authorizations", {"scope": ["global"]}, as_=narrow).status_code == 403

@@ -241,7 +241,8 @@ def test_an_app_json_names_no_directory_of_the_host_whoever_sets_it_up(api: Api,
     ("manifest", "words"),
     [({"env": {"NEEDED": {"description": "a key"}}}, "requires the config var NEEDED"), ({"addons": ["heroku-postgresql"]}, "add-ons (heroku-postgresql)"),
      ({"env": {"A": 5}}, "env.A"), ({"env": {"bad name": "x"}}, "bad name"), ({"formation": {"web": {"quantity": 1000}}}, "formation.web.quantity"),
-     ({"formation": {"web": {"quantity": 1, "size": "huge"}}}, "huge"), ({"buildpacks": [{"url": "a b"}]}, "a b"), ({"scripts": {"postdeploy": 5}}, "postdeploy"),
+     ({"formation": {"web": {"quantity": 1, "size": "huge"}}}, "huge"), ({"buildpacks": [{"url": "a b"}]}, "a b"),
+     ({"buildpacks": [{"url": "git://[x"}]}, "cannot be read"), ({"buildpacks": [{"url": "nosuch"}]}, "is no buildpack"), ({"scripts": {"postdeploy": 5}}, "postdeploy"),
      ([], "JSON object")],
 )  # fmt: skip
 def test_an_app_json_that_cannot_be_used_is_told_and_builds_nothing(api: Api, shelf: Shelf, manifest: object, words: str) -> None:
@@ -272,7 +273,7 @@ def test_a_source_that_leads_into_the_private_is_refused_at_every_turn(api: Api,
         answer = api.post("/app-setups", {"source_blob": {"url": f"http://{host}/x.tgz"}})
         assert (answer.status_code, answer.json["id"]) == (422, "destination_refused")
     shelf.put({})
-    for moved, words in (("http://10.0.0.1/x.tgz", "10.0.0.1"), ("file:///etc/passwd", "source_blob.url"), ("/again", "redirects too often")):
+    for moved, words in (("http://10.0.0.1/x.tgz", "10.0.0.1"), ("file:///etc/passwd", "source_blob.url"), ("/again", "redirects too often"), ("http://[", "cannot be read")):
         shelf.moved = moved
         with pytest.raises(DavitError, match=words.replace(".", r"\.")):
             manifest.app_json(f"{shelf.url}/again")

@@ -12,6 +12,7 @@ from builder import manifest, setup
 from foundation.settings import settings
 from state import accounts, db, throttle
 from state.models import Account
+from tests.api import published
 from tests.api.conftest import Api, give_code
 from tests.e2e.errors_page import assert_says
 
@@ -53,6 +54,26 @@ def test_a_field_of_the_wrong_kind_or_none(api: Api) -> None:
         _refused(api.call(method, path, sent), "field-wrong")
     for path in ("/apps/timely/domains", "/account/keys", "/pipelines", "/oauth/clients"):
         _refused(api.post(path, {}), "field-missing")
+
+
+@pytest.mark.row("buildpack-unknown")
+@pytest.mark.parametrize("url", published.UNREADABLE)
+def test_a_url_that_cannot_be_read(api: Api, url: str) -> None:
+    for path in ("/apps/timely/builds", "/app-setups"):
+        answer = api.post(path, {"source_blob": {"url": url}})
+        assert (answer.status_code, "source_blob.url" in answer.json["message"]) == (422, True), answer.text
+    for method, path, sent in (
+        ("PUT", "/apps/timely/buildpack-installations", {"updates": [{"buildpack": url}]}),
+        ("POST", "/apps/timely/builds", {"source_blob": {"url": "https://example.com/x.tgz"}, "buildpacks": [{"url": url}]}),
+        ("POST", "/app-setups", {"source_blob": {"url": "https://example.com/x.tgz"}, "overrides": {"buildpacks": [{"url": url}]}}),
+    ):  # fmt: skip
+        _refused(api.call(method, path, sent), "buildpack-unknown")
+    for answer in (
+        api.put("/apps/timely/buildpack-installations", {"updates": [{"buildpack": "file://["}]}, as_="admin"),
+        api.post("/apps/timely/webhooks", {"url": url, "include": ["api:app"], "level": "notify"}),
+        api.post("/apps/timely/log-drains", {"url": url}), api.post("/oauth/clients", {"name": "x", "redirect_uri": url}),
+    ):  # fmt: skip
+        assert answer.status_code == 422, answer.text
 
 
 @pytest.mark.row("field-unknown")

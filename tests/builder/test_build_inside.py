@@ -342,7 +342,7 @@ def test_references_are_understood(text: str, kind: str, location: str, ref: str
 
 
 @pytest.mark.parametrize(
-    "text", ["file:///srv/pack", "/srv/pack", "./pack", "ruby", "ext::sh -c id", "https://x/y#--upload-pack=id", "", "-x"]
+    "text", ["file:///srv/pack", "/srv/pack", "./pack", "ruby", "ext::sh -c id", "https://x/y#--upload-pack=id", "", "-x", "https://[", "git://[x", "ssh://[x]/p", "http://\u2100.com/#v1"]
 )
 def test_what_is_no_reference_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(inside.Failed):

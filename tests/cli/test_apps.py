@@ -78,6 +78,9 @@ def test_misuse_is_told_in_the_same_way(davit: Davit) -> None:
         done = davit(*words, check=False)
         assert done.returncode == 2 and said in done.stderr and done.stdout == ""
         assert all(line.startswith(" ▸    ") for line in done.stderr.splitlines()), done.stderr
+    for url in ("http://[", "http://a:x", "http://\u2100.com"):
+        done = davit("apps", check=False, DAVIT_URL=url, DAVIT_TOKEN="x")
+        assert (done.returncode, done.stdout) == (1, "") and "is not the URL of a Davit" in done.stderr, done
     assert "`davit logs --help`" in davit("logs", "-n", "2000", check=False).stderr
     assert davit("logs", "--help").stdout.startswith("Usage: davit logs") and davit("--version").stdout
     assert davit(check=False).stderr.startswith("Usage: davit")
