@@ -383,7 +383,7 @@ def _demand_unchanged(call: Call, shown: tuple[Operation, View] | None, places: 
     if request.if_match.star_tag:
         return
     tag = None
-    if shown:
+    if shown and shown[0].gives.media_type == "application/json":  # a stream has no ETag, and takes a slot when it is begun
         operation, view = shown
         if operation.on_app:
             call.need(operation.needs)

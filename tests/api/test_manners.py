@@ -184,6 +184,7 @@ _RANGES = st.text(_LINE, max_size=40) | st.builds(
 )
 
 
+_HEADERS = st.sampled_from([{}, {}, {"If-Match": '"x"'}, {"Davit-Base": "http://a:x"}, {"Davit-Base": "http://["}])
 _QUERIES = ("since", "until", "actor", "action", "app", "eq[name]", "eq[x]", "tail", "seconds", "in[name][]", "\x00")
 _VALUES = ("\x00", "a\x00b", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\ufffd", "%", "²", "9" * 30, "'", "x" * 3000)
 
@@ -226,7 +227,8 @@ def _ask(api: Api, operation: Operation, data: st.DataObject) -> None:
         give_code(api.get("/apps/timely").json["id"])
     filled = operation.path.replace("<app>", "timely")
     path = re.sub(r"<[^>]+>", lambda match: urllib.parse.quote(data.draw(_SEGMENTS), safe=""), filled)
-    options: dict[str, Any] = {"headers": {"Range": data.draw(_RANGES)}} if data.draw(st.booleans()) else {}
+    ranged = {"Range": data.draw(_RANGES)} if data.draw(st.booleans()) else {}
+    options: dict[str, Any] = {"headers": ranged | data.draw(_HEADERS)}
     options |= {"query_string": data.draw(st.dictionaries(st.sampled_from(_QUERIES), st.sampled_from(_VALUES), max_size=2))}
     who = data.draw(st.sampled_from(["owner", "admin", "viewer"]))
     sent = data.draw(published.bodies(published.link_of(operation)))

@@ -21,7 +21,7 @@ from slugs.store import Store
 from slugs.upload import seal_tarball
 from state import db
 from state.models import Slug
-from tests.api.conftest import Api, Handler, Neighbour
+from tests.api.conftest import Api, Handler, Neighbour, give_code
 from tests.e2e.errors_page import assert_says
 from tests.slugs.test_upload import DIRECTORY, FILE, HOSTILE, packed
 
@@ -110,6 +110,16 @@ def test_process_types_that_cannot_be(api: Api, types: object) -> None:
     answer = api.post("/apps/timely/slugs", {"process_types": types})
     assert answer.status_code == 422
     assert_says("slug-types", answer.json["message"])
+
+
+def test_if_match_on_what_is_a_stream_is_refused_and_leaves_none_open(api: Api) -> None:
+    slug = give_code(api.app_id).slug_id
+    source = api.post("/sources").json["source_blob"]
+    assert api.put(urlsplit(source["put_url"]).path, data=packed(DIRECTORY, FILE), as_=None).status_code == 200
+    for url in (api.get(f"/apps/timely/slugs/{slug}").json["blob"]["url"], source["get_url"], source["put_url"]):
+        answer = api.put(urlsplit(url).path, data=b"x", as_=None, headers={"If-Match": '"x"'})
+        assert (answer.status_code, answer.json["id"]) == (412, "precondition_failed"), url
+    assert not {api.get("/account").json["id"]} & (streams.slots._taken | streams.uploads._taken).keys()
 
 
 def test_a_slug_is_for_who_may_deploy_for_as_long_as_they_may(sealing: Api) -> None:
