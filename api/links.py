@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from flask import request
 
 from foundation.errors import DavitError, NotFound
+from foundation.settings import settings
 from state import apps
 from state.db import snapshot
 from state.models import Account
@@ -25,9 +26,32 @@ _BASE = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]{1,300}")
 
 
 def base_url() -> str:
-    """The API's base URL as this caller reached it."""
+    """The API's base URL as this caller reached it; as this machine reaches it where what the caller says cannot be read."""
     given = request.headers.get("Davit-Base", "")  # a forwarder on the caller's machine says where it stands
-    return given if _BASE.fullmatch(given) else request.host_url.rstrip("/")
+    if _BASE.fullmatch(given) and _names_a_host(given):
+        return given
+    return _by_host() or settings().api_url
+
+
+def own_host() -> str | None:
+    """The name or address by which the caller asked for this machine (Host); None when it cannot be read."""
+    return urlsplit(_by_host()).hostname
+
+
+def _by_host() -> str:
+    try:
+        url = request.host_url.rstrip("/")
+    except ValueError:  # what looks like an IPv6 address and is none
+        return ""
+    return url if _names_a_host(url) else ""
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def authority() -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import request
 
-from api import shapes
+from api import links, shapes
 from api.fields import Fields, Text
 from api.routing import Call, Resource
 from foundation.errors import DavitError, InvalidParams, NotFound
@@ -60,7 +59,7 @@ def tunnel(call: Call, dyno: str) -> Any:
         raise InvalidParams("Field client_key must be a public key as OpenSSH writes it.")
     address = settings().exec
     assert address is not None
-    host = address.host if address.host not in _ANYWHERE else urlsplit(request.host_url).hostname or "127.0.0.1"
+    host = address.host if address.host not in _ANYWHERE else links.own_host() or "127.0.0.1"
     return {"client_user": user, "dyno_ip": "", "proxy_public_key": tunnel.public_host_key(), "tunnel_host": host}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import request
 
-from api import serialize, shapes
+from api import links, serialize, shapes
 from api.routing import Call, Resource
 from builder.buildpacks import BUNDLED
 from foundation.errors import NotFound
@@ -48,7 +48,7 @@ def _entry(namespace: str, name: str) -> dict[str, Any]:
         "name": name,
         "namespace": namespace,
         "source": {"type": "davit" if bundled else "registry", "owner": namespace, "repo": name},
-        "support": {"method": "website", "address": f"{request.host_url}schema"},
+        "support": {"method": "website", "address": f"{links.base_url()}/schema"},
         "two_factor_authentication": False,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Response
 
 from api import attach, links, streams, tunnel
 from api.credentials import Identity
@@ -23,7 +26,7 @@ from foundation.settings import settings
 from logs import stream
 from state import accounts, apps, builds, db, releases
 from state.models import App, Token
-from tests.api.conftest import Api, Handler, Neighbour, _forget, _make, use_home
+from tests.api.conftest import Api, Handler, Neighbour, _forget, _make, give_code, use_home
 from tests.e2e.errors_page import assert_says
 
 
@@ -129,6 +132,32 @@ def test_a_stream_whose_reader_was_removed_ends(api: Api, monkeypatch: pytest.Mo
     with api.flask.test_request_context("/"):
         answer = streams.respond(iter([b"a", b"b", b"c"]), "text/plain", "x", may_go_on=lambda: next(allowed))
         assert b"".join(answer.response) == b"a"
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("DAVIT_BASE", "http://a:x"), ("DAVIT_BASE", "http://["), ("DAVIT_BASE", "http://a:70000"), ("HOST", "[::::]"), ("HOST", "a:x")],
+)  # fmt: skip
+def test_who_says_nonsense_of_how_they_came_here_is_still_told_where_to_attach(
+    api: Api, neighbour: Callable[[Path, dict[str, Handler]], Neighbour], header: str, value: str
+) -> None:
+    release = give_code(api.app_id)
+
+    def start(call: wire.Call) -> dict[str, object]:
+        for fd in call.fds:
+            os.close(fd)
+        return {"dyno_id": "d" * 36, "name": "run.1", "size": "basic", "release_id": release.id, "release_version": release.version}
+
+    neighbour(settings().run / "runtime.sock", {"oneoff.start": start})
+    sent = {"command": "x", "attach": True, "force_no_tty": True}
+    environ = EnvironBuilder("/apps/timely/dynos", method="POST", json=sent, auth=("timely", api.people.owner)).get_environ()
+    answer = Response.from_app(api.flask, environ | {f"HTTP_{header}": value})
+    owner = api.get("/account").json["id"]
+    attach.waiting.take("d" * 36, owner).close()
+    assert answer.status_code == 201, answer.data
+    host = urlsplit(settings().api_url if header == "HOST" else "http://localhost:80").netloc
+    assert json.loads(answer.data)["attach_url"].startswith(f"rendezvous://{host}/"), answer.data
+    assert owner not in streams.slots._taken
 
 
 @pytest.mark.row("attached-forbidden")
