@@ -36,6 +36,8 @@ def _app_name() -> str:
     name = request.authorization.username if request.authorization else None
     if not name:
         raise InvalidParams("Name the app as the user of Basic authentication, and a token as its password.")
+    if "\x00" in name:  # PostgreSQL takes none
+        raise NotFound(apps.NOT_FOUND, resource="app")
     return name
 
 

@@ -9,6 +9,7 @@ from flask import Flask
 
 from api import links, routing, shapes
 from api.web import create_app, operations
+from foundation.settings import settings
 from state import db, pipelines, scopes, vault
 from state.apps import NOT_FOUND, PERMISSIONS
 from state.models import App, Build, Webhook
@@ -200,6 +201,15 @@ def test_credentials_that_are_none_are_refused(api: Api, header: str) -> None:
 @pytest.mark.parametrize("user", ["", "heroku", "timely"])
 def test_a_token_is_taken_as_the_password_of_basic_auth(api: Api, user: str) -> None:
     assert api.get("/account", as_=None, auth=(user, api.people.owner)).json["email"] == "owner@example.com"
+
+
+def test_an_app_named_with_nul_as_the_user_of_basic_auth_is_not_found(either_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_EXEC", "127.0.0.1:22")
+    settings.cache_clear()
+    for method, path, sent in (("GET", "/api/v2", None), ("PUT", "/api/v2/web.1", {"client_key": "x"})):
+        answer = either_api.call(method, path, sent, as_=None, auth=("a\x00b", either_api.people.owner))
+        assert (answer.status_code, answer.json["message"]) == (404, "Couldn't find that app."), answer.text
+        assert either_api.call(method, path, sent, as_=None, auth=("none", either_api.people.owner)).status_code == 404
 
 
 def test_who_may_set_config_vars_and_not_read_them_hears_only_of_what_they_set(api: Api) -> None:
