@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
@@ -93,16 +93,17 @@ def parse_reference(text: str, bundled: Sequence[str], streams: Mapping[str, str
         )
     if ref.startswith("-"):
         raise Failed(
-            f"The buildpack {without_password(text)} has a ref that begins with “-”; a branch, tag or commit never does."
+            f"The buildpack {without_secrets(text)} has a ref that begins with “-”; a branch, tag or commit never does."
         )
     if re.match(r"https?://", url):
         kind = "archive" if urlsplit(url).path.endswith(ARCHIVES) else "git"
-        return Reference(kind, url, ref, without_password(text))
+        return Reference(kind, url, ref, without_secrets(text))
     if re.match(r"(git|ssh|git\+ssh)://", url) or re.match(r"[\w.-]+@[\w.-]+:", url):
-        return Reference("git", url, ref, without_password(text))
+        return Reference("git", url, ref, without_secrets(text))
     known = ", ".join(bundled)
     raise Failed(
-        f"“{text}” is no buildpack that Davit knows. It takes a URL (https://….git#branch, https://….tgz) or one of: {known}."
+        f"“{without_secrets(text)}” is no buildpack that Davit knows. It takes a URL (https://….git#branch, https://….tgz) "
+        f"or one of: {known}."
     )
 
 
@@ -116,15 +117,22 @@ def _demand_readable(text: str) -> None:
         ) from None
 
 
-def without_password(url: str) -> str:
-    """The URL as it may be shown: what stands before the @ of its host is left out."""
-    if not re.match(r"https?://", url):
+def without_secrets(url: str) -> str:
+    """The URL as everybody may see it who sees the app: user, password and query, which may be a key, are left out; pure."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:  # git@host:path has no password
         return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "a URL that cannot be read"
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    rest, ref_mark, ref = rest.partition("#")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}{ref_mark}{ref}"
+
+
+def _without_keys(line: str, arguments: Sequence[str]) -> str:
+    """What git says, without what may be a key in the URLs that it names: those that it was given, and any other."""
+    for given in (one for one in arguments if "://" in one):
+        for known in (given, re.sub(r"://[^/?#]*@", "://", given, count=1)):  # git leaves user and password out of some lines
+            line = line.replace(known, without_secrets(given))
+    return re.sub(r"\w[\w+.-]*://[^\s'\"]+", lambda found: without_secrets(found[0]), line)
 
 
 def listed(text: str) -> list[str]:
@@ -437,9 +445,10 @@ class Build:
     def _fetch_submodules(self) -> None:
         say("-----> Fetching git submodules")
         for path, url, commit in self.order["submodules"]:
-            indent(f"{printable(path)} ({printable(without_password(url))})")
+            indent(f"{printable(path)} ({printable(without_secrets(url))})")
             if not re.match(r"(https?|git|ssh)://|[\w.-]+@[\w.-]+:", url):
-                raise Failed(f"The submodule {path} has the URL {url}; a build can fetch only https, http, git and ssh URLs.")
+                shown = without_secrets(url)
+                raise Failed(f"The submodule {path} has the URL {shown}; a build can fetch only https, http, git and ssh URLs.")
             self._git_at(url, commit, self._inside_build(path), f"submodule {path}")
 
     def _inside_build(self, path: str) -> Path:
@@ -476,7 +485,7 @@ class Build:
                 if line.startswith(("fatal:", "error:", "remote:"))
             ]
             for line in reasons:
-                indent(re.sub(r"(https?://)[^/@\s]+@", r"\1", line))
+                indent(_without_keys(line, arguments))
             raise Failed(f"The {what} could not be fetched: git {arguments[0]} failed, see above.")
 
     # --- buildpacks ---

@@ -349,8 +349,23 @@ def test_what_is_no_reference_is_refused_with_a_sentence(text: str) -> None:
         inside.parse_reference(text, ["python"], {})
 
 
-def test_passwords_in_urls_are_not_shown() -> None:
-    assert inside.parse_reference("https://me:secret@example.com/x.git#v1", [], {}).shown == "https://example.com/x.git#v1"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@example.com/x.git#v1", "https://example.com/x.git#v1"),
+        ("https://example.com/x.tgz?key=secret", "https://example.com/x.tgz"),
+        ("https://secret@example.com/x.git?key=secret#v1", "https://example.com/x.git#v1"),
+        ("ssh://git:secret@example.com/x.git", "ssh://example.com/x.git"),
+        ("git+ssh://git:secret@[::1]:22/x@y#v1", "git+ssh://[::1]:22/x@y#v1"),
+        ("git://me:secret@example.com?secret", "git://example.com"),
+        ("git@example.com:me/x.git#v1", "git@example.com:me/x.git#v1"),
+    ],
+)  # fmt: skip
+def test_keys_in_urls_are_not_shown(text: str, shown: str) -> None:
+    assert inside.parse_reference(text, [], {}).shown == shown
+    with pytest.raises(inside.Failed) as refused:
+        inside.parse_reference("ftp://me:secret@example.com/x?secret", [], {})
+    assert "secret" not in str(refused.value)
 
 
 # --- fetching ---
@@ -428,6 +443,20 @@ def test_a_buildpack_that_cannot_be_had_fails_the_build_with_a_sentence(
     root: Path, web: tuple[str, dict[str, str]], path: str, sentence: str
 ) -> None:
     assert sentence in failure(run_inside(root, tar_of({"x": "x"}), buildpacks_set=[f"{web[0]}/{path}"]))
+
+
+@pytest.mark.parametrize("path", ["none.git?key=the-key", "none.tgz?key=the-key", "none.git?key='the-key#v1", "pack.git?key=the-key"])
+def test_keys_in_a_buildpacks_url_are_not_in_what_everybody_reads_of_the_build(
+    root: Path, web: tuple[str, dict[str, str]], path: str
+) -> None:
+    url = web[0].replace("://", "://me:the-password@")
+    built = run_inside(root, tar_of({"x": "x"}), buildpacks_set=[f"{url}/{path}"])
+    said = failure(built) + built.output
+    assert "the-password" not in said and "the-key" not in said, said
+    modules = [["lib", f"{url}/{path}", "0" * 40]]
+    built = run_inside(root, tar_of({"Procfile": "web: x"}), submodules=modules)
+    said = failure(built) + built.output
+    assert "the-password" not in said and "the-key" not in said, said
 
 
 def test_submodules_are_fetched_and_no_git_files_remain(root: Path, web: tuple[str, dict[str, str]]) -> None:
