@@ -9,6 +9,7 @@ and told (see :mod:`api.routing`).
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,6 +18,12 @@ from api.body import Body
 from foundation.errors import InvalidParams
 
 Json = dict[str, Any]
+
+
+_STEERING = frozenset(("Cc", "Cf", "Zl", "Zp"))
+"""Unicode's categories of what controls, formats, and ends lines and paragraphs."""
+_JOINERS = "\u200c\u200d"
+"""Formats that words of some languages, and emoji, are written with; they turn nothing around."""
 
 
 def _refuse(where: str, what: str) -> NoReturn:
@@ -56,15 +63,22 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Field):
-    """A string of at most ``most`` characters, without NUL; one that is needed is not empty."""
+    """A string of at most ``most`` characters, without NUL; one that is needed is not empty.
+
+    Attributes:
+        line: whether it is one line that steers no terminal and turns no text around: it stands in other people's lists and logs.
+    """
 
     most: int = 10_000
+    line: bool = False
 
     def read(self, value: Any, where: str) -> str:
         if not isinstance(value, str):
             _refuse(where, "must be a string")
         if "\x00" in value:
             _refuse(where, "contains a NUL character")
+        if self.line and any(unicodedata.category(char) in _STEERING and char not in _JOINERS for char in value):
+            _refuse(where, "must be one line without control characters")
         if len(value) > self.most:
             _refuse(where, f"must have at most {self.most} characters")
         if self.needed and not value:

@@ -13,7 +13,7 @@ from state.models import Account
 
 resource = Resource("account")
 
-_CHANGES = Fields(name=Text(most=100), password=Text(), new_password=Text(), two_factor_authentication=Flag())
+_CHANGES = Fields(name=Text(most=100, line=True), password=Text(), new_password=Text(), two_factor_authentication=Flag())
 ORDER = ranges.Order({"email": lambda row: row.email, "id": lambda row: row.id}, {})
 
 
@@ -94,7 +94,7 @@ def index(call: Call) -> Reply:
 
 @resource.on(
     "POST", "/davit/accounts", needs="admin", ours=True,
-    takes=Fields(email=Text(needed=True, most=254), name=Text(most=100), admin=Flag(), password=Text()),
+    takes=Fields(email=Text(needed=True, most=254), name=Text(most=100, line=True), admin=Flag(), password=Text()),
     gives=shapes.ACCOUNT_MADE,
 )  # fmt: skip
 def create(call: Call) -> Reply:

@@ -19,7 +19,8 @@ ORDER = ranges.BY_AGE
 SESSION_ORDER = ranges.Order({"id": lambda row: row.id}, {})
 TEN_YEARS = 10 * 365 * 24 * 3600
 _NEW = Fields(
-    scope=Items(of=Text(), most=20), description=Text(most=255), client=Reference(), expires_in=Whole(least=1, most=TEN_YEARS)
+    scope=Items(of=Text(), most=20), description=Text(most=255, line=True), client=Reference(),
+    expires_in=Whole(least=1, most=TEN_YEARS),
 )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def destroy(call: Call, authorization: str) -> Any:
 
 @resource.on(
     "PATCH", "/oauth/authorizations/<authorization>", needs="account",
-    takes=Fields(description=Text(most=255)), gives=shapes.OAUTH_AUTHORIZATION,
+    takes=Fields(description=Text(most=255, line=True)), gives=shapes.OAUTH_AUTHORIZATION,
 )  # fmt: skip
 def update(call: Call, authorization: str) -> Any:
     """Change what a token is called."""

@@ -32,7 +32,7 @@ LOOK_SECONDS = 1.0
 
 @resource.on(
     "POST", "/auth", needs="nothing", writes=False, ours=True,
-    takes=Fields(description=Text(most=1000)),
+    takes=Fields(description=Text(most=1000, line=True)),
     gives=shapes.plain(shapes.thing(browser_url=shapes.TEXT, cli_url=shapes.TEXT, token=shapes.TEXT)),
 )  # fmt: skip
 def ask(call: Call) -> Reply:

@@ -34,7 +34,8 @@ def index(call: Call) -> Reply:
 
 @resource.on(
     "POST", "/oauth/clients", needs="account",
-    takes=Fields(name=Text(needed=True, most=100), redirect_uri=Text(needed=True, most=1000)), gives=shapes.OAUTH_CLIENT,
+    takes=Fields(name=Text(needed=True, most=100, line=True), redirect_uri=Text(needed=True, most=1000)),
+    gives=shapes.OAUTH_CLIENT,
 )  # fmt: skip
 def create(call: Call) -> Reply:
     """Make an OAuth client."""
@@ -52,7 +53,7 @@ def show(call: Call, client: str) -> Any:
 
 @resource.on(
     "PATCH", "/oauth/clients/<client>", needs="account",
-    takes=Fields(name=Text(most=100), redirect_uri=Text(most=1000)), gives=shapes.OAUTH_CLIENT,
+    takes=Fields(name=Text(most=100, line=True), redirect_uri=Text(most=1000)), gives=shapes.OAUTH_CLIENT,
 )  # fmt: skip
 def update(call: Call, client: str) -> Any:
     """Change a client's name or redirect_uri."""

@@ -17,8 +17,8 @@ from state.models import Release, Slug
 resource = Resource("releases")
 
 _NEW_SLUG = Fields(
-    process_types=Texts(), stack=Reference(), checksum=Text(most=100), commit=Text(most=64), commit_description=Text(most=1000),
-    buildpack_provided_description=Text(most=200),
+    process_types=Texts(), stack=Reference(), checksum=Text(most=100), commit=Text(most=64, line=True),
+    commit_description=Text(most=1000), buildpack_provided_description=Text(most=200, line=True),
 )  # fmt: skip
 ORDER = ranges.Order({"version": lambda row: row.version, "id": lambda row: row.id}, {"version": int})
 
@@ -54,7 +54,8 @@ def show(call: Call, release: str) -> Any:
 
 @resource.on(
     "POST", "/apps/<app>/releases", needs="deploy",
-    takes=Fields(release=Reference(number=True, most=100), slug=Reference(), description=Text(most=200)), gives=shapes.RELEASE,
+    takes=Fields(release=Reference(number=True, most=100), slug=Reference(), description=Text(most=200, line=True)),
+    gives=shapes.RELEASE,
 )  # fmt: skip
 def create(call: Call) -> Reply:
     """Roll back to a release (release), or release a slug of the app's again (slug)."""

@@ -110,6 +110,25 @@ def test_a_name_that_is_an_attack_is_only_a_name(api: Api, text: str) -> None:
     _refused(api.post("/apps", {"name": text[:100] + "\n"}), "control-characters")
 
 
+@pytest.mark.row("control-characters")
+@pytest.mark.parametrize("text", ["x\nRelease v9 created by user boss@example.com", "a\rb", "\x1b[31m", "\u202egnp", "a\u2028b", "a\x85b"])
+def test_what_stands_in_other_peoples_lists_and_logs_is_one_line_that_steers_nothing(api: Api, text: str) -> None:
+    blob = {"url": "https://example.com/x.tgz", "version": text}
+    for method, path, sent in (
+        ("POST", "/apps/timely/releases", {"slug": "x", "description": text}),
+        ("POST", "/apps/timely/slugs", {"process_types": {"web": "x"}, "commit": text}),
+        ("POST", "/apps/timely/slugs", {"process_types": {"web": "x"}, "buildpack_provided_description": text}),
+        ("POST", "/apps/timely/builds", {"source_blob": blob}), ("POST", "/app-setups", {"source_blob": blob}),
+        ("PATCH", "/account", {"name": text}), ("POST", "/davit/accounts", {"email": "new@example.com", "name": text}),
+        ("POST", "/oauth/clients", {"name": text, "redirect_uri": "https://example.com/"}), ("POST", "/auth", {"description": text}),
+        ("PATCH", "/oauth/clients/x", {"name": text}), ("PATCH", "/oauth/authorizations/x", {"description": text}),
+        ("POST", "/oauth/authorizations", {"description": text}),
+    ):  # fmt: skip
+        _refused(api.call(method, path, sent, as_="admin"), "control-characters")
+    for name in ("Zo\xeb \U0001f469\u200d\U0001f680", "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627"):
+        assert api.patch("/account", {"name": name}).json["name"] == name
+
+
 @pytest.mark.row("range-unreadable")
 @pytest.mark.parametrize("header", ["name ..; max=x", "name ..; max=0", "version x..", "name a b c..", "version ..; max=-1"])
 def test_a_range_that_cannot_be(api: Api, header: str) -> None:
