@@ -60,6 +60,11 @@ class Client:
         """Create something; its JSON value."""
         return self.call("POST", path, body if body is not None else {}, **options)
 
+    def answer(self, method: str, path: str, body: Any = None) -> tuple[http.client.HTTPMessage, Any]:
+        """Call; the answer's headers and its JSON value, for what is told in a header alone."""
+        answer, value = self._exchange(method, path, body, {})
+        return answer.headers, value
+
     def patch(self, path: str, body: Any) -> Any:
         """Change something."""
         return self.call("PATCH", path, body)

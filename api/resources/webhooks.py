@@ -54,7 +54,7 @@ def create(call: Call) -> Reply:
 
 @resource.on("PATCH", "/apps/<app>/webhooks/<webhook>", needs="operate", writes=False, takes=_CHANGES, gives=shapes.APP_WEBHOOK)
 def update(call: Call, webhook: str) -> Reply:
-    """Change a webhook; a new secret comes back in Heroku-Webhook-Secret."""
+    """Change a webhook."""
     known = webhooks.find(call.session, call.app, webhook)
     include = known.include if (asked := call.body.items("include")) is None else asked
     wish = webhooks.check(call.body.text("url") or known.url, include, call.body.text("level") or known.level)

@@ -38,14 +38,17 @@ def webhooks(app: Target, as_json: bool) -> None:
 @click.option("-i", "--include", required=True, help="comma-separated: api:release, api:build, dyno, …")
 @click.option("-l", "--level", type=click.Choice(["notify", "sync"]), default="notify", show_default=True)
 @click.option("-u", "--url", required=True, help="what is called")
-@click.option("-s", "--secret", help="signs what is sent; one is made when none is given")
+@click.option("-s", "--secret", help="signs what is sent; one is made, and shown once, when none is given")
 @_authorization
 def webhooks_add(app: Target, include: str, level: str, url: str, secret: str | None, authorization: str | None) -> None:
     """Have what happens to an app told to a URL."""
     sent: dict[str, Any] = {"include": [word.strip() for word in include.split(",")], "level": level, "url": url}
     sent |= {name: value for name, value in (("secret", secret), ("authorization", authorization)) if value}
     with action(f"Adding webhook to {hexed(app.app)}"):
-        app.client.post(f"{app.path}/webhooks", sent)
+        headers, _ = app.client.answer("POST", f"{app.path}/webhooks", sent)
+    if made := headers.get("Heroku-Webhook-Secret"):  # it is told only now
+        output.header("Webhooks Signing Secret")
+        click.echo(made)
 
 
 @command("webhooks:info")

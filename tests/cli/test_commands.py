@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from state.db import upgrade
+from state import vault
+from state.db import snapshot, upgrade
+from state.models import Webhook
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
 
@@ -66,7 +69,10 @@ def test_drains_features_and_webhooks(davit: Davit) -> None:
     assert "Enabled: " in davit("features:info", "-a", "timely", name).stdout
     davit("labs")
 
-    davit("webhooks:add", "-a", "timely", "-i", "api:release", "-u", "https://93.184.215.14/hook")
+    told = davit("webhooks:add", "-a", "timely", "-i", "api:release", "-u", "https://93.184.215.14/hook").stdout
+    with snapshot() as session:
+        (hook,) = session.scalars(select(Webhook))
+        assert told == f"=== Webhooks Signing Secret\n\n{vault.reveal(hook.credentials)['secret']}\n"
     (row,) = json.loads(davit("webhooks", "-a", "timely", "--json").stdout)
     davit("webhooks:update", "-a", "timely", row["id"], "-i", "api:release,api:build")
     assert "api:build" in davit("webhooks:info", "-a", "timely", row["id"]).stdout
