@@ -188,6 +188,22 @@ COMMANDS: dict[str, str] = {
 }
 """Name → ``module:function`` of its click command. Modules listed here are imported only when the command is called."""
 
+SECOND_NAMES: dict[str, str] = {
+    "whoami": "auth:whoami",
+    "twofactor": "auth:2fa",
+    "leave": "apps:leave",
+    "config:remove": "config:unset",
+    "ps:kill": "ps:stop",
+    "dyno:kill": "ps:stop",
+    "dyno:stop": "ps:stop",
+    "dyno:restart": "ps:restart",
+    "dyno:scale": "ps:scale",
+    "dyno:resize": "ps:type",
+    "authorizations:destroy": "authorizations:revoke",
+}
+"""What the heroku command takes for a name, too (and ps:resize, which changes a running dyno here)."""
+COMMANDS |= {second: COMMANDS[first] for second, first in SECOND_NAMES.items()}
+
 
 class LazyCommands(click.Group):
     """A group whose commands are listed in :data:`COMMANDS` and imported on demand."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.main import COMMANDS, cli
+from cli.main import COMMANDS, SECOND_NAMES, cli
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
@@ -42,8 +42,9 @@ def render() -> str:
 
 
 def _alias(name: str) -> bool:
-    """Whether the command has a longer name of its own."""
-    return any(place == COMMANDS[name] and len(other) > len(name) and ":" in other for other, place in COMMANDS.items())
+    """Whether the command has a longer name of its own, or this is only its second."""
+    own = {other for other, place in COMMANDS.items() if place == COMMANDS[name]} - SECOND_NAMES.keys()
+    return name in SECOND_NAMES or any(len(other) > len(name) and ":" in other for other in own)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ def test_a_command_takes_the_flags_that_herokus_takes() -> None:
     assert {id: missing for id in COMMANDS.keys() & manifest().keys() if (missing := _missing(id))} == _NOT
 
 
+def test_a_command_has_the_second_names_that_herokus_has() -> None:
+    lacking = {
+        second for id in COMMANDS.keys() & manifest().keys() for second in manifest()[id]["aliases"]
+        if COMMANDS.get(second) != COMMANDS[id]
+    }  # fmt: skip
+    assert lacking == {"ps:resize"}, "which is a command of its own here"
+
+
 def _missing(id: str) -> set[str]:
     command = cli.get_command(click.Context(cli), id)
     assert command
