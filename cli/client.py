@@ -52,9 +52,15 @@ class Client:
         if not usable:
             raise DavitError(f"“{url}” is not the URL of a Davit; it looks like http://127.0.0.1:5000.")
 
-    def get(self, path: str, **options: Any) -> Any:
-        """The JSON value at ``path``."""
-        return self.call("GET", path, **options)
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> Any:
+        """The JSON value at ``path``; a list with all of its pages, unless a Range asks for a part of it."""
+        sent = dict(headers or {})
+        asks_for_a_part = "Range" in sent
+        answer, value = self._called("GET", path, None, headers=sent, **options)
+        while not asks_for_a_part and (further := answer.headers.get("Next-Range")):
+            answer, more = self._called("GET", path, None, headers={**sent, "Range": further}, **options)
+            value += more
+        return value
 
     def post(self, path: str, body: Any = None, **options: Any) -> Any:
         """Create something; its JSON value."""
@@ -105,10 +111,16 @@ class Client:
             ApiError: the API refused.
             Unreachable: nobody answers.
         """
+        return self._called(method, path, body, headers=headers, basic=basic, timeout=timeout)[1]
+
+    def _called(
+        self, method: str, path: str, body: Any, *, headers: Mapping[str, str] | None = None,
+        basic: tuple[str, str] | None = None, timeout: float = TIMEOUT,
+    ) -> tuple[http.client.HTTPResponse, Any]:  # fmt: skip
         sent = dict(headers or {})
         if basic:
             sent["Authorization"] = "Basic " + b64encode(":".join(basic).encode()).decode()
-        return self._exchange(method, path, body, sent, timeout)[1]
+        return self._exchange(method, path, body, sent, timeout)
 
     def _exchange(
         self, method: str, path: str, body: Any, headers: Mapping[str, str], timeout: float = TIMEOUT

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
-from state import vault
-from state.db import snapshot, upgrade
-from state.models import Webhook
+from state import accounts, vault
+from state.db import snapshot, transaction, upgrade
+from state.models import Account, Token, Webhook
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
 
@@ -43,6 +43,19 @@ def test_apps_are_listed_and_completed(davit: Davit) -> None:
     assert "plain,ps:restart" in shown.splitlines() and "plain,ps:resize" in shown.splitlines()
     shown = davit(_DAVIT_COMPLETE="bash_complete", COMP_WORDS="davit ps -a ti", COMP_CWORD="3").stdout
     assert shown == "plain,timely\n"
+
+
+def test_a_list_of_more_than_a_page_is_shown_to_its_end(davit: Davit) -> None:
+    with transaction() as session:
+        owner = session.scalars(select(Account).where(Account.email == "owner@localhost")).one()
+        for number in range(401):
+            accounts.issue_token(session, owner, f"of many {number}")
+    try:
+        rows = json.loads(davit("authorizations", "--json").stdout)
+        assert len({row["id"] for row in rows if row["description"].startswith("of many ")}) == 401 < len(rows)
+    finally:
+        with transaction() as session:
+            session.execute(delete(Token).where(Token.description.startswith("of many ")))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
