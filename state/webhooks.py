@@ -133,9 +133,11 @@ def remove(session: Session, account: Account, app: App, row: Webhook) -> None:
     audit.record(session, account, "webhooks:remove", app)
 
 
-def deliveries(session: Session, app: App) -> list[WebhookDelivery]:
-    """The app's newest deliveries, the newest first."""
+def deliveries(session: Session, app: App, status: str | None = None) -> list[WebhookDelivery]:
+    """The app's newest deliveries, or the newest that are in this status, the newest first."""
     query = select(WebhookDelivery).where(WebhookDelivery.app_id == app.id)
+    if status is not None:
+        query = query.where(WebhookDelivery.status == status)
     return list(session.scalars(query.order_by(WebhookDelivery.created_at.desc(), WebhookDelivery.id).limit(SHOWN)))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flask import request
+
 from api import ranges, serialize, shapes
 from api.fields import Fields, Items, Text
 from api.routing import Call, Reply, Resource
@@ -87,8 +89,9 @@ def destroy(call: Call, webhook: str) -> Any:
 
 @resource.on("GET", "/apps/<app>/webhook-deliveries", needs="view", gives=shapes.many(shapes.APP_WEBHOOK_DELIVERY))
 def deliveries(call: Call) -> Reply:
-    """What was, or is to be, sent; the newest 1,000, kept for seven days."""
-    return call.short_listing(webhooks.deliveries(call.session, call.app), ORDER, serialize.webhook_delivery)
+    """What was, or is to be, sent; the newest 1,000, kept for seven days; ?eq[status]=failed picks by status."""
+    rows = webhooks.deliveries(call.session, call.app, request.args.get("eq[status]"))
+    return call.short_listing(rows, ORDER, serialize.webhook_delivery)
 
 
 @resource.on("GET", "/apps/<app>/webhook-deliveries/<delivery>", needs="view", gives=shapes.APP_WEBHOOK_DELIVERY)

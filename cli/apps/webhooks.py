@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -94,11 +94,11 @@ def webhooks_remove(app: Target, webhook: str) -> None:
 
 @command("webhooks:deliveries")
 @on_app
-@click.option("-s", "--status", help="only those that are pending, scheduled, retrying, failed or succeeded")
+@click.option("-s", "--status", help="only those that are pending, retrying, failed or succeeded")
 @json_option
 def webhooks_deliveries(app: Target, status: str | None, as_json: bool) -> None:
     """List what was, or is to be, sent."""
-    rows = [row for row in app.get("/webhook-deliveries") if status in (None, row["status"])]
+    rows = app.get("/webhook-deliveries" + (f"?{urlencode({'eq[status]': status})}" if status else ""))
     if as_json:
         return output.print_json(rows)
     output.table([(row["id"], row["event"]["include"], row["status"], row["num_attempts"]) for row in rows],

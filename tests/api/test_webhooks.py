@@ -240,6 +240,20 @@ def test_patience_ends_after_three_days_and_at_the_level_notify_at_once(api: Api
     assert api.get("/apps/timely/webhook-deliveries").json[0]["status"] == "failed"
 
 
+def test_deliveries_are_picked_by_their_status(either_api: Api, receiver: Receiver) -> None:
+    """As `heroku webhooks:deliveries --status` asks for them."""
+    api = either_api
+    _hook(api, receiver, "api:app", level="notify")
+    receiver.status = 302
+    api.patch("/apps/timely", {"maintenance": True})
+    _deliver()
+    api.patch("/apps/timely", {"maintenance": False})
+    path = "/apps/timely/webhook-deliveries"
+    picked = {status: api.get(path, query_string={"eq[status]": status}).json for status in ("failed", "pending", "succeeded", "x")}
+    assert {status: len(rows) for status, rows in picked.items()} == {"failed": 1, "pending": 1, "succeeded": 0, "x": 0}
+    assert picked["failed"][0]["status"] == "failed" and len(api.get(path).json) == 2
+
+
 def test_a_place_that_turned_private_is_refused_when_it_is_called(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     _hook(api, receiver, "api:app")
     monkeypatch.delenv("DAVIT_OUTBOUND_ALLOW")

@@ -93,6 +93,7 @@ def test_drains_features_and_webhooks(davit: Davit) -> None:
     (event, *_) = json.loads(davit("webhooks:events", "-a", "timely", "--json").stdout)
     assert '"action": "' in davit("webhooks:events:info", "-a", "timely", event["id"]).stdout
     (sent, *_) = json.loads(davit("webhooks:deliveries", "-a", "timely", "--json").stdout)
+    assert json.loads(davit("webhooks:deliveries", "-a", "timely", "--json", "--status", "none").stdout) == []
     assert event["include"] in davit("webhooks:deliveries:info", "-a", "timely", sent["id"]).stdout
     davit("webhooks:remove", "-a", "timely", row["id"])
     assert "no webhooks" in davit("webhooks", "-a", "timely").stdout

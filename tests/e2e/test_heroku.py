@@ -496,6 +496,7 @@ def drains_webhooks_and_certificates(app: App) -> None:
         eventually(lambda: ask(app, "/webhook-deliveries"), "a delivery")
         (delivery, *_) = ask(app, "/webhook-deliveries")
         assert delivery["event"]["id"] in heroku("webhooks:deliveries:info", delivery["id"]).out
+        assert heroku("webhooks:deliveries", "--status", "unheard-of").out == f"{app.name} has no deliveries\n"
         assert app.name in heroku("webhooks:events:info", delivery["event"]["id"]).out
         for one in ask(app, "/webhooks"):
             if one["id"] != row["id"]:
