@@ -14,17 +14,24 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from foundation.errors import DavitError, Unavailable
 
 ACCEPT = "application/vnd.heroku+json; version=3"
 TIMEOUT = 120.0
 PAGE = 1000
+TWO_FACTOR_HEADER = "Heroku-Two-Factor-Code"
 
 
 class ApiError(DavitError):
-    """The API refused; ``id``, ``status`` and ``message`` are its own."""
+    """The API refused; ``id``, ``status`` and ``message`` are its own.
+
+    Attributes:
+        app: the app whose two-factor guard wants a code; None when no app does.
+    """
+
+    app: str | None = None
 
 
 class Unreachable(Unavailable):
@@ -38,12 +45,15 @@ class Client:
         url: its base URL, ``http://127.0.0.1:5000``.
         token: an API token; None to call as nobody.
         why_not: tells why nobody answers there, where that can be known: at this machine's own Davit.
+        ask_code: asks the person for a two-factor code, where there is one to be asked.
     """
 
-    def __init__(self, url: str, token: str | None, *, why_not: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, url: str, token: str | None, *, why_not: Callable[[], str] | None = None, ask_code: Callable[[], str] | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self.token = token
-        self._why_not = why_not
+        self._why_not, self._ask_code = why_not, ask_code
         try:
             self._parts = urlsplit(self.url)
             usable = self._parts.scheme in ("http", "https") and bool(self._parts.hostname) and self._parts.port != 0
@@ -120,6 +130,16 @@ class Client:
         sent = dict(headers or {})
         if basic:
             sent["Authorization"] = "Basic " + b64encode(":".join(basic).encode()).decode()
+        try:
+            return self._exchange(method, path, body, sent, timeout)
+        except ApiError as refused:
+            if refused.id != "two_factor" or self._ask_code is None or TWO_FACTOR_HEADER in sent:
+                raise
+            guarded = refused.app
+        code = {TWO_FACTOR_HEADER: self._ask_code()}
+        if guarded is None:
+            return self._exchange(method, path, body, sent | code, timeout)
+        self._exchange("PUT", f"/apps/{quote(guarded, safe='')}/pre-authorizations", {}, sent | code)  # a code opens once
         return self._exchange(method, path, body, sent, timeout)
 
     def _exchange(
@@ -205,7 +225,9 @@ def _value(raw: bytes) -> Any:
 def _refusal(answer: http.client.HTTPResponse, path: str) -> ApiError:
     try:
         said = json.loads(answer.read(1 << 20))
-        return ApiError(_named(str(said["message"]), path), id=str(said["id"]), status=answer.status)
+        error = ApiError(_named(str(said["message"]), path), id=str(said["id"]), status=answer.status)
+        error.app = str(said["app"]["name"]) if said.get("app") else None
+        return error
     except (ValueError, KeyError, TypeError):
         return ApiError(f"HTTP error {answer.status} for {path}.", id="http_error", status=answer.status)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,15 @@ def connect(url: str | None = None) -> Client:
     token = token_of(chosen)
     if token is None:
         raise DavitError(f"You are not logged in to {chosen}: run `davit login {chosen}`.")
-    return Client(chosen, token, why_not=_why_nobody_answers if chosen == here else None)
+    why_not = _why_nobody_answers if chosen == here else None
+    return Client(chosen, token, why_not=why_not, ask_code=_ask_code if sys.stdin.isatty() else None)
+
+
+def _ask_code() -> str:
+    import click
+
+    click.echo(err=True)  # what is under way has begun a line
+    return str(click.prompt("Two-factor code", err=True)).strip()
 
 
 def _why_nobody_answers() -> str:

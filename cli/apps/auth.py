@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from cli import hosts, output
-from cli.client import ApiError, Client
+from cli.client import TWO_FACTOR_HEADER, ApiError, Client
 from cli.output import command
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -59,7 +59,7 @@ def _by_question(base: str) -> dict[str, Any]:
     except ApiError as error:
         if error.id != "two_factor":
             raise
-        code = {"Heroku-Two-Factor-Code": click.prompt("Two-factor code", err=True).strip()}
+        code = {TWO_FACTOR_HEADER: click.prompt("Two-factor code", err=True).strip()}
         made = client.post("/oauth/authorizations", asked, basic=(email, password), headers=code)
     return {"token": made["access_token"]["token"], "email": made["user"]["email"], "authorization": made["id"]}
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import click
 
 from cli import hosts, output
+from cli.client import TWO_FACTOR_HEADER
 from cli.output import action, command, json_option
 
 
@@ -118,7 +119,7 @@ def two_factor() -> None:
 
 
 def _code() -> dict[str, str]:
-    return {"Heroku-Two-Factor-Code": click.prompt("Two-factor code", err=True).strip()}
+    return {TWO_FACTOR_HEADER: click.prompt("Two-factor code", err=True).strip()}
 
 
 @command("2fa:enable")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import delete, select
 
+from cli.client import Client
 from state import accounts, vault
 from state.db import snapshot, transaction, upgrade
 from state.models import Account, Token, Webhook
 from tests.api.conftest import use_home
-from tests.cli.living import Davit, serving
+from tests.cli.living import ROOT, Davit, serving
+from tests.e2e.terminal import Terminal
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,28 @@ def test_a_list_of_more_than_a_page_is_shown_to_its_end(davit: Davit) -> None:
     finally:
         with transaction() as session:
             session.execute(delete(Token).where(Token.description.startswith("of many ")))
+
+
+def test_what_an_apps_two_factor_guard_is_for_asks_for_a_code_once(davit: Davit) -> None:
+    password = "correct horse battery"
+    as_them = {"DAVIT_URL": davit.url, "DAVIT_TOKEN": davit("accounts:create", "guarding@example.com").stdout.strip()}
+    client = Client(davit.url, as_them["DAVIT_TOKEN"])
+    client.patch("/account", {"password": password})
+    secret = client.post("/account/two-factor", {"password": password})["secret"]
+    code = TOTP(base64.b32decode(secret), 6, SHA1(), 30).generate(int(time.time())).decode()
+    codes = client.post("/account/two-factor/actions/confirm", {"code": code})["recovery_codes"]
+    davit("apps:create", "guarded-app", **as_them)
+    client.patch("/apps/guarded-app/features/two-factor-guard", {"enabled": True})
+    refused = davit("apps:rename", "-a", "guarded-app", "renamed-app", check=False, **as_them)
+    assert refused.returncode == 2 and "two-factor code" in refused.stderr, "nobody is there to be asked"
+
+    window = Terminal([ROOT / "bin" / "davit", "apps:rename", "-a", "guarded-app", "renamed-app"], davit.env | as_them, davit.work)
+    window.expect("Two-factor code: ", 60)
+    window.type(f"{codes[0]}\r")
+    window.expect("renamed-app", 60)
+    assert window.wait(60) == 0, window.seen
+    window.close()
+    davit("apps:destroy", "-a", "renamed-app", "--confirm", "renamed-app", **as_them)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
