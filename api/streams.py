@@ -99,6 +99,8 @@ def respond(
         of: what it counts among; :data:`slots` when None.
         may_go_on: whether its reader may still read it; asked every :data:`RECHECK_SECONDS`.
     """
+    if request.method == "HEAD":
+        return _headed(Response(content_type=content_type))
     give_back = (of or slots).take(account_id)
     gone = client_gone()
 
@@ -114,8 +116,12 @@ def respond(
             if piece or heartbeat:
                 yield piece or heartbeat
 
-    response = Response(body(), content_type=content_type)  # direct_passthrough would leave out what is called on close
+    response = _headed(Response(body(), content_type=content_type))  # direct_passthrough would leave out what is called on close
+    response.call_on_close(give_back)
+    return response
+
+
+def _headed(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
-    response.call_on_close(give_back)
     return response

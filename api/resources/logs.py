@@ -70,7 +70,7 @@ def read(call: Call, secret: str) -> Response:
     kind = f"{'text/event-stream' if events else 'text/plain'}; charset=utf-8"
     after = request.headers.get("Last-Event-ID")
     line = request.environ.get("gunicorn.socket")
-    if what["tail"] and hasattr(line, "taken"):
+    if what["tail"] and hasattr(line, "taken") and request.method != "HEAD":
         return _hand_over(line, what, events, kind, after)
     heartbeat = b": still here\n\n" if events else b""
     lines = _lines(what, after, events)

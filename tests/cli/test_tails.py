@@ -98,6 +98,18 @@ def test_many_more_tails_than_threads_get_every_line_and_nobody_else_waits(davit
     assert _client(davit).get("/")["name"] == "davit"
 
 
+def test_who_asks_for_the_head_of_a_tail_gets_just_that(davit: Davit, app: tuple[str, str]) -> None:
+    name, app_id = app
+    _say(davit, app_id, "before")
+    parts = urlsplit(_url(davit, name))
+    with socket.create_connection((str(parts.hostname), parts.port or 80), 60) as line:
+        line.sendall(f"HEAD {parts.path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        data = b""
+        while piece := line.recv(65536):
+            data += piece
+    assert data.startswith(b"HTTP/1.1 200 ") and data.endswith(b"\r\n\r\n") and b"text/plain" in data, data
+
+
 def test_a_tail_goes_on_after_the_last_line_that_was_seen(davit: Davit, app: tuple[str, str], follow: Follow) -> None:
     name, app_id = app
     url = _url(davit, name)
