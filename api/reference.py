@@ -34,6 +34,7 @@ answers `501 not_implemented`.
 - A field that is not known is ignored, and the answer's `Warning-Message` names it. JSON is compressed for who takes gzip.
 - Every answer has a `Request-Id`, and every `GET` an `ETag` that `If-None-Match` answers with 304. `If-Match` with that `ETag`
   on a change of the same path (`PATCH /apps/{app}/config-vars`, say) has it refused with 412 when something changed meanwhile.
+- A `DELETE` may be repeated: of what is gone it answers 404, and changes nothing.
 - *Takes* names the fields of the body, **those in bold** must be there; *gives* the answer of a call that succeeds, which has
   exactly the properties that [the end of this page](#what-is-answered) lists. `GET /schema` says both in JSON Schema.
 

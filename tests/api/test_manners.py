@@ -95,6 +95,23 @@ def test_an_unchanged_answer_is_not_sent_again(api: Api) -> None:
     assert api.get("/apps/timely", headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
 
 
+def test_what_is_gone_is_not_removed_again(api: Api) -> None:
+    made = {
+        "/apps/timely/webhooks": {"url": "https://203.0.113.9/", "include": ["api:app"], "level": "notify"},
+        "/apps/timely/log-drains": {"url": "https://203.0.113.9/"}, "/apps/timely/domains": {"hostname": "www.example.com"},
+        "/oauth/authorizations": {}, "/oauth/clients": {"name": "x", "redirect_uri": "https://example.com/"}, "/apps": {"name": "gone-app"},
+    }  # fmt: skip
+    paths = [f"{path}/{api.post(path, sent).json['id']}" for path, sent in made.items()]
+    before = [api.get(path).json for path in made]
+    for path in (*paths, "/apps/timely/collaborators/viewer@example.com"):
+        assert api.delete(path).status_code == 200, path
+        left = [api.get(one).json for one in made]
+        answer = api.delete(path)
+        assert (answer.status_code, answer.json["id"]) == (404, "not_found"), path
+        assert [api.get(one).json for one in made] == left
+    assert [len(rows) - 1 for rows in before] == [len(api.get(path).json) for path in made]
+
+
 @pytest.mark.row("changed-meanwhile")
 @pytest.mark.parametrize(
     ("path", "sent"),
