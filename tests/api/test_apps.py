@@ -27,7 +27,7 @@ def test_an_app_is_created_shown_renamed_and_destroyed(either_api: Api) -> None:
     assert api.get("/apps/example").status_code == 404
     assert api.delete("/apps/other").status_code == 200
     assert api.get("/apps/other").json == {
-        "id": "not_found", "message": "Couldn't find that app.", "url": "http://localhost/errors/not_found",
+        "id": "not_found", "message": "Couldn't find that app.", "resource": "app", "url": "http://localhost/errors/not_found",
     }  # fmt: skip
 
 
