@@ -105,7 +105,9 @@ def is_ours(sent: str, signed: SignedIn | None) -> bool:
 
 
 def finish(response: Response) -> Response:
-    """After a page: set what it asked for, forget what was said."""
+    """After a page: set what it asked for, forget what was said; at the name of an app, neither."""
+    if g.get("strange"):
+        return response
     if g.get("new_visit"):
         put(response, VISIT, g.visit)
     if g.get("flash_shown"):

@@ -31,7 +31,7 @@ from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
 from foundation.errors import DavitError, Forbidden, NotFound
 from foundation.settings import settings
-from state import apps, guard, passwords, pipelines
+from state import apps, guard, own_names, passwords, pipelines
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline
 
@@ -222,6 +222,7 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
             raise NotFound("There is nothing with a NUL character in its name.")
         form: MultiDict[str, str] = request.form if route.method == "POST" and not route.upload else MultiDict()
         with snapshot() as session:
+            _refuse_an_apps_name(session)
             signed = recognize(session, request)
             g.signed = signed
             if route.upload:
@@ -249,6 +250,21 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
 
     served.route = route  # type: ignore[attr-defined]
     return served
+
+
+def host() -> str:
+    """The host name at which the browser asks."""
+    return own_names.host_of(request.host)
+
+
+def _refuse_an_apps_name(session: Session) -> None:
+    """Neither show a form nor set a cookie where the browser would send it to an app as well."""
+    if own_names.is_an_apps(session, host()):
+        g.strange = True
+        raise NotFound(
+            f"{host()} is a name for apps, and an app must not be told who is signed in here. Open the dashboard at an address "
+            "of Davit's own; whoever runs Davit sets that as DAVIT_NAMES."
+        )
 
 
 def _answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -66,6 +67,10 @@ class Settings:
     http: Address = _setting("DAVIT_HTTP", "127.0.0.1:8080", "the router's HTTP address")
     https: Address | None = _setting("DAVIT_HTTPS", None, "the router's HTTPS address; off when unset")
     api: Address = _setting("DAVIT_API", "127.0.0.1:5000", "the web process: API, git over HTTP")
+    names: tuple[str, ...] = _setting(
+        "DAVIT_NAMES", None,
+        "host names at which the API and the dashboard are opened, parted by commas (davit.example.com): no app gets them",
+    )  # fmt: skip
     ssh: Address = _setting("DAVIT_SSH", "127.0.0.1:2222", "git over SSH")
     exec: Address | None = _setting(
         "DAVIT_EXEC", None, "where `heroku ps:exec` finds SSH: 127.0.0.2:80, say (it knows no port but 80); off when unset"
@@ -174,6 +179,12 @@ def _absolute(variable: str, text: str) -> Path:
     return Path(text)
 
 
+def _hostname(variable: str, text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", text):
+        raise SettingError(f"{variable} has “{text}”; it must be host names without scheme and port: davit.example.com.")
+    return text.lower().rstrip(".")
+
+
 def _allowed(variable: str, text: str) -> Allowed:
     network, port = text, ""
     if text.startswith("["):
@@ -230,6 +241,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     values["stacks"] = _absolute("DAVIT_STACKS", raw["stacks"]) if raw["stacks"] else home / "stacks"
     values["outbound_allow"] = tuple(_allowed("DAVIT_OUTBOUND_ALLOW", text) for text in _listed(raw["outbound_allow"]))
     values["dynos_allow"] = tuple(map(_allowed_to_dynos, _listed(raw["dynos_allow"])))
+    values["names"] = tuple(_hostname("DAVIT_NAMES", text) for text in _listed(raw["names"]))
     for name in ("osv_kernel", "osv_modules"):
         values[name] = _absolute(names[name], raw[name]) if raw[name] else None
     values["database_url"] = raw["database_url"] or f"sqlite:///{home / 'davit.db'}"

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound
 from foundation.settings import settings
-from state import audit, notify, vault
+from state import audit, notify, own_names, vault
 from state.db import lock_app
 from state.meanwhile import ChangedMeanwhile
 from state.models import (
@@ -37,7 +37,6 @@ NOT_FOUND = "Couldn't find that app."
 """The same for an app that is absent and for one that the account must not know of."""
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{1,28}[a-z0-9]")  # as the public schema's app.name
-_RESERVED = frozenset(("www", "api", "git", "registry", "dashboard", "admin", "davit"))
 _ADJECTIVES = (
     "ancient autumn bold brave breezy bright calm clear cool crisp damp deep fair fresh gentle glad golden grand hidden high "
     "keen light lively lucky mellow misty neat nimble noble open pale patient plain polar proud quick quiet rapid rosy salty "
@@ -62,7 +61,7 @@ def check_name(name: object) -> str:
             f"Name {name!r} is not valid: it must start with a letter, end with a letter or digit, "
             "contain only lowercase letters, digits and dashes, and be 3 to 30 characters long."
         )
-    if name in _RESERVED:
+    if name in own_names.RESERVED:
         raise InvalidParams(f"Name “{name}” is reserved.")
     return name
 
@@ -82,6 +81,7 @@ def create(session: Session, account: Account, name: str | None = None, *, stack
         check_name(name)
         if session.scalar(select(App.id).where(App.name == name)):
             raise Conflict(f"Name {name} is already taken.", id="invalid_params", status=422)
+        own_names.refuse(session, f"{name}.{settings().domain}".lower())
     app = App(name=name or _random_name(), owner_id=account.id, stack=stack, config=vault.seal({}), buildpacks=[])
     session.add(app)
     try:
@@ -159,6 +159,7 @@ def rename(session: Session, account: Account, app: App, name: str) -> None:
         return
     if session.scalar(select(App.id).where(App.name == name)):
         raise Conflict(f"Name {name} is already taken.", id="invalid_params", status=422)
+    own_names.refuse(session, f"{name}.{settings().domain}".lower())
     old, app.name = app.name, name
     domain = session.scalar(select(Domain).where(Domain.app_id == app.id, Domain.kind == "heroku"))
     if domain:

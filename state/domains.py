@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.settings import settings
-from state import audit, notify
+from state import audit, notify, own_names
 from state.models import Account, App, Domain
 
 LIMIT = 1000
@@ -40,7 +40,7 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
     """Route a host name to the app.
 
     Raises:
-        InvalidParams: not a host name, a name below Davit's own domain, or too many.
+        InvalidParams: not a host name, a name below Davit's own domain, one of Davit's own, or too many.
         Conflict: some app has it already.
     """
     text = hostname.strip().rstrip(".").lower() if isinstance(hostname, str) else ""
@@ -50,14 +50,16 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
         text = ""
     if not _HOSTNAME.fullmatch(text) or text.replace(".", "").isdigit():
         raise InvalidParams(f"Domain {hostname!r} is not valid: give a full host name such as www.example.com.")
-    if text == settings().domain or text.endswith("." + settings().domain):
+    own = settings().domain.lower()
+    if text == own or text.endswith("." + own):
         raise InvalidParams(
-            f"Domain {text} is below {settings().domain}, whose names Davit gives to apps; rename the app instead."
+            f"Domain {text} is below {own}, whose names Davit gives to apps; rename the app instead."
         )
     if (session.scalar(select(func.count()).where(Domain.app_id == app.id)) or 0) > LIMIT:
         raise InvalidParams(f"An app has at most {LIMIT} domains.")
     if session.scalar(select(Domain.id).where(Domain.hostname == text)):
         raise Conflict(f"{text} is currently in use by another app.", id="invalid_params", status=422)
+    own_names.refuse(session, text)
     row = Domain(app_id=app.id, hostname=text)
     session.add(row)
     session.flush()

@@ -104,6 +104,8 @@ class WebSession(Identified, Base):
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     description: Mapped[str] = mapped_column(String(255), default="")
+    host: Mapped[str] = mapped_column(String(253), default="", server_default="")
+    """The host name at which it was opened, and to which the browser sends it."""
     expires_at: Mapped[datetime]
     last_seen_at: Mapped[datetime] = mapped_column(default=now)
     account: Mapped[Account] = relationship(lazy="joined")

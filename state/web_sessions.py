@@ -31,15 +31,18 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def start(session: Session, account: Account, description: str) -> tuple[str, WebSession]:
+def start(session: Session, account: Account, description: str, host: str = "") -> tuple[str, WebSession]:
     """Log a browser in; returns the cookie's text (never stored) and the row.
 
     Args:
         description: the browser, as its owner recognises it.
+        host: the host name at which it asked.
     """
     text = secrets.token_urlsafe(32)
     _sweep(session, account)
-    row = WebSession(account_id=account.id, sha256=_digest(text), description=description[:255], expires_at=now() + LIFETIME)
+    row = WebSession(
+        account_id=account.id, sha256=_digest(text), description=description[:255], host=host[:253], expires_at=now() + LIFETIME
+    )
     session.add(row)
     session.flush()
     session.refresh(row)

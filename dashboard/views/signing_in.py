@@ -7,7 +7,7 @@ import re
 from flask import Response, g, request
 
 from dashboard import assets, cookies
-from dashboard.routing import Pages, Visit, go
+from dashboard.routing import Pages, Visit, go, host
 from foundation.errors import DavitError, InvalidParams
 from state import accounts, invitations, logins, passwords, scopes, signatures, web_sessions
 from state import set_up as first
@@ -69,7 +69,7 @@ def _by_token(visit: Visit, to: str) -> Response:
     id = token.id
     visit.session.rollback()
     with transaction() as session:
-        text, _ = web_sessions.start(session, accounts.bearer(session, id), browser())
+        text, _ = web_sessions.start(session, accounts.bearer(session, id), browser(), host())
     return _opened(text, to)
 
 
@@ -83,7 +83,7 @@ def _by_password(visit: Visit, to: str) -> Response:
     g.step = step or signatures.sign("second-step", {"account": account_id}, SECOND_STEP_SECONDS)
     with transaction() as session:
         account = logins.finish(session, account_id, visit.text("code", 64) or None)
-        text, _ = web_sessions.start(session, account, browser())
+        text, _ = web_sessions.start(session, account, browser(), host())
     return _opened(text, to)
 
 
@@ -152,7 +152,7 @@ def complete_set_up(visit: Visit, secret: str) -> Response:
     if visit.form.get("password", "") != visit.form.get("again", ""):
         raise InvalidParams("The password was not typed the same twice.")
     account = first.complete(visit.session, secret, visit.text("email", 254), visit.form.get("password", ""))
-    text, _ = web_sessions.start(visit.session, account, browser())
+    text, _ = web_sessions.start(visit.session, account, browser(), host())
     return _opened(text, "/")
 
 

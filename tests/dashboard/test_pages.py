@@ -23,11 +23,26 @@ from dashboard.views import PARTS, logs
 from foundation.authority import Authority
 from foundation.clock import now
 from logs import stream
-from state import accounts, apps, config, crashes, db, features, formation, passwords, pipelines, set_up, two_factor, web_sessions
-from state.models import Account, App, AuditEvent, Build, Dyno
+from state import (
+    accounts,
+    apps,
+    config,
+    crashes,
+    db,
+    domains,
+    features,
+    formation,
+    passwords,
+    pipelines,
+    set_up,
+    two_factor,
+    web_sessions,
+)
+from state.models import Account, App, AuditEvent, Build, Dyno, WebSession
 from tests.api.conftest import Neighbour, give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
+from tests.e2e.errors_page import assert_says
 
 APP_PAGES = ("", "/deploy", "/resources", "/metrics", "/logs", "/settings", "/activity", "/builds", "/releases", "/releases/v1")
 
@@ -150,6 +165,31 @@ def test_cookies_are_closed_and_secure_over_tls(desk: Desk) -> None:
         assert cookie.startswith(f"{prefix}davit_session=") and "HttpOnly" in cookie and "SameSite=Lax" in cookie
         assert ("Secure" in cookie) == (scheme == "https")
         assert somebody.get("/", base_url=base).status_code == 200
+
+
+@pytest.mark.row("dashboard-at-an-app")
+def test_at_a_name_of_an_app_nobody_signs_in(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        passwords.assign(session, app.owner, app.owner, "correct horse battery")
+        domains.add(session, app.owner, app, "www.example.com")
+    somebody = desk.somebody()
+    token = re.search(r'name="csrf" value="([^"]+)"', somebody.get("/sign-in").text)
+    assert token
+    data = {"csrf": token[1], "email": "owner@example.com", "password": "correct horse battery"}
+    for base in ("http://timely.localhost:5000", "https://evil.localhost", "https://WWW.example.com:5000"):
+        host = base.rpartition("/")[2]
+        for answer in (
+            somebody.get("/sign-in", headers={"Host": host}), desk.person("owner").get("/", headers={"Host": host}),
+            somebody.client.post("/sign-in", data=data, headers={"Host": host}),
+        ):  # fmt: skip
+            assert answer.status_code == 404 and "Set-Cookie" not in answer.headers, base
+            assert_says("dashboard-at-an-app", html.unescape(answer.text))
+    assert somebody.client.post("/sign-in", data=data).status_code == 303
+    with db.snapshot() as session:
+        opened = session.scalars(select(WebSession.host).where(WebSession.host != "")).all()
+        assert opened == ["localhost"]
 
 
 def test_a_wrong_password_and_an_unknown_address_look_the_same(desk: Desk) -> None:

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
+from foundation.authority import Authority
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
-from state import accounts, apps, builds, config, db, domains, formation, releases, sleep, vault
+from foundation.settings import settings
+from state import accounts, apps, builds, config, db, domains, formation, own_names, releases, sleep, vault, web_sessions
 from state.models import Account, App, AuditEvent, Base, Release, Slug
+from tests.e2e.errors_page import assert_says
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv0h0bZKkXqT8i0S7m0m1y2oO5yY3m0n5m1y2oO5yY3 ann@laptop"
 
@@ -289,6 +292,53 @@ def test_a_domain_belongs_to_one_app(session: Session, owner: Account) -> None:
         domains.add(session, owner, two, "www.xn--bcher-kva.example")
     domains.remove(session, owner, one, "www.xn--bcher-kva.example")
     domains.add(session, owner, two, "www.xn--bcher-kva.example")
+
+
+@pytest.mark.row("domain-davits")
+def test_no_app_gets_a_name_of_davits_own(session: Session, owner: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_NAMES", "Davit.example.com, quiet-cove.localhost")
+    settings.cache_clear()
+    app = apps.create(session, owner)
+    certified = settings().home / "keys" / "api.pem"
+    certified.write_bytes(Authority(settings().home / "keys" / "ca.pem").issue(("panel.example.com", "*.example.org")))
+    for hostname in ("davit.example.com", "DAVIT.example.com.", "panel.example.com"):
+        with pytest.raises(InvalidParams) as refused:
+            domains.add(session, owner, app, hostname)
+        assert_says("domain-davits", refused.value.message)
+    with pytest.raises(InvalidParams, match="Davit's own"):
+        apps.create(session, owner, "quiet-cove")
+    with pytest.raises(InvalidParams, match="Davit's own"):
+        apps.rename(session, owner, app, "quiet-cove")
+    domains.add(session, owner, app, "www.example.org")
+    settings.cache_clear()
+
+
+def test_a_name_at_which_people_are_signed_in_gives_no_app_their_sessions(
+    session: Session, owner: Account, stranger: Account
+) -> None:
+    app, admin = apps.create(session, stranger), accounts.create(session, None, "root@example.com", admin=True)
+    web_sessions.start(session, admin, "Firefox", "davit.example.com")
+    taken, _ = web_sessions.start(session, owner, "Firefox", "panel.example.com")
+    kept, _ = web_sessions.start(session, owner, "Firefox", "davit.example.com")
+    with pytest.raises(InvalidParams, match="Davit's own"):
+        domains.add(session, stranger, app, "davit.example.com")
+    domains.add(session, stranger, app, "panel.example.com")
+    assert web_sessions.find(session, kept)
+    with pytest.raises(Unauthorized):
+        web_sessions.find(session, taken)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_an_apps"),
+    [
+        ("timely.localhost:5000", True), ("evil.localhost", True), ("a.b.localhost", True), ("WWW.example.com.:5000", True),
+        ("localhost:5000", False), ("127.0.0.1:5000", False), ("[::1]:5000", False), ("davit.localhost", False),
+        ("other.example.com", False), ("[", False), ("davit.timely.localhost", True),
+    ],
+)  # fmt: skip
+def test_which_names_are_for_apps(session: Session, owner: Account, host: str, is_an_apps: bool) -> None:
+    domains.add(session, owner, apps.create(session, owner, "timely"), "www.example.com")
+    assert own_names.is_an_apps(session, own_names.host_of(host)) == is_an_apps
 
 
 def test_builds_of_an_app_take_turns_in_order(session: Session, owner: Account) -> None:
