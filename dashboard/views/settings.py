@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from flask import Response, request
 from sqlalchemy.orm import Session
 
+from api import serialize
 from builder import buildpacks
 from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
@@ -17,8 +18,9 @@ from foundation import outbound
 from foundation.clock import now
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state import apps, audit, config, domains, drains, endpoints, features, guard, payloads, transfers, webhooks
+from state import apps, audit, config, domains, drains, endpoints, features, guard, payloads, signatures, transfers, webhooks
 from state.db import transaction
+from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, LogDrain, SniEndpoint, Webhook
 
 pages = Pages("settings")
@@ -56,7 +58,7 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=_webhooks(visit),
         includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
         deliveries=webhooks.deliveries(visit.session, visit.app)[:10], features=_features(visit),
-        told_in=_told_in(dict(sections)), **more,
+        told_in=_told_in(dict(sections)), buildpacks=_buildpacks(visit), **more,
     )  # fmt: skip
 
 
@@ -93,6 +95,15 @@ def _certificates(visit: Visit) -> list[tuple[SniEndpoint, endpoints.Certificate
     """The app's own certificates and what they say."""
     rows = endpoints.all_of(visit.session, visit.app)
     return [(row, endpoints.describe(row.certificate_chain)) for row in rows]
+
+
+def _buildpacks(visit: Visit) -> list[tuple[str, str]]:
+    """The app's buildpacks, each with what the form sends for it; a password in a URL is in neither."""
+    return [(str(serialize.buildpack(name, in_full=False)["name"]), _mark(visit.app, name)) for name in visit.app.buildpacks]
+
+
+def _mark(app: App, buildpack: str) -> str:
+    return signatures.mark("buildpack", f"{app.id}\0{buildpack}")
 
 
 def _offered(visit: Visit) -> str:
@@ -209,7 +220,7 @@ def _addresses(name: str) -> set[str]:
 @pages.on("POST", "/apps/<app>/settings/buildpacks", does="PUT /apps/<app>/buildpack-installations", again=show)
 def set_buildpacks(visit: Visit) -> Response:
     """The buildpacks of the next build, in the order of the form; ``move`` and ``remove`` change that order."""
-    names = [name.strip() for name in visit.form.getlist("buildpack") if name.strip()]
+    names = _marked(visit, "buildpack")
     if added := visit.text("new", 1000):
         names.append(buildpacks.check(added, admin=visit.account.is_admin))
     verb, _, number = visit.text("act", 40).partition(":")
@@ -218,10 +229,23 @@ def set_buildpacks(visit: Visit) -> Response:
         name = names.pop(at)
         if verb != "remove":
             names.insert(max(0, at - 1) if verb == "up" else at + 1, name)
-    seen = visit.form.getlist("was") if visit.form.get("seen") else None
+    seen = _marked(visit, "was") if visit.form.get("seen") else None
     apps.set_buildpacks(visit.session, visit.account, visit.app, names, seen=seen)
     words = "The next build uses these buildpacks." if names else "The next build looks for a buildpack that fits."
     return _back(visit, "buildpacks", words)
+
+
+def _marked(visit: Visit, field: str) -> list[str]:
+    """The buildpacks whose marks a field has.
+
+    Raises:
+        ChangedMeanwhile: one is not among those that the app has now.
+    """
+    known = {_mark(visit.app, name): name for name in visit.app.buildpacks}
+    sent = visit.form.getlist(field)
+    if not known.keys() >= set(sent):
+        raise ChangedMeanwhile(["the buildpacks"])
+    return [known[mark] for mark in sent]
 
 
 @pages.on("POST", "/apps/<app>/settings/people", does="POST /apps/<app>/collaborators", again=show)

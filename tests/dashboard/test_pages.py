@@ -329,6 +329,22 @@ def test_an_order_of_buildpacks_that_somebody_else_changed_is_not_put_back(desk:
         assert session.get(App, desk.app_id).buildpacks == ["heroku/python", "heroku/static"]  # type: ignore[union-attr]
 
 
+def test_a_password_in_a_buildpacks_url_is_in_no_page(desk: Desk) -> None:
+    secret = "https://u:secret-word@203.0.113.9/b.git?token=other-word#main"
+    owner, page = desk.person("owner"), "/apps/timely/settings/buildpacks"
+    for name in (secret, "heroku/python"):
+        form = fields_of(owner.get("/apps/timely/settings").text, "/buildpacks")
+        assert owner.post(page, {**form, "new": name, "act": ""}).status_code == 303
+    for name in ("viewer", "deployer", "owner"):
+        text = desk.person(name).get("/apps/timely/settings").text
+        assert "https://203.0.113.9/b.git#main" in text and "secret-word" not in text and "other-word" not in text
+    form = fields_of(owner.get("/apps/timely/settings").text, "/buildpacks")
+    assert owner.post(page, {**form, "act": "down:0"}).status_code == 303
+    with db.snapshot() as session:
+        assert session.get(App, desk.app_id).buildpacks == ["heroku/python", secret]  # type: ignore[union-attr]
+    assert owner.post(page, {**form, "buildpack": "https://example.com/x.git"}).status_code == 409
+
+
 def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
     answer = desk.person("owner").post("/new", {"name": "Bad Name"})
     assert answer.status_code == 422 and "must start with a letter" in answer.text and 'value="Bad Name"' in answer.text
