@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flask import Response, request
 
@@ -147,7 +148,14 @@ def deploy_url(visit: Visit) -> Response:
     """Build a public git repository, or a tarball, that lies at an address; the build's sandbox fetches it."""
     url = visit.text("url", 2000)
     outbound.parse(url, ("https", "http"), field="address")
-    return _build_source(visit, url, url.rstrip("/").rpartition("/")[2][:200])
+    return _build_source(visit, url, _version(url))
+
+
+def _version(url: str) -> str:
+    """What releases of an address are called: its last part and branch. User, password and query may be secrets that open it."""
+    parts = urlsplit(url)
+    name = parts.path.rstrip("/").rpartition("/")[2] or parts.hostname or ""
+    return f"{name}#{parts.fragment}"[:200] if parts.fragment else name[:200]
 
 
 def _build_source(visit: Visit, url: str, version: str) -> Response:

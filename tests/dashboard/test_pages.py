@@ -345,6 +345,22 @@ def test_a_password_in_a_buildpacks_url_is_in_no_page(desk: Desk) -> None:
     assert owner.post(page, {**form, "buildpack": "https://example.com/x.git"}).status_code == 409
 
 
+@pytest.mark.parametrize(
+    ("url", "version"),
+    [
+        ("https://example.com/a/archive.tar.gz?private_token=secret-word", "archive.tar.gz"),
+        ("https://u:secret-word@example.com/a/b.git#next", "b.git#next"),
+        ("https://u:secret-word@example.com/", "example.com"), ("https://u:secret-word@example.com?secret-word", "example.com"),
+    ],
+)  # fmt: skip
+def test_what_opens_an_address_is_not_in_the_names_of_its_builds(desk: Desk, url: str, version: str) -> None:
+    assert desk.person("deployer").post("/apps/timely/deploy/url", {"url": url}).status_code == 303
+    with db.snapshot() as session:
+        [(source, named)] = session.execute(select(Build.source_url, Build.source_version)).all()
+    assert (source, named) == (url, version)
+    assert "secret-word" not in desk.person("viewer").get("/apps/timely/deploy").text
+
+
 def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
     answer = desk.person("owner").post("/new", {"name": "Bad Name"})
     assert answer.status_code == 422 and "must start with a letter" in answer.text and 'value="Bad Name"' in answer.text
