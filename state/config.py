@@ -25,8 +25,12 @@ def read(app: App) -> dict[str, str]:
 
 
 def mark(app: App, name: str, value: str) -> str:
-    """What a page carries in place of a value, to say later what the value was when it was shown."""
-    return signatures.mark("config", f"{app.id}\0{name}\0{value}")
+    """What a page carries in place of a value, to say later what the value was when it was shown.
+
+    Line ends are all the same to it: browsers send back others than they were given (CRLF).
+    """
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")
+    return signatures.mark("config", f"{app.id}\0{name}\0{lines}")
 
 
 def change(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 from flask import Response, request
 from sqlalchemy.orm import Session
+from werkzeug.datastructures import MultiDict
 
 from api import serialize
 from builder import buildpacks
@@ -50,15 +52,39 @@ def show(visit: Visit) -> Response:
 def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Response:
     values = config.read(visit.app) if "deploy" in visit.may else {}
     marks = {name: config.mark(visit.app, name, value) for name, value in values.items()}
+    kept = _kept(visit, marks)
     sections = [(id, words) for id, words in SECTIONS if _SHOWN_TO.get(id, "view") in visit.may]
     return frame.page(
-        visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, blanks=BLANKS, sections=sections,
+        visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, kept=kept, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
         permissions=apps.PERMISSIONS, usual=USUAL, target=_target(visit), offered=_offered(visit),
         guarded=guard.applies(visit.session, visit.account, visit.app), webhooks=_webhooks(visit),
         includes=payloads.INCLUDES, drains=_drains(visit), certificates=_certificates(visit), soon=now() + SOON,
         deliveries=webhooks.deliveries(visit.session, visit.app)[:10], features=_features(visit),
         told_in=_told_in(dict(sections)), buildpacks=_buildpacks(visit), **more,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a refused form of config vars had in it: new values and ticked removals by name, and the rows of new ones."""
+
+    values: Mapping[str, str]
+    removed: frozenset[str]
+    rows: Sequence[tuple[str, str]]
+
+
+def _kept(visit: Visit, marks: Mapping[str, str]) -> _Kept:
+    """What was typed is there to be sent again; but for what somebody else changed meanwhile, which wants another look."""
+    form: MultiDict[str, str] = visit.form if visit.problem else MultiDict()
+    seen = _seen(visit)
+    stale = {name for name, mark in marks.items() if form.get("seen") and seen.get(name) != mark}
+    free = [name for name in marks if name not in stale]
+    sent = zip(form.getlist("new-name"), form.getlist("new-value"), strict=False)
+    rows = [(name, value) for name, value in sent if (name.strip() or value) and name.strip() not in stale]
+    return _Kept(
+        {name: form[f"value.{name}"] for name in free if f"value.{name}" in form},
+        frozenset(name for name in free if form.get(f"remove.{name}")), rows + [("", "")] * (BLANKS - len(rows)),
     )  # fmt: skip
 
 

@@ -316,6 +316,40 @@ def test_a_refused_form_with_revealed_values_keeps_what_was_typed(desk: Desk) ->
     assert answer.status_code == 422 and "second</textarea>" in answer.text
 
 
+def test_a_refused_form_of_config_vars_can_be_sent_again_as_it_was(desk: Desk) -> None:
+    owner, page = desk.person("owner"), "/apps/timely/settings/config"
+    owner.post(page, {"new-name": ["A", "B", "C"], "new-value": ["first-a", "first-b", "first-c"]})
+    hidden = fields_of(owner.get("/apps/timely/settings").text, "/config")
+    typed = {"value.A": "second-a", "remove.B": "on", "new-name": ["NEW", "PORT"], "new-value": ["new-secret", "1"]}
+    refused = owner.post(page, {**hidden, **typed})
+    assert refused.status_code == 422 and 'name="remove.B" aria-label="Remove B" checked' in refused.text
+    again = fields_of(refused.text, "/config")
+    assert (again["value.A"], again["new-name"], again["new-value"]) == (["second-a"], ["NEW", "PORT", ""], ["new-secret", "1", ""])
+    owner.post(page, {"new-name": ["A", "NEW"], "new-value": ["third-a", "of-another"]})
+    stale = owner.post(page, {**again, "remove.B": "on", "new-name": ["NEW", "D"], "new-value": ["new-secret", "fourth"]})
+    assert stale.status_code == 409
+    last = fields_of(stale.text, "/config")
+    assert (last["value.A"], last["new-name"], last["new-value"]) == ([""], ["D", "", ""], ["fourth", "", ""]), "what is free"
+    assert owner.post(page, {**last, "remove.B": "on"}).status_code == 303
+    with db.snapshot() as session:
+        values = {"A": "third-a", "C": "first-c", "D": "fourth", "NEW": "of-another"}
+        assert config.read(session.get(App, desk.app_id)) == values  # type: ignore[arg-type]
+
+
+def test_line_ends_that_a_browser_changes_are_not_changed_by_saving_something_else(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        config.change(session, app.owner, app, {"PEM": "a\r\nb\r\n", "OLD": "a\rb", "OTHER": "first"})
+    owner, page = desk.person("owner"), "/apps/timely/settings/config"
+    shown = fields_of(owner.post("/apps/timely/settings/reveal").text, "/config")
+    sent = {"value.PEM": "a\r\nb\r\n", "value.OLD": "a\r\nb", "value.OTHER": "second"}
+    assert owner.post(page, {**shown, **sent}).status_code == 303
+    with db.snapshot() as session:
+        values = {"OLD": "a\rb", "OTHER": "second", "PEM": "a\r\nb\r\n"}
+        assert config.read(session.get(App, desk.app_id)) == values  # type: ignore[arg-type]
+
+
 def test_an_order_of_buildpacks_that_somebody_else_changed_is_not_put_back(desk: Desk) -> None:
     owner = desk.person("owner")
     page = "/apps/timely/settings/buildpacks"
