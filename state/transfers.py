@@ -10,6 +10,12 @@ from state import apps, audit, notify, people
 from state.models import Account, App, AppTransfer, Collaborator
 
 ANSWERS = ("accepted", "declined")
+NOT_FOUND = "Couldn't find that app transfer."
+
+
+def may_offer(account: Account, app: App) -> bool:
+    """Whether the app is the account's to give away: its owner's, and an administrator's."""
+    return app.owner_id == account.id or account.is_admin
 
 
 def offer(session: Session, account: Account, app: App, recipient: str) -> AppTransfer:
@@ -21,15 +27,14 @@ def offer(session: Session, account: Account, app: App, recipient: str) -> AppTr
         InvalidParams: the recipient owns it already.
         Conflict: it is offered to somebody already.
     """
-    if app.owner_id != account.id and not account.is_admin:
+    if not may_offer(account, app):
         raise Forbidden(f"Only the owner of {app.name} can transfer it.")
     other = people.find(session, recipient)
     if other is None:
         raise NotFound(f"There is no account for {recipient}.")
     if other.id == app.owner_id:
         raise InvalidParams(f"Field recipient: {other.email} owns {app.name} already.")
-    query = select(AppTransfer.id).where(AppTransfer.app_id == app.id, AppTransfer.state == "pending")
-    if session.scalar(query.limit(1)):
+    if pending(session, app):
         raise Conflict(f"{app.name} is offered to somebody already; take that back first.", status=422)
     row = AppTransfer(app_id=app.id, owner_id=app.owner_id, recipient_id=other.id)
     session.add(row)
@@ -39,6 +44,11 @@ def offer(session: Session, account: Account, app: App, recipient: str) -> AppTr
     return row
 
 
+def pending(session: Session, app: App) -> AppTransfer | None:
+    """The offer of the app that waits for an answer, whoever made it."""
+    return session.scalar(select(AppTransfer).where(AppTransfer.app_id == app.id, AppTransfer.state == "pending").limit(1))
+
+
 def all_of(session: Session, account: Account) -> list[AppTransfer]:
     """The transfers that the account has made or was offered, oldest first."""
     query = select(AppTransfer).where(or_(AppTransfer.owner_id == account.id, AppTransfer.recipient_id == account.id))
@@ -46,7 +56,7 @@ def all_of(session: Session, account: Account) -> list[AppTransfer]:
 
 
 def find(session: Session, account: Account, identity: str) -> AppTransfer:
-    """One of the account's transfers, by id or by the app's name.
+    """One of the account's transfers, by id or by the app's name; an administrator's are all that wait for an answer, too.
 
     Raises:
         NotFound: it has none such.
@@ -54,7 +64,11 @@ def find(session: Session, account: Account, identity: str) -> AppTransfer:
     for row in reversed(all_of(session, account)):
         if identity in (row.id, row.app.name):
             return row
-    raise NotFound("Couldn't find that app transfer.")
+    if account.is_admin:
+        waiting = select(AppTransfer).where(AppTransfer.state == "pending").join(App, App.id == AppTransfer.app_id)
+        if found := session.scalar(waiting.where(or_(AppTransfer.id == identity, App.name == identity)).limit(1)):
+            return found
+    raise NotFound(NOT_FOUND)
 
 
 def answer(session: Session, account: Account, row: AppTransfer, state: str) -> None:
@@ -97,8 +111,11 @@ def take_back(session: Session, account: Account, row: AppTransfer) -> None:
     """Withdraw an offer; the recipient declines by it, too.
 
     Raises:
+        Forbidden: it is neither the account's offer nor one to it.
         Conflict: it was answered already.
     """
+    if account.id not in (row.owner_id, row.recipient_id) and not account.is_admin:
+        raise Forbidden("Only who offered the app, or was offered it, can take the offer back.")
     if row.state != "pending":
         raise Conflict(f"That transfer was {row.state} already.", status=422)
     session.delete(row)

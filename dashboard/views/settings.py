@@ -18,7 +18,7 @@ from dashboard import dotenv, frame
 from dashboard.routing import Pages, Visit, go
 from foundation import outbound
 from foundation.clock import now
-from foundation.errors import InvalidParams
+from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from state import apps, audit, config, domains, drains, endpoints, features, guard, payloads, signatures, transfers, webhooks
 from state.db import transaction
@@ -27,8 +27,8 @@ from state.models import Account, App, LogDrain, SniEndpoint, Webhook
 
 pages = Pages("settings")
 
-_SHOWN_TO = {"drains": "operate", "name": "manage", "transfer": "manage", "destroy": "manage"}
-"""What it takes to see a section, where it takes more than to see the page."""
+_SHOWN_TO = {"drains": "operate", "name": "manage", "destroy": "manage"}
+"""What it takes to see a section, where it takes more than to see the page; the transfer is for :func:`transfers.may_offer`."""
 BLANKS = 3
 """Empty rows for new config vars."""
 SECTIONS = (
@@ -53,7 +53,10 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
     values = config.read(visit.app) if "deploy" in visit.may else {}
     marks = {name: config.mark(visit.app, name, value) for name, value in values.items()}
     kept = _kept(visit, marks)
-    sections = [(id, words) for id, words in SECTIONS if _SHOWN_TO.get(id, "view") in visit.may]
+    seen = {id for id, _ in SECTIONS if _SHOWN_TO.get(id, "view") in visit.may}
+    if not transfers.may_offer(visit.account, visit.app):
+        seen.discard("transfer")
+    sections = [(id, words) for id, words in SECTIONS if id in seen]
     return frame.page(
         visit, "Settings", "settings.html", names=list(values), marks=marks, revealed=revealed, kept=kept, sections=sections,
         domains=domains.all_of(visit.session, visit.app), people=apps.collaborators(visit.session, visit.app),
@@ -134,8 +137,8 @@ def _mark(app: App, buildpack: str) -> str:
 
 def _offered(visit: Visit) -> str:
     """Whom the app is offered to."""
-    rows = transfers.all_of(visit.session, visit.account)
-    return next((row.recipient.email for row in rows if row.app_id == visit.app.id and row.state == "pending"), "")
+    row = transfers.pending(visit.session, visit.app)
+    return row.recipient.email if row else ""
 
 
 def _target(visit: Visit) -> str:
@@ -415,7 +418,10 @@ def offer(visit: Visit) -> Response:
 @pages.on("POST", "/apps/<app>/settings/transfer/take-back", does="DELETE /account/app-transfers/<transfer>", again=show)
 def take_back(visit: Visit) -> Response:
     """Take the offer back."""
-    transfers.take_back(visit.session, visit.account, transfers.find(visit.session, visit.account, visit.app.name))
+    row = transfers.pending(visit.session, visit.app)
+    if row is None:
+        raise NotFound(transfers.NOT_FOUND)
+    transfers.take_back(visit.session, visit.account, row)
     return _back(visit, "transfer", "The offer is taken back.")
 
 

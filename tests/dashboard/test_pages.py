@@ -844,6 +844,20 @@ def test_a_form_in_which_nothing_was_touched_changes_nothing(desk: Desk) -> None
     assert not actions & {"accounts:rename", "apps:rename", "access:update", "buildpacks:set"}
 
 
+def test_an_app_is_offered_by_who_may_give_it_away_and_the_page_shows_whose_offer_it_is(desk: Desk) -> None:
+    settings, page = "/apps/timely/settings", "/apps/timely/settings/transfer"
+    owner, admin, manager = desk.person("owner"), desk.person("admin"), desk.person("manager")
+    assert "Offer the app" not in manager.get(settings).text and "Offer the app" in owner.get(settings).text
+    assert manager.post(page, {"recipient": "stranger@example.com"}).status_code == 403
+    for first, second in ((admin, owner), (owner, admin)):
+        assert first.post(page, {"recipient": "stranger@example.com"}).status_code == 303
+        assert "It is offered to <b>stranger@example.com</b>" in second.get(settings).text
+        assert manager.post(f"{page}/take-back").status_code == 403
+        assert second.post(f"{page}/take-back").status_code == 303
+        assert "Offer the app" in first.get(settings).text
+    assert owner.post(f"{page}/take-back").status_code == 404
+
+
 def test_destroying_takes_the_name(desk: Desk) -> None:
     owner = desk.person("owner")
     assert owner.post("/apps/timely/settings/destroy", {"confirm": "timel"}).status_code == 422
