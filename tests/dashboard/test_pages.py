@@ -30,6 +30,7 @@ from state import (
     crashes,
     db,
     domains,
+    endpoints,
     features,
     formation,
     passwords,
@@ -38,7 +39,7 @@ from state import (
     two_factor,
     web_sessions,
 )
-from state.models import Account, App, AuditEvent, Build, Dyno, WebSession
+from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, WebSession
 from tests.api.conftest import Neighbour, give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
@@ -856,6 +857,27 @@ def test_an_app_is_offered_by_who_may_give_it_away_and_the_page_shows_whose_offe
         assert second.post(f"{page}/take-back").status_code == 303
         assert "Offer the app" in first.get(settings).text
     assert owner.post(f"{page}/take-back").status_code == 404
+
+
+def test_arrow_keys_change_nothing_and_a_button_moves_an_app_in_its_pipeline(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get(App, desk.app_id)
+        assert app
+        project = pipelines.create(session, app.owner, "project")
+        pipelines.couple(session, app.owner, project, app, "staging")
+        text = Authority(desk.home / "an-authority.pem").issue(("www.example.com",)).decode()
+        domains.add(session, app.owner, app, "www.example.com")
+        endpoints.add(session, app.owner, app, text[: text.index("-----BEGIN PRIVATE")], text[text.index("-----BEGIN PRIVATE") :])
+    owner = desk.person("owner")
+    for path, chosen in (("/pipelines/project", "Stage of timely"), ("/apps/timely/settings", "Certificate of www.example.com")):
+        forms = re.findall(r'<form method="post".*?</form>', owner.get(path).text, re.S)
+        assert not [form for form in forms if "data-submits" in form], "a closed list changes with each arrow key"
+        [form] = [form for form in forms if f'aria-label="{chosen}"' in form]
+        assert "<button" in re.sub("<noscript>.*?</noscript>", "", form, flags=re.S)
+    form = fields_of(owner.get("/pipelines/project").text, "/move")
+    assert owner.post("/pipelines/project/move", {**form, "stage": "production"}).status_code == 303
+    with db.snapshot() as session:
+        assert session.scalars(select(PipelineCoupling.stage)).all() == ["production"]
 
 
 def test_destroying_takes_the_name(desk: Desk) -> None:
