@@ -29,7 +29,7 @@ from api import limits, streams
 from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
-from foundation.errors import DavitError, Forbidden, NotFound
+from foundation.errors import NO_ROOM, DavitError, DiskFull, Forbidden, NotFound
 from foundation.settings import settings
 from state import apps, guard, own_names, passwords, pipelines
 from state.db import snapshot, transaction
@@ -220,7 +220,7 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
     def served(**places: str) -> Response:
         if any("\x00" in value for value in places.values()):
             raise NotFound("There is nothing with a NUL character in its name.")
-        form: MultiDict[str, str] = request.form if route.method == "POST" and not route.upload else MultiDict()
+        form: MultiDict[str, str] = _form() if route.method == "POST" and not route.upload else MultiDict()
         with snapshot() as session:
             _refuse_an_apps_name(session)
             signed = recognize(session, request)
@@ -232,7 +232,7 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
         if route.upload:
             request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
             with streams.uploads.taken(signed.row.account_id if signed else ""):
-                form = request.form
+                form = _form()
         _refuse_forged(signed, form)
         if signed is None and route.writes:
             limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
@@ -265,6 +265,16 @@ def _refuse_an_apps_name(session: Session) -> None:
             f"{host()} is a name for apps, and an app must not be told who is signed in here. Open the dashboard at an address "
             "of Davit's own; whoever runs Davit sets that as DAVIT_NAMES."
         )
+
+
+def _form() -> MultiDict[str, str]:
+    """The form that was sent; its files are written down meanwhile."""
+    try:
+        return request.form
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFull("your upload was not taken") from None
+        raise
 
 
 def _answer(

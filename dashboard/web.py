@@ -6,11 +6,14 @@ import gzip
 import logging
 import uuid
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, cast
 
 from flask import Flask, Request, Response, g, render_template, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import MapAdapter
 
+from builder import sources
 from dashboard import assets, cookies, routing, shown
 from dashboard.routing import SignInFirst, go
 from dashboard.views import PARTS
@@ -33,11 +36,25 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _PACKED = ("text/", "image/svg")
+IN_MEMORY = 500 << 10
+"""Bytes of an uploaded file that need no disk."""
 LEAST_WORTH_PACKING = 1000
 """Bytes below which compression would not pay."""
 
 
+class _Request(Request):
+    def _get_file_stream(
+        self, total_content_length: int | None, content_type: str | None, filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:  # fmt: skip
+        """Where an uploaded file is while its form is read: on the disk that it is for. The system's place may be its memory."""
+        sources.directory().mkdir(mode=0o700, exist_ok=True)
+        return cast(IO[bytes], SpooledTemporaryFile(IN_MEMORY, dir=str(sources.directory())))
+
+
 class _Flask(Flask):
+    request_class = _Request
+
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         adapter = super().create_url_adapter(request)
         if adapter:

@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 from sqlalchemy import event, select, update
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
 
 from api.resources import catalogue
 from dashboard import routing
@@ -378,6 +381,24 @@ def test_a_password_in_a_buildpacks_url_is_in_no_page(desk: Desk) -> None:
     with db.snapshot() as session:
         assert session.get(App, desk.app_id).buildpacks == ["heroku/python", secret]  # type: ignore[union-attr]
     assert owner.post(page, {**form, "buildpack": "https://example.com/x.git"}).status_code == 409
+
+
+@pytest.mark.root
+def test_an_upload_is_written_to_davits_disk_only_and_a_full_one_is_said_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployer, path, place = desk.person("deployer"), "/apps/timely/deploy/tarball", desk.home / "sources"
+    token = re.search(r'name="csrf" value="([^"]+)"', deployer.get("/new").text)
+    assert token
+    tarball = FileStorage(io.BytesIO(b"\x1f\x8b" + b"x" * (2 << 20)), "project.tar.gz")
+    boundary, body = encode_multipart({"csrf": token[1], "tarball": tarball})
+    sent: dict[str, Any] = {"data": body, "content_type": f"multipart/form-data; boundary={boundary}"}
+    monkeypatch.setattr(tempfile, "tempdir", str(desk.home / "not-there"))
+    assert deployer.client.post(path, **sent).status_code == 303
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "davit-test", place], check=True)
+    try:
+        answer = deployer.client.post(path, **sent)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+    assert answer.status_code == 507 and "The disk is full, so your upload was not taken" in answer.text
 
 
 @pytest.mark.parametrize(
