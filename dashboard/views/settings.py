@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 from flask import Response, request
 from sqlalchemy.orm import Session
@@ -14,8 +12,8 @@ from werkzeug.datastructures import MultiDict
 
 from api import serialize
 from builder import buildpacks
-from dashboard import dotenv, frame
-from dashboard.routing import Pages, Visit, go
+from dashboard import dotenv, frame, lookups
+from dashboard.routing import Pages, Visit, go, host
 from foundation import outbound
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
@@ -231,19 +229,14 @@ def remove_domain(visit: Visit, domain: str) -> Response:
 def check_domain(visit: Visit, domain: str) -> Response:
     """Whether DNS leads a domain here; asked for on its own, because name servers take their time."""
     row = domains.find(visit.session, visit.app, domain)
-    visit.session.rollback()
-    found, ours = _addresses(row.hostname), _addresses(_target(visit)) | _addresses(urlsplit(f"//{request.host}").hostname or "")
+    hostname, places = row.hostname, (_target(visit), host())
+    with lookups.counted(visit.account.id):
+        visit.session.rollback()
+        found, ours = lookups.addresses(hostname), lookups.addresses(places[0]) | lookups.addresses(places[1])
     told = {"found": sorted(found), "ours": sorted(ours), "right": bool(found & ours)}
     if "HX-Request" in request.headers:
         return visit.page("domain_state.html", **told)
     return frame.page(visit, "Settings", "domain.html", row=row, **told)
-
-
-def _addresses(name: str) -> set[str]:
-    try:
-        return {str(info[4][0]) for info in socket.getaddrinfo(name.strip("[]"), None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):
-        return set()
 
 
 @pages.on("POST", "/apps/<app>/settings/buildpacks", does="PUT /apps/<app>/buildpack-installations", again=show)
@@ -304,8 +297,9 @@ def add_drain(visit: Visit) -> Response:
     """Send the app's lines somewhere."""
     url = visit.text("drain", 2000)
     place = drains.parse(url)
-    visit.session.rollback()  # what follows takes as long as DNS does
-    outbound.check(place)
+    with lookups.counted(visit.account.id):
+        visit.session.rollback()  # what follows takes as long as DNS does
+        outbound.check(place)
     with transaction() as session:
         account, app = _again(visit, session)
         drains.add(session, account, app, url)
@@ -362,8 +356,9 @@ def remove_certificate(visit: Visit, id: str) -> Response:
 def add_webhook(visit: Visit) -> Response:
     """Have changes told to a URL; the secret that signs them is shown once."""
     wish = webhooks.check(visit.text("url", 2000), visit.form.getlist("include"), visit.text("level", 20))
-    visit.session.rollback()  # what follows takes as long as DNS does
-    outbound.check(wish.place)
+    with lookups.counted(visit.account.id):
+        visit.session.rollback()  # what follows takes as long as DNS does
+        outbound.check(wish.place)
     with transaction() as session:
         account, app = _again(visit, session)
         _, secret = webhooks.create(session, account, app, wish)

@@ -6,10 +6,12 @@ import base64
 import html
 import io
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
 from api.resources import catalogue
-from dashboard import routing
+from dashboard import lookups, routing
 from dashboard.views import PARTS, logs
 from foundation.authority import Authority
 from foundation.clock import now
@@ -399,6 +401,31 @@ def test_an_upload_is_written_to_davits_disk_only_and_a_full_one_is_said_so(desk
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
     assert answer.status_code == 507 and "The disk is full, so your upload was not taken" in answer.text
+
+
+def test_look_ups_in_dns_are_counted_and_hold_nothing_of_the_database(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, asked = desk.person("owner"), []
+    owner.post("/apps/timely/settings/domains", {"hostname": "www.example.com"})
+    [path] = re.findall(r'href="(/apps/timely/settings/domains/[^"]+)"', owner.get("/apps/timely/settings").text)
+
+    def answer(name: str, *_: Any, **__: Any) -> list[Any]:
+        """In the place of a name server."""
+        asked.append((name, db.engine().pool.checkedout(), lookups.places._taken.total()))  # type: ignore[attr-defined]
+        return [(0, 0, 0, "", ("203.0.113.7", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    monkeypatch.setattr(lookups, "_answers", OrderedDict())
+    with db.snapshot() as session:
+        account_id = session.get(App, desk.app_id).owner_id  # type: ignore[union-attr]
+    taken = [lookups.places.take(account_id) for _ in range(lookups.EACH)]
+    assert owner.get(path).status_code == 503 and not asked
+    assert owner.post("/apps/timely/settings/drains", {"drain": "https://example.com/x"}).status_code == 503
+    for give_back in taken:
+        give_back()
+    for _ in range(2):
+        assert "DNS leads here" in owner.get(path).text
+    assert sorted(asked) == [("localhost", 0, 1), ("timely.localhost", 0, 1), ("www.example.com", 0, 1)]
+    assert lookups.places._taken.total() == 0
 
 
 @pytest.mark.parametrize(
