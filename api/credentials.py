@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
+from flask import request
 from sqlalchemy.orm import Session
 
+from api import limits
 from foundation.errors import Unauthorized
 from state import accounts, passwords
 from state.models import Account, Token
@@ -53,12 +55,23 @@ def identify(session: Session, header: str | None, *, by_password: bool) -> Iden
     elif scheme.lower() == "basic":
         user, token = _basic(rest)
         if by_password and "@" in user:
-            return Identity(passwords.authenticate(session, user, token), None)
+            return Identity(_by_password(session, user, token), None)
         token = token or user
     else:
         raise Unauthorized(MISSING)
     row = accounts.find_token(session, token)
     return Identity(row.account, row, token)
+
+
+def _by_password(session: Session, user: str, password: str) -> Account:
+    give_back = limits.guesses.take(request.remote_addr or "")
+    try:
+        account = session.get(Account, passwords.known(user, password))
+    finally:
+        give_back()
+    if account is None:
+        raise Unauthorized(MISSING)
+    return account
 
 
 def _basic(encoded: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from foundation.errors import DavitError
+from foundation.places import Places
 from foundation.settings import settings
 
 
@@ -65,5 +66,13 @@ class Buckets:
         return min(full, level + (self._clock() - at) * full / 3600)
 
 
+GUESSES_EACH = 4
+"""Passwords that are looked at at once for one address."""
+guesses = Places(
+    lambda: max(1, settings().web_threads // 8), lambda: GUESSES_EACH,
+    lambda _: RateLimited("Too many people are signing in at the moment; try again in a moment."),
+    lambda each: RateLimited(f"{each} passwords from your address are being looked at already; try again in a moment."),
+)  # fmt: skip
+"""Threads in which a stranger's password is looked at, by the address that it comes from: it takes its time."""
 buckets = Buckets()
 strangers = Buckets(whose="Your address")

@@ -33,7 +33,7 @@ def host_of(header: str) -> str:
 
 def configured() -> frozenset[str]:
     """The names that this Davit is told it has: DAVIT_NAMES, DAVIT_API, the API's certificate, the host's own name."""
-    found = {*settings().names, settings().api.reachable.host, socket.gethostname().lower()}
+    found = {*settings().names, settings().api.reachable.host.lower(), socket.gethostname().lower()}
     pem = settings().home / "keys" / "api.pem"
     try:
         return frozenset(found | _certified(pem, pem.stat().st_mtime_ns))

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from foundation.errors import InvalidParams, Unauthorized
 from state import audit, throttle, web_sessions
 from state.accounts import INVALID_CREDENTIALS
+from state.db import snapshot
 from state.models import Account, WebSession
 
 SHORTEST = 12
@@ -138,6 +139,20 @@ def change(session: Session, account: Account, current: str | None, new: object,
     if account.password_hash is not None:
         confirm(session, account, current)
     assign(session, account, account, new, keep=keep)
+
+
+def known(email: str, password: str) -> str:
+    """The id of the account that :func:`authenticate` gives; nothing of the database is held while the password is looked at.
+
+    Raises:
+        Unauthorized, TooManyAttempts: as there.
+    """
+
+    def attempt() -> str:
+        with snapshot() as session:
+            return authenticate(session, email, password).id
+
+    return apart(attempt)
 
 
 def authenticate(

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Response, request
 
-from api import shapes, streams
+from api import limits, shapes, streams
 from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation.errors import DavitError, Unauthorized
@@ -91,9 +91,13 @@ def answer(call: Call, secret: str) -> Response:
     asked = logins.asked(secret)
     email, code = call.body.text("email") or "", call.body.text("code") or None
     try:
-        account = passwords.authenticate(call.session, email, call.body.text("password") or "")
+        give_back = limits.guesses.take(request.remote_addr or "")
+        try:
+            account_id = passwords.known(email, call.body.text("password") or "")
+        finally:
+            give_back()
         with transaction() as session:
-            known = logins.finish(session, account.id, code)
+            known = logins.finish(session, account_id, code)
             decide = logins.deny if call.body.text("answer") == "deny" else logins.approve
             decide(session, known, asked)
     except DavitError as problem:

@@ -6,12 +6,13 @@ import re
 
 from flask import Response, g, request
 
+from api import limits
 from dashboard import assets, cookies
 from dashboard.routing import Pages, Visit, go, host
 from foundation.errors import DavitError, InvalidParams
 from state import accounts, invitations, logins, passwords, scopes, signatures, web_sessions
 from state import set_up as first
-from state.db import snapshot, transaction
+from state.db import transaction
 from state.two_factor import TwoFactorRequired
 
 pages = Pages("signing-in")
@@ -47,9 +48,14 @@ def show(visit: Visit) -> Response:
 @pages.on("POST", "/sign-in", needs="nothing", writes=False)
 def sign_in(visit: Visit) -> Response:
     """Open a session by password (and two-factor code) or by token."""
-    to = destination(visit.text("to"))
+    to, address = destination(visit.text("to")), request.remote_addr or ""
     try:
-        return _by_token(visit, to) if visit.text("token") else _by_password(visit, to)
+        limits.strangers.take(address)
+        give_back = limits.guesses.take(address)
+        try:
+            return _by_token(visit, to) if visit.text("token") else _by_password(visit, to)
+        finally:
+            give_back()
     except DavitError as problem:
         if problem.status == 401:
             problem = InvalidParams(_wrong(visit), status=403)
@@ -78,8 +84,7 @@ def _by_password(visit: Visit, to: str) -> Response:
     if step:
         account_id = str(signatures.read("second-step", step)["account"])
     else:
-        with snapshot() as session:
-            account_id = passwords.authenticate(session, visit.text("email", 254), visit.form.get("password", "")[:1000]).id
+        account_id = passwords.known(visit.text("email", 254), visit.form.get("password", "")[:1000])
     g.step = step or signatures.sign("second-step", {"account": account_id}, SECOND_STEP_SECONDS)
     with transaction() as session:
         account = logins.finish(session, account_id, visit.text("code", 64) or None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api import limits
 from state import accounts, audit, db, invitations, passwords, throttle
 from state.models import Account, AuditEvent
 from tests.api.conftest import Api
@@ -105,6 +106,25 @@ def test_guesses_at_the_same_time_are_no_more_than_those_in_turn(api: Api, watch
     for one in guessing:
         one.join(120)
     assert sorted(codes) == [422, 422, 422, 429, 429, 429, 429, 429]
+
+
+def test_a_stranger_whose_password_is_looked_at_holds_no_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, held = passwords._hashed, []
+
+    def hashed(question: tuple[str, str], turns: threading.BoundedSemaphore) -> str | None:
+        held.append(db.engine().pool.checkedout())  # type: ignore[attr-defined]
+        return real(question, turns)
+
+    monkeypatch.setattr(passwords, "_hashed", hashed)
+    assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 401
+    page = api.post("/auth", {}, as_=None).json["browser_url"]
+    answer = api.call("POST", page, data={"email": "nobody@example.com", "password": "wrong", "answer": "approve"}, as_=None)
+    assert answer.status_code == 401 and held == [0, 0]
+    taken = [limits.guesses.take("127.0.0.1") for _ in range(limits.GUESSES_EACH)]
+    assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 429
+    for give_back in taken:
+        give_back()
+    assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 401
 
 
 def test_a_password_that_changes_meanwhile_is_looked_at_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -22,11 +23,13 @@ from sqlalchemy import event, select, update
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
+from api import limits
 from api.resources import catalogue
 from dashboard import lookups, routing
 from dashboard.views import PARTS, logs
 from foundation.authority import Authority
 from foundation.clock import now
+from foundation.settings import settings
 from logs import stream
 from state import (
     accounts,
@@ -196,6 +199,31 @@ def test_at_a_name_of_an_app_nobody_signs_in(desk: Desk) -> None:
     with db.snapshot() as session:
         opened = session.scalars(select(WebSession.host).where(WebSession.host != "")).all()
         assert opened == ["localhost"]
+
+
+def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, held = passwords._hashed, []
+
+    def hashed(question: tuple[str, str], turns: threading.BoundedSemaphore) -> str | None:
+        held.append(db.engine().pool.checkedout())  # type: ignore[attr-defined]
+        return real(question, turns)
+
+    monkeypatch.setattr(passwords, "_hashed", hashed)
+    data = {"email": "nobody@example.com", "password": "wrong wrong wrong"}
+    somebody = desk.somebody()
+    assert somebody.post("/sign-in", data, page="/sign-in").status_code == 403
+    assert held == [0], "connections while a password is looked at"
+    taken = [limits.guesses.take("127.0.0.1") for _ in range(limits.GUESSES_EACH)]
+    answer = somebody.post("/sign-in", data, page="/sign-in")
+    assert answer.status_code == 429 and "from your address are being looked at already" in answer.text
+    for give_back in taken:
+        give_back()
+    monkeypatch.setenv("DAVIT_RATE_LIMIT", "2")
+    settings.cache_clear()
+    monkeypatch.setattr(limits, "strangers", limits.Buckets(lambda: 0.0, whose="Your address"))
+    answers = [somebody.post("/sign-in", {**data, "email": f"{name}@example.com"}, page="/sign-in") for name in "abc"]
+    assert [answer.status_code for answer in answers] == [403, 403, 429]
+    assert "Your address has made too many API calls" in answers[-1].text and len(held) == 3
 
 
 def test_a_wrong_password_and_an_unknown_address_look_the_same(desk: Desk) -> None:
