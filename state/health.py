@@ -19,7 +19,7 @@ from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state import notify
+from state import notify, own_names
 from state.models import Account, App, Build, Dyno, Release
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def groups(session: Session) -> list[tuple[str, list[Point]]]:
     """Everything that is looked at, under titles."""
     return [
         ("Processes", processes()), ("Work", jobs(session)), ("Storage", storage(session)), ("Stacks", list(stacks())),
-        ("Certificates", list(certificates())),
+        ("Certificates", list(certificates())), *([("Names", taken)] if (taken := list(names(session))) else []),
     ]  # fmt: skip
 
 
@@ -167,6 +167,12 @@ def certificates() -> Iterator[Point]:
     yield from (point for point in uploaded if point.level != "ok")
     if good := sum(point.level == "ok" for point in uploaded):
         yield Point("Uploaded for apps", "ok", f"{good} of {len(uploaded)} last longer than {CERTIFICATE_DAYS} days")
+
+
+def names(session: Session) -> Iterator[Point]:
+    """Names of Davit's own that an app has: nobody can open the dashboard there."""
+    for hostname, app in own_names.taken(session):
+        yield Point(hostname, "bad", f"is Davit's own and leads to {app}: davit domains:remove -a {app} {hostname}")
 
 
 def _lasting(path: Path, name: str = "") -> Point | None:

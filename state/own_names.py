@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import InvalidParams
 from foundation.settings import settings
-from state.models import Account, Domain, WebSession
+from state.models import Account, App, Domain, WebSession
 
 RESERVED = frozenset(("www", "api", "git", "registry", "dashboard", "admin", "davit"))
 """What no app is called: names below DAVIT_DOMAIN at which Davit itself may be reached."""
@@ -59,6 +59,12 @@ def is_an_apps(session: Session, host: str) -> bool:
     label, _, above = host.partition(".")
     below = host.endswith("." + settings().domain.lower())
     return below and not (above == settings().domain.lower() and label in RESERVED) and host not in configured()
+
+
+def taken(session: Session) -> list[tuple[str, str]]:
+    """Davit's own names that an app has all the same, from before they were Davit's: host name and app."""
+    query = select(Domain.hostname, App.name).join(App, App.id == Domain.app_id).where(Domain.hostname.in_(configured()))
+    return [(hostname, name) for hostname, name in session.execute(query.order_by(Domain.hostname))]
 
 
 def refuse(session: Session, hostname: str) -> None:

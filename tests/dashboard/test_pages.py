@@ -201,6 +201,16 @@ def test_at_a_name_of_an_app_nobody_signs_in(desk: Desk) -> None:
         assert opened == ["localhost"]
 
 
+def test_an_admin_is_told_of_an_app_that_has_a_name_of_davits_own(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.person("owner").post("/apps/timely/settings/domains", {"hostname": "davit.example.com"})
+    admin, told = desk.person("admin"), "davit domains:remove -a timely davit.example.com"
+    assert told not in admin.get("/admin").text
+    monkeypatch.setenv("DAVIT_NAMES", "davit.example.com")
+    settings.cache_clear()
+    assert told in admin.get("/admin").text
+    assert admin.get("/sign-in", headers={"Host": "davit.example.com"}).status_code == 404, "the app would get the cookie"
+
+
 def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     real, held = passwords._hashed, []
 
