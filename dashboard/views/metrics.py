@@ -90,8 +90,9 @@ def _line(name: str, series: Series, words: str) -> Short:
 
 def _deploys(visit: Visit, since: datetime) -> list[tuple[datetime, str]]:
     query = select(Release).where(
-        Release.app_id == visit.app.id, Release.created_at >= since, Release.kind.in_(("deploy", "rollback", "config"))
-    )
+        Release.app_id == visit.app.id, Release.created_at >= since, Release.kind.in_(("deploy", "rollback", "config")),
+        Release.status == "succeeded",
+    )  # fmt: skip
     rows = visit.session.scalars(query.order_by(Release.version))
     return [(row.created_at, f"v{row.version}: {row.description}") for row in rows]
 

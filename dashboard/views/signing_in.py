@@ -9,7 +9,7 @@ from flask import Response, g, request
 from api import limits
 from dashboard import assets, cookies
 from dashboard.routing import Pages, Visit, go, host
-from foundation.errors import DavitError, InvalidParams
+from foundation.errors import DavitError, InvalidParams, NotFound
 from state import accounts, invitations, logins, passwords, scopes, signatures, web_sessions
 from state import set_up as first
 from state.db import transaction
@@ -82,7 +82,7 @@ def _by_token(visit: Visit, to: str) -> Response:
 def _by_password(visit: Visit, to: str) -> Response:
     step = visit.text("step")
     if step:
-        account_id = str(signatures.read("second-step", step)["account"])
+        account_id = _after_the_password(step)
     else:
         account_id = passwords.known(visit.text("email", 254), visit.form.get("password", "")[:1000])
     g.step = step or signatures.sign("second-step", {"account": account_id}, SECOND_STEP_SECONDS)
@@ -90,6 +90,14 @@ def _by_password(visit: Visit, to: str) -> Response:
         account = logins.finish(session, account_id, visit.text("code", 64) or None)
         text, _ = web_sessions.start(session, account, browser(), host())
     return _opened(text, to)
+
+
+def _after_the_password(step: str) -> str:
+    """Whose second step it is."""
+    try:
+        return str(signatures.read("second-step", step)["account"])
+    except NotFound:
+        raise InvalidParams("That took too long; sign in again.") from None
 
 
 def _opened(text: str, to: str) -> Response:

@@ -44,6 +44,7 @@ from state import (
     passwords,
     pipelines,
     set_up,
+    signatures,
     two_factor,
     web_sessions,
 )
@@ -209,6 +210,19 @@ def test_an_admin_is_told_of_an_app_that_has_a_name_of_davits_own(desk: Desk, mo
     settings.cache_clear()
     assert told in admin.get("/admin").text
     assert admin.get("/sign-in", headers={"Host": "davit.example.com"}).status_code == 404, "the app would get the cookie"
+
+
+def test_a_second_step_that_comes_too_late_begins_anew(desk: Desk) -> None:
+    late = signatures.sign("second-step", {"account": "x"}, -1)
+    answer = desk.somebody().post("/sign-in", {"step": late, "code": "123456"}, page="/sign-in")
+    assert answer.status_code == 422 and "That took too long; sign in again." in answer.text and 'name="password"' in answer.text
+
+
+def test_an_overview_loads_itself_once_for_each_change(desk: Desk) -> None:
+    viewer = desk.person("viewer")
+    assert viewer.get("/apps/timely").text.count('hx-get="/apps/timely"') == 2, "how to push, and what there is"
+    give_code(desk.app_id)
+    assert viewer.get("/apps/timely").text.count('hx-get="/apps/timely"') == 1
 
 
 def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
