@@ -69,11 +69,12 @@ def checksum(text: str) -> str | None:
     return match[1].lower() if match else None
 
 
-def receive(id: str, read: Callable[[int], bytes]) -> int:
+def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> int:
     """Keep an upload; returns its size. What is half received is nowhere to be seen, and replaces nothing.
 
     Args:
         read: the request's body.
+        whole: how many bytes were announced, where they were: a server may tell a client that went away as the body's end.
 
     Raises:
         SourceTooLarge: it is larger than DAVIT_PUSH_LIMIT.
@@ -88,6 +89,8 @@ def receive(id: str, read: Callable[[int], bytes]) -> int:
                 if size > limit:
                     raise SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
                 file.write(data)
+        if whole is not None and size < whole:
+            raise BadRequest("The upload ended half-way.")
         if not size:
             raise InvalidParams("The upload is empty; put a tarball there.")
         draft.rename(directory() / id)

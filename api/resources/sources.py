@@ -60,7 +60,7 @@ def _receive(id: str) -> None:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    sources.receive(id, request.stream.read)
+    sources.receive(id, request.stream.read, request.content_length)
 
 
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from api import streams
 from builder import sources
+from foundation.errors import BadRequest
 from state import db
 from state.models import Build
 from tests.api.conftest import Api
@@ -192,3 +193,11 @@ def test_the_urls_of_an_apps_source_end_with_the_right_to_deploy_it(api: Api) ->
     for url in (blob["get_url"], shown):
         assert api.get(urlsplit(url).path, as_=None).status_code == 404
     assert api.put(urlsplit(blob["put_url"]).path, data=tarball(), as_=None).status_code == 404
+
+
+def test_an_upload_that_was_cut_off_is_none(api: Api) -> None:
+    id = "cut-off"
+    pieces = iter([tarball()[:10], b""])
+    with pytest.raises(BadRequest, match="half-way"):
+        sources.receive(id, lambda _: next(pieces), len(tarball()))
+    assert list(sources.directory().iterdir()) == []
