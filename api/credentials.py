@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
-from flask import request
 from sqlalchemy.orm import Session
 
 from api import limits
@@ -64,7 +63,7 @@ def identify(session: Session, header: str | None, *, by_password: bool) -> Iden
 
 
 def _by_password(session: Session, user: str, password: str) -> Account:
-    give_back = limits.guesses.take(request.remote_addr or "")
+    give_back = limits.guesses.take(limits.caller())
     try:
         account = session.get(Account, passwords.known(user, password))
     finally:

@@ -12,6 +12,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from flask import request
+
 from foundation.errors import DavitError
 from foundation.places import Places
 from foundation.settings import settings
@@ -76,3 +78,11 @@ guesses = Places(
 """Threads in which a stranger's password is looked at, by the address that it comes from: it takes its time."""
 buckets = Buckets()
 strangers = Buckets(whose="Your address")
+sign_ins = Buckets(whose="Your address")
+
+
+def caller() -> str:
+    """The address that the request comes from: the last that a proxy on this machine names, else the connection's own."""
+    peer = request.remote_addr or ""
+    named = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    return named[:100] if named and peer in ("127.0.0.1", "::1") else peer

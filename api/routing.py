@@ -287,7 +287,7 @@ def _serve(operation: Operation, view: View, shown: Shown) -> Callable[..., Resp
             if not operation.writes:
                 return _answer(session, operation, view, shown, sent, identity, places)
         if identity is None:
-            limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
+            limits.strangers.take(limits.caller())  # a writer keeps the others waiting, whatever comes of it
 
         def change() -> Response:
             with transaction() as session:

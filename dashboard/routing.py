@@ -235,7 +235,7 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
                 form = _form()
         _refuse_forged(signed, form)
         if signed is None and route.writes:
-            limits.strangers.take(request.remote_addr or "")  # a writer keeps the others waiting, whatever comes of it
+            limits.strangers.take(limits.caller())  # a writer keeps the others waiting, whatever comes of it
 
         def work() -> Response:
             with transaction() if route.writes else snapshot() as session:

@@ -38,7 +38,7 @@ LOOK_SECONDS = 1.0
 def ask(call: Call) -> Reply:
     """A command line asks to be logged in: where a person answers (browser_url), where it hears the answer (cli_url)."""
     description = call.body.text("description") or "A command line"
-    secrets = logins.ask(description, request.remote_addr or "an unknown address")
+    secrets = logins.ask(description, limits.caller() or "an unknown address")
     urls = {"browser_url": f"/auth/browser/{secrets.browser}", "cli_url": "/auth/cli", "token": secrets.waiting}
     return Reply(urls, 201)
 
@@ -50,7 +50,7 @@ def hear(call: Call) -> Response:
     if scheme.lower() != "bearer":
         raise Unauthorized("Send the token that POST /auth gave as `Authorization: Bearer TOKEN`.")
     asked = logins.waiting(secret.strip())
-    address = request.remote_addr or "an unknown address"
+    address = limits.caller() or "an unknown address"
     return streams.respond(_answer(asked), "application/json", address, heartbeat=b" ", of=streams.logins)
 
 
@@ -91,7 +91,7 @@ def answer(call: Call, secret: str) -> Response:
     asked = logins.asked(secret)
     email, code = call.body.text("email") or "", call.body.text("code") or None
     try:
-        give_back = limits.guesses.take(request.remote_addr or "")
+        give_back = limits.guesses.take(limits.caller())
         try:
             account_id = passwords.known(email, call.body.text("password") or "")
         finally:

@@ -48,9 +48,9 @@ def show(visit: Visit) -> Response:
 @pages.on("POST", "/sign-in", needs="nothing", writes=False)
 def sign_in(visit: Visit) -> Response:
     """Open a session by password (and two-factor code) or by token."""
-    to, address = destination(visit.text("to")), request.remote_addr or ""
+    to, address = destination(visit.text("to")), limits.caller()
     try:
-        limits.strangers.take(address)
+        limits.sign_ins.take(address)
         give_back = limits.guesses.take(address)
         try:
             return _by_token(visit, to) if visit.text("token") else _by_password(visit, to)
@@ -112,7 +112,7 @@ def browser() -> str:
     agent = request.headers.get("User-Agent", "")
     name = next((name for mark, name in _BROWSERS if mark in agent), "A browser")
     system = next((name.replace("Mac OS X", "macOS").replace("CrOS", "ChromeOS") for name in _SYSTEMS if name in agent), "")
-    return f"{name}{' on ' + system if system else ''}, {request.remote_addr or 'an unknown address'}"
+    return f"{name}{' on ' + system if system else ''}, {limits.caller() or 'an unknown address'}"
 
 
 @pages.on("POST", "/sign-out", needs="account")

@@ -122,6 +122,9 @@ def test_a_stranger_whose_password_is_looked_at_holds_no_connection(api: Api, mo
     assert answer.status_code == 401 and held == [0, 0]
     taken = [limits.guesses.take("127.0.0.1") for _ in range(limits.GUESSES_EACH)]
     assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 429
+    behind_a_proxy = {"X-Forwarded-For": "192.0.2.7"}
+    asked = api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong"), headers=behind_a_proxy)
+    assert asked.status_code == 401, "who a proxy on this machine names is somebody else"
     for give_back in taken:
         give_back()
     assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 401
