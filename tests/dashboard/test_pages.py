@@ -244,7 +244,7 @@ def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: py
         give_back()
     monkeypatch.setenv("DAVIT_RATE_LIMIT", "2")
     settings.cache_clear()
-    monkeypatch.setattr(limits, "strangers", limits.Buckets(lambda: 0.0, whose="Your address"))
+    monkeypatch.setattr(limits, "sign_ins", limits.Buckets(lambda: 0.0, whose="Your address"))
     answers = [somebody.post("/sign-in", {**data, "email": f"{name}@example.com"}, page="/sign-in") for name in "abc"]
     assert [answer.status_code for answer in answers] == [403, 403, 429]
     assert "Your address has made too many API calls" in answers[-1].text and len(held) == 3
