@@ -18,6 +18,7 @@ ELSEWHERE = {
     "ci:run": _OF_HEROKU,
     "container": _DOCKER,
     "dashboard": _OF_HEROKU,
+    "data:pg:create": "asks two things at once, and tells which of them is refused first",
     "data:pg:migrate": "asks at the terminal what to do, before it asks anybody else",
     "data:pg:docs": "opens a page of Heroku's",
     "notifications": _OF_HEROKU,
