@@ -63,11 +63,8 @@ def identify(session: Session, header: str | None, *, by_password: bool) -> Iden
 
 
 def _by_password(session: Session, user: str, password: str) -> Account:
-    give_back = limits.guesses.take(limits.caller())
-    try:
+    with limits.guesses.taken(limits.caller()):
         account = session.get(Account, passwords.known(user, password))
-    finally:
-        give_back()
     if account is None:
         raise Unauthorized(MISSING)
     return account

@@ -6,8 +6,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from api.streams import TooManyStreams
 from foundation.places import Places
@@ -27,18 +26,13 @@ _lock = threading.Lock()
 _answers: OrderedDict[str, tuple[float, frozenset[str]]] = OrderedDict()
 
 
-@contextmanager
-def counted(account_id: str) -> Iterator[None]:
+def counted(account_id: str) -> AbstractContextManager[None]:
     """What waits for name servers; nothing of a database may be held meanwhile.
 
     Raises:
         TooManyStreams: too much does so already, for this account or in all.
     """
-    give_back = places.take(account_id)
-    try:
-        yield
-    finally:
-        give_back()
+    return places.taken(account_id)
 
 
 def addresses(name: str) -> frozenset[str]:

@@ -91,11 +91,8 @@ def answer(call: Call, secret: str) -> Response:
     asked = logins.asked(secret)
     email, code = call.body.text("email") or "", call.body.text("code") or None
     try:
-        give_back = limits.guesses.take(limits.caller())
-        try:
+        with limits.guesses.taken(limits.caller()):
             account_id = passwords.known(email, call.body.text("password") or "")
-        finally:
-            give_back()
         with transaction() as session:
             known = logins.finish(session, account_id, code)
             decide = logins.deny if call.body.text("answer") == "deny" else logins.approve

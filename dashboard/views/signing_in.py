@@ -51,11 +51,8 @@ def sign_in(visit: Visit) -> Response:
     to, address = destination(visit.text("to")), limits.caller()
     try:
         limits.sign_ins.take(address)
-        give_back = limits.guesses.take(address)
-        try:
+        with limits.guesses.taken(address):
             return _by_token(visit, to) if visit.text("token") else _by_password(visit, to)
-        finally:
-            give_back()
     except DavitError as problem:
         if problem.status == 401:
             problem = InvalidParams(_wrong(visit), status=403)
