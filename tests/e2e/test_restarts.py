@@ -43,7 +43,7 @@ def test_detached_one_offs_go_on_when_the_runtime_is_killed_and_attached_ones_ar
         kill_the_runtime(app)
         eventually(lambda: not of(app, "run"), "the attached one is gone")
     assert attached.wait(120) != 0
-    assert re.search(r"heroku\[run\.\d+\]: Stopping process with SIGTERM: Davit was restarted", app.log())
+    assert re.search(r"heroku\[run\.\d+\]: Stopping all processes with SIGHUP and SIGTERM: Davit was restarted", app.log())
     eventually(lambda: not of(app, "limited"), "the other's time is over")
     assert re.search(r"heroku\[limited\.\d+\]: Stopping process with SIGKILL: it ran for \d+ seconds", app.log())
     (name,) = of(app, "job")
