@@ -180,9 +180,13 @@ def _absolute(variable: str, text: str) -> Path:
 
 
 def _hostname(variable: str, text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", text):
+    try:
+        name = text if text.isascii() else text.encode("idna").decode()  # as browsers send it
+    except UnicodeError:
+        name = ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name):
         raise SettingError(f"{variable} has “{text}”; it must be host names without scheme and port: davit.example.com.")
-    return text.lower().rstrip(".")
+    return name.lower().rstrip(".")
 
 
 def _allowed(variable: str, text: str) -> Allowed:

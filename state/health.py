@@ -171,8 +171,10 @@ def certificates() -> Iterator[Point]:
 
 def names(session: Session) -> Iterator[Point]:
     """Names of Davit's own that an app has: nobody can open the dashboard there."""
-    for hostname, app in own_names.taken(session):
-        yield Point(hostname, "bad", f"is Davit's own and leads to {app}: davit domains:remove -a {app} {hostname}")
+    for domain, app in own_names.taken(session):
+        given_up = f"domains:remove -a {app.name} {domain.hostname}"
+        remedy = f"apps:rename -a {app.name} NEW-NAME" if domain.kind == "heroku" else given_up
+        yield Point(domain.hostname, "bad", f"is Davit's own and leads to {app.name}: davit {remedy}")
 
 
 def _lasting(path: Path, name: str = "") -> Point | None:

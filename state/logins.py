@@ -1,11 +1,10 @@
 """Logging in: password, then (where the account has one) the second factor; and command lines that log in by the browser.
 
-A face checks the password in a snapshot (it takes its time), then finishes in a write transaction:
+A face checks the password with nothing of the database in hand (it takes its time), then finishes in a write transaction:
 
-    with snapshot() as session:
-        account = passwords.authenticate(session, email, password)
+    account_id = passwords.known(email, password)
     with transaction() as session:
-        account = logins.finish(session, account.id, code)
+        account = logins.finish(session, account_id, code)
         cookie, row = web_sessions.start(session, account, "Firefox on Linux")
 
 ``heroku login`` without -i asks (``POST /auth``) for two signed secrets, opens the first in a browser and waits at the

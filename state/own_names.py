@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from foundation.errors import InvalidParams
 from foundation.settings import settings
+from state import web_sessions
 from state.models import Account, App, Domain, WebSession
 
 RESERVED = frozenset(("www", "api", "git", "registry", "dashboard", "admin", "davit"))
@@ -61,10 +62,10 @@ def is_an_apps(session: Session, host: str) -> bool:
     return below and not (above == settings().domain.lower() and label in RESERVED) and host not in configured()
 
 
-def taken(session: Session) -> list[tuple[str, str]]:
-    """Davit's own names that an app has all the same, from before they were Davit's: host name and app."""
-    query = select(Domain.hostname, App.name).join(App, App.id == Domain.app_id).where(Domain.hostname.in_(configured()))
-    return [(hostname, name) for hostname, name in session.execute(query.order_by(Domain.hostname))]
+def taken(session: Session) -> list[tuple[Domain, App]]:
+    """Davit's own names that an app has all the same, from before they were Davit's, and those apps."""
+    query = select(Domain, App).join(App, App.id == Domain.app_id).where(Domain.hostname.in_(configured()))
+    return [(domain, app) for domain, app in session.execute(query.order_by(Domain.hostname))]
 
 
 def refuse(session: Session, hostname: str) -> None:
@@ -73,9 +74,9 @@ def refuse(session: Session, hostname: str) -> None:
     Raises:
         InvalidParams: it is Davit's own, or an administrator is signed in at it.
     """
-    administrators = select(WebSession.id).join(Account, Account.id == WebSession.account_id)
+    administrators = select(WebSession.id).join(Account, Account.id == WebSession.account_id).where(Account.is_admin)
     if hostname in configured() or session.scalar(
-        administrators.where(WebSession.host == hostname, Account.is_admin).limit(1)
+        administrators.where(WebSession.host == hostname, web_sessions.in_force()).limit(1)
     ):
         raise InvalidParams(f"Domain {hostname} is a name of Davit's own, at which people sign in; choose another name.")
     session.execute(delete(WebSession).where(WebSession.host == hostname))

@@ -56,19 +56,19 @@ def all_of(session: Session, account: Account) -> list[AppTransfer]:
 
 
 def find(session: Session, account: Account, identity: str) -> AppTransfer:
-    """One of the account's transfers, by id or by the app's name; an administrator's are all that wait for an answer, too.
+    """One of the account's transfers, by id or by the app's name; an administrator's are all that wait for an answer, too. An
+    app's name is that of the one that waits, before all that were answered.
 
     Raises:
         NotFound: it has none such.
     """
-    for row in reversed(all_of(session, account)):
-        if identity in (row.id, row.app.name):
-            return row
+    named = [row for row in reversed(all_of(session, account)) if identity in (row.id, row.app.name)]
     if account.is_admin:
         waiting = select(AppTransfer).where(AppTransfer.state == "pending").join(App, App.id == AppTransfer.app_id)
-        if found := session.scalar(waiting.where(or_(AppTransfer.id == identity, App.name == identity)).limit(1)):
-            return found
-    raise NotFound(NOT_FOUND)
+        named += session.scalars(waiting.where(or_(AppTransfer.id == identity, App.name == identity)).limit(1))
+    if not named:
+        raise NotFound(NOT_FOUND)
+    return min(named, key=lambda row: row.state != "pending")  # the newest of each kind comes first
 
 
 def answer(session: Session, account: Account, row: AppTransfer, state: str) -> None:

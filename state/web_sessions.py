@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, and_, delete, not_, select
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
@@ -52,8 +52,12 @@ def start(session: Session, account: Account, description: str, host: str = "") 
 
 def _sweep(session: Session, account: Account) -> None:
     """Forget the account's sessions that are over."""
-    over = (WebSession.expires_at <= now()) | (WebSession.last_seen_at <= now() - IDLE)
-    session.execute(delete(WebSession).where(WebSession.account_id == account.id, over))
+    session.execute(delete(WebSession).where(WebSession.account_id == account.id, not_(in_force())))
+
+
+def in_force() -> ColumnElement[bool]:
+    """What a session fulfils that is neither over nor unused for too long, as a condition of queries."""
+    return and_(WebSession.expires_at > now(), WebSession.last_seen_at > now() - IDLE)
 
 
 def find(session: Session, text: str) -> WebSession:
@@ -62,8 +66,8 @@ def find(session: Session, text: str) -> WebSession:
     Raises:
         Unauthorized: none, it has ended, or it was not used for too long.
     """
-    row = session.scalar(select(WebSession).where(WebSession.sha256 == _digest(text)))
-    if row is None or row.expires_at <= now() or row.last_seen_at <= now() - IDLE:
+    row = session.scalar(select(WebSession).where(WebSession.sha256 == _digest(text), in_force()))
+    if row is None:
         raise Unauthorized(LOGGED_OUT)
     return row
 
@@ -81,9 +85,7 @@ def touch(session: Session, row: WebSession) -> None:
 
 def all_of(session: Session, account: Account) -> list[WebSession]:
     """The account's sessions that are in force, oldest first."""
-    query = select(WebSession).where(
-        WebSession.account_id == account.id, WebSession.expires_at > now(), WebSession.last_seen_at > now() - IDLE
-    )
+    query = select(WebSession).where(WebSession.account_id == account.id, in_force())
     return list(session.scalars(query.order_by(WebSession.created_at, WebSession.id)))
 
 

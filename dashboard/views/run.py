@@ -18,7 +18,7 @@ from api.resources import dynos as api_dynos
 from api.routing import Call
 from api.websocket import Handover, WebSocket
 from dashboard import frame
-from dashboard.routing import Forged, Pages, Visit, needed_for
+from dashboard.routing import Forged, Pages, Visit, is_from_here, needed_for
 from foundation.errors import InvalidParams
 from state import formation, sizes
 
@@ -68,7 +68,7 @@ def _terminal(visit: Visit, name: str, id: str) -> Response:
 @pages.on("GET", "/apps/<app>/run/<dyno>/attach", does="GET /apps/<app>/dynos/<dyno>/attach")
 def attach_to(visit: Visit, dyno: str) -> Response:
     """The terminal's WebSocket; browsers let any site open one, so its Origin is looked at (RFC 6455, 10.2)."""
-    if request.headers.get("Origin") != request.host_url.rstrip("/"):
+    if not (origin := request.headers.get("Origin")) or not is_from_here(origin):
         raise Forged("Terminals are opened from this dashboard's own pages only.")
     web = WebSocket(request.environ)
     attachment = attach.waiting.take(dyno, visit.account.id)

@@ -144,6 +144,16 @@ def test_an_offer_is_declined_or_taken_back(api: Api) -> None:
     assert api.get("/apps/timely").json["owner"]["email"] == "owner@example.com"
 
 
+def test_an_apps_name_is_that_of_the_offer_that_waits(api: Api) -> None:
+    mine = {"app": api.app_id, "recipient": "admin@example.com"}
+    api.post("/account/app-transfers", mine)
+    assert api.patch("/account/app-transfers/timely", {"state": "accepted"}, as_="admin").status_code == 200
+    api.post("/account/app-transfers", {**mine, "recipient": "stranger@example.com"}, as_="admin")
+    assert api.patch("/account/app-transfers/timely", {"state": "accepted"}, as_="stranger").status_code == 200
+    waiting = api.post("/account/app-transfers", {**mine, "recipient": "viewer@example.com"}, as_="stranger").json
+    assert api.delete("/account/app-transfers/timely", as_="admin").json["id"] == waiting["id"]
+
+
 @pytest.mark.parametrize("sent", [{}, {"app": "timely"}, {"recipient": "x"}, {"app": "timely", "recipient": "owner@example.com"}])
 def test_an_offer_that_cannot_be_is_refused(api: Api, sent: dict[str, str]) -> None:
     answer = api.post("/account/app-transfers", sent)

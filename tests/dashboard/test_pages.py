@@ -140,6 +140,8 @@ def test_a_form_from_elsewhere_changes_nothing(desk: Desk) -> None:
     assert other
     assert owner.client.post("/new", data={"name": "forged", "csrf": other[1]}).status_code == 403
     assert owner.post("/new", {"name": "forged"}, headers={"Origin": "http://evil.example.com"}).status_code == 403
+    for headers in ({"Host": "[::::]", "Origin": "http://localhost"}, {"Host": "[::::]"}):
+        assert owner.post("/new", {"name": "nowhere"}, headers=headers).status_code == 403, "a host that cannot be read"
     assert owner.post("/new", {"name": "honest"}, headers={"Origin": "http://localhost"}).status_code == 303
     with db.snapshot() as session:
         assert session.scalars(select(App.name).order_by(App.name)).all() == ["honest", "timely"]
@@ -210,6 +212,17 @@ def test_an_admin_is_told_of_an_app_that_has_a_name_of_davits_own(desk: Desk, mo
     settings.cache_clear()
     assert told in admin.get("/admin").text
     assert admin.get("/sign-in", headers={"Host": "davit.example.com"}).status_code == 404, "the app would get the cookie"
+    monkeypatch.setenv("DAVIT_NAMES", "timely.localhost")
+    settings.cache_clear()
+    own = admin.get("/admin").text
+    assert "davit apps:rename -a timely NEW-NAME" in own and "domains:remove" not in own, "an app's own name stays with it"
+
+
+def test_account_lists_at_which_names_browsers_are_signed_in(desk: Desk) -> None:
+    with db.transaction() as session:
+        owner = session.get_one(App, desk.app_id).owner
+        web_sessions.start(session, owner, "Firefox", "a.example.com")
+    assert "at a.example.com" in desk.person("owner").get("/account").text
 
 
 def test_a_second_step_that_comes_too_late_begins_anew(desk: Desk) -> None:

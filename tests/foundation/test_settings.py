@@ -26,12 +26,17 @@ def test_an_empty_variable_counts_as_unset() -> None:
     [
         ("DAVIT_HOME", "relative/path"), ("DAVIT_HTTP", "8080"), ("DAVIT_HTTP", "127.0.0.1:99999"), ("DAVIT_API", "host:http"),
         ("DAVIT_BUILD_TIMEOUT", "soon"), ("DAVIT_BUILD_SLOTS", "0"), ("DAVIT_STACKS", "stacks"), ("DAVIT_SLUGS", "s3://bucket"),
-        ("DAVIT_ENGINE", "cluster"),
+        ("DAVIT_ENGINE", "cluster"), ("DAVIT_NAMES", "https://davit.example.com"), ("DAVIT_NAMES", "bücher..example"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_named(variable: str, value: str) -> None:
     with pytest.raises(SettingError, match=variable):
         from_environment({variable: value})
+
+
+def test_davits_names_are_written_as_browsers_send_them() -> None:
+    named = from_environment({"DAVIT_NAMES": "Davit.example.com., bücher.example"}).names
+    assert named == ("davit.example.com", "xn--bcher-kva.example")
 
 
 def test_the_usual_port_is_not_in_an_apps_url() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -294,10 +295,18 @@ def test_a_domain_belongs_to_one_app(session: Session, owner: Account) -> None:
     domains.add(session, owner, two, "www.xn--bcher-kva.example")
 
 
-@pytest.mark.row("domain-davits")
-def test_no_app_gets_a_name_of_davits_own(session: Session, owner: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """DAVIT_NAMES has two names."""
     monkeypatch.setenv("DAVIT_NAMES", "Davit.example.com, quiet-cove.localhost")
     settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.mark.row("domain-davits")
+@pytest.mark.usefixtures("named")
+def test_no_app_gets_a_name_of_davits_own(session: Session, owner: Account) -> None:
     app = apps.create(session, owner)
     certified = settings().home / "keys" / "api.pem"
     certified.write_bytes(Authority(settings().home / "keys" / "ca.pem").issue(("panel.example.com", "*.example.org")))
@@ -310,7 +319,6 @@ def test_no_app_gets_a_name_of_davits_own(session: Session, owner: Account, monk
     with pytest.raises(InvalidParams, match="Davit's own"):
         apps.rename(session, owner, app, "quiet-cove")
     domains.add(session, owner, app, "www.example.org")
-    settings.cache_clear()
 
 
 def test_a_name_at_which_people_are_signed_in_gives_no_app_their_sessions(
@@ -326,6 +334,16 @@ def test_a_name_at_which_people_are_signed_in_gives_no_app_their_sessions(
     assert web_sessions.find(session, kept)
     with pytest.raises(Unauthorized):
         web_sessions.find(session, taken)
+
+
+@pytest.mark.parametrize("over", [{"last_seen_at": timedelta(days=8)}, {"expires_at": timedelta(seconds=1)}])
+def test_a_session_that_is_over_keeps_no_name_from_apps(session: Session, owner: Account, over: dict[str, timedelta]) -> None:
+    admin = accounts.create(session, None, "root@example.com", admin=True)
+    _, row = web_sessions.start(session, admin, "Firefox", "example.com")
+    for name, since in over.items():
+        setattr(row, name, now() - since)
+    session.flush()
+    assert domains.add(session, owner, apps.create(session, owner), "example.com").hostname == "example.com"
 
 
 @pytest.mark.parametrize(
