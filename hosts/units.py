@@ -8,6 +8,12 @@ from pathlib import Path
 
 TARGET = "davit.target"
 PREPARE = "davit-prepare.service"
+REDIS = "davit-redis.service"
+OUTLIVES_PREPARE = frozenset({"redis"})
+"""Waits for what is made ready, and goes on when that is made ready again: no setting but DAVIT_HOME concerns it, and the log's
+window is in its memory."""
+RUNTIME_DIRECTORY = "davit"
+"""Below /run, root's alone, and there exactly as long as what was made ready holds."""
 ROOT_NEEDED = frozenset({"runtime"})
 LEAVES_ALIVE = frozenset({"runtime", "router"})
 """What they started (dynos, HAProxy) outlives them."""
@@ -50,6 +56,7 @@ def _target(made: Installation) -> str:
 
 
 def _prepare(made: Installation) -> str:
+    davit = [str(made.checkout / "bin" / "davit")]
     return "\n".join(
         [
             "[Unit]",
@@ -61,7 +68,9 @@ def _prepare(made: Installation) -> str:
             "Type=oneshot",
             "RemainAfterExit=yes",
             *_context(made),
-            f"ExecStart={_line([str(made.checkout / 'bin' / 'davit'), 'install', '--prepare'])}",
+            f"RuntimeDirectory={RUNTIME_DIRECTORY}",
+            "RuntimeDirectoryMode=0700",
+            f"ExecStart={_line([*davit, 'install', '--prepare', '--environment', str(made.environment_file)])}",
             "TimeoutStartSec=30min",
             "",
         ]
@@ -69,14 +78,18 @@ def _prepare(made: Installation) -> str:
 
 
 def _service(made: Installation, name: str, argv: Sequence[str]) -> str:
-    """One process. The memory that a restart loses is none of the apps': whatever runs goes on."""
+    """One process. The memory that a restart loses is none of the apps': whatever runs goes on.
+
+    systemd ends what requires ``davit-prepare`` before it restarts that, and starts it again afterwards (systemd.unit(5)): so the
+    processes of one version never work on what another has made ready.
+    """
     root = name in ROOT_NEEDED
     after = " ".join([PREPARE, *(f"davit-{other}.service" for other in AFTER.get(name, ()) if other in made.processes)])
     lines = [
         "[Unit]",
         f"Description=Davit: {name}",
         f"After={after}",
-        f"Requires={PREPARE}",
+        f"{'Wants' if name in OUTLIVES_PREPARE else 'Requires'}={PREPARE}",
         f"PartOf={TARGET}",
         "StartLimitIntervalSec=0",
         "",

@@ -208,6 +208,6 @@ def install(file: Path, user: str, start: bool, prepare: bool) -> None:
     from cli.host import install as units
 
     if prepare:
-        units.prepare(settings(), click.echo)
+        units.prepare(settings(), file, click.echo)
     else:
         units.install(file, user, click.echo, start=start)

@@ -7,10 +7,10 @@ import pwd
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cli.host import doctor, environment, home, procfile, ready
+from cli.host import doctor, environment, home, procfile, ready, revision
 from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from foundation.settings import Settings, from_environment
@@ -34,6 +34,9 @@ class CannotInstall(DavitError):
 def install(file: Path, user: str, say: Say, *, start: bool) -> None:
     """Write units, enable them, and start them when asked; what is so already is left as it is.
 
+    What runs is restarted when its settings, its unit or Davit's code have changed since it was started: all but Redis, unless
+    the change is Redis's own.
+
     Args:
         file: settings, ``NAME=VALUE`` a line; an empty one is made where there is none.
         user: owns DAVIT_HOME and runs all processes but ``runtime``; made where there is none.
@@ -51,24 +54,27 @@ def install(file: Path, user: str, say: Say, *, start: bool) -> None:
     settings = from_environment(variables)
     _make_user(user, settings.home, say)
     _compile()
-    changed = write(compose(file, variables, settings, user), UNITS)
+    texts = compose(file, variables, settings, user)
+    changed = write(texts, UNITS)
     if not COMMAND.exists():
         COMMAND.symlink_to(CHECKOUT / "bin" / "davit")
     if changed:
         say(f"Wrote {', '.join(changed)}.")
-        run(["systemctl", "daemon-reload"])
-    names = [name for name in compose(file, variables, settings, user) if name != units.PREPARE]
-    run(["systemctl", "--quiet", "enable", *names], timeout=120)
+    run(["systemctl", "daemon-reload"])
+    run(["systemctl", "--quiet", "enable", *(name for name in texts if name != units.PREPARE)], timeout=120)
+    if gone := unwanted(texts, UNITS):
+        run(["systemctl", "--quiet", "disable", *gone], timeout=120)
     if start:
-        _start(settings, variables, changed, say)
+        _start(settings, variables, texts, say)
+    elif _is_prepared() and revision.stale(revision.current(UNITS, variables, settings, CHECKOUT)):
+        say("Davit runs on as it was; `davit install --start` puts the change in force, and apps serve on meanwhile.")
 
 
-def _start(settings: Settings, variables: Mapping[str, str], changed: list[str], say: Say) -> None:
-    restarted = [name for name in changed if name.endswith(".service")]
-    if restarted:
-        run(["systemctl", "try-restart", *restarted], timeout=PATIENCE)
+def _start(settings: Settings, variables: Mapping[str, str], texts: Mapping[str, str], say: Say) -> None:
+    _put_in_force(settings, variables, say)
     _prepared()
     run(["systemctl", "start", units.TARGET], timeout=2 * PATIENCE)
+    _remove(unwanted(texts, UNITS), say)
     # the worker listens nowhere, and what it said of itself may have been said by its predecessor
     names = [name for name in procfile.wanted(CHECKOUT, environment.build(settings, variables)) if name != "worker"]
     try:
@@ -78,6 +84,28 @@ def _start(settings: Settings, variables: Mapping[str, str], changed: list[str],
         told = _journal("--lines=8", *(word for name in late for word in ("--unit", f"davit-{name}")))
         raise CannotInstall(f"Davit does not answer ({', '.join(late) or 'it did just now'}); its last words:\n{told}") from None
     say(f"Davit runs. Apps: {settings.app_url('NAME')}  API and git: {settings.api_url}")
+
+
+def _put_in_force(settings: Settings, variables: Mapping[str, str], say: Say) -> None:
+    """Restart what runs with other settings, units or code than those that are here; the database is migrated in between."""
+    stale = revision.stale(revision.current(UNITS, variables, settings, CHECKOUT))
+    if not stale or not _is_prepared():
+        return
+    say("Restarting Davit, for its settings or its code have changed; apps serve on.")
+    # what fails in this is told by those who look afterwards
+    run(["systemctl", "try-restart", *revision.restarted(stale)], timeout=3 * PATIENCE, check=False)
+
+
+def _is_prepared() -> bool:
+    return run(["systemctl", "--quiet", "is-active", units.PREPARE], check=False).returncode == 0
+
+
+def _remove(names: Iterable[str], say: Say) -> None:
+    """Units of processes that this Davit has no longer: an own Redis, say, where REDIS_URL names another."""
+    for name in names:
+        run(["systemctl", "stop", name], timeout=120)
+        (UNITS / name).unlink()
+        say(f"Removed {name}.")
 
 
 def _prepared() -> None:
@@ -94,12 +122,16 @@ def _journal(*words: str) -> str:
     return done.stdout.decode(errors="replace").strip()
 
 
-def prepare(settings: Settings, say: Say) -> None:
-    """Before the processes start: home, keys, database, stack.
+def prepare(settings: Settings, file: Path, say: Say) -> None:
+    """Before the processes start: home, keys, database, stack, and a note of what this was done for.
+
+    Args:
+        file: the settings' file.
 
     Raises:
         CannotInstall: something essential is missing.
     """
+    found = revision.current(UNITS, read_environment(file), settings, CHECKOUT)  # first: what changes from here on is news
     failed = [point for point in doctor.examine(settings, essential=True) if point.level == "fail"]
     if failed:
         raise CannotInstall(
@@ -109,6 +141,8 @@ def prepare(settings: Settings, say: Say) -> None:
     from runtime import stacks
 
     stacks.ensure(settings.stacks, mirror=settings.mirror, progress=say)
+    if place := os.environ.get("RUNTIME_DIRECTORY"):  # systemd.exec(5)
+        revision.note(found, Path(place))
 
 
 def compose(file: Path, variables: Mapping[str, str], settings: Settings, user: str) -> dict[str, str]:
@@ -122,7 +156,7 @@ def compose(file: Path, variables: Mapping[str, str], settings: Settings, user: 
 
 
 def write(texts: Mapping[str, str], directory: Path) -> list[str]:
-    """Write units; the names of those that were not so already. Davit's that are wanted no longer are removed."""
+    """Write units; the names of those that were not so already."""
     changed = []
     for name, text in texts.items():
         path = directory / name
@@ -131,11 +165,13 @@ def write(texts: Mapping[str, str], directory: Path) -> list[str]:
             fresh.write_text(text)
             fresh.rename(path)
             changed.append(name)
-    for path in directory.glob("davit-*.service"):
-        if path.name not in texts and f"PartOf={units.TARGET}" in path.read_text():
-            path.unlink()
-            changed.append(path.name)
     return changed
+
+
+def unwanted(texts: Mapping[str, str], directory: Path) -> list[str]:
+    """Davit's own units in ``directory`` that are not among ``texts``."""
+    found = [path for path in directory.glob("davit-*.service") if path.name not in texts]
+    return sorted(path.name for path in found if f"PartOf={units.TARGET}" in path.read_text())
 
 
 def read_environment(file: Path) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ from tests.hosts.machine import NETWORK, ROOT, Machine, say, served, sha256
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(3600)]
 BOUND = 1800.0
 """Seconds from power-on until an app that was pushed answers."""
+DYNOS = "pgrep -f '[p]ython3 -u app.py' | sort"
 
 
 def davit(*words: str | Path) -> str:
@@ -81,6 +84,7 @@ def test_a_blank_debian_becomes_a_davit_host_and_takes_a_push(machine: Machine, 
     it_is_confined(machine)
     only_what_runs_is_there(machine)
     running_it_twice_changes_nothing(machine)
+    a_changed_setting_is_put_in_force(machine)
     machine.ssh("sudo systemctl restart systemd-networkd")
     serves(machine, "first")
     killed_processes_come_back(machine)
@@ -163,15 +167,55 @@ def running_it_twice_changes_nothing(machine: Machine) -> None:
     serves(machine, "first")
 
 
+def a_changed_setting_is_put_in_force(machine: Machine) -> None:
+    """Every process is started with it but Redis, whom it does not concern; no request fails, and HAProxy and dynos do not notice."""
+    names = ("logs", "router", "runtime", "worker", "ssh", "web")
+    look = "systemctl show -p MainPID --value " + " ".join(f"davit-{name}" for name in names) + " | grep ."
+    stay = f"systemctl show -p MainPID --value davit-redis; pgrep -o -x haproxy; {DYNOS}"
+    before, staying = machine.ssh(look).split(), machine.ssh(stay)
+    machine.ssh("echo DAVIT_BOOT_TIMEOUT=777 | sudo tee -a /etc/davit/davit.env >/dev/null")
+    with requests_all_along(machine):
+        said = machine.ssh("sudo davit install --start", timeout=900)
+    after = machine.ssh(look).split()
+    assert len(after) == len(names) and not set(before) & set(after), said
+    for name, pid in zip(names, after, strict=True):
+        assert machine.ssh(f"sudo grep -c -z -x DAVIT_BOOT_TIMEOUT=777 /proc/{pid}/environ").strip() == "1", name
+    assert machine.ssh(stay) == staying, said
+    machine.ssh("sudo davit install --start", timeout=900)
+    assert machine.ssh(look).split() == after, "nothing has changed, and processes were restarted"
+
+
+@contextmanager
+def requests_all_along(machine: Machine) -> Iterator[None]:
+    """Somebody asks the app again and again meanwhile; each request must be answered."""
+    enough, failed, answered = threading.Event(), list[str](), list[str]()
+
+    def ask() -> None:
+        while not enough.wait(0.2):
+            try:
+                serves(machine, "first")
+                answered.append("first")
+            except (AssertionError, httpx.HTTPError) as error:
+                failed.append(str(error) or type(error).__name__)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        asking.join()
+    assert answered and not failed, f"{len(answered)} requests were answered, these were not: {failed[:3]}"
+
+
 def killed_processes_come_back(machine: Machine) -> None:
     """systemd starts what dies, and dynos outlive the runtime."""
     pid = "systemctl show -p MainPID --value davit-runtime"
     old = machine.ssh(pid).strip()
-    dynos = "pgrep -f '[p]ython3 -u app.py' | sort"
-    before = machine.ssh(dynos)
+    before = machine.ssh(DYNOS)
     machine.ssh("sudo systemctl kill --kill-whom=main -s KILL davit-runtime davit-router")
     deadline = time.monotonic() + 300
     while (new := machine.ssh(pid).strip()) in (old, "0"):
         assert time.monotonic() < deadline, f"the runtime is still {new}"
         time.sleep(1)
-    assert machine.ssh(dynos) == before
+    assert machine.ssh(DYNOS) == before

@@ -78,10 +78,19 @@ def test_a_mirror_replaces_what_the_image_has() -> None:
 def test_a_stack_that_cannot_be_fetched_ends_the_set_up(tmp_path: Path) -> None:
     """It is fetched beside the rest; what fails there must not be lost."""
     script = files(EVERYTHING)[cloudconfig.SETUP]
-    beside = script[script.index("take_stack() {") : script.index('say "installing what')] + script[script.index('wait "$stack"') : script.index("trap - EXIT")]
+    beside = (
+        script[script.index("take_stack() {") : script.index('say "installing what')]
+        + script[script.index('wait "$stack"') : script.index("trap - EXIT")]
+    )
     for status in (0, 1):
-        stand_ins = f"set -eu\nsay() {{ :; }}\nfetch() {{ touch {tmp_path}/asked; return {status}; }}\ntar() {{ :; }}\nmkdir() {{ :; }}\n"
-        done = subprocess.run(["sh", "-c", stand_ins + beside.replace(cloudconfig.STACKS, str(tmp_path / "none")) + "echo on"], capture_output=True, text=True)
+        stand_ins = (
+            f"set -eu\nsay() {{ :; }}\nfetch() {{ touch {tmp_path}/asked; return {status}; }}\ntar() {{ :; }}\nmkdir() {{ :; }}\n"
+        )
+        done = subprocess.run(
+            ["sh", "-c", stand_ins + beside.replace(cloudconfig.STACKS, str(tmp_path / "none")) + "echo on"],
+            capture_output=True,
+            text=True,
+        )
         assert ("on" in done.stdout, (tmp_path / "asked").exists()) == (status == 0, True), done.stderr
 
 
@@ -91,7 +100,7 @@ def test_what_it_fetches_is_used_only_when_its_checksum_is_right(tmp_path: Path)
     (tmp_path / "file").write_text("not what was promised")
     good = subprocess.run(["sha256sum", tmp_path / "file"], capture_output=True, text=True, check=True).stdout[:64]
     for digest, status in ((SUM, 1), (good, 0)):
-        call = f"set -eu\nsay() {{ echo \"$@\"; }}\n{fetch}\nfetch file://{tmp_path}/file {digest} {tmp_path}/got"
+        call = f'set -eu\nsay() {{ echo "$@"; }}\n{fetch}\nfetch file://{tmp_path}/file {digest} {tmp_path}/got'
         done = subprocess.run(["sh", "-c", call], capture_output=True, text=True)
         assert done.returncode == status, done.stdout + done.stderr
         assert (tmp_path / "got").exists() == (status == 0)
@@ -158,7 +167,10 @@ UNSOUND = {
 @pytest.mark.parametrize(("text", "sentence"), UNSOUND.items(), ids=UNSOUND)
 def test_unknown_keys_and_wrong_types_are_told(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "user-data").write_text(f"#cloud-config\n{text}\n")
-    for words in (["host:check", str(tmp_path / "user-data")], ["host:seed", str(tmp_path / "iso"), "--user-data", str(tmp_path / "user-data")]):
+    for words in (
+        ["host:check", str(tmp_path / "user-data")],
+        ["host:seed", str(tmp_path / "iso"), "--user-data", str(tmp_path / "user-data")],
+    ):
         done = CliRunner().invoke(cli, words)
         assert isinstance(done.exception, InvalidParams) and sentence in done.exception.message, done.output
     assert not (tmp_path / "iso").exists()
@@ -191,7 +203,10 @@ def test_the_seed_disk_holds_what_cloud_init_looks_for(tmp_path: Path) -> None:
     disk = PyCdlib()
     disk.open(str(tmp_path / "seed.iso"))
     try:
-        for name, text in (("user-data", cloudconfig.user_data(HOST)), ("meta-data", "instance-id: one\nlocal-hostname: davit-1\n")):
+        for name, text in (
+            ("user-data", cloudconfig.user_data(HOST)),
+            ("meta-data", "instance-id: one\nlocal-hostname: davit-1\n"),
+        ):
             got = io.BytesIO()
             disk.get_file_from_iso_fp(got, rr_path=f"/{name}")
             assert got.getvalue().decode() == text
@@ -217,9 +232,19 @@ def test_every_line_of_procfile_has_a_unit_and_only_runtime_is_roots(tmp_path: P
     assert {name for name in texts if name.startswith("davit-")} == {
         f"davit-{name}.service" for name in ("prepare", "redis", "logs", "router", "runtime", "worker", "ssh", "web")
     }
-    assert [name for name, text in texts.items() if "ExecStart" in text and "User=davit" not in text] == [units.PREPARE, "davit-runtime.service"]
+    assert [name for name, text in texts.items() if "ExecStart" in text and "User=davit" not in text] == [
+        units.PREPARE,
+        "davit-runtime.service",
+    ]
     assert "0.0.0.0:5000" in texts["davit-web.service"]
     assert not [name for name, text in texts.items() if "s3cret" in text]
+
+
+def test_what_is_made_ready_again_takes_all_along_but_redis(tmp_path: Path) -> None:
+    """systemd ends what requires davit-prepare before it restarts that; no process works on what another version migrates."""
+    texts = {name: text for name, text in composed(tmp_path).items() if name not in (units.TARGET, units.PREPARE)}
+    assert [name for name, text in texts.items() if f"Requires={units.PREPARE}" not in text] == [units.REDIS]
+    assert all(f"After={units.PREPARE}" in text for text in texts.values())
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
@@ -231,19 +256,21 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line and "davit" in line], done.stderr
 
 
-def test_units_are_written_once_and_those_no_longer_wanted_go(tmp_path: Path) -> None:
+def test_units_are_written_once_and_those_no_longer_wanted_are_found(tmp_path: Path) -> None:
     texts = composed(tmp_path)
     place = tmp_path / "units"
     place.mkdir()
     (place / "davit-firewall.service").write_text("[Unit]\n")
     assert set(install.write(texts, place)) == set(texts)
     assert install.write(texts, place) == []
+    assert install.unwanted(texts, place) == []
     texts.pop("davit-redis.service")
-    assert install.write(texts, place) == ["davit-redis.service"]
-    assert (place / "davit-firewall.service").exists() and not (place / "davit-redis.service").exists()
+    assert install.unwanted(texts, place) == ["davit-redis.service"]
 
 
 def test_words_with_specifiers_and_variables_stay_what_they_are() -> None:
-    made = units.Installation(Path("/opt/davit"), Path("/h"), "davit", Path("/e"), {"A": "100% $x"}, {"web": ["/bin/x", "$HOME", "a b", "50%"]})
+    made = units.Installation(
+        Path("/opt/davit"), Path("/h"), "davit", Path("/e"), {"A": "100% $x"}, {"web": ["/bin/x", "$HOME", "a b", "50%"]}
+    )
     text = units.compose(made)["davit-web.service"]
     assert 'ExecStart=/bin/x $$HOME "a b" 50%%' in text and 'Environment="A=100%% $x"' in text
