@@ -1,7 +1,8 @@
 """Uploaded sources: a tarball that a client puts here and then asks to build.
 
 A source is a file ``DAVIT_HOME/sources/ID`` for a day; its URLs are signed (:mod:`state.signatures`), and a build names it
-``source:ID``. What is in it is read inside the build's sandbox only.
+``source:ID``. What is in it is read inside the build's sandbox only. An id begins with the account that uploads it, and what
+the files of an account take together is bounded.
 """
 
 from __future__ import annotations
@@ -13,22 +14,36 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import NO_ROOM, BadRequest, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import settings
+from state.models import new_id
 
 KEPT_SECONDS = 24 * 3600
 CHUNK = 1 << 16
 PREFIX = "source:"
 _DAMAGED = "The source is a damaged gzip file; upload it again."
 _CHECKSUM = re.compile(r"(?i:sha256:)?([0-9a-fA-F]{64})")
+_ID = re.compile(r"([0-9a-f-]{36}\.)?[0-9a-f-]{36}")
+"""One without an account is from before the ids had it."""
+COUNTED = 1 << 20
+"""Bytes that a file counts at the least, so that their number is bounded, too."""
+LOOK = 16 << 20
+"""Bytes after which an upload looks again whether there is room: others of the account's may be under way."""
 
 
 class SourceTooLarge(DavitError):
     """An upload is larger than a push may be."""
 
     id, status = "push_too_large", 413
+
+
+class SourceQuota(DavitError):
+    """An account's uploads of a day take as much as they may."""
+
+    id, status = "source_quota", 413
 
 
 class SourceUnusable(DavitError):
@@ -42,6 +57,11 @@ def directory() -> Path:
     return settings().home / "sources"
 
 
+def new(account_id: str) -> str:
+    """The id of a source that the account will upload."""
+    return f"{account_id}.{new_id()}"
+
+
 def path(id: str) -> Path:
     """The file of a source.
 
@@ -49,7 +69,7 @@ def path(id: str) -> Path:
         NotFound: nothing was put there, or it is too old.
     """
     place = directory() / id
-    if not re.fullmatch(r"[0-9a-f-]{36}", id) or not place.is_file():
+    if not _ID.fullmatch(id) or not place.is_file():
         raise NotFound("There is no source; upload the tarball to its put_url first. Sources are kept for a day.")
     return place
 
@@ -77,11 +97,13 @@ def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> 
         whole: how many bytes were announced, where they were: a server may tell a client that went away as the body's end.
 
     Raises:
-        SourceTooLarge: it is larger than DAVIT_PUSH_LIMIT.
+        SourceTooLarge: it is larger than DAVIT_PUSH_LIMIT. SourceQuota: it is more than the account may have here.
         DiskFull: there is no room. BadRequest: the client went away half-way. InvalidParams: it is empty.
     """
     directory().mkdir(mode=0o700, exist_ok=True)
     draft, size, limit = directory() / f"{id}.{secrets.token_hex(8)}.new", 0, settings().push_limit << 20
+    _demand_room(id, whole or 0)
+    looked = 0
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
             while data := read(CHUNK):
@@ -89,6 +111,9 @@ def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> 
                 if size > limit:
                     raise SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
                 file.write(data)
+                if size >= looked + LOOK:
+                    looked = size
+                    _demand_room(id)
         if whole is not None and size < whole:
             raise BadRequest("The upload ended half-way.")
         if not size:
@@ -101,6 +126,34 @@ def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> 
     finally:
         draft.unlink(missing_ok=True)
     return size
+
+
+def _demand_room(id: str, more: int = 0) -> None:
+    """Refuse what takes more than the account that uploads ``id`` may have here.
+
+    Args:
+        more: bytes that are to come.
+
+    Raises:
+        SourceQuota: its files, half received ones too, and those bytes are more than DAVIT_SOURCE_QUOTA.
+    """
+    account, dot, _ = id.partition(".")
+    quota = settings().source_quota << 20
+    if dot and _kept_of(f"{account}.") + max(more, COUNTED) > quota:
+        raise SourceQuota(
+            f"Your uploads of the last 24 hours take the {quota >> 20} MiB that this Davit keeps for one account; upload again "
+            "when the oldest are a day old, push with git, or ask its owner to raise DAVIT_SOURCE_QUOTA."
+        )
+
+
+def _kept_of(beginning: str) -> int:
+    total = 0
+    with os.scandir(directory()) as files:
+        for file in files:
+            if file.name.startswith(beginning):
+                with suppress(FileNotFoundError):
+                    total += max(COUNTED, file.stat(follow_symlinks=False).st_size)
+    return total
 
 
 def verify(id: str, wanted: str | None) -> None:

@@ -97,6 +97,7 @@ class Settings:
         "DAVIT_BOOT_TIMEOUT", "60", "seconds that a web dyno has to listen on $PORT; longer for apps that are slow to start"
     )
     push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
+    source_quota: int = _setting("DAVIT_SOURCE_QUOTA", "4096", "MiB that one account's uploaded tarballs of a day may take")
     repository_limit: int = _setting("DAVIT_REPOSITORY_LIMIT", "4096", "MiB that the git repository of one app may take")
     repository_refs: int = _setting("DAVIT_REPOSITORY_REFS", "2000", "branches and tags that one app's git repository may have")
     releases_kept: int = _setting(
@@ -155,8 +156,8 @@ class Settings:
 
 
 _NUMBERS = (
-    "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "repository_limit",
-    "repository_refs", "releases_kept", "web_threads", "pushes", "rate_limit", "sleep_after",
+    "build_timeout", "build_memory", "build_disk", "slug_limit", "boot_timeout", "push_limit", "source_quota",
+    "repository_limit", "repository_refs", "releases_kept", "web_threads", "pushes", "rate_limit", "sleep_after",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from foundation.settings import settings
 from slugs.store import Store
 from state import slugs
 from state.db import snapshot, transaction
-from state.models import Slug, new_id
+from state.models import Slug
 
 resource = Resource("sources", reads="read", writes="write-protected")
 
@@ -28,7 +28,7 @@ SEAL_SECONDS = 1200
 
 
 def _blob(call: Call, app_id: str | None) -> Reply:
-    what = new_id(), call.account.id, app_id
+    what = sources.new(call.account.id), call.account.id, app_id
     return Reply({"source_blob": {"get_url": links.source(*what), "put_url": links.source_upload(*what)}}, 201)
 
 
@@ -86,15 +86,15 @@ def upload_slug(call: Call, secret: str) -> Reply:
         row = session.get(Slug, what["slug"])
         slugs.must_be_empty(row if row and links.may(what["uploader"], row.app_id, "deploy") else None)
     with streams.uploads.taken(what["uploader"]):
-        sealed = _sealed(what["checksum"])
+        sealed = _sealed(what["uploader"], what["checksum"])
     with transaction() as session:
         slugs.fill(session, what["slug"], sealed["digest"], sealed["size"])
     return Reply({}, 200)
 
 
-def _sealed(checksum: str | None) -> dict[str, Any]:
+def _sealed(account_id: str, checksum: str | None) -> dict[str, Any]:
     """Receive a slug's tarball and have the runtime process seal it."""
-    _receive(upload := new_id())
+    _receive(upload := sources.new(account_id))
     try:
         sources.verify(upload, checksum)
         with sources.path(upload).open("rb", buffering=0) as file:

@@ -16,7 +16,7 @@ from foundation.errors import InvalidParams
 from foundation.settings import settings
 from state import apps, builds, compare, listings, releases
 from state.db import after_commit, transaction
-from state.models import Build, Release, new_id
+from state.models import Build, Release
 from state.pages import Window
 
 pages = Pages("deploy")
@@ -137,7 +137,7 @@ def deploy_tarball(visit: Visit) -> Response:
     file = request.files.get("tarball")
     if file is None or not file.filename:
         raise InvalidParams("Choose a .tar.gz file with your project in it.")
-    id = new_id()
+    id = sources.new(visit.account.id)
     visit.session.rollback()  # nothing may be held while a file is written
     sources.receive(id, file.stream.read)
     return _build_source(visit, f"{sources.PREFIX}{id}", file.filename[-200:])

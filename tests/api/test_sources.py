@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from api import streams
 from builder import sources
 from foundation.errors import BadRequest
+from foundation.settings import settings
 from state import db
 from state.models import Build
 from tests.api.conftest import Api
@@ -83,7 +84,7 @@ def test_uploads_are_bounded_and_leave_nothing_half(api: Api, monkeypatch: pytes
     limit = 1 << 20
 
     class Small:
-        push_limit, home = 1, api.home
+        push_limit, source_quota, home = 1, 4096, api.home
 
     monkeypatch.setattr(sources, "settings", lambda: Small)
     answer = api.put(path, data=b"x" * (limit + 1), as_=None)
@@ -94,6 +95,42 @@ def test_uploads_are_bounded_and_leave_nothing_half(api: Api, monkeypatch: pytes
     assert api.put(path, data=b"", as_=None).status_code == 422
     (kept,) = sources.directory().iterdir()
     assert kept.read_bytes() == tarball(), "an upload that failed took nothing away"
+
+
+@pytest.mark.row("source-quota")
+def test_what_an_account_uploads_in_a_day_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "3")
+    settings.cache_clear()
+    quota = 3 << 20
+    for who in ("owner", "deployer"):  # each has their own
+        paths = [urlsplit(api.post("/sources", {}, as_=who).json["source_blob"]["put_url"]).path for _ in range(4)]
+        assert api.put(paths[0], data=bytes(quota - (1 << 20) + 1), as_=None).status_code == 200
+        answer = api.put(paths[1], data=b"small", as_=None)
+        assert (answer.status_code, answer.json["id"]) == (413, "source_quota")
+        assert_says("source-quota", answer.json["message"])
+        assert api.put(paths[0], data=b"small", as_=None).status_code == 413, "it counts until another has its place"
+    monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "6")
+    settings.cache_clear()
+    for path, status in zip(paths, (200, 200, 200, 200), strict=True):  # a small one counts as 1 MiB
+        assert api.put(path, data=b"small", as_=None).status_code == status
+    monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "4")
+    settings.cache_clear()
+    assert api.put(urlsplit(api.post("/sources", {}, as_="deployer").json["source_blob"]["put_url"]).path, data=b"x", as_=None).status_code == 413
+
+
+def test_an_upload_of_unknown_length_ends_where_the_room_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "40")
+    settings.cache_clear()
+    id, given = sources.new(api.get("/account").json["id"]), 0
+
+    def endless(most: int) -> bytes:
+        nonlocal given
+        given += most
+        return bytes(most)
+
+    with pytest.raises(sources.SourceQuota):
+        sources.receive(id, endless)
+    assert given <= (40 << 20) + sources.LOOK and list(sources.directory().iterdir()) == []
 
 
 def test_uploads_that_take_long_leave_threads_for_others(api: Api) -> None:
