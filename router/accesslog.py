@@ -13,6 +13,7 @@ from typing import NamedTuple
 from router.codes import CODES
 from router.routes import dyno_name
 
+_ABSOLUTE = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 _ENCODED = re.compile(r"#([0-9A-F]{2})")
 _UNSAFE_PATH = re.compile(r"[^!#-\[\]-~]")
 _UNSAFE_CHAIN = re.compile(r"[^0-9A-Za-z.:,\[\] _-]")
@@ -144,7 +145,11 @@ def _number(text: str) -> int:
 
 
 def _path(text: str) -> str:
+    """The path and query of a request's target; a target in absolute form (RFC 9112, 3.2.2) names its host before them."""
     plain = _ENCODED.sub(r"%\1", text) if "#" in text else text
+    if not plain.startswith("/"):
+        absolute = _ABSOLUTE.match(plain)
+        plain = "/" + plain[absolute.end() :].removeprefix("/") if absolute else plain
     return _UNSAFE_PATH.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode(errors="replace")), plain)
 
 

@@ -65,6 +65,15 @@ def test_tls_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    "target, path",
+    [("http://shop.localhost/a?b=c", "/a?b=c"), ("https://shop.localhost?b", "/?b"), ("HTTP://shop.localhost", "/"), ("*", "*")],
+)
+def test_a_target_in_absolute_form_is_logged_as_its_path(target: str, path: str) -> None:
+    access = read(line(path=target))
+    assert access and f' path="{path}" ' in access.text
+
+
+@pytest.mark.parametrize(
     "text", ["", "\t" * 16, "no tabs", line(route="refuse///"), line(route="-"), line(began="x"), line()[:30]]
 )
 def test_lines_that_belong_to_no_app_are_left_out(text: str) -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -347,6 +348,7 @@ def test_a_slow_upload_is_no_timeout(served: tuple[Davit, TinyApp, str]) -> None
     assert slow.answer().json["received"] == 20000
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HANDSHAKE = (
     "Connection: Upgrade",
     "Upgrade: websocket",
@@ -393,22 +395,30 @@ def test_another_expectation_is_refused(served: tuple[Davit, TinyApp, str]) -> N
     assert client(davit, name).get("/", "Expect: miracles").status == 417
 
 
-def _over_http2(port: int, *headers: tuple[str, str]) -> int:
-    """Send one GET by HTTP/2 with exactly these headers; the answer's status, or 0 when the stream or connection is reset."""
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:  # RFC 9113, 4.1
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:  # RFC 9113, 4.1
-        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+def _block(*headers: tuple[str, str]) -> bytes:
+    """Headers as never indexed literals with new names: RFC 7541, 6.2.3."""
 
     def literal(text: str) -> bytes:
         return bytes([len(text)]) + text.encode()
 
-    # never indexed literals with new names: RFC 7541, 6.2.3
-    block = b"".join(b"\x10" + literal(name) + literal(value) for name, value in headers)
+    return b"".join(b"\x10" + literal(name) + literal(value) for name, value in headers)
+
+
+def _frames(answer: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The frames that come back, as kind and payload."""
+    while head := answer.read(9):
+        yield head[3], answer.read(int.from_bytes(head[:3], "big"))
+
+
+def _over_http2(port: int, *headers: tuple[str, str]) -> int:
+    """Send one GET by HTTP/2 with exactly these headers; the answer's status, or 0 when the stream or connection is reset."""
     with socket.create_connection(("127.0.0.1", port), 10) as connection, connection.makefile("rb") as answer:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, block))
-        while head := answer.read(9):
-            size, kind = int.from_bytes(head[:3], "big"), head[3]
-            payload = answer.read(size)
+        connection.sendall(PREFACE + _frame(4, 0, 0, b"") + _frame(1, 5, 1, _block(*headers)))
+        for kind, payload in _frames(answer):
             if kind == 1:
                 return {0x88: 200, 0x8C: 400, 0x8D: 404}[payload[0]]  # RFC 7541, appendix A
             if kind in (3, 7):
@@ -441,6 +451,29 @@ def test_http2_without_tls_and_protocol_upgrade(served: tuple[Davit, TinyApp, st
     )
     assert done.stdout == "2 200", done.stderr
     assert "via: 2.0 davit" in app.seen[-1].lower()
+
+
+def test_web_sockets_pass_over_http2(served: tuple[Davit, TinyApp, str]) -> None:
+    """As browsers open them once a connection speaks HTTP/2: an extended CONNECT, RFC 8441."""
+    davit, app, name = served
+    asked = [
+        (":method", "CONNECT"), (":protocol", "websocket"), (":scheme", "http"), (":path", "/socket"),
+        (":authority", f"{name}.localhost"), ("sec-websocket-version", "13"), ("x-forwarded-for", "192.0.2.66"),
+    ]  # fmt: skip
+    with socket.create_connection(("127.0.0.1", davit.port), 10) as connection, connection.makefile("rb") as answer:
+        connection.sendall(PREFACE + _frame(4, 0, 0, b""))
+        frames = _frames(answer)
+        offered = next(payload for kind, payload in frames if kind == 4)
+        assert (8).to_bytes(2, "big") + (1).to_bytes(4, "big") in offered  # SETTINGS_ENABLE_CONNECT_PROTOCOL
+        connection.sendall(_frame(1, 4, 1, _block(*asked)))
+        assert next(payload for kind, payload in frames if kind == 1)[0] == 0x88
+        for word in (b"hello", b"again"):
+            connection.sendall(_frame(0, 0, 1, word))
+            assert next(payload for kind, payload in frames if kind == 0 and payload) == word.upper()
+    head = app.seen[-1].lower()
+    assert head.startswith("get /socket ") and re.findall(r"\nx-forwarded-for: (.*)\r\n", head)[-1].endswith("127.0.0.1")
+    assert re.findall(r"\nupgrade: (.*)\r\n", head) == ["websocket"] and "sec-websocket-key: " in head
+    assert "at=info" in davit.log(name, 'path="/socket" ')
 
 
 # -- what is refused
