@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -114,9 +114,7 @@ class Quarantine:
 
     def note_shallow(self, roots: Sequence[bytes]) -> None:
         """Take the pusher's shallow roots (its ``shallow`` lines) into account."""
-        known = set(shallow_roots(self.repository)) | set(roots)
-        if known:
-            self.shallow_file.write_bytes(b"".join(root + b"\n" for root in sorted(known)))
+        self._write_shallow(set(shallow_roots(self.repository)) | set(roots))
 
     def index(self, read: Callable[[int], bytes] | int, limit: int, tick: Callable[[], None]) -> None:
         """Take a pack in: index it, complete a thin one, check every object.
@@ -150,11 +148,48 @@ class Quarantine:
         if status != 0:
             raise _refusal(status, said, limit)
 
+    def settle_shallow(self, tips: Sequence[bytes]) -> None:
+        """Forget the roots that came with this push and are none here, because their parents are: whoever deploys a clone of
+        depth 1 must not cut the app's repository off its history.
+
+        Args:
+            tips: what the push is about to have refs point at.
+        """
+        if not self.shallow_file.exists():
+            return
+        named, known = set(self.shallow_file.read_bytes().split()), set(shallow_roots(self.repository))
+        needed = known | self._without_parents(named - known)
+        if needed == named:
+            return
+        self._write_shallow(needed)
+        if not self.check_connected(tips):  # a parent that no ref reaches may lack parents itself
+            self._write_shallow(named)
+
+    def _without_parents(self, roots: set[bytes]) -> set[bytes]:
+        """Those that are here and have a parent that is not."""
+        if not roots:
+            return set()
+        env = {**self.environment(), "GIT_SHALLOW_FILE": ""}  # none: parents as they stand in the commits
+        told = git.run(
+            env, "rev-list", "--no-walk=unsorted", "--parents", "--ignore-missing", "--stdin", input=_lines(roots)
+        ).stdout
+        parents = {words[0]: words[1:] for words in map(bytes.split, told.splitlines())}
+        every = {parent for some in parents.values() for parent in some}
+        said = git.run(env, "cat-file", "--batch-check", input=_lines(every)).stdout if every else b""
+        missing = {line.split()[0] for line in said.splitlines() if line.endswith(b" missing")}
+        return {root for root, some in parents.items() if missing & set(some)}
+
+    def _write_shallow(self, roots: set[bytes]) -> None:
+        if roots:
+            self.shallow_file.write_bytes(_lines(roots))
+        else:
+            self.shallow_file.unlink(missing_ok=True)
+
     def check_connected(self, tips: Sequence[bytes]) -> bool:
         """Whether everything that ``tips`` need is here (or in the repository, below one of its refs)."""
         done = git.run(
             self.environment(), "rev-list", "--objects", "--quiet", "--stdin", "--not", "--all",
-            input=b"".join(tip + b"\n" for tip in tips), check=False,
+            input=_lines(tips), check=False,
         )  # fmt: skip
         return done.returncode == 0
 
@@ -204,7 +239,7 @@ class Quarantine:
         _sync(target)
         if self.shallow_file.exists():
             roots = set(shallow_roots(self.repository)) | set(self.shallow_file.read_bytes().split())
-            _replace(self.repository / "shallow", b"".join(root + b"\n" for root in sorted(roots)))
+            _replace(self.repository / "shallow", _lines(roots))
 
     def close(self) -> None:
         """Let go: what no build has is removed."""
@@ -244,6 +279,11 @@ def shallow_roots(repository: Path) -> list[bytes]:
         return (repository / "shallow").read_bytes().split()
     except FileNotFoundError:
         return []
+
+
+def _lines(ids: Iterable[bytes]) -> bytes:
+    """Object ids as git reads them from a file, and from its standard input."""
+    return b"".join(one + b"\n" for one in sorted(ids))
 
 
 def _replace(path: Path, data: bytes) -> None:

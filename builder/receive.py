@@ -290,6 +290,7 @@ class ReceivePack(ReceivePackHandler):
             with _room_or_refusal(), self.repositories.receiving(self.target.app_id) as quarantine:
                 if wanted and sends_pack:
                     self._take_pack(quarantine, roots, room)
+                    quarantine.settle_shallow([move.new for move in wanted if move.new != ZERO])
                     sends_pack = False
                 results.update(self._decide(quarantine, made, wanted, atomic=atomic))
         except PackRefused as error:

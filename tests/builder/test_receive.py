@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builder.git_doors import LIMIT, Door, door, doors  # noqa: F401
+from tests.builder.git_doors import LIMIT, App, Door, door, doors  # noqa: F401
 from tests.conftest import wait_until
 
 # ruff: noqa: F811
@@ -223,6 +223,65 @@ def test_a_shallow_clone_can_be_deployed_and_carried_on_from_a_full_one(door: Do
     assert app.refs == {"refs/heads/main": app.head()}
 
 
+def shallow_clone(app: App, depth: int = 1) -> Path:
+    """What a continuous integration checks out."""
+    shallow = app.home / "work" / f"{app.name}-shallow"
+    app.git("clone", "-q", "--no-tags", "--depth", str(depth), f"file://{app.work}", str(shallow))
+    return shallow
+
+
+def counted(app: App, ref: str = "main") -> int:
+    words = ["git", "--git-dir", app.repositories.path(app.name), "rev-list", "--count", ref]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_shallow_push_leaves_the_history_that_is_there(door: Door) -> None:
+    app = door.app()
+    for number in range(3):
+        app.commit(f"say {number}")
+    assert app.push() and counted(app) == 4
+    app.commit("say from elsewhere")
+    shallow = shallow_clone(app)
+    # forced, because git does not see there that it goes on from what was deployed
+    assert app.git("push", "-f", door.url(app.name), "main", cwd=shallow, check=False)
+    assert app.refs == {"refs/heads/main": app.head()}
+    assert counted(app) == 5 and not (app.repositories.path(app.name) / "shallow").exists()
+    app.commit("say more")
+    app.git("commit", "-q", "--amend", "-m", "another")
+    assert app.push("-f", "davit", "main")  # what it leaves behind is collected
+    assert counted(app) == 6
+    copy = app.home / "work" / f"{app.name}-copy"
+    app.git("clone", "-q", door.url(app.name), str(copy))
+    assert app.git("rev-list", "--count", "HEAD", cwd=copy).text.strip() == "6"
+
+
+def test_a_shallow_push_whose_parents_are_not_there_begins_the_history(door: Door) -> None:
+    app = door.app()
+    assert app.push() and counted(app) == 1
+    for number in range(3):
+        app.commit(f"say {number}")
+    shallow = shallow_clone(app, depth=2)
+    assert app.git("push", "-f", door.url(app.name), "main", cwd=shallow, check=False)
+    assert counted(app) == 2
+    assert (app.repositories.path(app.name) / "shallow").read_text().split() == [app.head("HEAD~1")]
+    assert app.push("davit", "main:whole") and counted(app, "whole") == 2  # the client takes the root for one, too
+
+
+def test_a_root_whose_parent_is_there_without_its_own_parents_stays_one(door: Door) -> None:
+    """A commit that nothing points at, left by chance: its history cannot be told."""
+    app = door.app()
+    for number in range(3):
+        app.commit(f"say {number}")
+    repository = app.repositories.ensure(app.name)
+    stray = app.git("cat-file", "commit", "HEAD~1").text
+    subprocess.run(
+        ["git", "--git-dir", repository, "hash-object", "-t", "commit", "-w", "--stdin"], input=stray, text=True, check=True
+    )
+    shallow = shallow_clone(app)
+    assert app.git("push", door.url(app.name), "main", cwd=shallow, check=False)
+    assert counted(app) == 1 and (repository / "shallow").read_text().split() == [app.head()]
+
+
 def test_push_options_are_politely_ignored(door: Door) -> None:
     app = door.app()
     assert app.push("-o", "ci.skip", "-o", "x=y", "davit", "main")
@@ -379,7 +438,7 @@ def test_a_push_that_breaks_off_leaves_nothing(door: Door) -> None:
     # A client that is stopped while it sends: its pack comes through a pipe that ends too early.
     broken = app.home / "work" / f"{app.name}-bin"
     broken.mkdir()
-    (broken / "git-pack-objects-cut").write_text("#!/bin/sh\ngit pack-objects \"$@\" | head -c 1000000; kill -9 $PPID\n")
+    (broken / "git-pack-objects-cut").write_text('#!/bin/sh\ngit pack-objects "$@" | head -c 1000000; kill -9 $PPID\n')
     (broken / "git-pack-objects-cut").chmod(0o755)
     push = subprocess.run(
         ["git", "-c", "alias.x=!true", "push", "davit", "main"], cwd=app.work, capture_output=True,
@@ -438,5 +497,3 @@ def test_odd_file_names_and_old_slips_are_taken(door: Door) -> None:
     app.git("reset", "-q", "--hard", made.stdout.decode().strip())
     pushed = app.push()
     assert pushed, pushed.text
-
-
