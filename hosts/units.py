@@ -12,8 +12,8 @@ REDIS = "davit-redis.service"
 OUTLIVES_PREPARE = frozenset({"redis"})
 """Waits for what is made ready, and goes on when that is made ready again: no setting but DAVIT_HOME concerns it, and the log's
 window is in its memory."""
-RUNTIME_DIRECTORY = "davit"
-"""Below /run, root's alone, and there exactly as long as what was made ready holds."""
+RUNTIME_DIRECTORY = "davit-prepare"
+"""Below /run, root's alone, and there exactly as long as what was made ready holds: so nothing else may be in it."""
 ROOT_NEEDED = frozenset({"runtime"})
 LEAVES_ALIVE = frozenset({"runtime", "router"})
 """What they started (dynos, HAProxy) outlives them."""

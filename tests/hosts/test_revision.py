@@ -11,6 +11,7 @@ import pytest
 from cli.host import install, revision
 from foundation.settings import from_environment
 from hosts import units
+from runtime.instance import INSTANCES, Instance
 
 EVERYTHING = {
     f"davit-{name}.service" for name in ("prepare", "redis", "logs", "router", "runtime", "worker", "ssh", "web")
@@ -122,7 +123,12 @@ def test_units_of_others_are_none_of_ours(installed: Installed) -> None:
 def test_digests_of_secrets_are_for_root_alone(installed: Installed) -> None:
     assert (installed.place / "noted" / revision.NOTE).stat().st_mode & 0o777 == 0o600
     prepare = (installed.place / "units" / units.PREPARE).read_text()
-    assert "RuntimeDirectory=davit\nRuntimeDirectoryMode=0700\n" in prepare
+    assert "RuntimeDirectory=davit-prepare\nRuntimeDirectoryMode=0700\n" in prepare
+
+
+def test_what_systemd_removes_holds_nothing_of_the_running_dynos() -> None:
+    for place in (INSTANCES, Instance.numbered(0).directory):
+        assert revision.PLACE not in (place, *place.parents)
 
 
 def test_the_code_of_this_checkout_is_looked_at_whole(tmp_path: Path) -> None:
