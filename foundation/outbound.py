@@ -167,7 +167,10 @@ def _resolve(place: Place) -> list[Ip]:
 
 
 def _judge(place: Place, address: Ip) -> None:
-    reason = refusal(address, place.port, settings().outbound_allow)
+    allowed = settings().outbound_allow
+    reason = refusal(address, place.port, allowed)
+    if reason is None and _is_davits(place.host) and not _holds(allowed, address, place.port):
+        reason = "this Davit itself"
     if reason:
         where = f"{place.host}" if str(address) == place.host else f"{place.host} ({address})"
         raise Blocked(
@@ -176,10 +179,22 @@ def _judge(place: Place, address: Ip) -> None:
         )
 
 
+def _is_davits(host: str) -> bool:
+    """Whether a host name is Davit's or an app's. Where addresses are translated on the way here (NAT), none of them tells."""
+    name, domain = host.rstrip(".").lower(), settings().domain.lower()
+    own = {domain, *settings().names, settings().api.reachable.host.lower()}
+    return name in own or name.endswith(f".{domain}")
+
+
+def _holds(allowed: Sequence[Allowed], address: Ip, port: int) -> bool:
+    plain = _embedded(address)
+    return any(one.holds(plain, port) for one in allowed)
+
+
 def refusal(address: Ip, port: int, allowed: Sequence[Allowed] = ()) -> str | None:
     """What an address is that makes it refused ("a private address"); None when it may be called."""
     plain = _embedded(address)
-    if any(one.holds(plain, port) for one in allowed):
+    if _holds(allowed, address, port):
         return None
     if plain.version == 4:
         if any(plain in network for network in _PRIVATE):

@@ -16,6 +16,7 @@ from foundation import outbound, settings
 from foundation.errors import InvalidParams
 from foundation.outbound import Blocked, Unreached
 from foundation.settings import SettingError, from_environment
+from tests.e2e.errors_page import assert_says
 
 BOTH = ("https", "http")
 
@@ -105,6 +106,25 @@ def test_a_name_that_turns_to_a_private_address_is_refused_at_the_connection(mon
     monkeypatch.setattr(socket, "getaddrinfo", answers("127.0.0.1"))
     with pytest.raises(Blocked, match="DAVIT_OUTBOUND_ALLOW"):
         outbound.connect(place, 5)
+
+
+@pytest.mark.row("drain-refused", "webhook-refused")
+def test_davits_own_names_are_refused_wherever_they_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a cloud, where the public address is on no interface of the host."""
+    own = {"DAVIT_DOMAIN": "Apps.example.com", "DAVIT_NAMES": "davit.example.net", "DAVIT_API": "api.example.org:443"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 443))])
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment(own))
+    for host in ("apps.example.com", "timely.apps.example.com", "TIMELY.apps.example.com.", "a.b.apps.example.com", "davit.example.net", "api.example.org"):
+        place = outbound.parse(f"https://{host}/", BOTH)
+        for call in (outbound.check, lambda place: outbound.connect(place, 5)):
+            with pytest.raises(Blocked, match="this Davit itself, which Davit does not call for anybody") as refused:
+                call(place)
+            for row in ("drain-refused", "webhook-refused"):
+                assert_says(row, refused.value.message)
+    for host in ("notapps.example.com", "example.com", "apps.example.com.evil.net", "davit.example.net.evil.net"):
+        outbound.check(outbound.parse(f"https://{host}/", BOTH))
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment({**own, "DAVIT_OUTBOUND_ALLOW": "203.0.113.9:443"}))
+    outbound.check(outbound.parse("https://timely.apps.example.com/", BOTH))
 
 
 Serve = Callable[[Callable[[socket.socket], None]], int]
