@@ -267,34 +267,92 @@ def test_node_example_has_node_and_npm_of_the_registry(root: Path) -> None:
     assert "from the cache" in again.output
 
 
-@pytest.mark.parametrize("manager", ["npm", "yarn", "pnpm"])
-def test_each_package_manager_installs_by_its_lock_and_prunes(root: Path, tmp_path: Path, manager: str) -> None:
-    package = {
-        "name": "x", "private": True, "scripts": {"build": "node -e \"require('is-odd');require('fs').writeFileSync('made','')\""},  # noqa: E501
-        "dependencies": {"is-number": "7.0.0"}, "devDependencies": {"is-odd": "3.0.1"}, "engines": {"node": "22.x"},
-    }  # fmt: skip
-    (tmp_path / "package.json").write_text(json.dumps(package))
-    source = {"package.json": json.dumps(package), **_locked(tmp_path, manager)}
+SEVEN = "41Cifkg6e8TylSpdtTpeLVMqvSBEVzTttHvERD741+pnZ8ANv0004MRL43QKPDlK9cGvNp6NZWZUBlbGXYxxng=="
+SIX = "Wu1VHeILBK8KAWJUAiSZQX94GmOE45Rg6/538fKwiloUu21KncEkYGPqob2oSZ5mUT73vLGrHQjKw3KMPwfDzg=="
+ODD = "CQpnWPrDwmP1+SMHXZhtLtJv90yiyVfluGsX5iNCVkrhQtU3TQHsUWPG9wkdk9Lgd5yNpAg9jQEo90CBaXgWMA=="
+NPM_LOCK = json.dumps(
+    {
+        "name": "x", "lockfileVersion": 3, "requires": True,
+        "packages": {
+            "": {"name": "x", "dependencies": {"is-number": "7.0.0"}, "devDependencies": {"is-odd": "3.0.1"}, "engines": {"node": "22.x"}},  # noqa: E501
+            "node_modules/is-number": {"version": "7.0.0", "integrity": f"sha512-{SEVEN}"},
+            "node_modules/is-odd": {"version": "3.0.1", "integrity": f"sha512-{ODD}", "dev": True, "dependencies": {"is-number": "^6.0.0"}},  # noqa: E501
+            "node_modules/is-odd/node_modules/is-number": {"version": "6.0.0", "integrity": f"sha512-{SIX}", "dev": True},
+        },
+    }
+)  # fmt: skip
+YARN_LOCK = f"""# yarn lockfile v1
+
+is-number@7.0.0:
+  version "7.0.0"
+  integrity sha512-{SEVEN}
+
+is-number@^6.0.0:
+  version "6.0.0"
+  integrity sha512-{SIX}
+
+is-odd@3.0.1:
+  version "3.0.1"
+  integrity sha512-{ODD}
+  dependencies:
+    is-number "^6.0.0"
+"""
+PNPM_LOCK = f"""lockfileVersion: '9.0'
+settings:
+  autoInstallPeers: true
+  excludeLinksFromLockfile: false
+importers:
+  .:
+    dependencies:
+      is-number:
+        specifier: 7.0.0
+        version: 7.0.0
+    devDependencies:
+      is-odd:
+        specifier: 3.0.1
+        version: 3.0.1
+packages:
+  is-number@6.0.0:
+    resolution: {{integrity: sha512-{SIX}}}
+  is-number@7.0.0:
+    resolution: {{integrity: sha512-{SEVEN}}}
+  is-odd@3.0.1:
+    resolution: {{integrity: sha512-{ODD}}}
+snapshots:
+  is-number@6.0.0: {{}}
+  is-number@7.0.0: {{}}
+  is-odd@3.0.1:
+    dependencies:
+      is-number: 6.0.0
+"""
+LOCKED = {
+    "name": "x", "private": True, "dependencies": {"is-number": "7.0.0"}, "devDependencies": {"is-odd": "3.0.1"},
+    "engines": {"node": "22.x"},
+    "scripts": {"start": "node server.js", "build": "node -e \"require('is-odd');require('fs').writeFileSync('made','')\""},
+}  # fmt: skip
+SERVER = "console.log('is-number', require('is-number')(7), process.argv0)\n"
+
+
+def process_of(built: Built) -> str:
+    """The command of the default process type."""
+    return built.content("release").partition("web: ")[2].strip()
+
+
+@pytest.mark.parametrize(
+    ("lock", "content", "manager"),
+    [("package-lock.json", NPM_LOCK, "npm"), ("yarn.lock", YARN_LOCK, "yarn"), ("pnpm-lock.yaml", PNPM_LOCK, "pnpm")],
+)
+def test_each_package_manager_installs_by_its_lock_prunes_and_starts(root: Path, lock: str, content: str, manager: str) -> None:
+    source = {"package.json": json.dumps(LOCKED), lock: content, "server.js": SERVER}
     built = done(build(root, source))
     modules = built.app / "node_modules"
     assert (built.app / "made").exists() and (modules / "is-number").exists() and not (modules / "is-odd").exists()
     again = done(build(root, source))
     assert "Restored packages from the cache" in again.output and not (again.app / "node_modules/is-odd").exists()
-    stale = {**source, "package.json": json.dumps({**package, "dependencies": {"is-number": "6.0.0"}})}
+    assert "is-number true node" in run(again, process_of(again))
+    assert run(again, "npm -v").startswith("10.") and run(again, f"{manager} --version")
+    stale = {**source, "package.json": json.dumps({**LOCKED, "dependencies": {"is-number": "6.0.0"}})}
     assert "does not fit package.json" in refused(build(root, stale))
-
-
-def _locked(directory: Path, manager: str) -> dict[str, str]:
-    tool, lock = {
-        "npm": (["npm@10", "npm", "install", "--package-lock-only"], "package-lock.json"),
-        "yarn": (["yarn@1.22.22", "yarn", "install", "--ignore-scripts", "--ignore-engines", "--no-progress"], "yarn.lock"),
-        "pnpm": (["pnpm@9", "pnpm", "install", "--lockfile-only"], "pnpm-lock.yaml"),
-    }[manager]
-    package, *command = tool
-    subprocess.run(
-        ["npx", "--yes", f"--package={package}", *command], cwd=directory, check=True, capture_output=True, timeout=120
-    )
-    return {lock: (directory / lock).read_text()}
 
 
 @pytest.mark.parametrize(

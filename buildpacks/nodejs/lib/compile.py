@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import semver
 
-FORMAT = "3"
+FORMAT = "4"
 """Goes into every fingerprint: raise it when what is kept in the cache changes."""
 DEFAULT_NODE = "24.x"
 RESOLUTION_SECONDS = 24 * 3600
@@ -237,20 +237,23 @@ class Tools:
         return version
 
     def _install_manager(self) -> str:
-        name, version = self.manager.name, self.manager.version
-        if name == "npm" and not version:
-            major = int(self.versions["node"].split(".")[0])
-            version = next(npm for node, npm in NPM_FOR_NODE if major >= node)
-        package = "@yarnpkg/cli-dist" if name == "berry" else name
-        target = self.app.node / "lib" / "node_modules" / self.manager.program
+        """The app's own manager; npm beside any other: Node comes with it, and “npm start” is a habit whatever installs the packages."""
+        manager = self.manager
+        npm = next(version for node, version in NPM_FOR_NODE if int(self.versions["node"].split(".")[0]) >= node)
+        if manager.name == "npm":
+            return self._install_program("npm", "npm", manager.version or npm)
+        indent(f"npm {self._install_program('npm', 'npm', npm)}")
+        return self._install_program("@yarnpkg/cli-dist" if manager.name == "berry" else manager.name, manager.program, manager.version)
+
+    def _install_program(self, package: str, program: str, version: str) -> str:
+        target = self.app.node / "lib" / "node_modules" / program
         target.mkdir(parents=True)
-        found = self._fetch(package, version, target, self.manager.program, "packageManager or engines")
-        programs = json.loads((target / "package.json").read_text()).get("bin", {})
-        for program, path in programs.items():
+        found = self._fetch(package, version, target, program, "packageManager or engines")
+        for name, path in json.loads((target / "package.json").read_text()).get("bin", {}).items():
             script = target / path
             if script.is_file():
                 script.chmod(0o755)
-                link = self.app.node / "bin" / program
+                link = self.app.node / "bin" / name
                 remove(link)
                 link.symlink_to(os.path.relpath(script, link.parent))
         return found
@@ -443,7 +446,7 @@ def finish(app: App) -> None:
     export = Path(__file__).resolve().parent.parent / "export"
     export.write_text(f'export PATH="{app.node}/bin:{app.build}/node_modules/.bin:$PATH"\n')
     if app.script("start") or app.has("server.js"):
-        (app.node / "starts").touch()
+        (app.node / "starts").write_text("yarn start" if app.has(".pnp.cjs") else "npm start")  # only yarn finds what is not in node_modules
     elif not app.has("Procfile"):
         indent("package.json has no script “start”, and there is no Procfile: nothing says how to serve this app.")
         indent("To serve what the build made, commit a file .buildpacks with two lines: heroku/nodejs and davit/static")
