@@ -81,21 +81,22 @@ def _file(send: Callable[[bytes], object], path: str, file: File, number: int) -
     send(bytes(-file.size % 4))
 
 
-def upload(tree: Folder | Disk, host: str, port: int, seconds: float = 300) -> int:
-    """Send a tree to the upload server at ``host``:``port`` and wait until it is on the disk there; returns how many entries.
+def upload(tree: Folder | Disk, connection: socket.socket, seconds: float = 300) -> int:
+    """Send a tree to an upload server and wait until it is on the disk there; returns how many entries.
 
     Args:
+        connection: to the server; it stays open.
         seconds: without progress, at the most.
 
     Raises:
-        UploadFailed: the server is not there, hangs up before the end, or says something.
+        UploadFailed: the server hangs up before the end, or says something.
     """
     try:
-        with socket.create_connection((host, port), seconds) as connection:
-            count = write(tree, connection.sendall)
-            connection.shutdown(socket.SHUT_WR)
-            if words := connection.recv(200):
-                raise UploadFailed(f"The upload server answered what it should not: {words[:100]!r}.")
-            return count
+        connection.settimeout(seconds)
+        count = write(tree, connection.sendall)
+        connection.shutdown(socket.SHUT_WR)
+        if words := connection.recv(200):
+            raise UploadFailed(f"The upload server answered what it should not: {words[:100]!r}.")
+        return count
     except OSError as error:
-        raise UploadFailed(f"The files could not be sent to {host}:{port}: {error.strerror or error}.") from error
+        raise UploadFailed(f"The files could not be sent to the upload server: {error.strerror or error}.") from error

@@ -68,6 +68,11 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags), "unshare")
 
 
+def setns(namespace: int, kind: int) -> None:
+    """setns(2): the calling thread enters the namespace of that descriptor."""
+    _checked(_libc.setns(namespace, kind), "setns")
+
+
 def no_new_privileges() -> None:
     """No program that this process becomes can gain privileges (prctl(2), PR_SET_NO_NEW_PRIVS)."""
     _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")

@@ -31,7 +31,6 @@ from state.models import App, Release, Slug
 FORMATS = {"heroku": "tar.gz", "capstan": "mpm", "osv-image": "img", "qcow2": "qcow2", "zfs": "zfs.img"}
 """Format → what its file's name ends in."""
 PORT = 8080
-ZFS_SIZE = 1 << 30
 
 Say = Callable[[str], None]
 
@@ -246,5 +245,5 @@ def _zfs(what: Export, view: View, target: Path, process: str, builder: Path | N
     launch = _launch(what, view, process, say)
     boot = _boot(what, launch)
     tree = _tree(view, launch.runtime, osvimage.configuration(boot.script))
-    zfs.build(builder, tree, target, ZFS_SIZE)
+    zfs.build(builder, tree, target)
     say(f"Boot it with a kernel that knows ZFS and this command line: {boot.line.decode().replace('rootfs=rofs', 'rootfs=zfs')}")

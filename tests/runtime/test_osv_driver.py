@@ -4,8 +4,10 @@ no kernel of OSv comes with Davit. What only a real one can show is in test_osv_
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import DavitError, InvalidParams
+from runtime import cgroups
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
 from runtime.osv import kernel, signals, zfs
@@ -274,17 +277,66 @@ def test_a_zfs_builder_that_takes_no_files_is_ended_and_told(
 ) -> None:
     monkeypatch.setattr(zfs, "BOOT_SECONDS", 5.0)
     with pytest.raises(zfs.BuilderFailed, match="--console=serial") as told:
-        zfs.build(loader, rofs.Folder(), tmp_path / "image", 64 * MIB)
+        zfs.build(loader, rofs.Folder(), tmp_path / "image")
+    assert_says("osv-builder", told.value.message)
+    assert list(tmp_path.iterdir()) == groups_of_builders() == []
+
+
+@pytest.mark.row("osv-builder")
+def test_an_image_that_its_disk_has_no_room_for_is_refused_before_it_begins(loader: Path, tmp_path: Path) -> None:
+    tree = rofs.Folder()
+    tree.add("huge", rofs.File(1 << 60, io.BytesIO))
+    with pytest.raises(zfs.BuilderFailed, match=r"take 1152921504\.6 GB, and .* GB free") as told:
+        zfs.build(loader, tree, tmp_path / "image")
     assert_says("osv-builder", told.value.message)
     assert list(tmp_path.iterdir()) == []
+
+
+BUILDER = r"""
+use Socket; $| = 1;
+socket(my $server, PF_INET, SOCK_STREAM, 0); bind($server, sockaddr_in(10000, INADDR_ANY)) or die; listen($server, 1);
+print "Waiting for connection from host...\n"; accept(my $peer, $server); print "x" x 300000, "\n";
+open(my $out, ">&=", $ARGV[0]); while (sysread($peer, my $piece, 65536)) { syswrite($out, $piece); }
+opendir(my $top, "/"); print join(" ", readdir($top)), "\n"; exit $ARGV[1];
+"""
+"""What an OSv builder does with what it is sent, but for the file system; in Perl, which every host has."""
+
+
+def test_a_zfs_builder_is_confined_as_a_dyno_is_and_is_sent_the_files_where_nobody_else_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+    connection = zfs._connection
+
+    def looking(pid: int) -> socket.socket:
+        seen.update(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        seen.update(net=os.readlink(f"/proc/{pid}/ns/net"), cgroup=Path(f"/proc/{pid}/cgroup").read_text())
+        return connection(pid)
+
+    monkeypatch.setattr(zfs, "_connection", looking)
+    tree = rofs.Folder()
+    tree.add("app/app.py", rofs.data(b"print(1)\n" * 50_000))
+    (tmp_path / "shown").mkdir()
+    with (tmp_path / "received").open("wb") as received:
+        argv = ["/usr/bin/perl", "-e", BUILDER, str(received.fileno())]
+        assert zfs.run([*argv, "0"], tree, tmp_path / "shown", [received.fileno()]) == 2
+        with pytest.raises(zfs.BuilderFailed, match=r"failed: .*\busr\b"):
+            zfs.run([*argv, "3"], tree, tmp_path / "shown", [received.fileno()])
+    assert (tmp_path / "received").read_bytes().count(b"print(1)\n") == 100_000
+    assert seen["Uid"].split() == [str(0x6F00_0000 + os.getpid())] * 4
+    assert (seen["CapEff"], seen["CapBnd"], seen["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+    assert seen["net"] != os.readlink("/proc/self/ns/net") and f"/davit-builder-{os.getpid()}/qemu" in seen["cgroup"]
+    assert groups_of_builders() == []
+
+
+def groups_of_builders() -> list[Path]:
+    return [path for top in cgroups.layout().directories("/") for path in top.glob("davit-builder-*")]
 
 
 def test_the_agent_for_signals_is_built_and_passes_them_on(tmp_path: Path) -> None:
     """Built by this machine's compiler here (the build stack's in life), and run as the program that it is, too."""
     program = tmp_path / "agent"
     subprocess.run(["gcc", "-Wall", "-Werror", "-O2", "-o", program, Path(signals.__file__).with_name("agent.c")], check=True)
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import shlex
 import signal
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 
 from runtime import stacks
 from runtime.driver import DynoSpec, Exit, Limits
+from runtime.osv import zfs
 from runtime.osv.dyno import Unikernel
+from slugs import rofs
 from tests.runtime import rootfs
 from tests.runtime.bench_of_driver import ENV as CONTRACT_ENV
 from tests.runtime.bench_of_driver import MIB, Bench
@@ -318,3 +321,19 @@ class TestContract(DriverContract):
     # its neighbour serves no HTTP, by which alone its port is seen: see above
     test_neighbours_are_out_of_reach_and_the_host_reaches_both = None
     test_many_start_at_once = None
+
+
+def test_a_zfs_image_holds_what_was_sent_to_the_builder(tmp_path: Path) -> None:
+    """The builder is looked for beside the kernel, under the name that OSv gives it."""
+    builder = Path(os.environ["DAVIT_OSV_KERNEL"]).with_name("zfs_builder-stripped.elf")
+    if not builder.exists():
+        pytest.skip(f"there is no {builder}: no ZFS image was made")
+    tree = rofs.Folder()
+    words = [os.urandom(10_000) for _ in range(40)]  # what cannot be compressed lies in the image as it is
+    for number, word in enumerate(words):
+        tree.add(f"app/{number}.txt", rofs.data(word))
+    assert zfs.build(builder, tree, tmp_path / "image") == 41
+    image = (tmp_path / "image").open("rb")
+    with image, mmap.mmap(image.fileno(), 0, prot=mmap.PROT_READ) as content:
+        assert [word for word in words if content.find(word) < 0] == []
+    assert (tmp_path / "image").stat().st_blocks * 512 < zfs.LEAST_SIZE // 8

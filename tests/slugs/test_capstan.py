@@ -7,7 +7,6 @@ import socket
 import stat
 import tarfile
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,10 +119,15 @@ def unpacked(stream: Any) -> dict[str, tuple[int, bytes]]:
         found[name[:-1].decode()] = (stat.S_IFMT(mode), content)
 
 
+def upload(port: int) -> int:
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        return cpio.upload(tree(), connection, 20)
+
+
 def test_files_are_sent_as_the_server_reads_them() -> None:
     server = FakeUploadServer()
     try:
-        assert cpio.upload(tree(), "127.0.0.1", server.port, 20) == 7
+        assert upload(server.port) == 7
     finally:
         server.close()
     assert server.found == {
@@ -144,14 +148,14 @@ def test_any_names_and_contents_arrive(files: dict[str, bytes]) -> None:
     assert unpacked(stream) == {name: (stat.S_IFREG, content) for name, content in files.items()}
 
 
-def test_a_server_that_is_not_there_or_speaks_is_told(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        with pytest.raises(cpio.UploadFailed, match="could not be sent"):
-            cpio.upload(tree(), "127.0.0.1", free.getsockname()[1], 5)
+def test_a_server_that_hangs_up_or_speaks_is_told() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, pytest.raises(cpio.UploadFailed, match="could not be sent"):
+        cpio.upload(tree(), ours, 5)
     server = FakeUploadServer(answer=b"no room")
     try:
         with pytest.raises(cpio.UploadFailed, match="should not: b'no room'"):
-            cpio.upload(tree(), "127.0.0.1", server.port, 20)
+            upload(server.port)
     finally:
         server.close()
