@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,10 @@ from tests.builder.building import REPOSITORY, Built, build_root, run_inside, ta
 from tests.conftest import wait_until
 
 sys.path.insert(0, str(REPOSITORY / "buildpacks" / "nodejs" / "lib"))
+sys.path.insert(0, str(REPOSITORY / "buildpacks" / "python" / "lib"))
+import ranges
 import semver
+import sources
 
 PYTHON = ".".join(subprocess.run(["/usr/bin/python3", "-V"], capture_output=True, text=True).stdout.split()[1].split(".")[:2])
 TINY = "itsdangerous==2.2.0\n"
@@ -133,19 +139,28 @@ def test_uv_lock_is_installed_as_locked(root: Path, tmp_path: Path) -> None:
     assert "uv.lock does not fit pyproject.toml" in refused(build(root, stale))
 
 
+POETRY_BACKEND = """[build-system]
+requires = ["poetry-core"]
+build-backend = "poetry.core.masonry.api"
+"""
 POETRY = {
     "pyproject.toml": """[project]
-name = "x"
+name = "shop"
 version = "1"
 requires-python = ">=3.10"
-dependencies = ["itsdangerous (==2.1.2)"]
+dependencies = ["itsdangerous (==2.1.2)", "mylib"]
 
-[tool.poetry]
-package-mode = false
+[project.scripts]
+shop = "shop:main"
+
+[tool.poetry.dependencies]
+mylib = {path = "libs/mylib"}
 
 [tool.poetry.group.dev.dependencies]
 blinker = "1.9.0"
-""",
+
+"""
+    + POETRY_BACKEND,
     "poetry.lock": """[[package]]
 name = "blinker"
 version = "1.9.0"
@@ -166,19 +181,130 @@ files = [
     {file = "itsdangerous-2.1.2-py3-none-any.whl", hash = "sha256:WHEEL"},
 ]
 
+[[package]]
+name = "mylib"
+version = "1"
+description = ""
+optional = false
+python-versions = "*"
+groups = ["main"]
+files = []
+develop = false
+
+[package.source]
+type = "directory"
+url = "libs/mylib"
+
 [metadata]
 lock-version = "2.1"
 python-versions = ">=3.10"
-content-hash = "b6b513a6c5aa4abfd8a688f9a31208663491514505744d4bf5e32fe88cef2807"
+content-hash = "fc627dc18a576dd43d2e8d188eeb6152d12beaf2dc2659e9d41325fe4aa8940b"
 """.replace("WHEEL", "2c2349112351b88699d8d4b6b075022c0808887cb7ad10069318a8b0bc88db44"),
+    "src/shop/__init__.py": "import mylib\n\ndef main():\n    print(mylib.VALUE)\n",
+    "libs/mylib/pyproject.toml": f'[project]\nname = "mylib"\nversion = "1"\n{POETRY_BACKEND}',
+    "libs/mylib/mylib.py": "VALUE = 'first'\n",
 }
 
 
-def test_poetry_lock_is_installed_as_locked(root: Path) -> None:
+def test_poetry_lock_is_installed_as_locked_with_the_project_and_the_code_of_the_app(root: Path) -> None:
     built = done(build(root, POETRY))
     assert "+ itsdangerous==2.1.2" in built.output and "blinker" not in built.output
+    assert run(built, "shop") == "first"
+    assert json.loads((root / "cache/python/environment.json").read_text())["fingerprint"] is None  # mylib may change
     stale = {**POETRY, "pyproject.toml": POETRY["pyproject.toml"].replace("==2.1.2", "==2.2.0")}
     assert "Run `poetry lock`" in refused(build(root, stale))
+
+
+SETUPTOOLS = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+
+
+def test_code_of_the_app_that_pyproject_toml_names_is_installed_anew(root: Path) -> None:
+    source = {
+        "pyproject.toml": '[project]\nname = "x"\nversion = "1"\ndependencies = ["mylib"]\n[tool.uv.sources]\nmylib = {path = "libs/mylib"}\n',  # noqa: E501
+        "libs/mylib/pyproject.toml": f'[project]\nname = "mylib"\nversion = "1"\n{POETRY_BACKEND}',
+        "libs/mylib/mylib.py": "VALUE = 'first'\n",
+    }
+    done(build(root, source))
+    built = done(build(root, {**source, "libs/mylib/mylib.py": "VALUE = 'second'\n"}))
+    assert run(built, "python -c 'import mylib; print(mylib.VALUE)'") == "second"
+
+
+def test_editable_packages_are_where_the_running_app_has_them(root: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "pyproject.toml").write_text(f'[project]\nname = "far"\nversion = "1"\n{SETUPTOOLS}')
+    (repository / "far.py").write_text("")
+    git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=1"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    source = {
+        "requirements.txt": f"-e .\n-e ./near\n-e git+file://{repository}@{commit}#egg=far\n",
+        "pyproject.toml": f'[project]\nname = "own"\nversion = "1"\n{SETUPTOOLS}', "src/own/__init__.py": "",
+        "near/pyproject.toml": f'[project]\nname = "near"\nversion = "1"\n{SETUPTOOLS}', "near/near/__init__.py": "",
+        "near/near/data.txt": "not in the package",
+        "bin/post_compile": "#!/bin/sh\npython -c 'import own, near; print(\"found\", near.__file__)'\n",
+    }  # fmt: skip
+    built = done(build(root, source))
+    assert f"found {root}/tmp/build_" in built.output
+    assert (built.app / "requirements.txt").read_text() == source["requirements.txt"]
+    program = "import own, near, far; print(*(module.__file__ for module in (own, near)))"
+    assert run(built, f"cd /; python -c '{program}'", PYTHONPATH="/nowhere") == f"{root}/app/src/own/__init__.py {root}/app/near/near/__init__.py"
+    assert not subprocess.run(["grep", "-rl", "/tmp/build_", built.app / ".heroku"], capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def old_index(tmp_path: Path) -> Iterator[str]:
+    """An index that has an old version of a package only."""
+    page = tmp_path / "simple/itsdangerous/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<a href='itsdangerous-1.0-py3-none-any.whl'>itsdangerous-1.0-py3-none-any.whl</a>")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/simple"
+        server.shutdown()
+
+
+def test_a_second_index_means_what_it_means_to_pip(root: Path, old_index: str) -> None:
+    source = {"requirements.txt": f"--extra-index-url {old_index}\n{TINY}"}
+    printed = refused(build(root, source, config={"UV_INDEX_STRATEGY": "first-index"}))
+    assert f"“itsdangerous” is in the index {old_index}, but not in the version that is asked for" in printed
+    assert "+ itsdangerous==2.2.0" in done(build(root, source)).output
+
+
+def test_a_setup_cfg_alone_is_a_project_when_it_names_one(root: Path) -> None:
+    project = "[metadata]\nname = x\nversion = 1\n[options]\npy_modules = m\ninstall_requires = itsdangerous==2.2.0\n"
+    built = done(build(root, {"setup.cfg": project, "m.py": ""}))
+    assert "+ itsdangerous==2.2.0" in built.output and not (built.app / "setup.py").exists()
+    assert "no packages are installed" in done(build(root, {"setup.cfg": "[flake8]\nignore = E501\n"})).output
+
+
+@pytest.mark.parametrize(
+    ("line", "decides"),
+    [
+        ("flask==3.0.0", True), ("flask >= 2 ; python_version > '3'", True), ("-r more.txt", True), ("--no-binary :all:", True),
+        ("--extra-index-url https://host/simple", True), ("https://host/x.whl", True), ("x @ https://host/x.zip ; extra == 'a'", True),
+        ("-e .", False), ("./lib", False), ("libs/mylib", False), ("libs/mylib ; python_version > '3'", False), ("x-1-py3-none-any.whl", False),
+        ("x @ file:///lib", False), ("x @ libs/mylib", False), ("--find-links wheels", False), ("-i file:///simple", False),
+        ("git+https://host/x.git", False), ("x @ git+https://host/x@main", False), ("git+git@host:a/b.git", False),
+        (f"git+https://host/x.git@{'a' * 40}", True), (f"-e git+https://host/x.git@{'a' * 40}#egg=x", True),
+    ],
+)  # fmt: skip
+def test_only_lines_that_decide_what_is_installed_are_taken_from_the_cache(line: str, decides: bool) -> None:
+    assert sources.line_decides(line) is decides
+
+
+@pytest.mark.parametrize(
+    ("range", "version", "fits"),
+    [
+        (">=3.11,<3.13", "3.13.5", False), (">=3.11,<3.13", "3.12.9", True), (">= 3.9", "3.13.0", True), (">=3.9 <3.12", "3.12.0", False),
+        ("^3.11", "3.13.5", True), ("^3.11", "4.0.0", False), ("~3.11", "3.12.0", False), ("~=3.11", "3.13.5", True), ("~=3.11.2", "3.12.0", False),
+        ("3.12.*", "3.12.1", True), ("==3.12.*", "3.13.0", False), ("!=3.13.*,>=3.9", "3.13.2", False), ("^3.9 || ^4", "3.13.0", True), ("*", "3.1.0", True),
+    ],
+)  # fmt: skip
+def test_ranges_of_python_mean_what_they_mean_to_their_tools(range: str, version: str, fits: bool) -> None:
+    assert ranges.allows(range, version) is fits
 
 
 def test_pipfile_lock_is_installed_as_locked(root: Path) -> None:
@@ -214,6 +340,8 @@ def test_pipfile_lock_is_installed_as_locked(root: Path) -> None:
         ({"pyproject.toml": '[tool.poetry.dependencies]\nflask = "*"\n'}, "Run `poetry lock`"),
         ({"runtime.txt": "Python 3\n"}, "runtime.txt holds “Python 3”, which is no Python version"),
         ({"Pipfile.lock": "{"}, "Pipfile.lock is not valid JSON"),
+        ({"pyproject.toml": '[project]\nname = "x"\nversion = "1"\nrequires-python = "<3.10"\n'}, "asks for Python <3.10, and this app is built with"),
+        ({"pyproject.toml": '[tool.poetry.dependencies]\npython = "^2.7"\n', "poetry.lock": ""}, "asks for Python ^2.7"),
     ],
 )  # fmt: skip
 def test_what_python_cannot_build_is_refused_with_a_remedy(root: Path, source: dict[str, str], sentence: str) -> None:

@@ -6,6 +6,7 @@ same, it is unpacked again and nothing is asked of the network.
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import json
 import os
@@ -14,10 +15,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-FORMAT = "3"
+import editable
+import ranges
+import sources
+
+FORMAT = "4"
 """Goes into every fingerprint: raise it when what is kept in the cache changes."""
 MANAGERS = {
     "uv.lock": "uv",
@@ -26,6 +33,7 @@ MANAGERS = {
     "requirements.txt": "pip's format",
     "pyproject.toml": "pyproject.toml",
     "setup.py": "setup.py",
+    "setup.cfg": "setup.cfg",
 }
 """What says which packages to install, the first that is there; with the name of its format."""
 MISSPELT = (
@@ -85,6 +93,11 @@ class App:
             if name in self.config:
                 self.environment.setdefault(own, self.config[name])
 
+    def also_import_from(self, directories: list[str]) -> None:
+        """Packages that stay where they are in the app are found there by what still runs in this build."""
+        if directories:
+            self.environment["PYTHONPATH"] = os.pathsep.join(directories)
+
     def text(self, name: str) -> str:
         return (self.build / name).read_text(errors="replace").lstrip("\ufeff")
 
@@ -108,6 +121,7 @@ def main(build: Path, cache: Path, env: Path) -> None:
     version, asked_by = asked_version(app)
     interpreter = Interpreter(app)
     interpreter.choose(version, asked_by)
+    check_range(app, manager, interpreter)
     app.link()
     kept = Kept(app, interpreter, manager)
     if not kept.restore():
@@ -139,6 +153,8 @@ def choose_manager(app: App) -> str | None:
     found = [name for name in MANAGERS if app.has(name)]
     if "pyproject.toml" in found and not lists_dependencies(app):
         found.remove("pyproject.toml")
+    if "setup.cfg" in found and not names_project(app):
+        found.remove("setup.cfg")
     if not found:
         for name in MISSPELT:
             if app.has(name):
@@ -158,7 +174,17 @@ def lists_dependencies(app: App) -> bool:
     return "project" in document
 
 
-def toml(app: App, name: str) -> dict:
+def names_project(app: App) -> bool:
+    """Whether setup.cfg is setuptools', and not only what flake8 or another tool keeps there."""
+    parser = configparser.RawConfigParser(strict=False)
+    try:
+        parser.read_string(app.text("setup.cfg"))
+    except configparser.Error:
+        return False
+    return parser.has_option("metadata", "name") or parser.has_option("options", "install_requires")
+
+
+def toml(app: App, name: str) -> dict[str, Any]:
     import tomllib
 
     try:
@@ -187,6 +213,24 @@ def asked_version(app: App) -> tuple[str | None, str]:
         if version := requires.get("python_full_version") or requires.get("python_version"):
             return version, "Pipfile.lock"
     return None, ""
+
+
+def check_range(app: App, manager: str | None, interpreter: Interpreter) -> None:
+    """Refuse a Python that the project excludes: installers pass over every package that such a project lists, without a word."""
+    if manager not in ("uv.lock", "poetry.lock", "pyproject.toml"):
+        return
+    document = toml(app, "pyproject.toml") if app.has("pyproject.toml") else {}
+    poetry = document.get("tool", {}).get("poetry", {}).get("dependencies", {}) if manager == "poetry.lock" else {}
+    for wanted in (document.get("project", {}).get("requires-python"), poetry.get("python")):
+        try:
+            if not isinstance(wanted, str) or ranges.allows(wanted, interpreter.version):
+                continue
+        except ranges.UnknownRange:
+            continue  # the installer's to say
+        fail(
+            f"pyproject.toml asks for Python {wanted}, and this app is built with Python {interpreter.version}.\n"
+            "Commit a file .python-version with a version that fits, or let pyproject.toml allow this one (and lock again)."
+        )
 
 
 class Interpreter:
@@ -274,13 +318,25 @@ class Kept:
             return False
         if self.fingerprint is not None and note.get("fingerprint") == self.fingerprint:
             say(f"Restored {note.get('packages', 'the')} packages from the cache; {self.manager or 'the app'} is unchanged")
+            self.app.also_import_from([str(self.app.build / name) for name in note.get("import_from", [])])
             return True
         return False
 
     def keep(self) -> None:
+        import_from = settle_editable(self.app)
+        self.app.also_import_from(import_from)
         pack(self.app.home, self.tar)
-        packages = len(list(self.app.home.glob("lib/python*/site-packages/*.dist-info")))
-        self.note.write_text(json.dumps({"base": self.base, "fingerprint": self.fingerprint, "packages": packages}))
+        note = {
+            "base": self.base, "fingerprint": self.fingerprint,
+            "packages": len(list(self.app.home.glob("lib/python*/site-packages/*.dist-info"))),
+            "import_from": [os.path.relpath(name, self.app.build) for name in import_from],
+        }  # fmt: skip
+        self.note.write_text(json.dumps(note))
+
+
+def settle_editable(app: App) -> list[str]:
+    home = app.final.parent.parent
+    return [name for packages in app.home.glob("lib/python*/site-packages") for name in editable.settle(packages, app.build, home)]
 
 
 def fingerprint(app: App, manager: str | None, base: dict[str, str]) -> str | None:
@@ -290,48 +346,63 @@ def fingerprint(app: App, manager: str | None, base: dict[str, str]) -> str | No
     digest.update(repr(settings).encode(errors="surrogateescape"))
     if manager is None:
         return digest.hexdigest()
-    if manager == "setup.py":
+    uv = uv_settings(app)
+    if not sources.settings_decide(uv):
         return None
+    digest.update(json.dumps(uv, sort_keys=True, default=str).encode())
     if manager == "requirements.txt":
-        contents = requirement_files(app, app.build / manager, {})
-        if contents is None:
+        contents = requirement_files(app, app.build / manager)
+        if not all(sources.line_decides(line) for content in contents.values() for line in sources.lines_of(content)):
             return None
-        for name in sorted(contents):
-            digest.update(f"{name}\0".encode() + contents[name] + b"\0")
+        for path in sorted(contents):
+            digest.update(f"{os.path.relpath(path, app.build)}\0".encode() + contents[path] + b"\0")
         return digest.hexdigest()
-    for name in (manager, "pyproject.toml", "uv.toml"):
+    if not list_decides(app, manager):
+        return None
+    for name in (manager, "pyproject.toml"):
         if app.has(name):
             digest.update((app.build / name).read_bytes() + b"\0")
-    if manager == "uv.lock" and installs_local(app):
-        return None
-    return None if manager == "Pipfile.lock" and any("path" in entry for entry in pipfile(app).get("default", {}).values()) else digest.hexdigest()
+    if manager == "poetry.lock":
+        digest.update(repr(sorted(entry.name for directory in (app.build, app.build / "src") for entry in directory.glob("*"))).encode())
+    return digest.hexdigest()
 
 
-def installs_local(app: App) -> bool:
-    """Whether uv.lock holds packages whose code is in this repository."""
-    sources = [package.get("source", {}) for package in toml(app, "uv.lock").get("package", [])]
-    return any(key in source for source in sources for key in ("editable", "directory", "path"))
+def list_decides(app: App, manager: str) -> bool:
+    """Whether what is installed is decided by the list of packages alone (see :mod:`sources`)."""
+    if manager == "uv.lock":
+        return sources.uv_lock_decides(toml(app, manager))
+    if manager == "poetry.lock":
+        return sources.poetry_lock_decides(toml(app, manager)) and not built_by_code(app)
+    if manager == "Pipfile.lock":
+        return sources.pipfile_lock_decides(pipfile(app))
+    return manager == "pyproject.toml" and sources.pyproject_decides(toml(app, manager))
 
 
-def requirement_files(app: App, path: Path, seen: dict[str, bytes]) -> dict[str, bytes] | None:
-    """A requirements file and those that it includes; None when one of them names a directory or file of the app to install."""
-    name = os.path.relpath(path, app.build)
-    if name in seen or len(seen) > 100:
+def uv_settings(app: App) -> dict[str, Any]:
+    """What the app's files tell uv: uv.toml, else [tool.uv]. A pyproject.toml that is no TOML says nothing; who needs it refuses it."""
+    import tomllib
+
+    try:
+        if app.has("uv.toml"):
+            return tomllib.loads(app.text("uv.toml"))
+        return tomllib.loads(app.text("pyproject.toml")).get("tool", {}).get("uv", {}) if app.has("pyproject.toml") else {}
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def requirement_files(app: App, path: Path, seen: dict[Path, bytes] | None = None) -> dict[Path, bytes]:
+    """A requirements file and those that it includes."""
+    seen = {} if seen is None else seen
+    path = Path(os.path.normpath(path))
+    if path in seen or len(seen) > 100:
         return seen
     try:
-        content = path.read_bytes()
+        seen[path] = path.read_bytes()
     except OSError:
         return seen  # uv says it better
-    seen[name] = content
-    for raw in content.decode(errors="replace").splitlines():
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
-        if included := re.match(r"(?:-r|--requirement|-c|--constraint)[\s=]*(\S+)", line):
-            if not re.match(r"https?:", included[1]) and requirement_files(app, path.parent / included[1], seen) is None:
-                return None
-        elif re.match(r"(-e|--editable)\b|[./]|file:|-f|--find-links", line) or re.search(r"@\s*(file:|\.)", line):
-            return None
-        elif re.search(r"git\+|^\S+/\S+$", line) and "://" not in line:
-            return None
+    for line in sources.lines_of(seen[path]):
+        if included := sources.included_by(line):
+            requirement_files(app, path.parent / included, seen)
     return seen
 
 
@@ -346,16 +417,82 @@ def install(app: App, manager: str | None, interpreter: Interpreter, kept: Kept)
         frozen = ["uv", "sync", "--locked", "--no-default-groups", "--no-editable", "--python", str(interpreter.path)]
         run_uv(app, frozen, manager)
         return
-    if manager == "poetry.lock":
-        listing = from_poetry(app)
-    elif manager == "Pipfile.lock":
-        listing = from_pipfile(app)
-    elif manager == "setup.py":
-        run_uv(app, ["uv", "pip", "install", "--exact", "."], manager)
+    if manager == "pyproject.toml":
+        run_uv(app, ["uv", "pip", "install", "--exact", "--requirements", manager], manager)
         return
+    ask_indexes_as_pip_does(app)
+    if manager == "poetry.lock":
+        run_uv(app, ["uv", "pip", "install", "--exact", "--requirements", str(from_poetry(app))], manager)
+        install_project(app)
+    elif manager == "Pipfile.lock":
+        run_uv(app, ["uv", "pip", "install", "--exact", "--requirements", str(from_pipfile(app))], manager)
+    elif manager == "requirements.txt":
+        with repositories_not_editable(app):
+            run_uv(app, ["uv", "pip", "install", "--exact", "--requirements", manager], manager)
     else:
-        listing = app.build / manager
-    run_uv(app, ["uv", "pip", "install", "--exact", "--requirements", str(listing)], manager)
+        with setup_py(app):
+            run_uv(app, ["uv", "pip", "install", "--exact", "."], manager)
+
+
+def ask_indexes_as_pip_does(app: App) -> None:
+    """These lists are written for pip, which takes the best version of all indexes; uv asks the first that knows the name."""
+    if "index-strategy" not in {**uv_settings(app), **uv_settings(app).get("pip", {})}:
+        app.environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+
+
+@contextmanager
+def repositories_not_editable(app: App) -> Iterator[None]:
+    """Take `-e` from repositories' lines, as `pip freeze` writes them, while uv reads the files: it knows that of directories only."""
+    written = {path: content for path, content in requirement_files(app, app.build / "requirements.txt").items() if editable.of_repositories(content) != content}
+    for path, content in written.items():
+        path.write_bytes(editable.of_repositories(content))
+    yield
+    for path, content in written.items():
+        path.write_bytes(content)
+
+
+@contextmanager
+def setup_py(app: App) -> Iterator[None]:
+    """A project that has only a setup.cfg gets the setup.py that installers look for while it is installed."""
+    script = app.build / "setup.py"
+    if script.exists() or app.has("pyproject.toml"):
+        yield
+        return
+    script.write_text("import setuptools\n\nsetuptools.setup()\n")
+    yield
+    script.unlink()
+
+
+def is_package(app: App) -> bool:
+    """Whether Poetry installs the project itself beside its dependencies: its package mode, which is on unless it is turned off."""
+    document = toml(app, "pyproject.toml") if app.has("pyproject.toml") else {}
+    return "build-system" in document and document.get("tool", {}).get("poetry", {}).get("package-mode", True) is not False
+
+
+def built_by_code(app: App) -> bool:
+    """Whether code of the app decides what is installed of the project itself."""
+    if not is_package(app):
+        return False
+    document = toml(app, "pyproject.toml")
+    own = str(document["build-system"].get("build-backend", "")).startswith("poetry.")
+    return not own or "build" in document.get("tool", {}).get("poetry", {})
+
+
+def install_project(app: App) -> None:
+    """The project itself, where it is: a src/ folder is found, and its scripts are commands."""
+    if not is_package(app):
+        return
+    argv = ["uv", "pip", "install", "--no-deps", "--editable", "."]
+    done = subprocess.run(
+        argv, cwd=app.build, env=app.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )  # fmt: skip
+    if done.returncode and "No file/folder found for package" in done.stdout:
+        indent("The project itself is not installed: Poetry finds no package in it (package-mode = false would say that there is none)")
+        return
+    for line in done.stdout.splitlines():
+        indent(line.replace(str(app.build), "."))
+    if done.returncode:
+        fail(explain(done.stdout, "pyproject.toml"))
 
 
 def from_poetry(app: App) -> Path:
@@ -372,7 +509,7 @@ def from_poetry(app: App) -> Path:
     return listing
 
 
-def pipfile(app: App) -> dict:
+def pipfile(app: App) -> dict[str, Any]:
     try:
         document = json.loads(app.text("Pipfile.lock"))
     except ValueError:
@@ -421,6 +558,11 @@ def run_uv(app: App, argv: list[str], manager: str) -> None:
 
 def explain(printed: str, manager: str) -> str:
     printed = " ".join(re.sub(r"[│╰├─▶×]", " ", printed).split())
+    if elsewhere := re.search(r"`(\S+)` was found on (\S+?),? but not at the requested version", printed):
+        return (
+            f"“{elsewhere[1]}” is in the index {elsewhere[2]}, but not in the version that is asked for, and uv asks no other for it then.\n"
+            "The config var UV_INDEX_STRATEGY=unsafe-best-match lets it take the best version of all indexes, as pip does."
+        )
     if missing := re.search(r"[Bb]ecause (\S+) was not found in the (?:package registry|provided package locations)", printed):
         return f"There is no package named “{missing[1]}”. Is its name in {manager} spelt as on PyPI?"
     if re.search(r"lockfile (at `[^`]*` )?needs to be updated", printed):
@@ -473,7 +615,10 @@ def write_profile(app: App) -> None:
 
 def write_export(app: App) -> None:
     export = Path(__file__).resolve().parent.parent / "export"
-    export.write_text(f'export PATH="{app.final}/bin:$PATH"\nexport VIRTUAL_ENV="{app.final}"\n')
+    lines = [f'export PATH="{app.final}/bin:$PATH"', f'export VIRTUAL_ENV="{app.final}"']
+    if import_from := app.environment.get("PYTHONPATH"):
+        lines.append(f'export PYTHONPATH="{import_from}${{PYTHONPATH:+:$PYTHONPATH}}"')
+    export.write_text("\n".join(lines) + "\n")
 
 
 def collect_static(app: App) -> None:
@@ -485,7 +630,8 @@ def collect_static(app: App) -> None:
     if manage is None:
         return
     say("$ python " + os.path.relpath(manage, app.build) + " collectstatic --noinput")
-    environment = {**app.environment, "PYTHONPATH": f"{app.build}:{app.config.get('PYTHONPATH', '')}".rstrip(":")}
+    paths = [str(app.build), app.environment.get("PYTHONPATH"), app.config.get("PYTHONPATH")]
+    environment = {**app.environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     done = subprocess.run(
         ["python", manage, "collectstatic", "--noinput", "--traceback"],
         cwd=app.build, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
