@@ -49,9 +49,11 @@ def down(keep_apps: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(pids: bool, as_json: bool) -> None:
     """Show Davit's processes; exit status 1 when not all of them run."""
+    from cli.host import keeper
     from cli.host import status as survey
 
-    rows = survey.survey(settings().home)
+    kept_by = keeper.adopt()
+    rows = survey.survey(settings(), kept_by)
     if pids:
         for pid in (pid for row in rows for pid in row.pids):
             click.echo(pid)
@@ -61,7 +63,9 @@ def status(pids: bool, as_json: bool) -> None:
         click.echo(f"Davit is not running in {settings().home}; `davit up` starts it.")
     else:
         _table(rows)
-    if not rows or any(row.state != "running" for row in rows) or rows[0].process != "supervisor":
+        if kept_by is not None:
+            click.echo(f"Kept by {kept_by.name}. {kept_by.told}".rstrip())
+    if not survey.whole(rows, kept_by):
         sys.exit(1)
 
 
@@ -70,8 +74,9 @@ def _table(rows: list) -> None:  # type: ignore[type-arg]
 
     click.echo(f"{'PROCESS':<11} {'STATE':<8} {'PID':>8} {'SINCE':>6} {'RESTARTS':>8} {'MEMORY':>10}")
     for row in rows:
-        since, size = ago(row.since), f"{row.memory / 2**20:.1f} MiB"
-        click.echo(f"{row.process:<11} {row.state:<8} {row.pid or '':>8} {since:>6} {row.restarts:>8} {size:>10}")
+        since, restarts = ago(row.since), "" if row.restarts is None else row.restarts
+        size = f"{row.memory / 2**20:.1f} MiB" if row.pids or row.state != "running" else ""
+        click.echo(f"{row.process:<11} {row.state:<8} {row.pid or '':>8} {since:>6} {restarts:>8} {size:>10}".rstrip())
     click.echo(f"{'':<11} {'':<8} {'':>8} {'':>6} {'together':>8} {sum(row.memory for row in rows) / 2**20:>6.1f} MiB")
 
 
@@ -80,7 +85,9 @@ def _table(rows: list) -> None:  # type: ignore[type-arg]
 def doctor(as_json: bool) -> None:
     """Look at what Davit needs of this machine and say what to do; exit status 1 when something essential is missing."""
     from cli.host import doctor as checks
+    from cli.host import keeper
 
+    keeper.adopt()
     points = checks.examine(settings())
     if as_json:
         click.echo(json.dumps([vars(point) for point in points], indent=2))

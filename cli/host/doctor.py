@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cli.host import processes, record, registries, wayout
+from cli.host import keeper, processes, record, registries, wayout
 from foundation.errors import DavitError
 from foundation.settings import Address, Settings
 
@@ -197,17 +197,24 @@ def check_home(settings: Settings) -> Point:
 
 def check_ports(settings: Settings) -> Iterator[Point]:
     """Each address is free, or this Davit's own."""
-    proxied = bool(processes.haproxies(settings.home))
+    proxies = processes.haproxies(settings.home)
+    kept_by = keeper.find(settings)
     running = {entry.name for entry in record.read(settings.run).living()}
-    for variable, address, ours in (
-        ("DAVIT_HTTP", settings.http, proxied),
-        ("DAVIT_HTTPS", settings.https, proxied),
-        ("DAVIT_API", settings.api, "web" in running),
-        ("DAVIT_SSH", settings.ssh, "ssh" in running),
-        ("DAVIT_EXEC", settings.exec, "web" in running),
+
+    def ours(name: str, address: Address) -> bool:
+        if name == "haproxy":
+            return processes.listen(proxies, address.port)
+        return name in running if kept_by is None else keeper.listens(settings, kept_by, name, address)
+
+    for variable, address, name in (
+        ("DAVIT_HTTP", settings.http, "haproxy"),
+        ("DAVIT_HTTPS", settings.https, "haproxy"),
+        ("DAVIT_API", settings.api, "web"),
+        ("DAVIT_SSH", settings.ssh, "ssh"),
+        ("DAVIT_EXEC", settings.exec, "web"),
     ):
         if address is not None:
-            yield Point(variable, "ok", f"{address} is Davit's") if ours else _port(variable, address)
+            yield Point(variable, "ok", f"{address} is Davit's") if ours(name, address) else _port(variable, address)
 
 
 def _port(variable: str, address: Address) -> Point:
@@ -328,7 +335,9 @@ def check_passage(settings: Settings) -> Iterator[Point]:
     instance = Instance.running(settings)
     bridge = instance.bridge if instance is not None else "davit0"
     closed = list(passage.look(bridge)) if shutil.which("nft") else []
+    kept_by = keeper.find(settings)
     pids = [entry.process.pid for entry in record.read(settings.run).living() if entry.name == "runtime" and entry.process]
+    pids += [kept_by.pids["runtime"]] if kept_by is not None and kept_by.pids.get("runtime") else []
     shut = [found for found in closed if not found.open] if instance is not None and pids else []
     for found in shut:
         commands = "; ".join(f"nft {command}" for command in found.commands(bridge))

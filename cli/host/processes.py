@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,41 @@ def haproxies(home: Path) -> list[int]:
         if any(word.startswith(f"{home}/") for word in command_line(pid)):
             found.append(pid)
     return sorted(found)
+
+
+def listen(pids: Iterable[int], port: int) -> bool:
+    """Whether one of these processes listens at this TCP port, of whatever address; True where this user may not see it."""
+    for pid in pids:
+        try:
+            held = set(_descriptors(pid))
+            tables = [PROC / str(pid) / "net" / name for name in ("tcp", "tcp6")]
+            lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+        except PermissionError:
+            return True
+        except OSError:
+            continue  # it has just ended
+        if any(f"socket:[{words[9]}]" in held for words in lines if _listening_at(words, port)):
+            return True
+    return False
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """What its descriptors are open on."""
+    for entry in os.scandir(PROC / str(pid) / "fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            yield str(Path(entry.path).readlink())
+
+
+def _listening_at(words: list[str], port: int) -> bool:
+    """Whether a line of /proc/net/tcp is a listener's (state 0A) at this port."""
+    return words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port
+
+
+def since(pid: int) -> float | None:
+    """When it started, in seconds since the epoch; None when it is gone."""
+    fields = _stat(pid)
+    booted = next(line for line in (PROC / "stat").read_text().splitlines() if line.startswith("btime "))
+    return int(booted.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
 def memory(pid: int) -> int:

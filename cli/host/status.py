@@ -6,7 +6,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cli.host import processes, record
+from cli.host import keeper, processes, record
+from foundation.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,11 @@ class Row:
 
     Attributes:
         process: its name in Procfile, or ``supervisor`` or ``haproxy``.
-        state: running, waiting (for its next start), stopped.
+        state: running, waiting (for its next start), stopped. Where another than ``davit up`` keeps it, running means that it
+            answers.
         pids: its own pid first, then its children's (dynos are not among them).
         since: seconds since the epoch.
+        restarts: how often it was started again; None where nobody counts.
         memory: proportional set size of all of them, bytes.
     """
 
@@ -25,7 +28,7 @@ class Row:
     state: str
     pids: list[int]
     since: float | None
-    restarts: int
+    restarts: int | None
     memory: int
 
     @property
@@ -38,11 +41,23 @@ class Row:
         return {**asdict(self), "pid": self.pid}
 
 
-def survey(home: Path) -> list[Row]:
-    """All rows, the supervisor's first; what Davit is not running at all has no row."""
-    kept = record.read(home / "run")
-    proxies = processes.haproxies(home)
-    if not (kept.living() or proxies or record.running_supervisor(home / "run")):
+def survey(settings: Settings, kept_by: keeper.Keeper | None) -> list[Row]:
+    """All rows, the supervisor's first; what Davit is not running at all has no row.
+
+    Args:
+        kept_by: who keeps the processes, if it is not ``davit up``.
+    """
+    proxies = processes.haproxies(settings.home)
+    rows = _supervised(settings.run, proxies) if kept_by is None else _kept(settings, kept_by, proxies)
+    if proxies:
+        rows.append(_row("haproxy", "running", proxies, None, 0 if kept_by is None else None))
+    return rows
+
+
+def _supervised(run: Path, proxies: list[int]) -> list[Row]:
+    """As the supervisor wrote it down."""
+    kept = record.read(run)
+    if not (kept.living() or proxies or record.running_supervisor(run)):
         return []
     rows = []
     if kept.supervisor and kept.supervisor.lives():
@@ -50,11 +65,29 @@ def survey(home: Path) -> list[Row]:
     for entry in kept.entries:
         alive = entry.process if entry.process and entry.process.lives() else None
         state = entry.state if alive or (entry.state == "waiting" and rows) else "stopped"
-        pids = [alive.pid, *sorted(_own(alive.pid) - set(proxies))] if alive else []
-        rows.append(_row(entry.name, state, pids, entry.since, entry.restarts))
-    if proxies:
-        rows.append(_row("haproxy", "running", proxies, None, 0))
+        rows.append(_row(entry.name, state, _whole(alive.pid, proxies) if alive else [], entry.since, entry.restarts))
     return rows
+
+
+def _kept(settings: Settings, kept_by: keeper.Keeper, proxies: list[int]) -> list[Row]:
+    """As the processes themselves answer."""
+    rows = []
+    for process in keeper.survey(settings, kept_by):
+        pids = _whole(process.pid, proxies) if process.pid else []
+        begun = processes.since(process.pid) if process.pid else None
+        rows.append(_row(process.name, "running" if process.works else "stopped", pids, begun, process.restarts))
+    return rows
+
+
+def whole(rows: list[Row], kept_by: keeper.Keeper | None) -> bool:
+    """Whether all that is wanted runs, and somebody starts again what dies."""
+    kept = kept_by is not None or (bool(rows) and rows[0].process == "supervisor")
+    return kept and all(row.state == "running" for row in rows)
+
+
+def _whole(pid: int, proxies: list[int]) -> list[int]:
+    """A process and what of Davit's it started, but for HAProxy, which has a row of its own."""
+    return [pid, *sorted(_own(pid) - set(proxies))]
 
 
 def _own(pid: int) -> set[int]:
@@ -64,7 +97,7 @@ def _own(pid: int) -> set[int]:
     return {child for child in processes.descendants([pid]) if processes.namespaces(child) == here}
 
 
-def _row(name: str, state: str, pids: list[int], since: float | None, restarts: int) -> Row:
+def _row(name: str, state: str, pids: list[int], since: float | None, restarts: int | None) -> Row:
     return Row(name, state, pids, since, restarts, sum(processes.memory(pid) for pid in pids))
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cli.host import doctor, environment, home, logfiles, processes, procfile, ready, record, supervisor, waiting
+from cli.host import doctor, environment, home, keeper, logfiles, processes, procfile, ready, record, supervisor, waiting
 from foundation.errors import DavitError
 from foundation.programs import run
 from foundation.settings import Settings
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 class UpError(DavitError):
-    """Davit cannot be started here."""
+    """Davit cannot be started, or not be stopped, here."""
 
     id, status = "cannot_start", 500
 
@@ -43,6 +43,7 @@ def up(settings: Settings, say: Say, *, detach: bool) -> None:
     if already is not None:
         say(f"Davit is already running in {settings.home} (process {already}).")
         return
+    _kept_by_none(settings)
     _essential(settings)
     home.prepare(settings)
     _stack(settings, say)
@@ -60,6 +61,14 @@ def up(settings: Settings, say: Say, *, detach: bool) -> None:
 def _as_root(command: str) -> None:
     if os.geteuid() != 0:
         raise UpError(f"`{command}` must run as root, because dynos need namespaces and mounts: try `sudo {command}`.")
+
+
+def _kept_by_none(settings: Settings) -> None:
+    """Two who keep the same processes would fight over sockets and ports, and what one of them stops the other starts again."""
+    kept_by = keeper.find(settings)
+    if kept_by is not None:
+        where = f"The Davit in {settings.home} is kept by {kept_by.name}"
+        raise UpError(f"{where}, so `davit up` and `davit down` leave it alone. {kept_by.stop}")
 
 
 def _essential(settings: Settings) -> None:
@@ -120,11 +129,15 @@ def down(settings: Settings, say: Say, *, keep_apps: bool) -> None:
 
     Args:
         keep_apps: leave dynos and HAProxy, so that apps serve on.
+
+    Raises:
+        UpError: not root, or another than ``davit up`` keeps its processes.
     """
     _as_root("davit down")
     if not settings.run.is_dir():
         say(f"Davit is not running in {settings.home}.")
         return
+    _kept_by_none(settings)
     pid = record.running_supervisor(settings.run)
     if pid is not None:
         say("Stopping Davit's processes.")

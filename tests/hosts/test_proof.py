@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import subprocess
 import threading
 import time
@@ -89,6 +90,7 @@ def test_a_blank_debian_becomes_a_davit_host_and_takes_a_push(machine: Machine, 
     serves(machine, "first")
     killed_processes_come_back(machine)
     serves(machine, "first")
+    the_commands_know_what_systemd_keeps(machine)
     say(f"all of it took {time.monotonic() - begun:.0f} s")
 
 
@@ -219,3 +221,14 @@ def killed_processes_come_back(machine: Machine) -> None:
         assert time.monotonic() < deadline, f"the runtime is still {new}"
         time.sleep(1)
     assert machine.ssh(DYNOS) == before
+
+
+def the_commands_know_what_systemd_keeps(machine: Machine) -> None:
+    """`davit status` and `doctor` speak of the processes that run, and `davit down` leaves them alone."""
+    told = machine.ssh("sudo davit status")
+    assert "Kept by systemd" in told and "stopped" not in told, told
+    looked = machine.ssh("sudo davit doctor", check=False)
+    for variable, address in (("DAVIT_API", "0.0.0.0:5000"), ("DAVIT_SSH", "0.0.0.0:2222"), ("DAVIT_HTTP", "0.0.0.0:80")):
+        assert re.search(rf"{variable} +{address} is Davit's", looked), looked
+    assert "`systemctl stop davit.target`" in machine.ssh("sudo davit down 2>&1", check=False)
+    serves(machine, "first")
