@@ -283,32 +283,39 @@ def check_osv(settings: Settings) -> Point:
     if settings.osv_kernel is None:
         return Point("OSv kernel", "ok", f"none is given; only process types isolated as osv need one. {kernel.WHERE}.")
     try:
-        qemu, _ = driver.find_qemu(driver.QEMU)
+        qemu, version = driver.find_qemu(driver.QEMU)
         with tempfile.TemporaryDirectory(prefix="davit-doctor-") as place:
             kept = kernel.keep(settings.osv_kernel, Path(place))
             Path(place).chmod(0o755)
             if os.geteuid() != 0:
                 return Point("OSv kernel", "ok", f"{settings.osv_kernel} looks like one; only root can try to boot it")
-            trial = asyncio.run(kernel.boot(qemu, kept, kvm=False))
+            found = asyncio.run(kernel.find_out(qemu, version, kept))
+            trial = asyncio.run(kernel.boot(qemu, kept, kvm=found.kvm))
     except DavitError as error:
         return Point("OSv kernel", "warn", error.message, "Until then no process type can be isolated as osv.")
     if not trial.banner:
-        found = f"{settings.osv_kernel} does not boot: {trial.failure or 'it said nothing'}."
-        return Point("OSv kernel", "warn", found, kernel.WHERE + ".")
-    return Point("OSv kernel", "ok", f"{trial.banner} booted in {trial.seconds:.1f} s (emulated)")
+        message = f"{settings.osv_kernel} does not boot: {trial.failure or 'it said nothing'}."
+        return Point("OSv kernel", "warn", message, kernel.WHERE + ".")
+    return Point("OSv kernel", "ok", f"{trial.banner} booted in {trial.seconds:.1f} s; unikernels run {found}")
 
 
 def check_microvm(settings: Settings) -> Point:
-    """QEMU and the kernel for dynos as microVMs; a host that runs none needs none."""
-    from runtime.microvm import driver, kernel
+    """QEMU and the kernel for dynos as microVMs, and whether they run with KVM; a host that runs none needs none."""
+    import asyncio
+
+    from runtime.microvm import acceleration, driver, kernel
 
     try:
-        _, found = driver.find_qemu(driver.QEMU)
+        qemu, found = driver.find_qemu(driver.QEMU)
         boots = kernel.current(settings.stacks)
     except DavitError as error:
         absent = "not installed" in error.message or "no kernel for microVMs yet" in error.message
         return Point("microvm", "ok" if absent else "warn", error.message)
-    return Point("microvm", "ok", f"QEMU {'.'.join(map(str, found))}, kernel {boots.version}")
+    number = ".".join(map(str, found))
+    there = f"QEMU {number}, kernel {boots.version}"
+    if os.geteuid() != 0:
+        return Point("microvm", "ok", f"{there}; only root can try whether they run with KVM")
+    return Point("microvm", "ok", f"{there}; microVMs run {asyncio.run(acceleration.find_out(qemu, number, boots))}")
 
 
 def check_database(settings: Settings) -> Point:

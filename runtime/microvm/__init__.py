@@ -3,6 +3,6 @@ images that containers run on.
 
 :mod:`~runtime.microvm.driver` starts and finds them again, :mod:`~runtime.microvm.dyno` is one of them,
 :mod:`~runtime.microvm.machine` composes QEMU's command line, :mod:`~runtime.microvm.protocol` is what host and guest agent say
-to each other, :mod:`~runtime.microvm.agent` the host's end of it, :mod:`~runtime.microvm.acceleration` finds out whether KVM
-works here, :mod:`~runtime.microvm.kernel` makes and finds the kernel.
+to each other, :mod:`~runtime.microvm.agent` the host's end of it, :mod:`~runtime.microvm.acceleration` tries whether a guest
+boots with KVM, :mod:`~runtime.microvm.kernel` makes and finds the kernel.
 """

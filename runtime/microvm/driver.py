@@ -112,7 +112,8 @@ class MicroVmDriver:
         self.qemu, self.qemu_version = await self.host.in_thread(find_qemu, self._qemu_name)
         self.kernel = await self.host.in_thread(kernel.current, self.host.settings.stacks)
         version = ".".join(map(str, self.qemu_version))
-        self.kvm = self._kvm if self._kvm is not None else await acceleration.kvm_works(self.qemu, version, self.kernel)
+        if self._kvm is None:
+            self.kvm = (await acceleration.find_out(self.qemu, version, self.kernel)).kvm
         await self.host.in_thread(self._prepare)
         self._open = True
 

@@ -112,7 +112,8 @@ class OsvDriver:
             return
         self.qemu, version = await self.host.in_thread(find_qemu, self._qemu_name)
         await self.host.in_thread(self._prepare)
-        self.kvm = self._kvm if self._kvm is not None else await kernel.kvm_works(self.qemu, version, self.kernel)
+        if self._kvm is None:
+            self.kvm = (await kernel.find_out(self.qemu, version, self.kernel)).kvm
         self._open = True
 
     def _prepare(self) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -16,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundation.errors import DavitError
-from runtime import children, confine, qmp
+from runtime import acceleration, children, confine, qmp
+from runtime.acceleration import Acceleration
 from runtime.children import Process
-from runtime.dynodir import boot_id
 from runtime.osv import machine
 from runtime.osv.console import Console
 from runtime.qmp import Monitor
@@ -106,25 +104,22 @@ def keep(path: Path | None, directory: Path) -> Kernel:
     return Kernel(place, digest)
 
 
-async def kvm_works(qemu: str, version: str, kernel: Kernel, remembered: Path = REMEMBERED) -> bool:
-    """Whether the kernel boots with KVM here: found out by booting it, and remembered until the host's next boot.
+async def find_out(
+    qemu: str, version: str, kernel: Kernel, remembered: Path = REMEMBERED, device: Path = acceleration.DEVICE
+) -> Acceleration:
+    """Whether the kernel boots with KVM here (see :mod:`runtime.acceleration`).
 
     Args:
         version: QEMU's.
+        remembered: where the answer is kept.
     """
-    key = {"boot": boot_id(), "qemu": version, "kernel": kernel.digest, "device": Path("/dev/kvm").exists()}
-    remembered.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with remembered.with_suffix(".lock").open("w") as lock:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            known = json.loads(remembered.read_text())
-            if known["key"] == key:
-                return bool(known["kvm"])
-        works = bool(key["device"]) and (await boot(qemu, kernel, kvm=True)).banner != ""
-        draft = remembered.with_suffix(".new")
-        draft.write_text(json.dumps({"key": key, "kvm": works}))
-        draft.replace(remembered)
-        return works
+
+    async def attempt() -> str | None:
+        trial = await boot(qemu, kernel, kvm=True)
+        said = f" ({trial.failure})" if trial.failure else ""
+        return None if trial.banner else f"the kernel does not boot within {KVM_SECONDS:g} seconds under this host's KVM{said}"
+
+    return await acceleration.find_out("unikernels", remembered, {"qemu": version, "kernel": kernel.digest}, attempt, device)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from select import select
 import pytest
 
 from runtime.driver import Bind, Exit, Unsupported
-from runtime.microvm import acceleration, kernel, machine
+from runtime.microvm import kernel, machine
 from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
@@ -275,25 +275,6 @@ class TestBadInput:
         (copy / "vmlinux").write_bytes(b"no kernel")
         with pytest.raises(kernel.KernelMissing, match="damaged or no kernel"):
             kernel.current(tmp_path)
-
-    def test_kvm_that_is_not_there_or_lies_is_found_out_once(self, tmp_path: Path) -> None:
-        require()
-        qemu, version = find_qemu("qemu-system-x86_64")
-        known = tmp_path / "acceleration.json"
-        where = kernel.current(stacks())
-        works = asyncio.run(acceleration.kvm_works(qemu, "7", where, known, tmp_path / "none"))
-        assert not works and json.loads(known.read_text())["reason"] == "there is no /dev/kvm"
-        lying = tmp_path / "kvm"  # it is there, and no machine boots with this "QEMU"
-        lying.touch()
-        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
-        said = json.loads(known.read_text())
-        assert "does not boot" in said["reason"]
-        known.write_text(json.dumps({**said, "reason": "remembered"}))
-        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
-        assert json.loads(known.read_text())["reason"] == "remembered"
-        known.write_text(json.dumps({**said, "reason": "remembered", "at": said["at"] - acceleration.AGAIN_SECONDS}))
-        assert not asyncio.run(acceleration.kvm_works("/bin/false", str(version), where, known, lying))
-        assert "does not boot" in json.loads(known.read_text())["reason"], "the host may only have been busy"
 
     @pytest.mark.row("microvm-boot")
     def test_a_guest_that_hangs_at_boot_or_stops_there(

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from runtime.driver import Exit, Unsupported
+from runtime.microvm import acceleration, moving, protocol, resize
 from runtime.microvm import dyno as microvm
-from runtime.microvm import moving, protocol, resize
 from runtime.microvm.agent import Agent, GuestFailed, Streams
 from runtime.microvm.dyno import MicroVm
+from runtime.microvm.kernel import Kernel
 from runtime.microvm.machine import MIB
 from runtime.microvm.moving import MoveFailed
 from runtime.qmp import MonitorFailed
@@ -274,6 +275,15 @@ class Guest:
 
     async def say(self, data: bytes) -> None:
         await asyncio.to_thread(self.socket.sendall, data)
+
+
+@pytest.mark.root
+def test_kvm_under_which_no_guest_answers_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "SECONDS", 1.0)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "kvm").touch()
+    found = acceleration.find_out("/bin/false", "7.2", Kernel("1", tmp_path / "shown"), tmp_path / "known", tmp_path / "kvm")
+    assert "a guest does not boot" in asyncio.run(found).reason
 
 
 class TestHostileGuest:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.host import doctor
 from foundation.errors import DavitError, InvalidParams
+from foundation.settings import from_environment
 from runtime import cgroups
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
@@ -269,6 +272,23 @@ def test_a_kernel_is_tried_by_booting_it(loop: asyncio.AbstractEventLoop, tmp_pa
     assert kernel.keep(loader, tmp_path / "kernels") == kept
     trial = loop.run_until_complete(kernel.boot(find_qemu("qemu-system-x86_64")[0], kept, kvm=False))
     assert trial.banner == "OSv v0.0-imitation"
+
+
+def test_the_doctor_tells_how_the_kernel_boots_and_whether_with_kvm(loader: Path, davit_home: Path) -> None:
+    point = doctor.check_osv(from_environment({"DAVIT_HOME": str(davit_home), "DAVIT_OSV_KERNEL": str(loader)}))
+    words = r"OSv v0\.0-imitation booted in [0-9.]+ s; unikernels run (with KVM|emulated and slow \(TCG\): \S.+)"
+    assert point.level == "ok" and re.fullmatch(words, point.message)
+
+
+def test_kvm_under_which_the_kernel_does_not_boot_is_not_used(
+    loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "KVM_SECONDS", 1.0)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kvm").touch()
+    kept = kernel.keep(loader, tmp_path / "kernels")
+    found = asyncio.run(kernel.find_out("/bin/false", "7.2", kept, tmp_path / "known", tmp_path / "kvm"))
+    assert not found.kvm and found.reason == "the kernel does not boot within 1 seconds under this host's KVM"
 
 
 @pytest.mark.row("osv-builder")
