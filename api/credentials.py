@@ -63,7 +63,7 @@ def identify(session: Session, header: str | None, *, by_password: bool) -> Iden
 
 
 def _by_password(session: Session, user: str, password: str) -> Account:
-    with limits.guesses.taken(limits.caller()):
+    with limits.guessing():
         account = session.get(Account, passwords.known(user, password))
     if account is None:
         raise Unauthorized(MISSING)

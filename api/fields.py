@@ -9,21 +9,15 @@ and told (see :mod:`api.routing`).
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from api.body import Body
+from foundation import line
 from foundation.errors import InvalidParams
 
 Json = dict[str, Any]
-
-
-_STEERING = frozenset(("Cc", "Cf", "Zl", "Zp"))
-"""Unicode's categories of what controls, formats, and ends lines and paragraphs."""
-_JOINERS = "\u200c\u200d"
-"""Formats that words of some languages, and emoji, are written with; they turn nothing around."""
 
 
 def _refuse(where: str, what: str) -> NoReturn:
@@ -66,7 +60,7 @@ class Text(Field):
     """A string of at most ``most`` characters, without NUL; one that is needed is not empty.
 
     Attributes:
-        line: whether it is one line that steers no terminal and turns no text around: it stands in other people's lists and logs.
+        line: whether it is one line (:mod:`foundation.line`). The operation that keeps it asks, too; here it has its path.
     """
 
     most: int = 10_000
@@ -77,8 +71,8 @@ class Text(Field):
             _refuse(where, "must be a string")
         if "\x00" in value:
             _refuse(where, "contains a NUL character")
-        if self.line and any(unicodedata.category(char) in _STEERING and char not in _JOINERS for char in value):
-            _refuse(where, "must be one line without control characters")
+        if self.line and not line.is_one(value):
+            _refuse(where, line.RULE)
         if len(value) > self.most:
             _refuse(where, f"must have at most {self.most} characters")
         if self.needed and not value:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flask import request
 
@@ -31,13 +32,15 @@ class Buckets:
     Args:
         clock: seconds, for tests.
         most: buckets that are remembered; an account that is not seen for longest has a full one again.
-        whose: the subject of the sentence that refuses.
+        whose, what: the sentence that refuses, as far as it differs.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, most: int = 10_000, whose: str = "Your account"
-    ) -> None:
-        self._clock, self._most, self._whose = clock, most, whose
+        self, clock: Callable[[], float] = time.monotonic, most: int = 10_000, whose: str = "Your account",
+        what: str = "made too many API calls",
+    ) -> None:  # fmt: skip
+        self._clock, self._most = clock, most
+        self._refusal = f"{whose} has {what}; wait a minute. It has 1 more every second or so."
         self._lock = threading.Lock()
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
@@ -50,7 +53,7 @@ class Buckets:
         with self._lock:
             level = self._level(account_id)
             if level < 1:
-                raise RateLimited(f"{self._whose} has made too many API calls; wait a minute. It has 1 more every second or so.")
+                raise RateLimited(self._refusal)
             self._levels[account_id] = (level - 1, self._clock())
             self._levels.move_to_end(account_id)
             if len(self._levels) > self._most:
@@ -78,7 +81,19 @@ guesses = Places(
 """Threads in which a stranger's password is looked at, by the address that it comes from: it takes its time."""
 buckets = Buckets()
 strangers = Buckets(whose="Your address")
-sign_ins = Buckets(whose="Your address")
+sign_ins = Buckets(whose="Your address", what="tried to sign in too often")
+
+
+@contextmanager
+def guessing() -> Iterator[None]:
+    """A password or token of somebody who is not signed in is looked at meanwhile; counted by the hour and by how many at once.
+
+    Raises:
+        RateLimited: the caller's address has tried too often, or does so already.
+    """
+    sign_ins.take(caller())
+    with guesses.taken(caller()):
+        yield
 
 
 def caller() -> str:

@@ -87,17 +87,17 @@ def source_upload(source_id: str, uploader: str, app_id: str | None) -> str:
     return f"{base_url()}/streams/sources/{sign('source upload', what, SOURCE_SECONDS)}"
 
 
-def read_source(purpose: Literal["source", "source upload"], secret: str) -> str:
-    """The source that a secret URL leads to.
+def read_source(purpose: Literal["source", "source upload"], secret: str) -> tuple[str, str]:
+    """The source that a secret URL leads to, and the account that it was made for.
 
     Raises:
         NotFound: it is not ours, has expired, or the account that it was made for may not (any more).
     """
     what = read(purpose, secret)
-    app_id = what.get("app")
-    if not (may(what.get("account", ""), app_id, "deploy") if app_id else _is_there(what.get("account", ""))):
+    account_id, app_id = str(what.get("account", "")), what.get("app")
+    if not (may(account_id, app_id, "deploy") if app_id else _is_there(account_id)):
         raise NotFound("There is no such stream.")
-    return str(what["source"])
+    return str(what["source"]), account_id
 
 
 def source_of(url: str) -> str | None:
@@ -107,7 +107,7 @@ def source_of(url: str) -> str | None:
     except ValueError:  # whoever goes there says what is wrong with it
         return None
     try:
-        return read_source("source", secret) if found else None
+        return read_source("source", secret)[0] if found else None
     except NotFound:
         return None
 

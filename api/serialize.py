@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from builder.inside import without_secrets
 from state import setups, sizes, webhooks
 from state.endpoints import describe
 from state.features import Feature
@@ -162,18 +162,8 @@ def buildpack(text: str, *, in_full: bool = True) -> Json:
     """A buildpack: its URL (``urn:buildpack:NAME`` for a bundled one) and its name; without ``in_full`` no password is in it."""
     if "://" not in text:
         return {"name": text, "url": f"urn:buildpack:{text}"}
-    _, mark, branch = text.partition("#")
-    shown = text if in_full else without_secrets(text) + (mark + branch if branch else "")
+    shown = text if in_full else without_secrets(text)
     return {"name": shown, "url": shown}
-
-
-def without_secrets(url: str) -> str:
-    """A URL without what may be a key to it: user and password, query, fragment. Of one that cannot be read, the scheme."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return f"{url.partition(':')[0]}:"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def buildpack_installation(ordinal: int, text: str, *, in_full: bool = True) -> Json:

@@ -6,6 +6,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flask import Response, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -57,8 +58,28 @@ uploads = Places(
     lambda each: TooManyStreams(f"You have {each} uploads under way already; wait until one of them has ended."),
 )  # fmt: skip
 """Tarballs that come in: each is read by a thread for as long as its client takes."""
+LOOKUPS_EACH = 4
+"""Threads that may wait for name servers for one account."""
+lookups = Places(
+    lambda: max(1, settings().web_threads // 8), lambda: LOOKUPS_EACH,
+    lambda _: TooManyStreams("Too many names are being looked up at the moment; try again later."),
+    lambda each: TooManyStreams(f"{each} names are being looked up for you already; wait until that is done."),
+)  # fmt: skip
+"""What waits for name servers, which may never answer."""
 logins = Slots(lambda: max(1, settings().web_threads // 4), each=8)
 """Command lines that wait to be logged in by a browser, by the address that they ask from: strangers hold none of the others."""
+
+
+@contextmanager
+def looking_up(session: Session, account_id: str) -> Iterator[None]:
+    """What asks name servers is counted, and nothing of the database is held meanwhile.
+
+    Raises:
+        TooManyStreams: too much does so already, for this account or in all.
+    """
+    with lookups.taken(account_id):
+        session.rollback()
+        yield
 
 
 def still(demand: Callable[[Session], object]) -> Callable[[], bool]:

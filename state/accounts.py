@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound, Unauthorized
 from foundation.settings import settings
@@ -31,10 +32,11 @@ def create(session: Session, by: Account | None, email: str, *, name: str | None
     """Make an account.
 
     Raises:
-        InvalidParams: the address is not one.
+        InvalidParams: the address is not one, or the name not one line.
         Conflict: it is taken.
     """
     email = check_address(email)
+    line.demand("name", name)
     if session.scalar(select(Account).where(Account.email == email)):
         raise Conflict(f"There is already an account for {email}.")
     account = Account(email=email, name=name, is_admin=admin)
@@ -51,15 +53,20 @@ def check_address(email: str) -> str:
         InvalidParams: it is none.
     """
     email = email.strip().lower()
-    if not _EMAIL.fullmatch(email):
-        raise InvalidParams(f"“{email}” is not an e-mail address; it must look like name@example.com.")
+    if not _EMAIL.fullmatch(email) or not line.is_one(email):
+        raise InvalidParams(f"“{line.of(email)}” is not an e-mail address; it must look like name@example.com.")
     return email
 
 
 def issue_token(
     session: Session, account: Account, description: str, *, lifetime: timedelta | None = None, scope: list[str] | None = None
 ) -> tuple[str, Token]:
-    """Make an API token; returns its text (shown once, never stored) and its row."""
+    """Make an API token; returns its text (shown once, never stored) and its row.
+
+    Raises:
+        InvalidParams: the description is not one line.
+    """
+    line.demand("description", description)
     text = _new_token()
     token = Token(
         account_id=account.id,
@@ -163,7 +170,7 @@ def add_key(session: Session, account: Account, public_key: str) -> SshKey:
     key, fingerprint, comment = parse_key(public_key)
     if session.scalar(select(SshKey).where(SshKey.fingerprint == fingerprint)):
         raise Conflict("That SSH key is already in use by an account.")
-    row = SshKey(account_id=account.id, fingerprint=fingerprint, public_key=key, comment=comment[:255])
+    row = SshKey(account_id=account.id, fingerprint=fingerprint, public_key=key, comment=line.of(comment)[:255])
     session.add(row)
     session.flush()
     audit.record(session, account, "keys:add", fingerprint=fingerprint)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import NotFound
 from state import accounts, audit
@@ -62,9 +63,10 @@ def describe(session: Session, account: Account, identity: str, description: str
     """Change what an authorization is called.
 
     Raises:
-        NotFound: the account has none such.
+        NotFound: the account has none such. InvalidParams: the description is not one line.
     """
     token = find(session, account, identity)
+    line.demand("description", description)
     token.description = description
     session.flush()
     audit.record(session, account, "authorizations:update", description=description)

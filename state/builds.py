@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from foundation import wire
+from foundation import line, wire
 from foundation.clock import now
 from foundation.errors import Conflict, NotFound
 from foundation.settings import settings
@@ -53,15 +53,17 @@ def create(
     Args:
         commit: the git commit to build; None when ``source_url`` is given.
         ref, old_sha: what the push wants moved once this is released, and from where.
+        source_version: what the release will be called by; one line of it, whatever it is.
         buildpacks: instead of the app's own choice.
     """
+    source_version = line.of(source_version or "") or commit
     build = Build(
         app_id=app.id,
         account_id=account.id,
         commit=commit,
         ref=ref,
         old_sha=old_sha,
-        source_version=source_version or commit,
+        source_version=source_version,
         source_url=source_url,
         source_checksum=source_checksum,
         buildpacks=list(buildpacks if buildpacks is not None else app.buildpacks),

@@ -19,6 +19,7 @@ from datetime import timedelta
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import Conflict, Unauthorized
 from state import accounts, audit, signatures, two_factor
@@ -72,7 +73,12 @@ class Secrets:
 
 
 def ask(description: str, source: str) -> Secrets:
-    """A command line asks to be logged in."""
+    """A command line asks to be logged in.
+
+    Raises:
+        InvalidParams: the description is not one line.
+    """
+    line.demand("description", description)
     what = {"request": new_id(), "description": description[:200], "source": source}
     return Secrets(
         signatures.sign("login-browser", what, REQUEST_SECONDS), signatures.sign("login-waiting", what, REQUEST_SECONDS)

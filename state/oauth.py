@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound, Unauthorized
 from state import accounts, audit, vault
@@ -54,8 +55,9 @@ def create_client(session: Session, account: Account, name: str, redirect_uri: s
     """Make a client of ``account``'s.
 
     Raises:
-        InvalidParams: the redirect URI cannot be used.
+        InvalidParams: the redirect URI cannot be used, or the name is not one line.
     """
+    line.demand("name", name)
     row = OAuthClient(account_id=account.id, name=name, redirect_uri=check_redirect(redirect_uri), secret=_new_secret())
     session.add(row)
     session.flush()
@@ -93,8 +95,9 @@ def update_client(session: Session, account: Account, row: OAuthClient, name: st
     """Change the client's name or redirect URI.
 
     Raises:
-        InvalidParams: the redirect URI cannot be used.
+        InvalidParams: the redirect URI cannot be used, or the name is not one line.
     """
+    line.demand("name", name)
     if redirect_uri is not None:
         row.redirect_uri = check_redirect(redirect_uri)
     if name is not None:
@@ -123,8 +126,9 @@ def grant(session: Session, account: Account, client_id: str, scope: list[str], 
     """``account`` allows a client to act for it; returns the code that the client exchanges, and the authorization.
 
     Raises:
-        NotFound: there is no such client.
+        NotFound: there is no such client. InvalidParams: the description is not one line.
     """
+    line.demand("description", description)
     client = session.get(OAuthClient, client_id)
     if client is None:
         raise NotFound("Couldn't find that OAuth client.")

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.errors import Conflict
 from state import audit, oauth
 from state.models import (
@@ -40,9 +41,14 @@ def find(session: Session, identity: str) -> Account | None:
 
 
 def rename(session: Session, by: Account, account: Account, name: str | None) -> None:
-    """Change what a person is called."""
+    """Change what a person is called.
+
+    Raises:
+        InvalidParams: the name is not one line.
+    """
     if account.name == name:
         return
+    line.demand("name", name)
     account.name = name
     audit.record(session, by, "accounts:rename", email=account.email)
 

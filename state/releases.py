@@ -10,6 +10,7 @@ import redis
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.settings import settings
@@ -67,6 +68,7 @@ def create(
 
     Args:
         kind: deploy, config, rollback, other.
+        description: one line of it, whatever it is, stands in the app's log and in its history.
         slug: the newest succeeded release's when None.
         process_types: the slug's when None and a slug is given, else the newest succeeded release's.
         config: sealed config vars; the app's present ones when None.
@@ -75,6 +77,7 @@ def create(
         The release; already succeeded when there is nothing to run (no slug).
     """
     lock_app(session, app.id)
+    description = line.of(description)
     base = current(session, app.id)
     version = (session.scalar(select(func.max(Release.version)).where(Release.app_id == app.id)) or 0) + 1
     if process_types is None:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.errors import InvalidParams, NotFound
 from state import apps, audit, builds, config, formation, notify, sizes, vault
 from state.models import Account, App, AppSetup, Build, Formation
@@ -58,8 +59,9 @@ def create(
         env, buildpacks: what the caller wants instead of what app.json says.
 
     Raises:
-        InvalidParams, Conflict: the app cannot be made, or a config var cannot be used.
+        InvalidParams, Conflict: the app cannot be made, a config var cannot be used, or the version is not one line.
     """
+    line.demand("source_blob.version", source.version)
     app = apps.create(session, account, name, stack=stack)
     for key, value in env.items():
         config.check(key, value)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from foundation import line
 from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound
 from state import audit
@@ -33,8 +34,11 @@ def create(
         process_types: command lines by name, as in a Procfile.
 
     Raises:
-        InvalidParams: a process type cannot be, or the app has too many slugs that wait.
+        InvalidParams: a process type cannot be, commit or buildpack's description are not one line, or the app has too many slugs
+            that wait.
     """
+    line.demand("commit", commit)
+    line.demand("buildpack_provided_description", buildpack_provided_description)
     session.execute(delete(Slug).where(Slug.app_id == app.id, Slug.size.is_(None), Slug.created_at < now() - WAITS))
     waiting = select(func.count()).select_from(Slug).where(Slug.app_id == app.id, Slug.size.is_(None))
     if (session.scalar(waiting) or 0) >= MOST_EMPTY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import links, serialize, shapes
+from api import links, serialize, shapes, streams
 from api.body import Body
 from api.fields import Fields, Items, Object, Reference, Text, Texts
 from api.resources.buildpacks import chosen
@@ -48,7 +48,8 @@ def create(call: Call) -> Reply:
             raise InvalidParams(f"Field app.{name}: this Davit has none.")
     stack, env, buildpacks = check_stack(app.reference("stack")), overrides.texts("env"), _buildpacks(call, overrides)
     if place is not None:
-        outbound.check(place)  # takes as long as DNS does: not while others wait for the database
+        with streams.looking_up(call.session, call.account.id):
+            outbound.check(place)
     with transaction() as session:
         account = call.within(session).account
         row = setups.create(session, account, wanted, name=app.text("name"), stack=stack, env=env, buildpacks=buildpacks)

@@ -11,6 +11,7 @@ from api.fields import Fields, Items, Object, Text
 from api.resources.buildpacks import chosen
 from api.routing import Call, Reply, Resource
 from builder import queue, sources
+from builder.inside import without_secrets
 from foundation import outbound
 from foundation.errors import InvalidParams
 from state import builds, listings
@@ -39,7 +40,7 @@ def _shown(call: Call, url: str) -> str:
     deploys = call.may("deploy")
     if url.startswith(sources.PREFIX):
         return links.source(url.removeprefix(sources.PREFIX), call.account.id, call.app.id) if deploys else ""
-    return url if deploys else serialize.without_secrets(url)
+    return url if deploys else without_secrets(url).partition("#")[0]
 
 
 @resource.on("GET", "/apps/<app>/builds", needs="view", gives=shapes.many(shapes.BUILD))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api import ranges, serialize, shapes
+from api import ranges, serialize, shapes, streams
 from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
@@ -34,7 +34,9 @@ def index(call: Call) -> Reply:
 def create(call: Call) -> Reply:
     """Send the app's log to an https, syslog or syslog+tls URL."""
     url = call.body.need("url")
-    outbound.check(drains.parse(url))  # asks the name service: not while others wait for the database
+    place = drains.parse(url)
+    with streams.looking_up(call.session, call.account.id):
+        outbound.check(place)
     with transaction() as session:
         now = call.within(session)
         row = drains.add(session, now.account, now.app, url)

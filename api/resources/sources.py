@@ -47,8 +47,8 @@ def create_for_app(call: Call) -> Reply:
 @resource.on("PUT", "/streams/sources/<secret>", needs="nothing", writes=False, ours=True, raw=True, gives=shapes.EMPTY)
 def upload(call: Call, secret: str) -> Reply:
     """Put a tarball there."""
-    source = links.read_source("source upload", secret)
-    with streams.uploads.taken(links.read("source upload", secret)["account"]):
+    source, account_id = links.read_source("source upload", secret)
+    with streams.uploads.taken(account_id):
         _receive(source)
     return Reply({}, 200)
 
@@ -66,8 +66,8 @@ def _receive(id: str) -> None:
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)
 def download(call: Call, secret: str) -> Response:
     """What was put there."""
-    source = sources.path(links.read_source("source", secret))
-    give_back = streams.slots.take(links.read("source", secret)["account"])
+    id, account_id = links.read_source("source", secret)
+    source, give_back = sources.path(id), streams.slots.take(account_id)
     try:
         response = send_file(source, mimetype="application/gzip")
     except BaseException:

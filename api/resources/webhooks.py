@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import request
 
-from api import ranges, serialize, shapes
+from api import ranges, serialize, shapes, streams
 from api.fields import Fields, Items, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
@@ -47,7 +47,8 @@ def create(call: Call) -> Reply:
     """Have changes told to a URL: include, level, url; the secret that signs them comes back in Heroku-Webhook-Secret."""
     wish = webhooks.check(call.body.need("url"), call.body.items("include") or [], call.body.need("level"))
     secret, authorization = _secrets(call)
-    outbound.check(wish.place)  # takes as long as DNS does: not while others wait for the database
+    with streams.looking_up(call.session, call.account.id):
+        outbound.check(wish.place)
     with transaction() as session:
         now = call.within(session)
         row, text = webhooks.create(session, now.account, now.app, wish, secret=secret, authorization=authorization)
@@ -61,7 +62,8 @@ def update(call: Call, webhook: str) -> Reply:
     include = known.include if (asked := call.body.items("include")) is None else asked
     wish = webhooks.check(call.body.text("url") or known.url, include, call.body.text("level") or known.level)
     secret, authorization = _secrets(call)
-    outbound.check(wish.place)
+    with streams.looking_up(call.session, call.account.id):
+        outbound.check(wish.place)
     with transaction() as session:
         now = call.within(session)
         row = webhooks.find(session, now.app, webhook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,7 +12,7 @@ from builder import output, queue, sources
 from dashboard import ansi, frame
 from dashboard.routing import Pages, Visit
 from dashboard.views.apps import addresses
-from foundation import outbound
+from foundation import line, outbound
 from foundation.errors import InvalidParams
 from foundation.settings import settings
 from state import apps, builds, compare, listings, releases
@@ -101,11 +102,17 @@ def rebuild(visit: Visit) -> Response:
     else:
         chosen = last
     made = builds.create(
-        visit.session, visit.app, visit.account, commit=chosen.commit, source_version=chosen.source_version,
+        visit.session, visit.app, visit.account, commit=chosen.commit, source_version=_named(chosen),
         source_url=chosen.source_url, source_checksum=chosen.source_checksum,
     )  # fmt: skip
     _enqueue(visit, made)
     return visit.done(f"/apps/{visit.app.name}/builds/{made.id}")
+
+
+def _named(row: Build) -> str | None:
+    """What a build is called when it is built again; one of an address may be from when its secrets were part of the name."""
+    url, name = row.source_url or "", row.source_version
+    return _version(url) if url.startswith("http") and re.search("[?@]", name or "") else name
 
 
 def _repeatable(row: Build, last: Build | None) -> bool:
@@ -140,7 +147,7 @@ def deploy_tarball(visit: Visit) -> Response:
     id = sources.new(visit.account.id)
     visit.session.rollback()  # nothing may be held while a file is written
     sources.receive(id, file.stream.read)
-    return _build_source(visit, f"{sources.PREFIX}{id}", file.filename[-200:])
+    return _build_source(visit, f"{sources.PREFIX}{id}", line.of(file.filename)[-200:] or "tarball")
 
 
 @pages.on("POST", "/apps/<app>/deploy/url", does="POST /apps/<app>/builds", again=show, writes=False)

@@ -10,7 +10,7 @@ from flask import Response, request
 from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
 
-from api import serialize
+from api import serialize, streams
 from builder import buildpacks
 from dashboard import dotenv, frame, lookups
 from dashboard.routing import Pages, Visit, go, host
@@ -230,8 +230,7 @@ def check_domain(visit: Visit, domain: str) -> Response:
     """Whether DNS leads a domain here; asked for on its own, because name servers take their time."""
     row = domains.find(visit.session, visit.app, domain)
     hostname, places = row.hostname, (_target(visit), host())
-    with lookups.counted(visit.account.id):
-        visit.session.rollback()
+    with streams.looking_up(visit.session, visit.account.id):
         found, ours = lookups.addresses(hostname), lookups.addresses(places[0]) | lookups.addresses(places[1])
     told = {"found": sorted(found), "ours": sorted(ours), "right": bool(found & ours)}
     if "HX-Request" in request.headers:
@@ -297,8 +296,7 @@ def add_drain(visit: Visit) -> Response:
     """Send the app's lines somewhere."""
     url = visit.text("drain", 2000)
     place = drains.parse(url)
-    with lookups.counted(visit.account.id):
-        visit.session.rollback()  # what follows takes as long as DNS does
+    with streams.looking_up(visit.session, visit.account.id):
         outbound.check(place)
     with transaction() as session:
         account, app = _again(visit, session)
@@ -356,8 +354,7 @@ def remove_certificate(visit: Visit, id: str) -> Response:
 def add_webhook(visit: Visit) -> Response:
     """Have changes told to a URL; the secret that signs them is shown once."""
     wish = webhooks.check(visit.text("url", 2000), visit.form.getlist("include"), visit.text("level", 20))
-    with lookups.counted(visit.account.id):
-        visit.session.rollback()  # what follows takes as long as DNS does
+    with streams.looking_up(visit.session, visit.account.id):
         outbound.check(wish.place)
     with transaction() as session:
         account, app = _again(visit, session)

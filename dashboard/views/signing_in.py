@@ -48,10 +48,9 @@ def show(visit: Visit) -> Response:
 @pages.on("POST", "/sign-in", needs="nothing", writes=False)
 def sign_in(visit: Visit) -> Response:
     """Open a session by password (and two-factor code) or by token."""
-    to, address = destination(visit.text("to")), limits.caller()
+    to = destination(visit.text("to"))
     try:
-        limits.sign_ins.take(address)
-        with limits.guesses.taken(address):
+        with limits.guessing():
             return _by_token(visit, to) if visit.text("token") else _by_password(visit, to)
     except DavitError as problem:
         if problem.status == 401:

@@ -12,10 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from api import streams
 from foundation.authority import Authority
 from foundation.clock import now
 from state import db, rotation
-from state.models import LogDrain
+from state.models import App, LogDrain
 from tests.api.conftest import Api
 from tests.e2e.errors_page import assert_says
 
@@ -31,6 +32,31 @@ def test_drains_are_added_listed_and_removed_by_any_name(api: Api) -> None:
     assert api.get("/apps/timely/log-drains", as_="viewer").status_code == 403, "its URL may hold a password"
     assert api.delete(f"/apps/timely/log-drains/{quote(DRAIN, safe='')}").status_code == 200
     assert api.delete(f"/apps/timely/log-drains/{made.json['id']}").status_code == 404
+
+
+def test_who_waits_for_name_servers_is_counted_and_holds_nothing_of_the_database(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    monkeypatch.setattr("foundation.outbound.check", lambda place: held.append(db.engine().pool.checkedout()))  # type: ignore[attr-defined]
+    hook = {"url": "https://example.com/", "include": ["api:app"], "level": "notify"}
+    made = api.post("/apps/timely/webhooks", hook).json["id"]
+    calls = (
+        ("POST", "/apps/timely/log-drains", {"url": "https://example.com/x"}), ("POST", "/apps/timely/webhooks", hook),
+        ("PATCH", f"/apps/timely/webhooks/{made}", {"level": "sync"}),
+        ("POST", "/app-setups", {"source_blob": {"url": "https://example.com/x.tgz"}}),
+    )  # fmt: skip
+    with db.snapshot() as session:
+        owner = session.get_one(App, api.app_id).owner_id
+    taken = [streams.lookups.take(owner) for _ in range(streams.LOOKUPS_EACH)]
+    for method, path, body in calls:
+        answer = api.call(method, path, body)
+        assert (answer.status_code, answer.json["id"]) == (503, "too_many_streams"), path
+    for give_back in taken:
+        give_back()
+    held.clear()
+    assert [api.call(method, path, body).status_code for method, path, body in calls] == [201, 201, 200, 202]
+    assert held == [0, 0, 0, 0] and streams.lookups._taken.total() == 0
 
 
 def test_a_drains_password_is_not_in_the_database_and_survives_new_keys(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from api import limits
+from foundation.settings import settings
 from state import accounts, audit, db, invitations, passwords, throttle
 from state.models import Account, AuditEvent
 from tests.api.conftest import Api
+from tests.e2e.errors_page import assert_says
 
 FIRST, SECOND = "correct horse battery", "correct horse staple"
 
@@ -128,6 +131,23 @@ def test_a_stranger_whose_password_is_looked_at_holds_no_connection(api: Api, mo
     for give_back in taken:
         give_back()
     assert api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong")).status_code == 401
+
+
+def test_guesses_are_counted_by_the_hour_by_whichever_way_they_come(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_RATE_LIMIT", "2")
+    settings.cache_clear()
+    monkeypatch.setattr(limits, "sign_ins", limits.Buckets(lambda: 0.0, whose="Your address", what="tried to sign in too often"))
+    page = api.post("/auth", {}, as_=None).json["browser_url"]
+    data = {"email": "nobody@example.com", "password": "wrong", "answer": "approve"}
+
+    def by_basic() -> Any:
+        return api.post("/oauth/authorizations", as_=None, auth=("nobody@example.com", "wrong"))
+
+    assert by_basic().status_code == 401
+    assert api.call("POST", page, data=data, as_=None).status_code == 401
+    for answer in (by_basic(), api.call("POST", page, data=data, as_=None)):
+        assert answer.status_code == 429
+        assert_says("calls-exhausted", html.unescape(answer.text))
 
 
 def test_a_password_that_changes_meanwhile_is_looked_at_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import event, select, update
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import EnvironBuilder, encode_multipart, run_wsgi_app
 
-from api import limits
+from api import limits, streams
 from api.resources import catalogue
 from dashboard import lookups, routing
 from dashboard.views import PARTS, logs
@@ -34,6 +34,7 @@ from logs import stream
 from state import (
     accounts,
     apps,
+    builds,
     config,
     crashes,
     db,
@@ -41,8 +42,10 @@ from state import (
     endpoints,
     features,
     formation,
+    notify,
     passwords,
     pipelines,
+    releases,
     set_up,
     signatures,
     two_factor,
@@ -262,10 +265,10 @@ def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: py
         give_back()
     monkeypatch.setenv("DAVIT_RATE_LIMIT", "2")
     settings.cache_clear()
-    monkeypatch.setattr(limits, "sign_ins", limits.Buckets(lambda: 0.0, whose="Your address"))
+    monkeypatch.setattr(limits, "sign_ins", limits.Buckets(lambda: 0.0, whose="Your address", what="tried to sign in too often"))
     answers = [somebody.post("/sign-in", {**data, "email": f"{name}@example.com"}, page="/sign-in") for name in "abc"]
     assert [answer.status_code for answer in answers] == [403, 403, 429]
-    assert "Your address has made too many API calls" in answers[-1].text and len(held) == 3
+    assert "Your address has tried to sign in too often" in answers[-1].text and len(held) == 3
 
 
 def test_a_wrong_password_and_an_unknown_address_look_the_same(desk: Desk) -> None:
@@ -480,14 +483,14 @@ def test_look_ups_in_dns_are_counted_and_hold_nothing_of_the_database(desk: Desk
 
     def answer(name: str, *_: Any, **__: Any) -> list[Any]:
         """In the place of a name server."""
-        asked.append((name, db.engine().pool.checkedout(), lookups.places._taken.total()))  # type: ignore[attr-defined]
+        asked.append((name, db.engine().pool.checkedout(), streams.lookups._taken.total()))  # type: ignore[attr-defined]
         return [(0, 0, 0, "", ("203.0.113.7", 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     monkeypatch.setattr(lookups, "_answers", OrderedDict())
     with db.snapshot() as session:
         account_id = session.get(App, desk.app_id).owner_id  # type: ignore[union-attr]
-    taken = [lookups.places.take(account_id) for _ in range(lookups.EACH)]
+    taken = [streams.lookups.take(account_id) for _ in range(streams.LOOKUPS_EACH)]
     assert owner.get(path).status_code == 503 and not asked
     assert owner.post("/apps/timely/settings/drains", {"drain": "https://example.com/x"}).status_code == 503
     for give_back in taken:
@@ -495,7 +498,7 @@ def test_look_ups_in_dns_are_counted_and_hold_nothing_of_the_database(desk: Desk
     for _ in range(2):
         assert "DNS leads here" in owner.get(path).text
     assert sorted(asked) == [("localhost", 0, 1), ("timely.localhost", 0, 1), ("www.example.com", 0, 1)]
-    assert lookups.places._taken.total() == 0
+    assert streams.lookups._taken.total() == 0
 
 
 @pytest.mark.parametrize(
@@ -512,6 +515,43 @@ def test_what_opens_an_address_is_not_in_the_names_of_its_builds(desk: Desk, url
         [(source, named)] = session.execute(select(Build.source_url, Build.source_version)).all()
     assert (source, named) == (url, version)
     assert "secret-word" not in desk.person("viewer").get("/apps/timely/deploy").text
+
+
+def test_a_build_that_is_repeated_leaves_its_secrets_out_of_its_name(desk: Desk) -> None:
+    url, old = "https://example.com/a/archive.tar.gz?private_token=secret-word", "archive.tar.gz?private_token=secret-word"
+    with db.transaction() as session:
+        app = session.get_one(App, desk.app_id)
+        id = builds.create(session, app, app.owner, source_url=url, source_version=old).id
+    assert desk.person("deployer").post("/apps/timely/builds", {"build": id}).status_code == 303
+    with db.snapshot() as session:
+        [(source, named)] = session.execute(select(Build.source_url, Build.source_version).where(Build.id != id)).all()
+    assert (source, named) == (url, "archive.tar.gz")
+
+
+def test_nothing_that_is_named_here_writes_a_second_line_into_a_log(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(notify, "announcer", lambda app_id, text: said.append(text))
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n%s\r\n--x\r\nContent-Disposition: form-data; name="tarball"; '
+        b"filename*=UTF-8''a%%00%%0ARelease%%20v9%%1b%%5B31m.tgz\r\n\r\n\x1f\x8b\r\n--x--\r\n"
+    )
+    deployer, admin = desk.person("deployer"), desk.person("admin")
+    token = re.search(r'name="csrf" value="([^"]+)"', deployer.get("/new").text)
+    assert token
+    sent = {"data": body % token[1].encode(), "content_type": "multipart/form-data; boundary=x"}
+    assert deployer.client.post("/apps/timely/deploy/tarball", **sent).status_code == 303
+    with db.transaction() as session:
+        build = session.scalars(select(Build)).one()
+        assert build.source_version == "aRelease v9[31m.tgz"
+        app = session.get_one(App, desk.app_id)
+        releases.create(session, app, app.owner, kind="deploy", description="Deploy a\nRelease v9 created")
+    assert said and not any("\n" in one for one in said)
+    for path, field, more in (
+        ("/account/name", "name", {}), ("/account/tokens", "description", {}), ("/admin/people", "name", {"email": "new@example.com"})
+    ):  # fmt: skip
+        answer = admin.post(path, {**more, field: "Ann\u202e\u009b31m"})
+        assert answer.status_code == 422, path
+        assert_says("control-characters", html.unescape(answer.text))
 
 
 def test_a_refused_form_says_why_and_keeps_what_was_typed(desk: Desk) -> None:
