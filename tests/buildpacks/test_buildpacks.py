@@ -535,22 +535,26 @@ def test_no_range_makes_the_parser_fail_otherwise(range: str) -> None:
 def serving(root: Path) -> Iterator[httpx.Client]:
     page = "<h1>Hello</h1>" + "x" * 2000
     source = {
-        "static.json": json.dumps({"root": "site", "clean_urls": True, "routes": {"/app/**": "index.html"}, "redirects": {"/old": {"url": "/new"}}, "headers": {"/assets/**": {"X-Mine": "yes"}}}),  # noqa: E501
+        "static.json": json.dumps({"root": "site", "clean_urls": True, "routes": {"/app/**": "index.html"}, "redirects": {"/old": {"url": "/new"}}, "headers": {"/assets/**": {"X-Mine": "yes"}}, "basic_auth": True, "proxies": {}}),  # noqa: E501
         "site/index.html": page, "site/about.html": "about", "site/404.html": "my own page", "site/assets/main.4f9a8b7c6d.js": "1;" * 1000,  # noqa: E501
         "site/.env": "SECRET", "site/.well-known/security.txt": "mail", "site/link": "->/etc/passwd",
+        "site/Procfile-guide.html": "guide", "site/app.json": "{}", "site/img/team-photo-2024.jpg": "jpg",
     }  # fmt: skip
-    built = done(build(root, source))
+    assert "there is no BASIC_AUTH_USERNAME and no BASIC_AUTH_PASSWORD" in refused(build(root, source))
+    credentials = {"BASIC_AUTH_USERNAME": "me", "BASIC_AUTH_PASSWORD": "geheim: ü"}
+    built = done(build(root, source, config=credentials))
+    assert "static.json's “proxies” means nothing here" in built.output
     assert "default_process_types" in built.content("release") and ".heroku/static/serve" in built.content("release")
     home = as_home(built)
     port = 20_000 + os.getpid() % 10_000
     process = subprocess.Popen(
         [".heroku/static/serve"],
         cwd=home,
-        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PORT": str(port), "WEB_CONCURRENCY": "1"},
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PORT": str(port), "WEB_CONCURRENCY": "1", **credentials},
         stderr=subprocess.DEVNULL,
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=("me", "geheim: ü")) as client:
 
             def answers() -> bool:
                 try:
@@ -582,9 +586,47 @@ def test_static_sites_are_served_with_caching_compression_and_their_own_404(serv
     assert missing.status_code == 404 and missing.text == "my own page"
     assert serving.get("/about").text == "about" and serving.get("/app/deep/link").text.startswith("<h1>Hello")
     assert serving.get("/old").headers["location"] == "/new" and serving.post("/").status_code == 405
+    assert serving.get("/Procfile-guide.html").text == "guide" and serving.get("/app.json").text == "{}"
+    assert "max-age=60" in serving.get("/img/team-photo-2024.jpg").headers["cache-control"]
+    for wrong in (None, ("me", "geheim"), ("", "")):
+        strange = httpx.get(f"{serving.base_url}/assets/main.4f9a8b7c6d.js", auth=wrong)
+        assert strange.status_code == 401 and "Basic" in strange.headers["www-authenticate"] and "1;" not in strange.text
+    assert httpx.get(serving.base_url, headers={"Authorization": "Basic ü".encode("latin-1")}).status_code == 401
     for hidden in ("/.env", "/static.json", "/../static.json", "/%2e%2e/static.json", "/link", "/.heroku/static/site.json"):
         assert serving.get(hidden).status_code == 404, hidden
     assert serving.get("/.well-known/security.txt").text == "mail"
+
+
+NAMES = """
+import json, sys
+from site_server import CONFIGURATION, DOTTED, application, never_changes
+request = {"REQUEST_METHOD": "GET", "PATH_INFO": "/a", "RAW_URI": "/a?b", "HTTP_HOST": "other.example.com", "HTTP_X_FORWARDED_PROTO": "https"}
+application(request, lambda status, headers: print(dict(headers)["Location"]))
+print(json.dumps([[bool(never_changes(name)), bool(DOTTED.search(name) or CONFIGURATION.search(name))] for name in sys.argv[1:]]))
+"""
+
+
+def test_only_names_with_a_digest_are_kept_for_ever_and_only_its_configuration_is_hidden(root: Path) -> None:
+    source = {"index.html": "", "static.json": '{"root": ".", "canonical_host": "www.example.com"}'}
+    home = as_home(done(build(root, source)))
+    lasting = [
+        "/assets/index-C4kL9x2a.js", "/static/js/main.4f9a8b7c.js", "/static/css/main.4f9a8b7c6d.css.map", "/main-5FQKXJ3A.js",
+        "/img/logo.0a1b2c3d4e5f60718293.png", "/_next/static/chunks/0a1b.js", "/_app/immutable/entry/start.js",
+    ]  # fmt: skip
+    plain = [
+        "/img/team-photo-2024.jpg", "/screenshot-dashboard-2.png", "/IMG_20240101.jpg", "/hero_background2.jpg", "/js/Main-controller.js",
+        "/img/hero-myPhotos.png", "/img/banner-SUMMER24.png", "/js/jquery-VERSION2.js", "/img/house-facade12.png", "/app.jsonld",
+        "/Procfile-guide.html", "/Staticfiles.html", "/.well-known/security.txt",
+    ]  # fmt: skip
+    hidden = ["/Procfile", "/app.json", "/static.json", "/.env", "/a/.git/config", "/node_modules/x.js"]
+    answer = subprocess.run(
+        ["/usr/bin/python3", "-c", NAMES, *lasting, *plain, *hidden], check=True, capture_output=True, text=True,
+        env={"HOME": str(home), "PYTHONPATH": f"{home}/.heroku/static/packages:{home}/.heroku/static"},
+    )  # fmt: skip
+    moved, _, answers = answer.stdout.partition("\n")
+    assert moved == "https://www.example.com/a?b"
+    expected = [*([True, False] for _ in lasting), *([False, False] for _ in plain), *([False, True] for _ in hidden)]
+    assert [*zip([*lasting, *plain, *hidden], json.loads(answers), strict=True)] == [*zip([*lasting, *plain, *hidden], expected, strict=True)]  # noqa: E501
 
 
 def test_a_built_front_end_is_served_without_node(root: Path) -> None:

@@ -21,6 +21,11 @@ from typing import Any, NoReturn
 HERE = Path(__file__).parent
 ROOTS = ("public", "dist", "build", "out", "_site")
 COMPRESSIBLE = {".html", ".htm", ".css", ".js", ".mjs", ".json", ".xml", ".svg", ".txt", ".map", ".wasm", ".ico", ".webmanifest", ".md", ".csv"}
+KNOWN = {
+    "root", "clean_urls", "routes", "redirects", "headers", "error_page", "encoding", "https_only", "basic_auth", "canonical_host",
+    "logging", "debug", "worker_connections", "resolver", "port",
+}  # fmt: skip
+"""Keys of static.json: those that are obeyed, and those that only Heroku's nginx needs."""
 SMALLEST = 860
 """Bytes below which compression gains nothing."""
 
@@ -42,6 +47,7 @@ def main(build: Path, cache: Path, env: Path) -> None:
     settings = read_settings(build)
     root = find_root(build, settings)
     settings["root"] = os.path.relpath(root, build)
+    check_settings(settings, env)
     say("Serving the folder " + ("of the repository itself" if root == build else settings["root"] + "/"))
     drop_node(build, root)
     install_server(build, cache / "static", settings)
@@ -65,6 +71,15 @@ def read_settings(build: Path) -> dict[str, Any]:
         if (build / name).is_file() and (match := re.search(r"^\s*root:\s*[\"']?([^\"'\n#]+)", (build / name).read_text(errors="replace"), re.MULTILINE)):
             return {"root": match[1].strip()}
     return {}
+
+
+def check_settings(settings: dict[str, Any], env: Path) -> None:
+    """Say what of static.json is not obeyed, and refuse a protected site that everybody would see or nobody."""
+    for name in sorted(set(settings) - KNOWN):
+        indent(f"WARNING: static.json's “{name}” means nothing here" + (": nothing is passed on to another server" * (name == "proxies")))
+    missing = [name for name in ("BASIC_AUTH_USERNAME", "BASIC_AUTH_PASSWORD") if not (env / name).is_file() or not (env / name).read_bytes()]
+    if settings.get("basic_auth") and missing:
+        fail(f"static.json asks for basic_auth, and there is no {' and no '.join(missing)}. Set them (davit config:set) and push again.")
 
 
 def find_root(build: Path, settings: dict[str, Any]) -> Path:

@@ -6,9 +6,12 @@ and the app's own configuration is never served.
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,12 @@ from typing import Any
 from whitenoise import WhiteNoise
 
 HOME = Path(os.environ.get("HOME", "/app"))
-HIDDEN = re.compile(r"(^|/)\.(?!well-known(/|$))|^/?(static\.json|Staticfile|Procfile|app\.json|node_modules/)")
-HASHED = re.compile(r"[.\-_][0-9a-zA-Z_-]{8,}\.(?:js|css|mjs|woff2?|png|jpe?g|gif|svg|webp|avif|ico|map|wasm)$")
+DOTTED = re.compile(r"(^|/)\.(?!well-known(/|$))")
+CONFIGURATION = re.compile(r"^/?((static\.json|Staticfile|Procfile|app\.json)$|node_modules/)")
+FOR_EVER = re.compile(r"^/?(_next/static|_app/immutable)/")
+"""Folders in which the builders that make them never put another file under a name that they have used."""
+HASHED = re.compile(r"[.\-_]([0-9a-zA-Z]{8,64})\.((?:js|css|mjs)(?:\.map)?|woff2?|png|jpe?g|gif|svg|webp|avif|ico|map|wasm)$")
+HEX_LENGTHS = (8, 10, 12, 16, 20, 24, 32, 40, 64)
 YEAR = 31_536_000
 
 
@@ -26,16 +33,18 @@ class Site(WhiteNoise):
 
     def __init__(self, application: Callable[..., Iterable[bytes]], root: Path, settings: dict[str, Any]) -> None:
         self.inside = os.path.join(os.path.realpath(root), "")
+        self.is_repository = settings.get("root") == "."
         self.headers_by_pattern = [(pattern_of(path), dict(values)) for path, values in (settings.get("headers") or {}).items()]
         super().__init__(
             application, root=str(root), index_file=True, max_age=60, allow_all_origins=False, charset=str(settings.get("encoding", "utf-8")).lower(),
-            immutable_file_test=lambda path, url: bool(re.search(r"\d|[A-Z]", url.rsplit("/", 1)[-1])) and bool(HASHED.search(url)),
+            immutable_file_test=lambda path, url: never_changes(url),
             add_headers_function=self._more_headers,
         )  # fmt: skip
 
     def add_file_to_dictionary(self, url: str, path: str, stat_cache: Any = None) -> None:
         inside = os.path.realpath(path).startswith(self.inside)  # a link may lead anywhere
-        if inside and not HIDDEN.search(url):
+        hidden = DOTTED.search(url) or (self.is_repository and CONFIGURATION.search(url))
+        if inside and not hidden:
             super().add_file_to_dictionary(url, path, stat_cache=stat_cache)
 
     def _more_headers(self, headers: Any, path: str, url: str) -> None:
@@ -44,6 +53,29 @@ class Site(WhiteNoise):
             if pattern.fullmatch(url):
                 for name, value in values.items():
                     headers[str(name)] = str(value)
+
+
+def never_changes(url: str) -> bool:
+    """Whether the name of a file says what is in it, so that it may be kept for ever.
+
+    A name that only looks like that is served from browsers' caches when the file is another, and no deploy mends it; one that is
+    not recognised costs a question. So a digest must look like none of the words and numbers that people write: letters and
+    digits change at least twice, in lower case hexadecimal (webpack, Parcel), upper case base32 (esbuild, Angular: scripts and
+    styles) or base64 with both cases (Rollup, Vite).
+    """
+    if FOR_EVER.match(url):
+        return True
+    match = HASHED.search(url)
+    if match is None:
+        return False
+    digest, kind = match[1], match[2]
+    if len(re.findall(r"(?<=\d)(?=[A-Za-z])|(?<=[A-Za-z])(?=\d)", digest)) < 2:
+        return False
+    if re.fullmatch(r"[0-9a-f]+", digest):
+        return len(digest) in HEX_LENGTHS
+    if re.fullmatch(r"[A-Z2-7]{8}", digest):
+        return kind.startswith(("js", "css", "mjs"))
+    return (len(digest) == 8 or len(digest) >= 16) and bool(re.search(r"[a-z]", digest)) and bool(re.search(r"[A-Z]", digest))
 
 
 def pattern_of(path: str) -> re.Pattern[str]:
@@ -118,11 +150,59 @@ class HttpsOnly:
         return []
 
 
+class OneHost:
+    """``canonical_host``: what comes by another name is sent to that one."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]], host: str) -> None:
+        self.application, self.host = application, host
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").partition(":")[0].lower() == self.host.partition(":")[0].lower():
+            return self.application(environ, start)
+        path, _, query = environ.get("RAW_URI", "/").partition("?")
+        location = f"{environ.get('HTTP_X_FORWARDED_PROTO', 'http')}://{self.host}{path}{'?' + query if query else ''}"
+        start("301 Moved Permanently", [("Location", location), ("Content-Length", "0")])
+        return []
+
+
+class Guarded:
+    """``basic_auth``: only who has the user and password of the config vars is answered (RFC 7617)."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self.application = application
+        user, password = os.environ.get("BASIC_AUTH_USERNAME"), os.environ.get("BASIC_AUTH_PASSWORD")
+        if not user or not password:
+            sys.exit("static.json asks for basic_auth: set the config vars BASIC_AUTH_USERNAME and BASIC_AUTH_PASSWORD.")
+        self.expected = f"{user}:{password}".encode()
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        try:
+            said = base64.b64decode(given.strip(), validate=True) if scheme.lower() == "basic" else b""
+        except ValueError:
+            said = b""
+        if hmac.compare_digest(said, self.expected):
+            return self.application(environ, start)
+        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else UNAUTHORIZED
+        kind = ("Content-Type", "text/html; charset=utf-8")
+        challenge = ("WWW-Authenticate", 'Basic realm="Restricted", charset="UTF-8"')
+        start("401 Unauthorized", [challenge, kind, ("Content-Length", str(len(UNAUTHORIZED))), ("Cache-Control", "no-store")])
+        return [body]
+
+
+UNAUTHORIZED = b"<!doctype html><title>401</title><h1>Please sign in</h1>"
+
+
 def make() -> Callable[..., Iterable[bytes]]:
     settings = json.loads((HOME / ".heroku" / "static" / "site.json").read_text())
     root = HOME / settings["root"]
     rest = Rest(root, settings)
-    site = rest.files = Site(rest, root, settings)
+    rest.files = Site(rest, root, settings)
+    site: Callable[..., Iterable[bytes]] = rest.files
+    if settings.get("basic_auth"):
+        site = Guarded(site)
+    if settings.get("canonical_host"):
+        site = OneHost(site, str(settings["canonical_host"]))
     return HttpsOnly(site) if settings.get("https_only") else site
 
 
