@@ -451,5 +451,5 @@ def ensure_certificate(settings: Settings) -> str:
     """The PEM file of this port's certificate: one that was put at ``keys/api.pem``, else one of the own authority's."""
     keys = settings.home / "keys"
     names = ["localhost", "127.0.0.1", "::1", "127.0.0.2", settings.api.reachable.host, settings.domain, f"*.{settings.domain}"]
-    Authority(keys / "ca.pem").ensure(keys / "api.pem", list(dict.fromkeys(names)))
+    Authority(keys / "ca.pem").ensure(keys / "api.pem", list(dict.fromkeys([*names, *settings.names])))
     return str(keys / "api.pem")

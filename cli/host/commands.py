@@ -207,10 +207,10 @@ def rotate_keys() -> None:
     "--environment", "file", type=click.Path(path_type=Path), default=Path("/etc/davit/davit.env"), show_default=True,
     help="The file of settings, NAME=VALUE a line.",
 )  # fmt: skip
-@click.option("--user", default="davit", show_default=True, help="Who owns DAVIT_HOME and runs what needs no root.")
+@click.option("--user", help="Who owns DAVIT_HOME and runs what needs no root; its owner by default, davit where it is new.")
 @click.option("--start", is_flag=True, help="Start it, and return when everything answers.")
 @click.option("--prepare", is_flag=True, hidden=True)
-def install(file: Path, user: str, start: bool, prepare: bool) -> None:
+def install(file: Path, user: str | None, start: bool, prepare: bool) -> None:
     """Have systemd run Davit: a unit for each of its processes, from now on and after every boot."""
     from cli.host import install as units
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from cli.host import doctor, environment, home, procfile, ready, revision
+from cli.host import doctor, environment, home, procfile, ready, record, revision
 from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from foundation.settings import Settings, from_environment
@@ -18,6 +18,7 @@ from hosts import units
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = Path("/etc/systemd/system")
+USER = "davit"
 COMMAND = Path("/usr/local/bin/davit")
 PATIENCE = 600.0
 """Seconds that the processes may take to answer: a small virtual machine without acceleration takes minutes."""
@@ -31,7 +32,7 @@ class CannotInstall(DavitError):
     id, status = "cannot_install", 500
 
 
-def install(file: Path, user: str, say: Say, *, start: bool) -> None:
+def install(file: Path, user: str | None, say: Say, *, start: bool) -> None:
     """Write units, enable them, and start them when asked; what is so already is left as it is.
 
     What runs is restarted when its settings, its unit or Davit's code have changed since it was started: all but Redis, unless
@@ -39,10 +40,11 @@ def install(file: Path, user: str, say: Say, *, start: bool) -> None:
 
     Args:
         file: settings, ``NAME=VALUE`` a line; an empty one is made where there is none.
-        user: owns DAVIT_HOME and runs all processes but ``runtime``; made where there is none.
+        user: owns DAVIT_HOME and runs all processes but ``runtime``; made where there is none. None: who owns it already, and
+            ``davit`` where it is not there yet.
 
     Raises:
-        CannotInstall: not root, or no systemd.
+        CannotInstall: not root, no systemd, or ``davit up`` runs.
         SettingError: a setting cannot be used.
     """
     if os.geteuid() != 0:
@@ -52,6 +54,9 @@ def install(file: Path, user: str, say: Say, *, start: bool) -> None:
     _settings_file(file)
     variables = read_environment(file)
     settings = from_environment(variables)
+    if start and record.running_supervisor(settings.run) is not None:
+        raise CannotInstall(f"`davit up` runs the Davit in {settings.home}: `davit down --keep-apps` first, and apps serve on.")
+    user = user or owner(settings.home)
     _make_user(user, settings.home, say)
     _compile()
     texts = compose(file, variables, settings, user)
@@ -208,6 +213,11 @@ def _compile() -> None:
     rooms = [path.parent for path in sorted(CHECKOUT.glob("*/__init__.py")) if path.parent.name != "tests"]
     places = [*map(str, rooms), str(CHECKOUT / "app.py")]
     run([sys.executable, "-m", "compileall", "-q", "-j", "0", *places], timeout=PATIENCE, check=False)
+
+
+def owner(directory: Path) -> str:
+    """Whose processes may work in this DAVIT_HOME: a `davit up` of before may have made it, as root."""
+    return directory.owner() if directory.exists() else USER
 
 
 def _make_user(user: str, directory: Path, say: Say) -> None:

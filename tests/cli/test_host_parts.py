@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
 
+from api import door
 from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status, waiting
 from cli.host.processes import Identity
 from cli.main import COMMANDS, cli
@@ -89,6 +91,14 @@ def test_the_home_and_all_in_it_is_private(davit_home: Path) -> None:
 
 
 @pytest.mark.row("home-too-long")
+def test_the_apis_own_certificate_holds_for_every_name_at_which_it_is_opened(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, DAVIT_DOMAIN="apps.example.com", DAVIT_NAMES="davit.example.com,deploy.example.org")
+    pem = Path(door.ensure_certificate(settings)).read_bytes()
+    names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    held = names.get_values_for_type(x509.DNSName)
+    assert {"davit.example.com", "deploy.example.org", "*.apps.example.com", "localhost"} <= set(held)
+
+
 def test_a_home_whose_sockets_would_have_too_long_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(home.HomeError) as refused:
         home.make_directories(tmp_path / ("x" * 60) / ("y" * 40))

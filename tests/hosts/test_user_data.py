@@ -240,6 +240,10 @@ def test_every_line_of_procfile_has_a_unit_and_only_runtime_is_roots(tmp_path: P
     assert not [name for name, text in texts.items() if "s3cret" in text]
 
 
+def test_a_home_that_is_there_keeps_its_owner(tmp_path: Path) -> None:
+    assert install.owner(tmp_path) == tmp_path.owner() and install.owner(tmp_path / "none") == "davit"
+
+
 def test_what_is_made_ready_again_takes_all_along_but_redis(tmp_path: Path) -> None:
     """systemd ends what requires davit-prepare before it restarts that; no process works on what another version migrates."""
     texts = {name: text for name, text in composed(tmp_path).items() if name not in (units.TARGET, units.PREPARE)}
