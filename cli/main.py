@@ -54,6 +54,7 @@ COMMANDS: dict[str, str] = {
     "ps:isolation": "cli.apps.ps:isolation",
     "ps:resize": "cli.apps.ps:resize",
     "ps:migrate": "cli.apps.ps:migrate",
+    "ps:usage": "cli.apps.ps:usage",
     "ps:sleep": "cli.apps.ps:sleep",
     "scale": "cli.apps.ps:scale",
     "restart": "cli.apps.ps:restart",

@@ -144,6 +144,14 @@ def size(count: int | None) -> str | None:
     return f"{amount:.0f} {units[0]}"
 
 
+def duration(seconds: float) -> str:
+    """``5m``"""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
 def when(text: str) -> str:
     """``2026/11/24 03:58:34 +0000``, in this machine's time zone."""
     return _moment(text).astimezone().strftime("%Y/%m/%d %H:%M:%S %z")
@@ -152,10 +160,7 @@ def when(text: str) -> str:
 def ago(text: str) -> str:
     """``2026/11/24 03:58:34 +0000 (~ 5m ago)``"""
     seconds = max(0, int((datetime.now(timezone.utc) - _moment(text)).total_seconds()))
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= length:
-            return f"{when(text)} (~ {seconds // length}{unit} ago)"
-    return f"{when(text)} (~ {seconds}s ago)"
+    return f"{when(text)} (~ {duration(seconds)} ago)"
 
 
 def _moment(text: str) -> datetime:

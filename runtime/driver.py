@@ -126,13 +126,15 @@ class Exit:
 @dataclass(frozen=True)
 class Stats:
     """What a dyno uses now: bytes of memory (page cache left out), bytes of its writable layer, CPU seconds so far,
-    processes, and how often the kernel ended something in it for want of memory."""
+    processes, how often the kernel ended something in it for want of memory, and for how many seconds its own kernel has been up,
+    where that tells."""
 
     memory: int
     disk: int
     cpu: float
     pids: int
     ooms: int
+    uptime: float | None = None
 
 
 @dataclass(frozen=True)

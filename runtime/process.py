@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -188,14 +189,14 @@ class Runtime:
             manager.wake()
 
     async def _stats(self, call: Call) -> dict[str, Any]:
-        """``stats {app_id}`` → ``{dynos: {name: {memory, disk, cpu, pids}}}``."""
+        """``stats {app_id}`` → ``{dynos: {name: {memory, disk, cpu, pids, uptime}}}``."""
         manager = self.managers.get(str(call.params["app_id"]))
         found = {}
         for life in list(manager.lives.values()) if manager else []:
             if life.running is not None and life.exit is None:
                 with contextlib.suppress(OSError):
-                    stats = life.running.stats()
-                    found[life.name] = {"memory": stats.memory, "disk": stats.disk, "cpu": stats.cpu, "pids": stats.pids}
+                    stats = asdict(life.running.stats())
+                    found[life.name] = {name: stats[name] for name in ("memory", "disk", "cpu", "pids", "uptime")}
         return {"dynos": found}
 
     async def _migrate(self, call: Call) -> dict[str, float]:

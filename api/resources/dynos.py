@@ -33,6 +33,10 @@ COMMAND = Fields(
     command=Text(needed=True), type=Text(), env=Texts(), size=Reference(), isolation=Text(), attach=Flag(), force_no_tty=Flag(),
     time_to_live=Whole(least=1, most=LONGEST_SECONDS),
 )  # fmt: skip
+_USAGE = shapes.plain(shapes.thing(
+    name=shapes.TEXT, memory=shapes.WHOLE, disk=shapes.WHOLE, cpu=shapes.NUMBER, processes=shapes.WHOLE,
+    uptime=shapes.maybe(shapes.NUMBER),
+))  # fmt: skip
 _UNDER_WAY = Reply({}, 202)
 
 
@@ -48,6 +52,17 @@ def index(call: Call) -> Reply:
     """The app's dynos, by type and number, as people count."""
     rows = formation.dynos(call.session, call.app)
     return call.short_listing(rows, ORDER, lambda row: serialize.dyno(call.app, row), as_it_is=True)
+
+
+@resource.on("GET", "/apps/<app>/dyno-usage", needs="view", scope="read", writes=False, ours=True, gives=shapes.many(_USAGE))
+def usage(call: Call) -> Any:
+    """What each running dyno uses now: bytes of memory and disk, CPU seconds so far, processes; ``uptime`` are its own kernel's
+    seconds, where that tells."""
+    told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": call.app.id}, timeout=10).result["dynos"]
+    return [
+        {"name": name, **{key: stats[key] for key in ("memory", "disk", "cpu", "uptime")}, "processes": stats["pids"]}
+        for name, stats in sorted(told.items(), key=lambda pair: (pair[0].rpartition(".")[0], int(pair[0].rpartition(".")[2])))
+    ]
 
 
 @resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read", gives=shapes.DYNO)

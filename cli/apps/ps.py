@@ -1,4 +1,4 @@
-"""ps, ps:scale, ps:restart, ps:stop, ps:type, ps:isolation, ps:resize, ps:migrate, ps:sleep, ps:wait."""
+"""ps, ps:scale, ps:restart, ps:stop, ps:type, ps:isolation, ps:resize, ps:migrate, ps:usage, ps:sleep, ps:wait."""
 
 from __future__ import annotations
 
@@ -187,6 +187,25 @@ def migrate(app: Target, dyno: str) -> None:
         answer = app.client.call("POST", f"{app.path}/dynos/{quote(dyno, safe='')}/actions/migrate", timeout=_MOVE_SECONDS)
         stood, held = (f"{answer[name] * 1000:.0f} ms" for name in ("pause", "held"))
         step.result = f"done, it stood still for {stood}, and requests were held for {held}"
+
+
+@command("ps:usage")
+@on_app
+@click.argument("types", nargs=-1)
+@json_option
+def usage(app: Target, types: tuple[str, ...], as_json: bool) -> None:
+    """Show what each running dyno uses; with OSv's REST server, also for how long a unikernel's kernel has been up."""
+    rows = [row for row in app.get("/dyno-usage") if not types or row["name"].rpartition(".")[0] in types]
+    if as_json:
+        return output.print_json(rows)
+    if not rows:
+        return click.echo(f"No dyno runs on {hexed(app.app)}")
+    told = [
+        (row["name"], output.size(row["memory"]), output.size(row["disk"]), f"{row['cpu']:.1f} s", row["processes"],
+         "" if row["uptime"] is None else output.duration(row["uptime"]))
+        for row in rows
+    ]  # fmt: skip
+    output.table(told, ("dyno", "memory", "disk", "cpu", "processes", "kernel up for"))
 
 
 @command("ps:sleep")

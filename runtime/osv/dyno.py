@@ -370,7 +370,8 @@ class Unikernel:
             used = figures.memory_total - figures.memory_free
         else:
             used = self.touched if self.touched is not None else min(self.cgroup.memory(), self.memory)
-        self._last_stats = Stats(used, 0, self.cgroup.cpu(), figures.threads if figures else 1, self.cgroup.ooms())
+        threads, uptime = (figures.threads, figures.uptime) if figures is not None else (1, None)
+        self._last_stats = Stats(used, 0, self.cgroup.cpu(), threads, self.cgroup.ooms(), uptime)
         return self._last_stats
 
     async def remove(self) -> None:

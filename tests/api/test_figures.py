@@ -1,12 +1,14 @@
-"""GET /apps/APP/formation/TYPE/metrics: Davit's own; what was measured of a process type."""
+"""GET /apps/APP/formation/TYPE/metrics and /apps/APP/dyno-usage: Davit's own; what was measured of a process type, what dynos use."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
 from metrics import dynos
 from metrics.dynos import Sample
-from tests.api.conftest import Api, give_code
+from tests.api.conftest import Api, Neighbour, give_code
 
 
 def test_figures_of_a_process_type(api: Api) -> None:
@@ -30,3 +32,16 @@ def test_an_impossible_span_is_refused(api: Api, seconds: str) -> None:
     give_code(api.app_id)
     answer = api.get(f"/apps/{api.app_id}/formation/web/metrics", query_string={"seconds": seconds})
     assert answer.status_code == 422 and "seconds" in answer.json["message"]
+
+
+def test_what_dynos_use_now_is_asked_of_who_runs_them(api: Api, neighbour: Callable[..., Neighbour]) -> None:
+    place = "/apps/timely/dyno-usage"
+    assert api.get(place).status_code == 503, "nobody is there who could tell"
+    used = {"memory": 30, "disk": 4, "cpu": 1.5, "pids": 2, "uptime": None}
+    told = {"web.10": used, "web.2": {**used, "uptime": 75.0}, "clock.1": used}
+    runtime = neighbour(api.home / "run" / "runtime.sock", {"stats": lambda call: {"dynos": told}})
+    found = api.get(place, as_="viewer").json
+    assert [row["name"] for row in found] == ["clock.1", "web.2", "web.10"]
+    assert found[1] == {"name": "web.2", "memory": 30, "disk": 4, "cpu": 1.5, "processes": 2, "uptime": 75.0}
+    assert runtime.calls == [("stats", {"app_id": api.app_id})]
+    assert api.get(place, as_="stranger").status_code == 404

@@ -39,12 +39,13 @@ class Processes:
     def __init__(self) -> None:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.terminals: dict[str, int] = {}
+        self.used: dict[str, Any] = {}
 
     def handlers(self) -> dict[str, Any]:
         return {
             "oneoff.start": self.start, "oneoff.inside": self.start_inside, "oneoff.wait": self.wait, "oneoff.signal": self.signal,
             "oneoff.connect": self.connect, "oneoff.resize": self.resize, "oneoff.stop": self.stop, "changed": lambda call: None,
-            "ping": lambda call: None,
+            "ping": lambda call: None, "stats": lambda call: {"dynos": self.used},
         }  # fmt: skip
 
     def start(self, call: wire.Call) -> dict[str, Any]:

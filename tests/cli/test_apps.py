@@ -138,6 +138,21 @@ def test_scaling(davit: Davit) -> None:
     assert davit("ps", "-a", "scaled").stdout == "No dynos on ⬢ scaled\n"
 
 
+def test_what_dynos_use(davit: Davit) -> None:
+    davit("create", "used")
+    assert davit("ps:usage", "-a", "used").stdout == "No dyno runs on ⬢ used\n"
+    used = {"memory": 30_000_000, "disk": 4_000, "cpu": 1.54, "pids": 2}
+    davit.processes.used = {"web.1": {**used, "uptime": 7500.0}, "worker.1": {**used, "uptime": None}}
+    try:
+        assert [line.split() for line in davit("ps:usage", "-a", "used").stdout.splitlines()[-2:]] == [
+            ["web.1", "30", "MB", "4", "KB", "1.5", "s", "2", "2h"], ["worker.1", "30", "MB", "4", "KB", "1.5", "s", "2"],
+        ]  # fmt: skip
+        assert "web.1" not in davit("ps:usage", "worker", "-a", "used").stdout
+        assert json.loads(davit("ps:usage", "web", "--json", "-a", "used").stdout)[0]["uptime"] == 7500.0
+    finally:
+        davit.processes.used = {}
+
+
 def test_releases_and_rollback(davit: Davit) -> None:
     davit("create", "released")
     davit.has_code("released")

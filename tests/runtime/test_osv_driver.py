@@ -22,7 +22,7 @@ from foundation.settings import from_environment
 from runtime import cgroups
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
-from runtime.osv import kernel, signals, zfs
+from runtime.osv import kernel, management, signals, zfs
 from runtime.osv.driver import StartFailed, find_qemu
 from runtime.osv.images import TooLargeForMemory
 from slugs import osvcommand, rofs
@@ -153,6 +153,9 @@ def test_qemu_is_confined_and_has_limits(bench: OsvBench) -> None:
     bench.until(lambda: dyno.touched, "the look at its memory")
     assert 0 < dyno.stats().memory < 32 * MIB, "QEMU's own memory, which is more, is not the guest's"
     assert dyno.cgroup.memory() > dyno.stats().memory and dyno.listeners() == []
+    assert dyno.stats().uptime is None, "its kernel does not tell"
+    dyno.figures = management.Figures(128 * MIB, 100 * MIB, 75.0, 9)  # as OSv's REST server would
+    assert (dyno.stats().memory, dyno.stats().pids, dyno.stats().uptime) == (28 * MIB, 9, 75.0)
 
 
 def test_what_is_done_otherwise_is_said_in_the_apps_log(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
