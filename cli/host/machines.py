@@ -63,7 +63,7 @@ def seed(file: Path, given: Path | None, network: Path | None, instance: str, **
     from hosts import cloudconfig
     from hosts import seed as disk
 
-    text = _checked(given.read_text()) if given else cloudconfig.user_data(_host(options))
+    text = _checked(_text(given)) if given else cloudconfig.user_data(_host(options))
     disk.write(file, text, disk.meta_data(instance, options["hostname"]), network.read_text() if network else None)
     click.echo(f"Wrote {file}.")
 
@@ -72,8 +72,15 @@ def seed(file: Path, given: Path | None, network: Path | None, instance: str, **
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(file: Path) -> None:
     """See whether cloud-init understands user-data: by its own schema, and for unknown keys, which that lets pass."""
-    _checked(file.read_text())
+    _checked(_text(file))
     click.echo(f"{file} is sound.")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidParams("User-data is no text in UTF-8.") from None
 
 
 def _checked(text: str) -> str:
@@ -86,7 +93,7 @@ def _checked(text: str) -> str:
         raise InvalidParams("User-data must begin with the line #cloud-config.")
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidParams(f"User-data is no YAML: {' '.join(str(error).split())}.") from None
     vocabulary.check(document)
     program = shutil.which("cloud-init")

@@ -19,6 +19,7 @@ from foundation.errors import InvalidParams
 from foundation.settings import from_environment
 from hosts import cloudconfig, seed, units, vocabulary
 from hosts.plan import Download, Host
+from tests.e2e.errors_page import assert_says
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq0000000000000000000000000000000000000000 ann@laptop"
 HOST = Host("apps.example.com", (KEY,), git="https://code.example.com/davit.git", ref="v1.0")
@@ -120,10 +121,12 @@ def test_the_firewall_is_one_that_nft_accepts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.row("user-data-secret")
 def test_no_secret_is_in_it_unless_asked_for() -> None:
     told = replace(HOST, settings={"DATABASE_URL": "postgresql://davit:s3cret@db/davit"})
-    with pytest.raises(InvalidParams, match="DATABASE_URL may hold a password"):
+    with pytest.raises(InvalidParams, match="DATABASE_URL may hold a password") as refused:
         cloudconfig.user_data(told)
+    assert_says("user-data-secret", refused.value.message)
     assert "s3cret" in cloudconfig.user_data(replace(told, secrets=True))
 
 
@@ -144,11 +147,13 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.row("user-data-option")
 @pytest.mark.parametrize(("change", "sentence"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidParams, match=r".") as error:
         cloudconfig.user_data(replace(HOST, **change))
     assert sentence in error.value.message
+    assert_says("user-data-option", error.value.message)
 
 
 UNSOUND = {
@@ -164,6 +169,7 @@ UNSOUND = {
 }
 
 
+@pytest.mark.row("user-data-key", "user-data-type", "user-data-none")
 @pytest.mark.parametrize(("text", "sentence"), UNSOUND.items(), ids=UNSOUND)
 def test_unknown_keys_and_wrong_types_are_told(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "user-data").write_text(f"#cloud-config\n{text}\n")
@@ -173,7 +179,18 @@ def test_unknown_keys_and_wrong_types_are_told(text: str, sentence: str, tmp_pat
     ):
         done = CliRunner().invoke(cli, words)
         assert isinstance(done.exception, InvalidParams) and sentence in done.exception.message, done.output
+        row = "key" if "knows no " in sentence else "none" if sentence.startswith("User-data is no") else "type"
+        assert_says(f"user-data-{row}", done.exception.message)
     assert not (tmp_path / "iso").exists()
+
+
+@pytest.mark.parametrize("content", [b"#cloud-config\nhostname: \xff\n", b"hostname: x\n", b"#cloud-config\na: " + b"[" * 5000])
+def test_a_file_that_is_no_user_data_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_bytes(content)
+    for words in (["host:check"], ["host:seed", str(tmp_path / "iso"), "--user-data"]):
+        done = CliRunner().invoke(cli, [*words, str(tmp_path / "user-data")])
+        assert isinstance(done.exception, InvalidParams), done.exception
+        assert_says("user-data-none", done.exception.message)
 
 
 def test_what_the_schema_alone_finds_is_told_too(tmp_path: Path) -> None:

@@ -121,16 +121,19 @@ class ImitationDriver(MicroVmDriver):
 
     Attributes:
         limited: the memory limits that were put in force, in order.
+        freed: the slots that were given back.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.limited: list[int] = []
+        self.freed: list[int] = []
         self.others: dict[int, Imitation] = {}
         instance = SimpleNamespace(directory=home, address=lambda slot: "198.18.0.2")
         self.kept: set[asyncio.Task[Any]] = set()
         host = SimpleNamespace(
             instance=instance, dynos=home / "dynos", in_thread=asyncio.to_thread, forget=lambda pid: None, keep=self._keep,
+            pool=SimpleNamespace(free=self.freed.append),
         )  # fmt: skip
         super().__init__(host, kvm=False)  # type: ignore[arg-type]
         self._open, self.qemu_version = True, (7, 2, 0)

@@ -18,9 +18,11 @@ import pytest
 
 from runtime.driver import Exit, Unsupported
 from runtime.microvm import acceleration, moving, protocol, resize
+from runtime.microvm import driver as microvm_driver
 from runtime.microvm import dyno as microvm
 from runtime.microvm.agent import Agent, GuestFailed, Streams
-from runtime.microvm.dyno import MicroVm
+from runtime.microvm.driver import Launch
+from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.kernel import Kernel
 from runtime.microvm.machine import MIB
 from runtime.microvm.moving import MoveFailed
@@ -202,6 +204,55 @@ class TestItsEnd:
     def test_a_killed_machine_whose_status_nobody_tells_is_a_crash_all_the_same(self, tmp_path: Path) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             assert dyno._explain(None) == dyno._explain(0) == Exit(137)
+
+        play(tmp_path, story)
+
+
+class TestBoot:
+    """A machine whose QEMU runs, and whose guest does not come up."""
+
+    @staticmethod
+    async def boot(driver: ImitationDriver, dyno: MicroVm, happens: Callable[[Imitation, Launch], None]) -> str:
+        """The sentence with which its start fails, whatever happens to it meanwhile."""
+        launch, twin = await driver.twin(dyno)
+        await driver.launch(launch)
+        twin.answers["ringbuf-read"] = lambda _: "Booting\nKernel panic - not syncing: No working init found.\n"
+        happens(twin, launch)
+        with pytest.raises(GuestFailed) as failed:
+            await driver.reach(launch)
+        told = await driver.failed(launch, "web.1", failed.value)
+        assert isinstance(told, StartFailed) and twin.gone and driver.freed == [1]
+        assert not twin.directory.exists() and not launch.directory.path.exists()
+        return told.message
+
+    @pytest.mark.row("microvm-boot")
+    def test_a_guest_that_hangs_is_given_up_after_a_while(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(microvm_driver, "BOOT_SECONDS", {True: 0.5, False: 0.5})
+
+        def hangs(twin: Imitation, launch: Launch) -> None:
+            twin.agent_answers = False
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            said = await self.boot(driver, dyno, hangs)
+            assert_says("microvm-boot", said)
+            assert "does not answer within" in said and not dyno.ended
+
+        play(tmp_path, story)
+
+    @pytest.mark.row("microvm-boot")
+    @pytest.mark.parametrize("how", ["its kernel gives up", "qemu is killed"])
+    def test_one_that_ends_meanwhile_is_told_at_once_with_its_kernels_last_words(self, tmp_path: Path, how: str) -> None:
+        def ends(twin: Imitation, launch: Launch) -> None:
+            twin.agent_answers = False
+            if how == "qemu is killed":
+                twin.process.kill()
+            else:
+                twin.say("GUEST_PANICKED")
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            said = await self.boot(driver, dyno, ends)
+            assert_says("microvm-boot", said)
+            assert said.endswith("its machine ended while it booted (Kernel panic - not syncing: No working init found.).")
 
         play(tmp_path, story)
 
