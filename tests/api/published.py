@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-from flask import Flask
 from hypothesis import strategies as st
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, MapAdapter, RequestRedirect, Rule
 
 from api import schema
+from api.resources.explanations import explained
 from api.routing import Operation
 from api.web import VERSION, operations
 
@@ -51,25 +55,75 @@ def _validator(method: str, href: str) -> jsonschema.Draft4Validator:
     return jsonschema.Draft4Validator({**target, "definitions": document()["definitions"]}, format_checker=_FORMATS)
 
 
-def assert_as_published(flask: Flask, answer: Any) -> None:
+@lru_cache(maxsize=1)
+def _routes() -> MapAdapter:
+    rules = [Rule(one.path, methods=[one.method], endpoint=number) for number, one in enumerate(operations())]
+    return Map(rules, strict_slashes=False).bind("localhost")
+
+
+def operation_at(method: str, path: str) -> Operation | None:
+    """The endpoint that answers; None when there is none."""
+    try:
+        number, _ = _routes().match(path, method)
+    except (HTTPException, RequestRedirect):
+        return None
+    return operations()[number]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An answer as a client got it; ``body`` as it came, compressed perhaps, and None where it is not to be read."""
+
+    method: str
+    path: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+
+    @property
+    def mimetype(self) -> str:
+        return self.headers.get("Content-Type", "").partition(";")[0]
+
+    @property
+    def value(self) -> Any:
+        """The JSON in it."""
+        assert self.body is not None
+        return json.loads(gzip.decompress(self.body) if self.headers.get("Content-Encoding") == "gzip" else self.body)
+
+
+def assert_as_published(seen: Seen) -> None:
     """An answer that is a success is what its endpoint publishes: every property, no other, each of its type; and what the
-    public schema says of that resource.
+    public schema says of that resource. One that is an error has the error form.
     """
-    if not 200 <= answer.status_code < 300:
+    operation = operation_at(seen.method, seen.path)
+    if seen.status >= 400:
+        assert_error(seen, operation)
+    if not 200 <= seen.status < 300:
         return
-    rule, _ = flask.url_map.bind("localhost").match(answer.request.path, answer.request.method, return_rule=True)
-    operation: Operation = flask.view_functions[rule.endpoint].operation  # type: ignore[attr-defined]
+    assert operation is not None, seen
     gives = operation.gives
-    events = gives.media_type == "text/plain" and answer.mimetype == "text/event-stream"
-    assert answer.mimetype == gives.media_type or events, (operation, answer.mimetype)
-    if answer.content_length is None or gives.media_type != "application/json":
+    events = gives.media_type == "text/plain" and seen.mimetype == "text/event-stream"
+    assert seen.mimetype == gives.media_type or events, (operation, seen.mimetype)
+    if seen.body is None or seen.method == "HEAD" or gives.media_type != "application/json":
         return
-    squeezed = answer.headers.get("Content-Encoding") == "gzip"
-    value = json.loads(gzip.decompress(answer.data)) if squeezed else answer.json
-    problems = [error.message for error in _validator(operation.method, schema.href(operation.path)).iter_errors(value)]
+    problems = [error.message for error in _validator(operation.method, schema.href(operation.path)).iter_errors(seen.value)]
     assert not problems, (operation.method, operation.path, problems)
-    for one in value if gives.many else [value]:
+    for one in seen.value if gives.many else [seen.value]:
         assert_shaped(one, gives.name)
+
+
+def assert_error(seen: Seen, operation: Operation | None) -> None:
+    """``{"id", "message", "url"}``, and ``app`` or ``resource`` where there is something to say; a page stays a page."""
+    if operation is not None and operation.gives.media_type == "text/html" and seen.mimetype == "text/html":
+        return
+    assert seen.mimetype == "application/json", seen
+    if seen.body is None or seen.method == "HEAD":
+        return
+    value = seen.value
+    assert {"id", "message", "url"} <= set(value) <= {"id", "message", "url", "app", "resource"}, seen
+    assert value["id"] in explained() and value["url"].endswith(f"/errors/{value['id']}"), seen
+    assert isinstance(value["message"], str) and value["message"].strip(), seen
+    assert isinstance(value.get("resource", ""), str) and set(value.get("app", {"name": ""})) == {"name"}, seen
 
 
 def assert_shaped(value: Any, name: str) -> None:

@@ -13,6 +13,7 @@ from foundation.settings import settings
 from state import db, pipelines, scopes, vault
 from state.apps import NOT_FOUND, PERMISSIONS
 from state.models import App, Build, Webhook
+from tests.api import lived_in
 from tests.api.conftest import Api, give_code
 
 _PLACES = {
@@ -26,12 +27,38 @@ _HOLDS = {
 }  # fmt: skip
 
 
-def _path(operation: routing.Operation) -> str:
-    return re.sub(r"<([^>]+)>", lambda match: _PLACES.get(match[1], "none"), operation.path)
+def _path(operation: routing.Operation, places: dict[str, str] | None = None) -> str:
+    known = {**_PLACES, **(places or {})}
+    if "/collaborators/" in operation.path:
+        known["user"] = lived_in.FRIEND
+    return re.sub(r"<(?:path:)?([^>]+)>", lambda match: known.get(match[1], "none"), operation.path)
 
 
-_ENDS = ["/pipelines/<pipeline>", "/apps/<app>"]
+_ENDS = ["/oauth/sessions", "/pipelines/<pipeline>", "/apps/<app>"]
 _LAST = sorted(operations(), key=lambda o: _ENDS.index(o.path) + 1 if o.method == "DELETE" and o.path in _ENDS else 0)
+_REMOVING_LAST = sorted(_LAST, key=lambda o: o.method == "DELETE")
+_ALL = frozenset(_HOLDS)
+_LORDS = {"owner", "admin"}
+_WHOSE = {
+    "authorization": {"owner"}, "client": {"owner"}, "key": {"owner"}, "session": {"owner"}, "token": {"owner"},
+    "transfer": _LORDS, "setup": _LORDS, "promotion": _ALL - {"stranger"}, "coupling": _ALL - {"stranger"},
+}  # fmt: skip
+"""Whose the owner's things are that a path names without an app or a pipeline: nobody else hears that they are there."""
+_COUPLED = {"app": "timely", "pipeline": "the-line", "stage": "staging"}
+_PROMOTED = {"pipeline": {"id": "the-line"}, "source": {"app": "timely"}, "targets": [{"app": lived_in.SECOND}]}
+_TAKES = {
+    "POST /account/app-transfers": (_LORDS, {"app": "timely", "recipient": lived_in.FRIEND}),
+    "PATCH /account/app-transfers/<transfer>": (set(), {"state": "accepted"}),  # it was not offered to any of them
+    "POST /pipeline-couplings": (_LORDS, _COUPLED),
+    "PATCH /pipeline-couplings/<coupling>": ({*_LORDS, "operator"}, {"stage": "staging"}),
+    "DELETE /pipeline-couplings/<coupling>": ({*_LORDS, "operator"}, None),
+    "POST /pipeline-promotions": (_LORDS, _PROMOTED),
+    "POST /pipeline-transfers": (_LORDS, {"pipeline": {"id": "the-line"}, "new_owner": {"id": "owner@example.com"}}),
+    "PATCH /oauth/authorizations/<authorization>": ({"owner"}, {"description": "x"}),
+    "PUT /api/v2/<dyno>": ({*_LORDS, "operator"}, {"client_key": lived_in.KEY}),
+    "GET /api/v2": (_ALL - {"stranger"}, None),
+}  # fmt: skip
+"""Calls that take more than the sight of what their path names, or name it elsewhere: who may, and what they send."""
 
 
 def _pipeline(api: Api) -> None:
@@ -58,20 +85,38 @@ def test_nobody_gets_anything_without_credentials(api: Api) -> None:
             assert answer.headers["WWW-Authenticate"]
 
 
+def _lords(operation: routing.Operation) -> tuple[frozenset[str], frozenset[str]]:
+    """Who may see what a call is about, and who may make it, where its route demands no more than an account."""
+    seen = next((frozenset(who) for name, who in _WHOSE.items() if f"<{name}>" in operation.path or f":{name}>" in operation.path), _ALL)
+    return seen, frozenset(_TAKES.get(f"{operation.method} {operation.path}", (seen, None))[0])
+
+
 @pytest.mark.parametrize("role", sorted(_HOLDS))
-def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str) -> None:
-    give_code(api.app_id)
-    _pipeline(api)
-    for operation in _LAST:
-        answer = api.call(operation.method, _path(operation), as_=role)
+def test_everybody_gets_what_they_may_and_nothing_else(api: Api, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_EXEC", "127.0.0.1:22")
+    settings.cache_clear()
+    places = lived_in.fill(api)
+    for operation in _REMOVING_LAST:
+        _, sent = _TAKES.get(f"{operation.method} {operation.path}", (None, None))
+        who = {"as_": None, "auth": ("timely", getattr(api.people, role))} if "/api/v2" in operation.path else {"as_": role}
+        answer = api.call(operation.method, _path(operation, places), sent, **who)
         said = (answer.status_code, (answer.json or {}).get("message") if isinstance(answer.json, dict) else None)
-        if operation.on_app and role == "stranger":
+        seen, lords = _lords(operation)
+        if role not in seen or (role == "stranger" and role not in lords):
+            assert said[0] == 404, (operation, said)
+        elif operation.needs == "account" and lords != _ALL:
+            assert (said[0] in (403, 404)) != (role in lords), (operation, said)
+            if operation.method == "DELETE" and "<coupling>" in operation.path:
+                api.post("/pipeline-couplings", _COUPLED)  # who sees the pipeline by this app goes on to see it
+        elif operation.on_app and role == "stranger":
             assert said == (404, NOT_FOUND), operation
         elif operation.on_pipeline and role == "stranger":
             assert said == (404, pipelines.NOT_FOUND), operation
         elif _refused(operation, role):
             assert said[0] == 403, operation
-        elif not (operation.method == "DELETE" and "collaborators" in operation.path):
+        elif operation.method == "DELETE" and "collaborators" in operation.path:
+            assert said[0] == (200 if "manage" in _HOLDS[role] else 403), operation
+        else:
             assert said[0] not in (401, 403) and said[1] != NOT_FOUND, (operation, said)
 
 
