@@ -1,5 +1,5 @@
 # What a person types. Everything here may be run again and again.
-.PHONY: demo setup test lint bench stack docs screenshots test-vms test-compose test-hosts test-kernels clean
+.PHONY: demo setup test lint bench stack docs screenshots test-vms test-requests test-compose test-hosts test-kernels clean
 
 PYTHON = .venv/bin/python
 
@@ -38,6 +38,10 @@ docs: ## write the generated parts of docs/
 test-vms: ## the slow proof that virtual machines keep the whole contract of dynos, a guest for each test
 	@MAKE_TARGET=test-vms scripts/setup run test vm
 	DAVIT_STACKS=$${DAVIT_STACKS:-/var/cache/davit/stacks} $(PYTHON) -m pytest -m slow tests/runtime
+
+test-requests: ## a long run of drawn requests to every endpoint of the API, on SQLite and PostgreSQL; DAVIT_TEST_REQUESTS=100 to each
+	@MAKE_TARGET=test-requests scripts/setup run test
+	$(PYTHON) -m pytest -m slow tests/api
 
 test-compose: ## the slow proof that docker-compose.yml works (its own Docker daemon, in a network namespace)
 	@MAKE_TARGET=test-compose scripts/setup run test compose

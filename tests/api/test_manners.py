@@ -21,6 +21,7 @@ from api.routing import Operation, Resource
 from api.web import RESOURCES
 from foundation import wire
 from foundation.errors import DavitError
+from foundation.settings import settings as davits_settings
 from state import db
 from state.models import Webhook
 from tests.api import published
@@ -201,7 +202,18 @@ _RANGES = st.text(_LINE, max_size=40) | st.builds(
 )
 
 
-_HEADERS = st.sampled_from([{}, {}, {"If-Match": '"x"'}, {"Davit-Base": "http://a:x"}, {"Davit-Base": "http://["}])
+_SAID = {
+    "If-Match": ['"x"', "*", 'W/"x"', "x", ""], "If-None-Match": ['"x"', "*", "x"],
+    "Davit-Base": ["http://a:x", "http://[", "http://a:0", "https://davit.example.com"],
+    "Host": ["a:x", "example.com:99999", "davit.example.com", "\xff"],
+    "Accept": ["text/event-stream", "text/html", "*/*;q=x", "application/vnd.heroku+json; version=3"],
+    "Accept-Encoding": ["gzip", "gzip;q=x", "br"], "Content-Type": ["text/plain", "multipart/form-data"],
+    "Last-Event-ID": ["0-0", "x", "9" * 30 + "-1", "1-1-1"], "X-Forwarded-For": ["x", ",", "1" * 500],
+    "Heroku-Two-Factor-Code": ["000000", "\xb2", "x" * 500], "Request-Id": ["a", "a,b", "\x7f"],
+    "Authorization": ["Basic", "Basic YTpi", "Bearer \xff", "Digest x"],
+}  # fmt: skip
+"""What a call may say of itself; the last in the place of its token."""
+_HEADERS = st.lists(st.sampled_from([(name, value) for name, values in _SAID.items() for value in values]), max_size=2).map(dict)
 _QUERIES = ("since", "until", "actor", "action", "app", "eq[name]", "eq[x]", "tail", "seconds", "in[name][]", "\x00")
 _VALUES = ("\x00", "a\x00b", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\ufffd", "%", "²", "9" * 30, "'", "x" * 3000)
 
@@ -223,14 +235,26 @@ def test_no_range_and_no_query_makes_a_list_crash(either_api: Api) -> None:
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
 def test_no_input_makes_it_crash(api: Api, resource: Resource) -> None:
+    """The same few requests each time; ``make test-requests`` tries many others."""
     for operation in resource.operations:
-        _try(api, operation)
+        _try(api, operation, max_examples=4, derandomize=True)
 
 
-def _try(api: Api, operation: Operation) -> None:
-    @settings(
-        max_examples=int(os.environ.get("DAVIT_TEST_REQUESTS", "4")), derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
+def test_no_input_of_many_makes_it_crash(either_api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DAVIT_TEST_REQUESTS drawn requests to each endpoint, others each time, on each database; a failure tells how it is drawn again."""
+    requests = int(os.environ.get("DAVIT_TEST_REQUESTS", "100"))
+    monkeypatch.setenv("DAVIT_RATE_LIMIT", "1000000000")  # else the most of them were refused before anything is looked at
+    davits_settings.cache_clear()
+    for operation in resource.operations:
+        _try(either_api, operation, max_examples=requests, print_blob=True)
+
+
+def _try(api: Api, operation: Operation, **choices: Any) -> None:
+    phases = [Phase.generate] if choices.get("derandomize") else [Phase.generate, Phase.shrink]
+
+    @settings(database=None, deadline=None, phases=phases, suppress_health_check=list(HealthCheck), **choices)
     @given(data=st.data())
     def no_input_makes_it_crash(data: st.DataObject) -> None:
         _ask(api, operation, data)
