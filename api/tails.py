@@ -31,6 +31,8 @@ log = logging.getLogger("web")
 
 MOST, EACH = 1000, 500
 """Tails that may be open at once: in all, and of one account."""
+KEPT, FEW = 250, 16
+"""Of all, those that nobody gets who has so many already: two accounts leave some to all others."""
 BUFFER = 256 << 10
 """Bytes that wait for one client."""
 STUCK_SECONDS = 60.0
@@ -44,7 +46,16 @@ PAUSE = 0.02
 WAIT_SECONDS = 0.1
 """How long a round waits for a line."""
 
-slots = streams.Slots(lambda: MOST, EACH)
+class Slots(streams.Slots):
+    """How many tails are open."""
+
+    def _demand(self, who: str) -> None:
+        if self._taken[who] >= FEW and self._taken.total() >= MOST - KEPT:
+            raise self._full(MOST)
+        super()._demand(who)
+
+
+slots = Slots(lambda: MOST, EACH)
 
 
 @dataclass(eq=False)

@@ -320,13 +320,15 @@ def _own_slug(session: Session, slug: Slug, target: App) -> Slug:
 
 
 def find_promotion(session: Session, account: Account, identity: str) -> Promotion:
-    """A promotion of a pipeline that the account may see.
+    """A promotion of a pipeline that the account may see, from an app that it may see: it tells of that app's release.
 
     Raises:
         NotFound: there is none.
     """
     row = session.get(Promotion, identity)
     if row is None or row.pipeline_id not in {one.id for one in visible(session, account, row.pipeline.name)}:
+        raise NotFound("Couldn't find that pipeline promotion.")
+    if not apps.permissions(session, account, session.get_one(App, row.source_app_id)):
         raise NotFound("Couldn't find that pipeline promotion.")
     return row
 

@@ -109,6 +109,8 @@ def test_a_promotion_releases_the_same_slug_with_the_targets_own_config(line: Ap
     assert api.get(f"/pipeline-promotions/{made.json['id']}").json["status"] == "completed"
     assert api.get(f"/pipeline-promotions/{made.json['id']}", as_="stranger").status_code == 404
     assert api.get(f"/pipeline-promotions/{made.json['id']}/promotion-targets", as_="viewer").json == [], "not theirs to see"
+    api.post("/apps/shop-eu/collaborators", {"user": "stranger@example.com"})
+    assert api.get(f"/pipeline-promotions/{made.json['id']}", as_="stranger").status_code == 404, "it tells of an app that is not theirs to see"
     api.post(f"/apps/{targets[1]['app']['id']}/collaborators", {"user": "viewer@example.com", "permissions": ["view"]})
     assert api.get(f"/pipeline-promotions/{made.json['id']}/promotion-targets", as_="viewer").json == targets[1:]
     shown = api.get("/apps/shop-eu/releases/3").json

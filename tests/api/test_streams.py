@@ -17,7 +17,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Response
 
-from api import attach, links, streams, tunnel
+from api import attach, links, streams, tails, tunnel
 from api.credentials import Identity
 from builder.output import Outcome, Output
 from foundation import wire
@@ -252,6 +252,20 @@ def test_one_account_cannot_take_all_streams(api: Api) -> None:
     with pytest.raises(streams.TooManyStreams, match="already"):
         slots.take("greedy")
     slots.take("modest")
+
+
+def test_two_accounts_cannot_take_all_log_tails() -> None:
+    slots = tails.Slots(lambda: tails.MOST, tails.EACH)
+    for who in ("one", "another"):
+        with pytest.raises(streams.TooManyStreams):
+            for _ in range(tails.MOST):
+                slots.take(who)
+    assert slots._taken.total() == tails.MOST - tails.KEPT
+    for n in range(tails.KEPT // tails.FEW):
+        for _ in range(tails.FEW):
+            slots.take(f"modest {n}")
+        with pytest.raises(streams.TooManyStreams):
+            slots.take(f"modest {n}")
 
 
 def test_a_stream_that_has_ended_gives_its_place_back(api: Api) -> None:
