@@ -114,15 +114,18 @@ class Unikernel:
 
     async def _watch(self) -> Exit:
         status = await self.process.wait() if self.process is not None else None
-        self._last_stats = replace(self._last_stats, cpu=self.cgroup.cpu(), ooms=self.cgroup.ooms())
+        self._last_stats = replace(self._last_stats, cpu=self.cgroup.cpu(), ooms=self._ooms())
         for task in list(self._helpers):
             task.cancel()
         await self._read_the_rest()
         if self.monitor is not None:
             self.monitor.close()
-        ooms = self.cgroup.ooms()
         exit = outcome(self.console, status, self._asked)
-        return Exit(128 + SIGKILL, oom=True) if (ooms or self._exhausted) and exit.status in (None, 128 + SIGKILL) else exit
+        return Exit(128 + SIGKILL, oom=True) if self._ooms() and exit.status in (None, 128 + SIGKILL) else exit
+
+    def _ooms(self) -> int:
+        """How often memory ran out: the host's, for QEMU, or its own, at which a kernel stands still and is ended."""
+        return self.cgroup.ooms() + self._exhausted
 
     def _readable(self) -> None:
         """Take what the serial port gives, unless what it gave before is still to be written: then the guest waits."""
@@ -371,7 +374,7 @@ class Unikernel:
         else:
             used = self.touched if self.touched is not None else min(self.cgroup.memory(), self.memory)
         threads, uptime = (figures.threads, figures.uptime) if figures is not None else (1, None)
-        self._last_stats = Stats(used, 0, self.cgroup.cpu(), threads, self.cgroup.ooms(), uptime)
+        self._last_stats = Stats(used, 0, self.cgroup.cpu(), threads, self._ooms(), uptime)
         return self._last_stats
 
     async def remove(self) -> None:
