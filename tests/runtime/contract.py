@@ -22,7 +22,7 @@ from tests.conftest import PATIENCE
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB, Bench
 
-_CONNECT = """
+CONNECT = """
 import json, socket
 results = {{}}
 for host, port in {targets}:
@@ -406,7 +406,7 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
         neighbour = bench.python(serve)
         bench.until(lambda: neighbour.listeners(), "listening")
         assert neighbour.address
-        assert bench.result(_CONNECT.format(targets=[(neighbour.address, 5000)])) != {neighbour.address: "connected"}
+        assert bench.result(CONNECT.format(targets=[(neighbour.address, 5000)])) != {neighbour.address: "connected"}
         socket.create_connection((neighbour.address, 5000), 30).close()
 
     def test_the_host_is_out_of_reach_at_once(self, bench: Bench) -> None:
@@ -415,7 +415,7 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
             port = server.getsockname()[1]
             own = [address for address in _host_addresses() if address != gateway]
             targets = [(address, port) for address in (gateway, *own)]
-            results = bench.result(_CONNECT.format(targets=targets))
+            results = bench.result(CONNECT.format(targets=targets))
         there = {gateway, *_host_addresses()}  # another Davit's bridge may have gone meanwhile
         assert {results[one] for one in results if one in there} <= {"OSError113", "ConnectionRefusedError111"}, results
 
@@ -424,11 +424,11 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
             (address, 80)
             for address in ("169.254.169.254", "10.1.2.3", "192.168.1.1", "172.16.0.1", "100.64.0.1", "198.19.255.1")
         ]
-        results = bench.result(_CONNECT.format(targets=targets))
+        results = bench.result(CONNECT.format(targets=targets))
         assert set(results.values()) == {bench.unreachable}, results
 
     def test_mail_is_refused(self, bench: Bench) -> None:
-        assert bench.result(_CONNECT.format(targets=[("8.8.4.4", 25)])) == {"8.8.4.4": bench.unreachable}
+        assert bench.result(CONNECT.format(targets=[("8.8.4.4", 25)])) == {"8.8.4.4": bench.unreachable}
 
     def test_without_a_network_it_has_the_loopback_only(self, bench: Bench) -> None:
         code = "import socket, json; print(json.dumps([name for _, name in socket.if_nameindex()]))"

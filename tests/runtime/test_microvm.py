@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -28,7 +29,7 @@ from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
 from tests.runtime.bench_of_microvm import MicroVmBench, require, stacks
-from tests.runtime.contract import DriverContract
+from tests.runtime.contract import CONNECT, DriverContract
 
 pytestmark = [pytest.mark.root, pytest.mark.vm, pytest.mark.timeout(900)]
 
@@ -147,15 +148,25 @@ class TestSharedGuest:
         assert dyno.cgroup.holds(dyno.pid)
 
     def test_neighbours_are_out_of_reach_and_the_host_reaches_both(self, bench: MicroVmBench) -> None:
-        """One listens in the shared guest; a further guest would cost a boot, so the guest tries its own neighbours' places."""
-        dyno = bench.share()
+        """The neighbour is another place on the bridge, in which something listens: a further guest would cost a boot."""
+        dyno, slot = bench.share(), bench.host.pool.reserve()
         serve = "import socket\ns = socket.create_server(('0.0.0.0', 5001))\nwhile True: s.accept()[0].close()"
         command = bench.run(dyno.exec(["/usr/bin/python3", "-c", serve], ENV))
         bench.until(lambda: any(one.port == 5001 for one in dyno.listeners()), "listening")
-        import socket
-
         assert dyno.address
         socket.create_connection((dyno.address, 5001), 30).close()
+        place = bench.host.network.connect(slot)
+        try:
+            neighbour = (bench.host.instance.address(slot), 5002)
+            with bench.host.network.line_inside(place) as listening:
+                listening.bind(("0.0.0.0", 5002))
+                listening.listen(8)
+                socket.create_connection(neighbour, 30).close()
+                assert bench.result(CONNECT.format(targets=[neighbour])) != {neighbour[0]: "connected"}
+        finally:
+            os.close(place)
+            bench.host.network.disconnect(slot)
+            bench.loop.call_soon(bench.host.pool.free, slot)
         bench.run(command.signal(signal.SIGKILL))
         assert bench.run(command.wait()) == Exit(137)
         bench.run(command.remove())

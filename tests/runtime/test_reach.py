@@ -14,7 +14,7 @@ from pathlib import Path
 from runtime import firewall
 from runtime.osv import management, signals
 from tests.runtime.bench_of_driver import Bench
-from tests.runtime.contract import _CONNECT
+from tests.runtime.contract import CONNECT
 
 NOWHERE = ["113"] * 7
 """EHOSTUNREACH for each of the places."""
@@ -73,7 +73,7 @@ def test_a_container_of_an_app_reaches_a_service_of_this_host_and_that_of_a_buil
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]
         bench = Bench(loop, *images, DAVIT_NETWORK=str(network), DAVIT_DYNOS_ALLOW=f"{here}:{port}")
-        connect = _CONNECT.format(targets=[(here, port)])
+        connect = CONNECT.format(targets=[(here, port)])
         bench.open()
         try:
             assert bench.result(connect, allowed=True) == {here: "connected"}
