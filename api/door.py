@@ -12,6 +12,7 @@ one asks who it is, the other refuses, before the first byte is read.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import selectors
@@ -48,8 +49,7 @@ BODIES_BYTES = 64 << 20
 """Bytes of all bodies that are under way; beyond it who has sent the most is let go."""
 GUESTS = 2048
 """Clients that have not said what they want yet; beyond it the oldest is let go."""
-LONG_HEAD = b"431 Request Header Fields Too Large"
-LONG_BODY = b"413 Content Too Large"
+LONG_HEAD, LONG_BODY = 431, 413
 RENDEZVOUS = b"davit-run-"
 SECRET_BYTES = len(RENDEZVOUS) + 48
 """A rendezvous secret: what no HTTP request begins with, then a fixed number of letters, because not every client ends it."""
@@ -137,7 +137,7 @@ class Guest(TConn):  # type: ignore[misc]
         return not self.chunked and len(self.early) >= self.whole
 
     @property
-    def endless(self) -> bytes | None:
+    def endless(self) -> int | None:
         """What is too long of what has come of a request that is not complete; None when nothing is."""
         if not self.head:
             return LONG_HEAD if len(self.early) > HEAD_BYTES else None
@@ -243,9 +243,45 @@ def _read(guest: Guest) -> int:
     return 0
 
 
-def _refuse(guest: Guest, status: bytes) -> int:
+_UNREAD = {
+    400: ("Bad Request", "bad_request", "The request cannot be read as HTTP."),
+    413: ("Content Too Large", "request_entity_too_large", "The request body is larger than the API takes."),
+    414: ("URI Too Long", "bad_request", "The request's address is too long."),
+    431: ("Request Header Fields Too Large", "bad_request", "The request's headers are too long."),
+    500: ("Internal Server Error", "internal_error", "Something went wrong inside Davit; its log has the details."),
+}
+"""What is said of a request that the API never sees: as 400 what the rest is."""
+
+
+def refusal(status: int) -> bytes:
+    """An answer in the error form, after which the connection ends."""
+    reason, id, message = _UNREAD.get(status, _UNREAD[400])
+    body = json.dumps({"id": id, "message": message, "url": f"{settings().api_url}/errors/{id}"}).encode()
+    head = f"HTTP/1.1 {status if status in _UNREAD else 400} {reason}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+class _InJson:
+    """What gunicorn writes its own errors to: in its words they are pages, here they become JSON.
+
+    Args:
+        client: the connection.
+    """
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+
+    def sendall(self, page: bytes) -> None:
+        """Send the same status in the error form."""
+        self._client.sendall(refusal(int(page.split(b" ", 2)[1])))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def _refuse(guest: Guest, status: int) -> int:
     """Answer without a thread, and read on for a moment so that the client gets to read that."""
-    guest.sock.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+    guest.sock.send(refusal(status))
     if not guest.secure:
         guest.sock.shutdown(socket.SHUT_WR)
     guest.has(LINGER_SECONDS)
@@ -413,7 +449,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """In a thread: a request could not be read, or ended in an error; its address may be a secret, so none is logged."""
         if req is not None:
             req.uri = "/…"
-        super().handle_error(req, client, addr, exc)
+        super().handle_error(req, _InJson(client), addr, exc)
 
     def handle_request(self, req: Any, conn: Guest) -> Any:
         """In a thread: a request has been read."""

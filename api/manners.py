@@ -98,6 +98,9 @@ def _squeeze(response: Response) -> None:
 
 
 def _finish(response: Response) -> Response:
+    if response.status_code == HTTPStatus.PERMANENT_REDIRECT:  # `/apps//x` is `/apps/x`: the library says so on a page
+        response.set_data(b"")
+        del response.headers["Content-Type"]
     response.headers["Request-Id"] = g.get("request_id", "-")
     response.headers["RateLimit-Remaining"] = str(g.get("rate_limit", settings().rate_limit))
     response.headers["X-Content-Type-Options"] = "nosniff"

@@ -67,6 +67,12 @@ def test_unknown_endpoints_answer_in_the_error_form(api: Api) -> None:
     assert api.get("/apps/a%00b").status_code == 404
 
 
+def test_an_address_with_a_slash_too_many_leads_on_without_a_page(api: Api) -> None:
+    answer = api.get("/apps//timely")
+    assert (answer.status_code, answer.headers["Location"], answer.data) == (308, "http://localhost/apps/timely", b"")
+    assert "Content-Type" not in answer.headers
+
+
 def test_a_crash_is_told_without_its_details(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("state.config.read", lambda app: 1 / 0)
     answer = api.get("/apps/timely/config-vars")

@@ -185,7 +185,24 @@ def test_what_has_no_end_is_refused(davit: Davit, said: bytes, answer: bytes) ->
     with socket.create_connection(("127.0.0.1", _port(davit)), 30) as line:
         with contextlib.suppress(OSError):
             line.sendall(said)
-        assert line.recv(100).startswith(answer)
+        said = b""
+        while not _whole(said) and (more := line.recv(65536)):
+            said += more
+        assert said.startswith(answer) and b'"id": "' in said
+
+
+@pytest.mark.parametrize("said", [b"\x00\x01 nonsense\r\n\r\n", b"GET / HTTP/7.9\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"])
+def test_what_is_no_http_is_told_so_in_json(davit: Davit, said: bytes) -> None:
+    with _secure(davit) as secure, socket.create_connection(("127.0.0.1", _port(davit)), 30) as plain:
+        for line in (secure, plain):
+            line.sendall(said)
+            answer = b""
+            while not _whole(answer) and (more := line.recv(65536)):
+                answer += more
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ") and b"Content-Type: application/json" in head, answer
+            told = json.loads(body)
+            assert told["id"] == "bad_request" and told["url"].endswith("/errors/bad_request") and told["message"]
 
 
 def test_who_sends_the_most_is_let_go_when_there_is_too_much_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
