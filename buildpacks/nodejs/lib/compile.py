@@ -37,7 +37,16 @@ LOCKS = {
 NPM_FOR_NODE = ((24, "11.6.2"), (18, "10.9.4"), (14, "8.19.4"), (0, "6.14.18"))
 PNPM_FOR_LOCK = {"9": "10.20.0", "6": "8.15.9", "5": "7.33.7"}
 YARN, BERRY = "1.22.22", "4.18.1"
-INSTALL_SCRIPTS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare", "heroku-prebuild")
+INSTALL_SCRIPTS = (
+    "preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare", "heroku-prebuild", "pnpm:devPreinstall",
+)  # fmt: skip
+DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
+LOCAL = re.compile(r"(?:file|link|portal|workspace|patch):|\.{0,2}/|~/")
+"""What a dependency's version begins with whose code is in the app."""
+GENERATES = ("@prisma/client",)
+"""Packages whose own install scripts make code out of the app's files."""
+MANAGERS_OWN = re.compile(r"\.?(npm|yarn|pnpm|node-gyp|node|corepack|local|config)\b")
+"""Directories of HOME in which package managers keep what nothing else reads."""
 NOT_EXPORTED = re.compile(r"PATH|GIT_DIR|CPATH|CPPATH|LD_PRELOAD|LIBRARY_PATH|LD_LIBRARY_PATH|LANG|BUILD_DIR|HOME|STACK|BASH_ENV|ENV|IFS")
 
 
@@ -336,8 +345,12 @@ class Packages:
             return None
         if any(app.script(name) for name in INSTALL_SCRIPTS) or (app.build / "node_modules").exists() or (app.build / "patches").exists():
             return None
+        if any(LOCAL.match(str(version)) for key in DEPENDENCIES for version in app.mapping(key).values()):
+            return None
         lock = (app.build / self.manager.lock).read_bytes()
-        if re.search(rb'"(?:file|link|portal):|(?:resolved|version|specifier):? "?(?:file|link):|"link": true', lock):
+        if any(name.encode() in lock for name in GENERATES):
+            return None
+        if re.search(rb'["@](?:file|link|portal):|(?:resolved|version|specifier):? "?(?:file|link):|"link": true', lock):
             return None
         digest = hashlib.sha256(json.dumps([FORMAT, tools.versions, self.manager.name, self.prunes, self.builds, os.environ.get("STACK")]).encode())
         for name in ("package.json", self.manager.lock, ".npmrc", ".yarnrc", ".pnpmfile.cjs"):
@@ -347,7 +360,7 @@ class Packages:
         return digest.hexdigest()
 
     def install(self) -> None:
-        if not any(self.app.package.get(key) for key in ("dependencies", "devDependencies", "optionalDependencies", "workspaces")) and not self.manager.lock:
+        if not any(self.app.package.get(key) for key in (*DEPENDENCIES, "workspaces")) and not self.manager.lock:
             indent("package.json names no packages")
             return
         if self._restored():
@@ -362,15 +375,42 @@ class Packages:
             "berry": ["yarn", "install", *(["--immutable"] if lock else [])],
             "pnpm": ["pnpm", "install", "--prod=false", "--reporter=append-only", *(["--frozen-lockfile"] if lock else [])],
         }[self.manager.name]
+        if self.manager.name == "berry":
+            self._choose_berry_cache()
+        before = self._beside()
         self._run(arguments)
+        complete = self._beside() == before  # a browser or generated code that an install script put elsewhere is not in the tar
         if not self.builds:
             self.prune()
-        if self.fingerprint is not None and (self.app.build / "node_modules").is_dir():
+        if self.fingerprint is not None and complete and (self.app.build / "node_modules").is_dir():
             pack(self.app.build / "node_modules", self.tar)
             self.note.write_text(json.dumps({"fingerprint": self.fingerprint}))
         else:
             for stale in (self.note, self.tar):
                 stale.unlink(missing_ok=True)
+
+    def _beside(self) -> set[tuple[str, int]]:
+        """The app's files beside node_modules, with when they were written, and directories of HOME that are no package manager's own."""
+        found = set()
+        for directory, subdirectories, files in os.walk(self.app.build):
+            subdirectories[:] = [name for name in subdirectories if name not in ("node_modules", ".git", ".heroku")]
+            found |= {(path, os.lstat(path).st_mtime_ns) for name in files if (path := os.path.join(directory, name))}
+        home = Path(os.environ["HOME"])
+        for path in (*home.glob("*"), *home.glob(".cache/*")):
+            if path.is_dir() and path.name != ".cache" and not MANAGERS_OWN.match(path.name):
+                found.add((str(path), 0))
+        return found
+
+    def _choose_berry_cache(self) -> None:
+        """With Plug'n'Play the app runs from Yarn's cache, which then belongs into the app; else only what it committed of one does."""
+        if (self.app.build / ".yarn" / "cache").is_dir() or self._ask_berry("config", "get", "nodeLinker") == "pnp":
+            self.app.environment.pop("YARN_CACHE_FOLDER", None)
+
+    def _ask_berry(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["yarn", *arguments], cwd=self.app.build, env=self.app.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )  # fmt: skip
+        return done.stdout.strip()
 
     def _restored(self) -> bool:
         try:
@@ -385,10 +425,15 @@ class Packages:
 
     def prune(self) -> None:
         """Remove what only the build needed."""
-        if self.pruned or not self.prunes or not self.app.mapping("devDependencies") or not (self.app.build / "node_modules").is_dir():
+        installed = (self.app.build / "node_modules").is_dir() or self.app.has(".pnp.cjs")
+        if self.pruned or not self.prunes or not self.app.mapping("devDependencies") or not installed:
             return
         self.pruned = True
         say("Removing development packages")
+        if self.manager.name == "berry" and self._ask_berry("--version").partition(".")[0] in ("2", "3"):
+            self._prune_old_berry()
+            self._drop_unused_archives()
+            return
         arguments = {
             "npm": ["npm", "prune", "--omit=dev", "--ignore-scripts", "--loglevel=error"],
             "yarn": ["yarn", "install", "--production", "--ignore-scripts", "--ignore-engines", "--no-progress", "--prefer-offline"],
@@ -396,6 +441,29 @@ class Packages:
             "pnpm": ["pnpm", "prune", "--prod", "--ignore-scripts"],
         }[self.manager.name]
         self._run(arguments)
+        self._drop_unused_archives()
+
+    def _drop_unused_archives(self) -> None:
+        """With Plug'n'Play a package is an archive, which pruning leaves where it is."""
+        if not self.app.has(".pnp.cjs"):
+            return
+        named = "".join((self.app.build / name).read_text(errors="replace") for name in (".pnp.cjs", ".pnp.data.json") if self.app.has(name))
+        for archive in (self.app.build / ".yarn" / "cache").glob("*.zip"):
+            if archive.name not in named:
+                archive.unlink()
+
+    def _prune_old_berry(self) -> None:
+        """Yarn 2 and 3 can leave development packages out with a plugin only: here they install what package.json names without them."""
+        listed = self._ask_berry("workspaces", "list", "--json").splitlines()
+        manifests = [self.app.build / json.loads(line)["location"] / "package.json" for line in listed]
+        originals = {path: path.read_bytes() for path in (*manifests, self.app.build / "yarn.lock")}
+        for manifest in manifests:
+            document = json.loads(originals[manifest].decode("utf-8-sig"))
+            document.pop("devDependencies", None)
+            manifest.write_text(json.dumps(document))
+        self._run(["yarn", "install", "--no-immutable"])
+        for path, content in originals.items():
+            path.write_bytes(content)
 
     def _run(self, argv: list[str]) -> None:
         process = subprocess.Popen(
