@@ -2,7 +2,8 @@
 
 A one-line change to examples/flask with everything warm, and a first push of it with its packages from the registry. Beside
 them ``docker build`` + ``docker rm -f`` + ``docker run`` of the same files on the same Debian and Python, in a daemon with a
-network namespace of its own. Rounds are interleaved; medians; ratios travel, absolute times do not.
+network namespace of its own, and by the classic builder, which Debian's docker.io has where docker-buildx is not installed;
+BuildKit, which docker-ce has, is not measured. Rounds are interleaved; medians; ratios travel, absolute times do not.
 
 A watcher asks for the page all the time, each time on a new connection: 50 times a second while the work goes on, and with
 2 ms between two questions once the new version can be there. Whatever is not answered with 200 counts as failed.
@@ -386,7 +387,7 @@ def figure(what: str, ours: Sequence[Deploy], theirs: Sequence[Deploy], least: s
     """Davit's median beside Docker's."""
     ratio = median(ours) / median(theirs)
     goal = "≤ Docker" + (f" (least: {least})" if least else "")
-    return Figure("push", what, ms(median(ours)), f"Docker {ms(median(theirs))}", ratio, goal, ratio <= 1)
+    return Figure("push", what, ms(median(ours)), f"Docker (classic builder) {ms(median(theirs))}", ratio, goal, ratio <= 1)
 
 
 def failures(ours: Sequence[Deploy], theirs: Sequence[Deploy]) -> Figure:

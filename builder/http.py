@@ -15,6 +15,7 @@ import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -264,14 +265,10 @@ def _headers(content_type: str) -> list[tuple[str, str]]:
 def _refuse(start_response: StartResponse, error: DavitError) -> list[bytes]:
     """An error's answer; git shows a plain-text body to the person as "remote: …"."""
     body = f"{error.message}\n".encode()
-    status = {
-        400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-        503: "Service Unavailable",
-    }  # fmt: skip
     headers = [*_headers("text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     if error.status == 401:
         headers.append(("WWW-Authenticate", 'Basic realm="Davit", charset="UTF-8"'))
-    start_response(f"{error.status} {status.get(error.status, 'Error')}", headers)
+    start_response(f"{error.status} {HTTPStatus(error.status).phrase}", headers)
     return [body]
 
 

@@ -436,6 +436,7 @@ class Build:
         if ref.startswith("-"):
             raise Failed("The source's ref begins with “-”; a branch, tag or commit never does.")
         self._git(["init", "--quiet"], self.build, "source")
+        self._git(["remote", "add", "origin", base], self.build, "source")
         # not every server can give only the newest commit: then all that leads to it is fetched
         if self._try_git(["fetch", "--quiet", "--depth=1", base, ref or "HEAD"], self.build) != 0:
             self._git(["fetch", "--quiet", base, ref or "HEAD"], self.build, "source")
@@ -443,9 +444,19 @@ class Build:
         self._git(["submodule", "--quiet", "update", "--init", "--recursive"], self.build, "source")
 
     def _fetch_submodules(self) -> None:
-        say("-----> Fetching git submodules")
-        for path, url, commit in self.order["submodules"]:
+        for path in [path for path, url, _ in self.order["submodules"] if not url]:
+            say(f" !     {printable(path)} is a submodule that .gitmodules does not name: its directory stays empty.")
+            say(" !     Where it is a repository of its own by mistake, delete its .git and add its files to yours.")
+        named = [module for module in self.order["submodules"] if module[1]]
+        if named:
+            say("-----> Fetching git submodules")
+        for path, url, commit in named:
             indent(f"{printable(path)} ({printable(without_secrets(url))})")
+            if url.startswith(("./", "../")):
+                raise Failed(
+                    f"The submodule {path} has the relative URL {url}, and what was pushed has no address that it is relative to."
+                    " Write the whole URL into .gitmodules."
+                )
             if not re.match(r"(https?|git|ssh)://|[\w.-]+@[\w.-]+:", url):
                 shown = without_secrets(url)
                 raise Failed(f"The submodule {path} has the URL {shown}; a build can fetch only https, http, git and ssh URLs.")
@@ -461,6 +472,7 @@ class Build:
         """Put one commit of a repository, with its submodules, into ``target``."""
         target.mkdir(parents=True, exist_ok=True)
         self._git(["init", "--quiet"], target, what)
+        self._git(["remote", "add", "origin", url], target, what)  # what URLs of submodules within may be relative to
         # a server may refuse a commit by name, or a shallow fetch of it: then everything is fetched
         if self._try_git(["fetch", "--quiet", "--depth=1", url, commit], target) != 0:
             self._git(["fetch", "--quiet", "--tags", url, "+refs/heads/*:refs/remotes/origin/*"], target, what)

@@ -237,7 +237,7 @@ class Repositories:
         )  # fmt: skip
 
     def submodules(self, app_id: str, commit: str, build_id: str | None = None) -> list[Submodule]:
-        """The commit's submodules that .gitmodules has a URL for, in the order of their paths.
+        """The commit's submodules, in the order of their paths; the URL of one that .gitmodules does not name is empty.
 
         Raises:
             NotFound: the app has no such commit.
@@ -245,8 +245,6 @@ class Repositories:
         """
         env, _ = self._reading(app_id, commit, build_id)
         urls = self._submodule_urls(env, commit)
-        if not urls:
-            return []
         found = []
         with git.running(env, "ls-tree", "-r", "-z", commit, stdout=subprocess.PIPE) as listing:
             assert listing.stdout is not None
@@ -254,8 +252,8 @@ class Repositories:
                 head, _, path = entry.partition(b"\t")
                 mode, _, sha = head.decode().split(" ")
                 name = os.fsdecode(path)
-                if mode == "160000" and name in urls:
-                    found.append(Submodule(name, urls[name], sha))
+                if mode == "160000":
+                    found.append(Submodule(name, urls.get(name, ""), sha))
             if listing.wait() != 0:
                 raise DavitError("The commit's files cannot be listed.")
         if len(found) > SUBMODULES:
@@ -413,8 +411,9 @@ class Repositories:
                 self._finish(app_id, quarantine, build_id)
             quarantine.discard()
         for stale in self.root.glob(".*"):
-            if stale.stat().st_mtime < clock.now().timestamp() - 3600:
-                shutil.rmtree(stale, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # a repository that is being made has just got its name
+                if stale.stat().st_mtime < clock.now().timestamp() - 3600:
+                    shutil.rmtree(stale, ignore_errors=True)
         for repository in sorted(self.root.glob("*.git")):
             self.tidy(repository.name.removesuffix(".git"))
 

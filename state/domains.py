@@ -48,6 +48,8 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
         text = text.encode("idna").decode() if not text.isascii() else text
     except UnicodeError:
         text = ""
+    if text.startswith("*.") and _HOSTNAME.fullmatch(text[2:]):
+        raise InvalidParams(f"Domain {text} is a wildcard, and Davit routes exact host names: add each name that the app serves.")
     if not _HOSTNAME.fullmatch(text) or text.replace(".", "").isdigit():
         raise InvalidParams(f"Domain {hostname!r} is not valid: give a full host name such as www.example.com.")
     own = settings().domain.lower()

@@ -66,6 +66,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    reason: str
 
 
 def request(
@@ -86,6 +87,6 @@ def request(
         else:
             connection.request("GET" if body is None else "POST", path, body, sent)
         answer = connection.getresponse()
-        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read(), answer.reason)
     finally:
         connection.close()

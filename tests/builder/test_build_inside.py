@@ -400,7 +400,15 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[st
         if name == "tagged":
             git("tag", "v1")
     subprocess.run(["git", "clone", "-q", "--bare", work, served / "pack.git"], check=True)
-    subprocess.run(["git", "--git-dir", served / "pack.git", "update-server-info"], check=True)
+    # one that has the other within it, at an address relative to its own
+    (work / ".gitmodules").write_text('[submodule "lib"]\n\tpath = lib\n\turl = ../pack.git\n')
+    git("add", ".gitmodules")
+    git("update-index", "--add", "--cacheinfo", f"160000,{commits['tagged']},lib")
+    git("commit", "-qm", "outer")
+    commits["outer"] = git("rev-parse", "HEAD")
+    subprocess.run(["git", "clone", "-q", "--bare", work, served / "outer.git"], check=True)
+    for name in ("pack.git", "outer.git"):
+        subprocess.run(["git", "--git-dir", served / name, "update-server-info"], check=True)
     with tarfile.open(served / "pack.tgz", "w:gz") as tar:
         for name, text in GREETING.items():
             info = tarfile.TarInfo(f"pack-1/{name}")
@@ -465,6 +473,29 @@ def test_submodules_are_fetched_and_no_git_files_remain(root: Path, web: tuple[s
     built = run_inside(root, tar_of({"Procfile": "web: x", ".gitmodules": "x"}), submodules=modules)
     assert "version tagged" in (built.app / "vendor/lib/bin/compile").read_text()
     assert not (built.app / ".gitmodules").exists() and not list(built.app.rglob(".git"))
+
+
+def test_a_submodule_within_a_submodule_may_be_relative_to_it(root: Path, web: tuple[str, dict[str, str]]) -> None:
+    url, commits = web
+    built = run_inside(root, tar_of({"Procfile": "web: x"}), submodules=[["vendor", f"{url}/outer.git", commits["outer"]]])
+    assert "version tagged" in (built.app / "vendor/lib/bin/compile").read_text(), built.output
+
+
+def test_a_source_may_have_submodules_relative_to_it(root: Path, web: tuple[str, dict[str, str]]) -> None:
+    show = pack(compile='cat "$1/lib/bin/compile"')
+    built = run_inside(root, tar_of({}), source_url=f"{web[0]}/outer.git", buildpacks_set=["file://p"], streams={"p": show})
+    assert "version tagged" in built.output
+
+
+def test_a_submodule_that_gitmodules_does_not_name_is_said_so(root: Path) -> None:
+    built = run_inside(root, tar_of({"Procfile": "web: x"}), submodules=[["embedded", "", "1" * 40]])
+    assert "embedded is a submodule that .gitmodules does not name" in built.output
+    assert "Fetching git submodules" not in built.output and built.app.is_dir()
+
+
+def test_a_submodule_relative_to_what_was_pushed_says_what_to_do(root: Path) -> None:
+    built = run_inside(root, tar_of({"Procfile": "web: x"}), submodules=[["lib", "../lib.git", "1" * 40]])
+    assert "has the relative URL ../lib.git" in failure(built) and "Write the whole URL" in failure(built)
 
 
 @pytest.mark.parametrize(

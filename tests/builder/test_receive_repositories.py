@@ -109,7 +109,7 @@ def test_an_archive_is_what_a_checkout_is(copy: Copy) -> None:
     assert found["run"].mode == 0o755 and found["secret"].mode == 0o644 and found["link"].issym()
 
 
-def test_submodules_are_those_with_a_url_and_a_commit(copy: Copy) -> None:
+def test_submodules_are_those_with_a_commit_and_those_without_a_url_are_told_apart(copy: Copy) -> None:
     copy.commit()
     sha = "1" * 40
     modules = '[submodule "one"]\n\tpath = lib/one\n\turl = https://example.com/one.git\n'
@@ -121,7 +121,7 @@ def test_submodules_are_those_with_a_url_and_a_commit(copy: Copy) -> None:
     commit = copy.git("rev-parse", "HEAD")
     copy.bring(commit, "build-1")
     found = copy.repositories.submodules(APP, commit)
-    assert [(s.path, s.url, s.sha) for s in found] == [("lib/one", "https://example.com/one.git", sha)]
+    assert [(s.path, s.url, s.sha) for s in found] == [("lib/one", "https://example.com/one.git", sha), ("unmapped", "", sha)]
 
 
 def test_no_gitmodules_no_submodules(copy: Copy) -> None:

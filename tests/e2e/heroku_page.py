@@ -33,6 +33,7 @@ DIFFERENCES = {
     "buildpacks:info": "knows the bundled buildpacks",
     "buildpacks:search": "finds the bundled buildpacks",
     "buildpacks:versions": "a bundled buildpack has one version, Davit's",
+    "domains:add": "takes exact host names; a wildcard is refused",
     "orgs": "there are no teams: the list is empty",
     "pg:info": "there are no add-ons yet: there is no database",
     "pg:wait": "there are no add-ons yet: there is nothing to wait for",

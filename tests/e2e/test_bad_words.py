@@ -78,10 +78,11 @@ def test_a_scale_that_cannot_be(strict: Davit, app: App) -> None:
     assert [dyno["name"] for dyno in app.dynos()] == ["web.1"]
 
 
-@pytest.mark.row("domain-invalid", "domain-taken")
+@pytest.mark.row("domain-invalid", "domain-wildcard", "domain-taken")
 def test_a_domain_that_cannot_be_or_is_anothers(strict: Davit, app: App) -> None:
     for name in ("no dots", "-a.example.com", "1.2.3.4", "x" * 64 + ".com", "*"):
         refused(strict, "domain-invalid", 422, "invalid_params", "POST", f"/apps/{app.name}/domains", {"hostname": name})
+    refused(strict, "domain-wildcard", 422, "invalid_params", "POST", f"/apps/{app.name}/domains", {"hostname": "*.Example.com"})
     app.cli("domains:add", "www.example.com")
     other = strict.create()
     try:

@@ -279,7 +279,7 @@ def test_scaling_an_unknown_type_lists_those_there_are(session: Session, owner: 
 
 
 @pytest.mark.parametrize(
-    "hostname", ["", "a", "a b.com", "-a.com", "a..com", "x.localhost", "1.2.3.4", "a" * 64 + ".com", None, 7]
+    "hostname", ["", "*.example.com", "a", "a b.com", "-a.com", "a..com", "x.localhost", "1.2.3.4", "a" * 64 + ".com", None, 7]
 )
 def test_an_impossible_domain_is_refused(session: Session, owner: Account, hostname: object) -> None:
     with pytest.raises(InvalidParams, match="Domain"):
