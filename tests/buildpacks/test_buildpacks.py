@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -70,7 +71,7 @@ def run(built: Built, command: str, **env: str) -> str:
     home = as_home(built)
     script = f'cd "$HOME"; for f in .profile.d/*.sh; do . "./$f"; done; {command}'
     full = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin", **env}
-    return subprocess.run(["bash", "-c", script], env=full, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    return subprocess.run(["bash", "-c", script], env=full, check=True, capture_output=True, text=True, timeout=180).stdout.strip()
 
 
 # --- python ---
@@ -303,6 +304,7 @@ def test_only_lines_that_decide_what_is_installed_are_taken_from_the_cache(line:
         (">=3.11,<3.13", "3.13.5", False), (">=3.11,<3.13", "3.12.9", True), (">= 3.9", "3.13.0", True), (">=3.9 <3.12", "3.12.0", False),
         ("^3.11", "3.13.5", True), ("^3.11", "4.0.0", False), ("~3.11", "3.12.0", False), ("~=3.11", "3.13.5", True), ("~=3.11.2", "3.12.0", False),
         ("3.12.*", "3.12.1", True), ("==3.12.*", "3.13.0", False), ("!=3.13.*,>=3.9", "3.13.2", False), ("^3.9 || ^4", "3.13.0", True), ("*", "3.1.0", True),
+        (">=3.14", "3.14.0rc1", True),
     ],
 )  # fmt: skip
 def test_ranges_of_python_mean_what_they_mean_to_their_tools(range: str, version: str, fits: bool) -> None:
@@ -531,6 +533,37 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
+def node_packages(directory: Path, files: dict[str, str], config: dict[str, str]) -> Any:
+    """The packages of an app that is not built."""
+    nodejs = loaded("nodejs")
+    for place, contents in (("app", files), ("env", config)):
+        (directory / place).mkdir()
+        for name, content in contents.items():
+            (directory / place / name).write_text(content)
+    app = nodejs.App(directory / "app", directory / "cache", directory / "env")
+    return nodejs.Packages(app, nodejs.choose_manager(app), SimpleNamespace(versions={}))
+
+
+@pytest.mark.parametrize(
+    ("config", "prunes"),
+    [({}, True), ({"NODE_ENV": "production"}, True), ({"NODE_ENV": "staging"}, False), ({"YARN_PRODUCTION": "false"}, False)],
+)
+def test_development_packages_stay_where_the_config_vars_say_so(tmp_path: Path, config: dict[str, str], prunes: bool) -> None:
+    assert node_packages(tmp_path, {"package.json": "{}"}, config).prunes is prunes
+
+
+@pytest.mark.parametrize(
+    ("files", "command"),
+    [
+        ({"package.json": '{"scripts": {"start": "x"}}'}, "npm start"), ({"package.json": "{}", "server.js": ""}, "npm start"),
+        ({"package.json": '{"scripts": {"start": "x"}}', ".pnp.cjs": ""}, "yarn start"),
+        ({"package.json": "{}", "server.js": "", ".pnp.cjs": ""}, "yarn node server.js"), ({"package.json": "{}"}, None),
+    ],
+)  # fmt: skip
+def test_what_starts_a_node_app_without_a_procfile(tmp_path: Path, files: dict[str, str], command: str | None) -> None:
+    assert loaded("nodejs").start_command(node_packages(tmp_path, files, {}).app) == command
+
+
 @pytest.mark.parametrize(
     ("package", "lock", "cached"),
     [
@@ -546,13 +579,7 @@ def test_node_packages_that_the_apps_code_decides_are_not_taken_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: dict[str, object], lock: tuple[str, str], cached: bool
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    nodejs = loaded("nodejs")
-    app_directory = tmp_path / "app"
-    app_directory.mkdir()
-    (app_directory / "package.json").write_text(json.dumps(package))
-    (app_directory / lock[0]).write_text(lock[1])
-    app = nodejs.App(app_directory, tmp_path / "cache", tmp_path / "env")
-    packages = nodejs.Packages(app, nodejs.choose_manager(app), SimpleNamespace(versions={}))
+    packages = node_packages(tmp_path, {"package.json": json.dumps(package), lock[0]: lock[1]}, {})
     assert (packages.fingerprint is not None) is cached
     before = packages._beside()
     for unimportant in ("home/.cache/pnpm", "home/.npm/_logs", "app/node_modules/x"):

@@ -334,7 +334,11 @@ class Packages:
         self.app, self.manager = app, manager
         self.note, self.tar = app.cache / "modules.json", app.cache / "modules.tar"
         self.builds = app.script("build") or app.script("heroku-postbuild")
-        self.prunes = not app.off("NPM_CONFIG_PRODUCTION", "YARN_PRODUCTION", "PNPM_PRODUCTION") and app.config.get("PNPM_SKIP_PRUNING") != "true"
+        self.prunes = (
+            app.config.get("NODE_ENV", "production") == "production"
+            and not app.off("NPM_CONFIG_PRODUCTION", "YARN_PRODUCTION", "PNPM_PRODUCTION")
+            and "true" not in (app.config.get("PNPM_SKIP_PRUNING"), app.config.get("YARN2_SKIP_PRUNING"))
+        )
         self.pruned = False
         self.fingerprint = self._fingerprint(tools)
 
@@ -513,11 +517,20 @@ def finish(app: App) -> None:
     shutil.copyfile(Path(__file__).parent / "profile.sh", profile)
     export = Path(__file__).resolve().parent.parent / "export"
     export.write_text(f'export PATH="{app.node}/bin:{app.build}/node_modules/.bin:$PATH"\n')
-    if app.script("start") or app.has("server.js"):
-        (app.node / "starts").write_text("yarn start" if app.has(".pnp.cjs") else "npm start")  # only yarn finds what is not in node_modules
+    if command := start_command(app):
+        (app.node / "starts").write_text(command)
     elif not app.has("Procfile"):
         indent("package.json has no script “start”, and there is no Procfile: nothing says how to serve this app.")
         indent("To serve what the build made, commit a file .buildpacks with two lines: heroku/nodejs and davit/static")
+
+
+def start_command(app: App) -> str | None:
+    """What starts the app without a Procfile: npm runs server.js where there is no script, and only Yarn finds what is not in node_modules."""
+    if app.script("start"):
+        return "yarn start" if app.has(".pnp.cjs") else "npm start"
+    if app.has("server.js"):
+        return "yarn node server.js" if app.has(".pnp.cjs") else "npm start"
+    return None
 
 
 def unpack(tar: Path, directory: Path) -> bool:

@@ -362,7 +362,7 @@ def fingerprint(app: App, manager: str | None, base: dict[str, str]) -> str | No
     for name in (manager, "pyproject.toml"):
         if app.has(name):
             digest.update((app.build / name).read_bytes() + b"\0")
-    if manager == "poetry.lock":
+    if manager == "poetry.lock" and is_package(app):  # where Poetry finds its code: at the top or in src/
         digest.update(repr(sorted(entry.name for directory in (app.build, app.build / "src") for entry in directory.glob("*"))).encode())
     return digest.hexdigest()
 

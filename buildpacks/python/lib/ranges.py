@@ -15,12 +15,12 @@ class UnknownRange(ValueError):
 
 
 def allows(text: str, version: str) -> bool:
-    """Whether ``version``, a final release such as ``3.13.5``, is in the range; what says nothing allows all.
+    """Whether ``version``, such as ``3.13.5``, is in the range (``3.14.0rc1`` counts as ``3.14.0``); what says nothing allows all.
 
     Raises:
         UnknownRange: ``text`` cannot be read.
     """
-    is_there = tuple(map(int, version.split(".")))
+    is_there = tuple(map(int, re.findall(r"\d+", version)[:3]))
     return any(all(_fits(clause, is_there) for clause in _clauses(part)) for part in re.split(r"\|\|?", text))
 
 
