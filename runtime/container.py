@@ -369,17 +369,7 @@ class ContainerDriver(Driver):
         """
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
-        # a caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed
-        starting = self.host.keep(self._start(spec))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(self._remove_unwanted)
-            raise
-
-    def _remove_unwanted(self, started: asyncio.Task[ContainerDyno]) -> None:
-        if not started.cancelled() and started.exception() is None:
-            self.host.keep(started.result().remove())
+        return await self.host.bring_up(self._start(spec))
 
     async def _start(self, spec: DynoSpec) -> ContainerDyno:
         self.host.keep(self.host.in_thread(cgroups.hasten))

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from foundation.errors import DavitError
 from foundation.settings import Settings
 from runtime import cgroups, children, firewall, mounts, passage
+from runtime.driver import RunningDyno
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.images import Images, Mounter
 from runtime.instance import Instance
@@ -30,6 +31,7 @@ from runtime.slots import Pool
 
 log = logging.getLogger("runtime")
 _T = TypeVar("_T")
+_Dyno = TypeVar("_Dyno", bound="RunningDyno")
 
 WARM_DISK = 1 << 30
 _TICK = 5.0
@@ -374,6 +376,19 @@ class Host:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    async def bring_up(self, starting: Coroutine[Any, Any, _Dyno]) -> _Dyno:
+        """Start a dyno. A caller that gives up must not leave half of one: the start goes on to its end, then it is removed."""
+        started = self.keep(starting)
+        try:
+            return await asyncio.shield(started)
+        except asyncio.CancelledError:
+            started.add_done_callback(self._remove_unwanted)
+            raise
+
+    def _remove_unwanted(self, started: asyncio.Task[_Dyno]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self.keep(started.result().remove())
 
 
 def _raise_descriptor_limit() -> None:

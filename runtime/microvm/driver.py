@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,24 +145,15 @@ class MicroVmDriver:
         finally:
             await self.host.in_thread(shutil.rmtree, snapshot, True)
 
-    async def _whole(self, spec: DynoSpec, work: Any) -> MicroVm:
-        """A caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed."""
+    async def _whole(self, spec: DynoSpec, work: Coroutine[Any, Any, MicroVm]) -> MicroVm:
+        """Start by ``work`` what may be started."""
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             work.close()
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         if spec.binds:
             work.close()
             raise Unsupported("A microVM cannot be shown directories of the host; builds run in containers.")
-        starting: asyncio.Task[MicroVm] = self.host.keep(work)
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(self._remove_unwanted)
-            raise
-
-    def _remove_unwanted(self, started: asyncio.Task[MicroVm]) -> None:
-        if not started.cancelled() and started.exception() is None:
-            self.host.keep(started.result().remove())
+        return await self.host.bring_up(work)
 
     async def _start(self, spec: DynoSpec) -> MicroVm:
         launch = self.plan(spec)

@@ -139,13 +139,7 @@ class OsvDriver:
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         refuse(spec)
-        # a caller that gives up must not leave half a dyno: the start goes on to its end, and then the dyno is removed
-        starting = self.host.keep(self._start(spec))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(self._remove_unwanted)
-            raise
+        return await self.host.bring_up(self._start(spec))
 
     async def resume(self, spec: DynoSpec, snapshot: Path) -> Unikernel:
         """Nothing of a unikernel can be put aside, so there is nothing to wake.
@@ -155,10 +149,6 @@ class OsvDriver:
         """
         shutil.rmtree(snapshot, ignore_errors=True)
         raise Unsupported("Only microVMs can be woken as they were; a unikernel is started anew.")
-
-    def _remove_unwanted(self, started: asyncio.Task[Unikernel]) -> None:
-        if not started.cancelled() and started.exception() is None:
-            self.host.keep(started.result().remove())
 
     async def _start(self, spec: DynoSpec) -> Unikernel:
         sources = await self.host.in_thread(self._sources, spec)
