@@ -278,19 +278,20 @@ def check_osv(settings: Settings) -> Point:
     import asyncio
     import tempfile
 
+    from runtime import qemu
     from runtime.osv import driver, kernel
 
     if settings.osv_kernel is None:
         return Point("OSv kernel", "ok", f"none is given; only process types isolated as osv need one. {kernel.WHERE}.")
     try:
-        qemu, version = driver.find_qemu(driver.QEMU)
+        program, number = qemu.find(driver.QEMU)
         with tempfile.TemporaryDirectory(prefix="davit-doctor-") as place:
             kept = kernel.keep(settings.osv_kernel, Path(place))
             Path(place).chmod(0o755)
             if os.geteuid() != 0:
                 return Point("OSv kernel", "ok", f"{settings.osv_kernel} looks like one; only root can try to boot it")
-            found = asyncio.run(kernel.find_out(qemu, version, kept))
-            trial = asyncio.run(kernel.boot(qemu, kept, kvm=found.kvm))
+            found = asyncio.run(kernel.find_out(program, qemu.dotted(number), kept))
+            trial = asyncio.run(kernel.boot(program, kept, kvm=found.kvm))
     except DavitError as error:
         return Point("OSv kernel", "warn", error.message, "Until then no process type can be isolated as osv.")
     if not trial.banner:
@@ -303,19 +304,20 @@ def check_microvm(settings: Settings) -> Point:
     """QEMU and the kernel for dynos as microVMs, and whether they run with KVM; a host that runs none needs none."""
     import asyncio
 
+    from runtime import qemu
     from runtime.microvm import acceleration, driver, kernel
 
     try:
-        qemu, found = driver.find_qemu(driver.QEMU)
+        program, number = qemu.find(driver.QEMU)
         boots = kernel.current(settings.stacks)
     except DavitError as error:
         absent = "not installed" in error.message or "no kernel for microVMs yet" in error.message
         return Point("microvm", "ok" if absent else "warn", error.message)
-    number = ".".join(map(str, found))
-    there = f"QEMU {number}, kernel {boots.version}"
+    there = f"QEMU {qemu.dotted(number)}, kernel {boots.version}"
     if os.geteuid() != 0:
         return Point("microvm", "ok", f"{there}; only root can try whether they run with KVM")
-    return Point("microvm", "ok", f"{there}; microVMs run {asyncio.run(acceleration.find_out(qemu, number, boots))}")
+    found = asyncio.run(acceleration.find_out(program, qemu.dotted(number), boots))
+    return Point("microvm", "ok", f"{there}; microVMs run {found}")
 
 
 def check_database(settings: Settings) -> Point:

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from signal import SIGKILL
 from typing import Any, ClassVar
 
 from foundation.errors import DavitError
-from runtime import cgroups, confine, oci, qmp, scratch
+from runtime import cgroups, confine, oci, qemu, qmp, scratch
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -35,14 +34,12 @@ from runtime.qmp import Monitor, MonitorFailed
 
 log = logging.getLogger("runtime")
 
-OLDEST_QEMU = (6, 2)
+QEMU = qemu.Need("MicroVMs", (6, 2), "`davit stack:build --vm` as root installs it (or apt-get install qemu-system-x86)")
 BOOT_SECONDS = {True: 30.0, False: 180.0}
 """From QEMU's start to the guest agent's first word: with and without acceleration."""
-QEMU = "qemu-system-x86_64"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _OVERHEAD = {True: 256 << 20, False: 512 << 20}
-_THREADS = 64
 
 
 @dataclass
@@ -73,17 +70,17 @@ class MicroVmDriver:
     """See :class:`runtime.driver.Driver`.
 
     Args:
-        qemu: the program.
+        program: QEMU's name.
         kvm: whether to use hardware acceleration; found out by a test boot when None.
     """
 
     isolation: ClassVar[str] = "microvm"
 
-    def __init__(self, host: Host, *, qemu: str = QEMU, kvm: bool | None = None) -> None:
+    def __init__(self, host: Host, *, program: str = qemu.PROGRAM, kvm: bool | None = None) -> None:
         self.host = host
         self.running: dict[str, MicroVm] = {}
         self.kvm = bool(kvm)
-        self._kvm, self._qemu_name = kvm, qemu
+        self._kvm, self._program = kvm, program
         self.qemu = ""
         self.qemu_version: tuple[int, ...] = ()
         self.kernel: kernel.Kernel
@@ -109,24 +106,16 @@ class MicroVmDriver:
         """
         if self._open:
             return
-        self.qemu, self.qemu_version = await self.host.in_thread(find_qemu, self._qemu_name)
+        self.qemu, self.qemu_version = await self.host.in_thread(qemu.find, QEMU, self._program)
         self.kernel = await self.host.in_thread(kernel.current, self.host.settings.stacks)
-        version = ".".join(map(str, self.qemu_version))
         if self._kvm is None:
-            self.kvm = (await acceleration.find_out(self.qemu, version, self.kernel)).kvm
-        await self.host.in_thread(self._prepare)
+            self.kvm = (await acceleration.find_out(self.qemu, qemu.dotted(self.qemu_version), self.kernel)).kvm
+        await self.host.in_thread(qemu.prepare, self.directory, self.host.alive())
         self._open = True
 
     async def current_qemu(self) -> tuple[int, ...]:
         """The version of the QEMU that this host has now: a package may have been upgraded since it was looked for."""
-        return (await self.host.in_thread(find_qemu, self._qemu_name))[1]
-
-    def _prepare(self) -> None:
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        alive = self.host.alive()
-        for leftover in self.directory.iterdir():
-            if leftover.name not in alive:
-                shutil.rmtree(leftover, ignore_errors=True)
+        return (await self.host.in_thread(qemu.find, QEMU, self._program))[1]
 
     # -- starting --------------------------------------------------------------------------------------------------
 
@@ -201,7 +190,7 @@ class MicroVmDriver:
             name=f"{spec.app}/{spec.name}",
             memory=memory,
             pluggable=pluggable(_host_memory(), memory),
-            processors=machine.processors(spec.limits, cores),
+            processors=qemu.processors(spec.limits, cores),
             most_processors=cores,
             kvm=self.kvm,
             mac=self.host.instance.mac(slot) if spec.network else None,
@@ -255,7 +244,7 @@ class MicroVmDriver:
         """Put QEMU's limits in force: the guest's memory and what emulating it takes, for ``machines`` of them."""
         joined = group.create()
         most = machines * (memory + _OVERHEAD[self.kvm])
-        group.update(replace(limits, memory_max=most, pids=machines * (_THREADS + 2 * (os.cpu_count() or 1))))
+        group.update(replace(limits, memory_max=most, pids=machines * qemu.threads()))
         return joined
 
     def uid(self, slot: int) -> int:
@@ -362,14 +351,14 @@ class MicroVmDriver:
 
     async def last_line(self, id: str, monitor: Monitor | None) -> str:
         """Of the dyno ``id``'s machine; in brackets, or empty."""
-        messages = _text(self.directory / id / "messages").strip().splitlines()
-        qemu = [line for line in messages if ": warning: " not in line]  # of which it has some on every host
+        messages = qemu.words_of(self.directory / id / "messages")
+        own = [line for line in messages if ": warning: " not in line]  # of which it has some on every host
         guest: list[str] = []
         if monitor is not None:
             with suppress(DavitError):
                 told = await monitor.execute("ringbuf-read", {"device": "serial", "size": 32768}, timeout=5)
                 guest = [line for line in str(told).splitlines() if line.strip()]
-        words = [line for line in guest if "panic" in line] or qemu or guest
+        words = [line for line in guest if "panic" in line] or own or guest
         return f" ({_printable(words[-1])})" if words else ""
 
     async def undo(self, launch: Launch) -> None:
@@ -482,39 +471,6 @@ class MicroVmDriver:
         for dyno in self.running.values():
             dyno.let_go()
         self._open = False
-
-
-def find_qemu(name: str) -> tuple[str, tuple[int, ...]]:
-    """QEMU's path and version.
-
-    Raises:
-        Unsupported: it is missing or too old.
-    """
-    path = shutil.which(name)
-    if path is None:
-        raise Unsupported(
-            "MicroVMs need QEMU, which is not installed on this host: `davit stack:build --vm` as root installs it "
-            "(or apt-get install qemu-system-x86)."
-        )
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    return path, parse_version(told)
-
-
-def parse_version(told: str) -> tuple[int, ...]:
-    """The version that ``qemu --version`` tells.
-
-    Raises:
-        Unsupported: it is too old, or this is no QEMU.
-    """
-    found = re.search(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?", told)
-    if found is None:
-        raise Unsupported("The program qemu-system-x86_64 on this host is no QEMU; apt-get install --reinstall qemu-system-x86.")
-    version = tuple(int(part or 0) for part in found.groups())
-    if version < OLDEST_QEMU:
-        raise Unsupported(
-            f"MicroVMs need QEMU {'.'.join(map(str, OLDEST_QEMU))} or newer; this host has {'.'.join(map(str, version))}."
-        )
-    return version
 
 
 def pluggable(host: int, memory: int) -> int:

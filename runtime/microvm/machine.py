@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime import confine
-from runtime.driver import Limits
+from runtime import confine, qemu
 
 MIB = 1 << 20
 RESERVE = 96 * MIB
@@ -60,28 +59,22 @@ class Machine:
     incoming: bool = False
 
 
-def processors(limits: Limits, cores: int) -> int:
-    """How many processors ``limits`` are worth: one for each standard share, as many as the host has at the most."""
-    most = min(cores, int(limits.cpu_quota or cores) or 1)
-    return max(1, min(limits.cpu_shares // 1024, most))
-
-
 def rounded(size: int, step: int = 2 * MIB) -> int:
     """Bytes, rounded up to what can be plugged in."""
     return -(-size // step) * step
 
 
-def command(qemu: str, machine: Machine) -> list[str]:
+def command(program: str, machine: Machine) -> list[str]:
     """The command line of ``machine``, with the descriptors above; the kernel is in /data."""
     return [
-        qemu,
+        program,
         *_base(machine),
         *_kernel(machine),
         *_ports(machine),
         *_disk("stack", STACK, readonly=True),
         *(_disk("slug", SLUG, readonly=True) if machine.slug else ()),
         *(_disk("scratch", SCRATCH, readonly=False) if machine.scratch else ()),
-        *_network(machine),
+        *qemu.network(machine.mac, TAP),
         *_memory(machine),
         "-device", "virtio-rng-pci",
         # it does not run by itself when it has come in: only one of two machines may, and who moves it says when
@@ -89,10 +82,10 @@ def command(qemu: str, machine: Machine) -> list[str]:
     ]  # fmt: skip
 
 
-def probe(qemu: str) -> list[str]:
+def probe(program: str) -> list[str]:
     """The smallest machine that boots into the guest agent, accelerated: does KVM keep what it promises?"""
     machine = Machine("acceleration-probe", 256 * MIB, 0, 1, 1, kvm=True, fifos=False)
-    return [qemu, *_base(machine), *_kernel(machine), *_ports(machine)]
+    return [program, *_base(machine), *_kernel(machine), *_ports(machine)]
 
 
 def _base(machine: Machine) -> list[str]:
@@ -107,7 +100,7 @@ def _base(machine: Machine) -> list[str]:
         "-cpu", "host" if machine.kvm else "max,monitor=off", "-smp", smp, "-m", size,
         "-nodefaults", "-no-user-config", *_ENDS, "-display", "none", "-sandbox", confine.SANDBOX,
         "-chardev", "ringbuf,id=serial,size=32768", "-serial", "chardev:serial",
-        "-chardev", f"socket,id=monitor,fd={MONITOR},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+        *qemu.monitor(MONITOR),
     ]  # fmt: skip
 
 
@@ -135,19 +128,7 @@ def _ports(machine: Machine) -> list[str]:
 
 def _disk(name: str, number: int, *, readonly: bool) -> list[str]:
     mode = "read-only=on" if readonly else "read-only=off,discard=unmap,detect-zeroes=off"
-    return [
-        "-add-fd", f"fd={number},set={number}",
-        "-blockdev", f"driver=file,node-name={name}-file,filename=/dev/fdset/{number},locking=off,{mode}",
-        "-blockdev", f"driver=raw,node-name={name},file={name}-file,{mode}",
-        "-device", f"virtio-blk-pci,drive={name},serial={name}",
-    ]  # fmt: skip
-
-
-def _network(machine: Machine) -> list[str]:
-    if machine.mac is None:
-        return []
-    card = f"virtio-net-pci,netdev=net,mac={machine.mac},romfile="
-    return ["-netdev", f"tap,id=net,fd={TAP},vhost=off", "-device", card]
+    return [*qemu.file_disk(name, number, mode), "-device", f"virtio-blk-pci,drive={name},serial={name}"]
 
 
 def _memory(machine: Machine) -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from foundation.errors import DavitError
+from runtime import qemu
 from runtime.driver import Limits, Unsupported
 from runtime.dynodir import DynoDirectory
 from runtime.microvm import machine, protocol
@@ -43,7 +44,7 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
     wanted = machine.rounded(limits.memory) + machine.RESERVE
     before = facts["memory"] + facts["plugged_memory"]
     more = max(0, wanted - facts["memory"])
-    processors = machine.processors(limits, facts["most_processors"])
+    processors = qemu.processors(limits, facts["most_processors"])
     if more > facts["pluggable"]:
         raise Unsupported(f"The dyno {dyno.record.name} cannot get that much memory while it runs; restart it with the new size.")
     await dyno.look()
@@ -75,7 +76,7 @@ async def _as_before(driver: MicroVmDriver, dyno: MicroVm, plugged: int) -> None
     facts = dyno.record.facts
     limits = Limits(**facts["limits"])
     with suppress(DavitError):
-        await _tell(dyno, limits, machine.processors(limits, facts["most_processors"]))
+        await _tell(dyno, limits, qemu.processors(limits, facts["most_processors"]))
     with suppress(DavitError):
         await _balloon(dyno, min(facts["memory"], machine.rounded(limits.memory) + machine.RESERVE))
     with suppress(DavitError):

@@ -12,14 +12,13 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from foundation.errors import DavitError
-from runtime import applog, cgroups, confine, oci, qmp
+from runtime import applog, cgroups, confine, oci, qemu, qmp
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -35,17 +34,12 @@ from slugs.osvcommand import CommandRefused
 
 log = logging.getLogger("runtime")
 
-QEMU = "qemu-system-x86_64"
-OLDEST_QEMU = (6, 0)
-PLACES = "/usr/bin:/usr/local/bin:/usr/sbin"
-"""Where programs are looked for, whatever PATH the runtime was given."""
+QEMU = qemu.Need("Unikernels", (6, 0))
 BOOT_SECONDS = {True: 30.0, False: 120.0}
 """From QEMU's start until the kernel starts the app: with and without acceleration."""
 MONITOR_SECONDS = 60.0
 """Until QEMU itself answers, on a busy host."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_OVERHEAD = 320 << 20  # QEMU itself and what it translates
-_THREADS = 64
 
 
 class StartFailed(DavitError):
@@ -75,16 +69,16 @@ class OsvDriver:
     """See :class:`runtime.driver.Driver`.
 
     Args:
-        qemu: the program.
+        program: QEMU's name.
         kvm: whether to use hardware acceleration; found out by a test boot when None.
     """
 
     isolation: ClassVar[str] = "osv"
 
-    def __init__(self, host: Host, *, qemu: str = QEMU, kvm: bool | None = None) -> None:
+    def __init__(self, host: Host, *, program: str = qemu.PROGRAM, kvm: bool | None = None) -> None:
         self.host = host
         self.running: dict[str, Unikernel] = {}
-        self._kvm, self._qemu_name = kvm, qemu
+        self._kvm, self._program = kvm, program
         self.kvm = bool(kvm)
         self.qemu = ""
         self.kernel: kernel.Kernel
@@ -110,10 +104,10 @@ class OsvDriver:
         """
         if self._open:
             return
-        self.qemu, version = await self.host.in_thread(find_qemu, self._qemu_name)
+        self.qemu, version = await self.host.in_thread(qemu.find, QEMU, self._program)
         await self.host.in_thread(self._prepare)
         if self._kvm is None:
-            self.kvm = (await kernel.find_out(self.qemu, version, self.kernel)).kvm
+            self.kvm = (await kernel.find_out(self.qemu, qemu.dotted(version), self.kernel)).kvm
         self._open = True
 
     def _prepare(self) -> None:
@@ -121,11 +115,7 @@ class OsvDriver:
         kernels.mkdir(parents=True, exist_ok=True)
         self.kernel = kernel.keep(self.host.settings.osv_kernel, kernels)
         self.images.prepare()
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        alive = self.host.alive()
-        for leftover in self.directory.iterdir():
-            if leftover.name not in alive:
-                shutil.rmtree(leftover, ignore_errors=True)
+        qemu.prepare(self.directory, self.host.alive())
 
     # -- starting --------------------------------------------------------------------------------------------------
 
@@ -188,7 +178,7 @@ class OsvDriver:
         wanted = Machine(
             name=f"{spec.app}/{spec.name}",
             memory=spec.limits.memory,
-            processors=processors(spec.limits),
+            processors=qemu.processors(spec.limits, os.cpu_count() or 1),
             kvm=self.kvm,
             mac=self.host.instance.mac(slot) if spec.network else None,
             slug=spec.slug is not None,
@@ -282,7 +272,8 @@ class OsvDriver:
         if not record.network:
             return None
         instance = self.host.instance
-        servers = re.findall(r"^nameserver\s+(\d+(?:\.\d+){3})\s*$", _text(self.host.resolv_conf), re.M)
+        known = self.host.resolv_conf.read_text()
+        servers = re.findall(r"^nameserver\s+(\d+(?:\.\d+){3})\s*$", known, re.M)
         return machine.Network(
             instance.address(record.slot), str(instance.network.netmask), instance.gateway, servers[0] if servers else None
         )
@@ -301,7 +292,7 @@ class OsvDriver:
 
     def limits(self, limits: Limits) -> Limits:
         """QEMU's own: the guest's memory and what emulating it takes."""
-        return replace(limits, memory_max=limits.memory + _OVERHEAD, pids=_THREADS + 2 * (os.cpu_count() or 1))
+        return replace(limits, memory_max=limits.memory + qemu.OVERHEAD, pids=qemu.threads())
 
     def _spawn(self, launch: _Launch) -> None:
         record = launch.record
@@ -369,7 +360,7 @@ class OsvDriver:
 
     def _words(self, launch: _Launch) -> str:
         """QEMU's own last words, for the sentence."""
-        lines = _text(self.directory / launch.record.id / "messages").strip().splitlines()
+        lines = qemu.words_of(self.directory / launch.record.id / "messages")
         return f" (QEMU says: {lines[-1][-200:]})" if lines else ""
 
     async def _name(self, address: str, hostname: str) -> None:
@@ -482,34 +473,3 @@ def refuse(spec: DynoSpec) -> None:
         raise Unsupported("A unikernel cannot be shown directories of the host.")
     if spec.line is None:
         raise CommandRefused("A unikernel runs a Procfile's line, and this command comes from none.")
-
-
-def processors(limits: Limits) -> int:
-    """How many processors ``limits`` are worth, as many as the host has at the most."""
-    cores = os.cpu_count() or 1
-    most = min(cores, int(limits.cpu_quota or cores) or 1)
-    return max(1, min(limits.cpu_shares // 1024, most))
-
-
-def find_qemu(name: str) -> tuple[str, str]:
-    """QEMU's path and version.
-
-    Raises:
-        Unsupported: it is missing or too old; the sentence says what to do.
-    """
-    path = shutil.which(name, path=PLACES)
-    if path is None:
-        raise Unsupported("Unikernels need QEMU, which is not installed: apt-get install qemu-system-x86.")
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
-    found = re.search(r"version (\d+)\.(\d+)", said)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST_QEMU:
-        wanted = ".".join(map(str, OLDEST_QEMU))
-        raise Unsupported(f"Unikernels need QEMU {wanted} or newer; {path} says “{said.splitlines()[0] if said else ''}”.")
-    return path, f"{found[1]}.{found[2]}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime import confine
+from runtime import confine, qemu
 from slugs import osvimage, osvline
 
 MIB = 1 << 20
@@ -52,21 +52,21 @@ class Network:
     nameserver: str | None = None
 
 
-def command(qemu: str, machine: Machine) -> list[str]:
+def command(program: str, machine: Machine) -> list[str]:
     """The command line of ``machine``, with the descriptors above; the kernel is /data/kernel."""
     accel, processor = ("kvm", "host,+x2apic") if machine.kvm else ("tcg,thread=multi,tb-size=64", "max")
     return [
-        qemu, "-name", machine.name.replace(",", ",,"), "-M", "pc,usb=off,vmport=off", "-accel", accel, "-cpu", processor,
+        program, "-name", machine.name.replace(",", ",,"), "-M", "pc,usb=off,vmport=off", "-accel", accel, "-cpu", processor,
         "-m", f"{granted(machine.memory) // MIB}", "-smp", str(machine.processors),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "--preconfig",
         "-add-fd", f"fd={CONSOLE},set={CONSOLE}",
         "-chardev", f"file,id=console,path=/dev/fdset/{CONSOLE},append=on", "-serial", "chardev:console",
-        "-chardev", f"socket,id=monitor,fd={MONITOR},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+        *qemu.monitor(MONITOR),
         "-kernel", "/data/kernel",
         *_disk("root", ROOT),
         *(_disk("slug", SLUG) if machine.slug else ()),
         *_disk("config", CONFIG),
-        *_network(machine.mac),
+        *qemu.network(machine.mac, TAP),
         "-device", "virtio-rng-pci",
     ]  # fmt: skip
 
@@ -77,18 +77,7 @@ def granted(memory: int) -> int:
 
 
 def _disk(name: str, number: int) -> list[str]:
-    return [
-        "-add-fd", f"fd={number},set={number}",
-        "-blockdev", f"driver=file,node-name={name}-file,filename=/dev/fdset/{number},locking=off,read-only=on",
-        "-blockdev", f"driver=raw,node-name={name},file={name}-file,read-only=on",
-        "-device", f"virtio-blk-pci,drive={name}",
-    ]  # fmt: skip
-
-
-def _network(mac: str | None) -> list[str]:
-    if mac is None:
-        return []
-    return ["-netdev", f"tap,id=net,fd={TAP},vhost=off", "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="]
+    return [*qemu.file_disk(name, number, "read-only=on"), "-device", f"virtio-blk-pci,drive={name}"]
 
 
 def options(network: Network | None, slug: bool) -> list[str]:

@@ -23,13 +23,13 @@ from typing import IO
 from pyroute2 import IPRoute
 
 from foundation.errors import DavitError
-from runtime import cgroups, confine
+from runtime import cgroups, confine, qemu
 from runtime.driver import Limits
 from slugs import cpio, kernel, osvimage
 from slugs.elf import read_elf
 from slugs.rofs import Disk, File, Folder
 
-QEMU = "qemu-system-x86_64"
+QEMU = qemu.Need("ZFS images", (6, 0))
 MEMORY = 512
 WAITING = b"Waiting for connection from host"
 LINE = (
@@ -40,7 +40,6 @@ BOOT_SECONDS, END_SECONDS = 180.0, 300.0
 LEAST_SIZE = 1 << 30
 """Bytes of an image at the least; it is sparse, and what the files leave is room for the app to write."""
 GROUPS = "davit-builder-"
-_OVERHEAD = 320 << 20  # QEMU itself and what it translates
 _UIDS = 0x6F00_0000  # with the exporting process's id added: a uid that nobody else has meanwhile, above every instance's
 _ENTRY = 4096  # what a file takes beside its content, at the most
 _TAIL = 20_000
@@ -52,16 +51,14 @@ class BuilderFailed(DavitError):
     id, status = "osv_builder_failed", 500
 
 
-def command(qemu: str, disk: int) -> list[str]:
+def command(program: str, disk: int) -> list[str]:
     """QEMU's command line: the kernel is /data/kernel, the disk a descriptor; nothing secret is on it, and the guest reaches
     nothing (pure). ``lo`` is down when QEMU begins to listen, so it cannot name its address."""
     return [
-        qemu, "-M", "pc,usb=off,dump-guest-core=off", "-accel", "tcg", "-m", str(MEMORY), "-nodefaults", "-no-user-config",
+        program, "-M", "pc,usb=off,dump-guest-core=off", "-accel", "tcg", "-m", str(MEMORY), "-nodefaults", "-no-user-config",
         "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "-serial", "stdio",
         "-kernel", "/data/kernel", "-append", LINE,
-        "-add-fd", f"fd={disk},set={disk}",
-        "-blockdev", f"driver=file,node-name=file,filename=/dev/fdset/{disk},locking=off",
-        "-blockdev", "driver=raw,node-name=disk,file=file",
+        *qemu.file_disk("disk", disk, ""),
         "-device", "virtio-blk-pci,drive=disk,werror=report",
         "-netdev", f"user,id=net,restrict=on,hostfwd=tcp::{cpio.PORT}-:{cpio.PORT}",
         "-device", "virtio-net-pci,netdev=net,romfile=",
@@ -72,21 +69,20 @@ def build(builder: Path, tree: Folder | Disk, image: Path) -> int:
     """Make ``image``, a sparse file, with what is in ``tree``; returns how many entries. Nothing is left when it fails.
 
     Raises:
+        Unsupported: QEMU is missing or too old.
         BuilderFailed: the builder is no kernel, does not come to listen, or does not end; or there is no room for the image.
         UploadFailed: the files did not arrive.
     """
-    qemu = shutil.which(QEMU)
-    if qemu is None:
-        raise BuilderFailed("A ZFS image is made in QEMU, which is not installed: apt-get install qemu-system-x86.")
+    program, _ = qemu.find(QEMU)
     size = _size(tree, image.parent)
     try:
-        return _made(qemu, builder, tree, image, size)
+        return _made(program, builder, tree, image, size)
     except BaseException:
         image.unlink(missing_ok=True)
         raise
 
 
-def _made(qemu: str, builder: Path, tree: Folder | Disk, image: Path, size: int) -> int:
+def _made(program: str, builder: Path, tree: Folder | Disk, image: Path, size: int) -> int:
     with tempfile.TemporaryDirectory(prefix="davit-zfs-") as place, image.open("w+b") as disk:
         shown = Path(place, "shown")
         _show(builder, shown)
@@ -94,7 +90,7 @@ def _made(qemu: str, builder: Path, tree: Folder | Disk, image: Path, size: int)
         disk.write(osvimage.partitioned(bytes(osvimage.SECTOR), osvimage.SECTOR, size - osvimage.SECTOR))
         disk.truncate(size)
         disk.flush()
-        return run(command(qemu, disk.fileno()), tree, shown, [disk.fileno()])
+        return run(command(program, disk.fileno()), tree, shown, [disk.fileno()])
 
 
 def _size(tree: Folder | Disk, where: Path) -> int:
@@ -122,17 +118,17 @@ def _show(builder: Path, directory: Path) -> None:
     (directory / "kernel").chmod(0o444)
 
 
-def run(qemu: Sequence[str], tree: Folder | Disk, shown: Path, fds: Sequence[int] = ()) -> int:
+def run(line: Sequence[str], tree: Folder | Disk, shown: Path, fds: Sequence[int] = ()) -> int:
     """Run a builder, confined, and send it the files; returns how many entries.
 
     Args:
-        qemu: its command line.
+        line: its command line.
         shown: what it finds at /data.
         fds: descriptors that it gets.
     """
     uid = _UIDS + os.getpid()
     # should this process be killed meanwhile, the builder ends with it
-    ending = ["/usr/bin/setpriv", "--pdeathsig", "KILL", *qemu]
+    ending = ["/usr/bin/setpriv", "--pdeathsig", "KILL", *line]
     with _group() as joined, tempfile.TemporaryDirectory(prefix="davit-zfs-") as root:
         argv = confine.argv(ending, root=Path(root), uid=uid, cgroups=joined, shown=shown)
         process = subprocess.Popen(
@@ -165,7 +161,7 @@ def _group() -> Iterator[list[Path]]:
     group = cgroups.Cgroup(f"{own}/qemu")
     joined = group.create()
     memory = MEMORY << 20
-    group.update(Limits(memory=memory, memory_max=memory + _OVERHEAD, pids=64 + 2 * (os.cpu_count() or 1)))
+    group.update(Limits(memory=memory, memory_max=memory + qemu.OVERHEAD, pids=qemu.threads()))
     try:
         yield joined
     finally:

@@ -20,9 +20,10 @@ from select import select
 
 import pytest
 
+from runtime import qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.microvm import kernel, machine
-from runtime.microvm.driver import MicroVmDriver, find_qemu, parse_version
+from runtime.microvm.driver import QEMU, MicroVmDriver
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
 from tests.conftest import wait_until
@@ -265,12 +266,12 @@ class TestBadInput:
     @pytest.mark.row("microvm-no-qemu")
     def test_qemu_missing_or_too_old(self) -> None:
         with pytest.raises(Unsupported, match="not installed") as missing:
-            find_qemu("qemu-system-that-is-not-there")
+            qemu.find(QEMU, "qemu-system-that-is-not-there")
         assert_says("microvm-no-qemu", missing.value.message)
         with pytest.raises(Unsupported, match=r"need QEMU 6\.2 or newer; this host has 4\.2\.1"):
-            parse_version("QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)")
+            qemu.parse_version(QEMU, "QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)")
         with pytest.raises(Unsupported, match="no QEMU"):
-            parse_version("hello")
+            qemu.parse_version(QEMU, "hello")
 
     @pytest.mark.row("microvm-no-kernel")
     def test_a_kernel_that_is_none_or_damaged(self, tmp_path: Path) -> None:
@@ -335,9 +336,9 @@ def test_a_machine_is_composed_of_its_parts() -> None:
 
 
 def test_processors_follow_the_size_and_the_host() -> None:
-    assert machine.processors(LIMITS, 8) == 1
-    assert machine.processors(replace(LIMITS, cpu_shares=4096, cpu_quota=8.0), 8) == 4
-    assert machine.processors(replace(LIMITS, cpu_shares=65536, cpu_quota=2.0), 8) == 2
+    assert qemu.processors(LIMITS, 8) == 1
+    assert qemu.processors(replace(LIMITS, cpu_shares=4096, cpu_quota=8.0), 8) == 4
+    assert qemu.processors(replace(LIMITS, cpu_shares=65536, cpu_quota=2.0), 8) == 2
 
 
 @pytest.mark.slow

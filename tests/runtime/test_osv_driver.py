@@ -19,11 +19,11 @@ import pytest
 from cli.host import doctor
 from foundation.errors import DavitError, InvalidParams
 from foundation.settings import from_environment
-from runtime import cgroups
+from runtime import cgroups, qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
 from runtime.osv import kernel, management, signals, zfs
-from runtime.osv.driver import StartFailed, find_qemu
+from runtime.osv.driver import QEMU, StartFailed
 from runtime.osv.images import TooLargeForMemory
 from slugs import osvcommand, rofs
 from slugs.osvcommand import CommandRefused
@@ -262,10 +262,10 @@ def test_kernels_that_are_none_are_refused_with_a_sentence(
     old = tmp_path / "qemu-system-old"
     old.write_text("#!/bin/sh\necho 'QEMU emulator version 5.2.0 (Debian 1:5.2+dfsg-11)'\n")
     old.chmod(0o755)
-    monkeypatch.setattr("runtime.osv.driver.PLACES", f"{tmp_path}:/usr/bin")
+    monkeypatch.setattr("runtime.qemu.PLACES", f"{tmp_path}:/usr/bin")
     for name, why in (("qemu-system-none", "apt-get install qemu-system-x86"), ("qemu-system-old", "need QEMU 6.0 or newer")):
         with pytest.raises(Unsupported, match=why) as lacking:
-            find_qemu(name)
+            qemu.find(QEMU, name)
         assert_says("osv-no-qemu", lacking.value.message)
 
 
@@ -273,7 +273,7 @@ def test_a_kernel_is_tried_by_booting_it(loop: asyncio.AbstractEventLoop, tmp_pa
     (tmp_path / "kernels").mkdir()
     kept = kernel.keep(loader, tmp_path / "kernels")
     assert kernel.keep(loader, tmp_path / "kernels") == kept
-    trial = loop.run_until_complete(kernel.boot(find_qemu("qemu-system-x86_64")[0], kept, kvm=False))
+    trial = loop.run_until_complete(kernel.boot(qemu.find(QEMU)[0], kept, kvm=False))
     assert trial.banner == "OSv v0.0-imitation"
 
 
