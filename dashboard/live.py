@@ -71,7 +71,7 @@ class Watched:
     Attributes:
         secret: the session's cookie, which is looked at again from time to time.
         app: an app whose page it is.
-        every: the list of apps.
+        every: the list of apps that the account sees.
         build: a build whose output it shows.
         log: an app whose log it shows.
         seen: cursors by topic.
@@ -347,10 +347,11 @@ class _Round:
             self.fresh = False
             with Session(connection) as session:
                 found = watching.apps(session, (page.watched.app for page in self.pages if page.watched.app))
-                every = watching.every(session) if any(page.watched.every for page in self.pages) else ""
+                readers = {page.watched.account_id for page in self.pages if page.watched.every}
+                every = {id: watching.every(session, id) for id in readers}
         for page in self.pages:
             self._compare(page, "app", found.get(page.watched.app, ""))
-            self._compare(page, "apps", every if page.watched.every else "")
+            self._compare(page, "apps", every[page.watched.account_id] if page.watched.every else "")
 
     def _compare(self, page: Page, topic: str, now: str) -> None:
         if now and page.watched.seen.get(topic) != now:

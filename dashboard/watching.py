@@ -10,12 +10,28 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from state.models import App, AuditEvent, Build, Collaborator, Domain, Dyno, Formation, Pipeline, PipelineCoupling, Release
+from state.models import (
+    Account,
+    App,
+    AuditEvent,
+    Build,
+    Collaborator,
+    Domain,
+    Dyno,
+    Formation,
+    Pipeline,
+    PipelineCoupling,
+    Release,
+)
 
 _OF_APP: Sequence[Any] = (Dyno, Build, Release, Formation, Domain, Collaborator)
+_IN_LISTS: Sequence[tuple[Any, Any]] = (
+    (App, App.id), *((table, table.app_id) for table in (Dyno, Formation, Collaborator, PipelineCoupling)),
+)  # fmt: skip
+"""What lists show, each with the app that it belongs to."""
 
 
 def _digest(facts: object) -> str:
@@ -38,14 +54,26 @@ def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
     return {id: _digest(found) for id, found in facts.items()}
 
 
-def every(session: Session) -> str:
-    """A fingerprint of all apps together, as lists show them."""
-    facts: list[object] = []
-    for table in (App, Dyno, Formation, Collaborator, Pipeline, PipelineCoupling):
-        facts.append(str(session.execute(select(func.count(), func.max(table.updated_at)).select_from(table)).one()))
+def every(session: Session, account_id: str) -> str:
+    """A fingerprint of all apps and pipelines that an account sees, as its lists show them."""
+    admin = bool(session.scalar(select(Account.is_admin).where(Account.id == account_id)))
+    shared = select(Collaborator.app_id).where(Collaborator.account_id == account_id)
+    mine = select(App.id).where(or_(App.owner_id == account_id, App.id.in_(shared)))
+
+    def seen(query: Select[Any], app_id: Any) -> Select[Any]:
+        return query if admin else query.where(app_id.in_(mine))
+
+    facts: list[object] = [admin]
+    for table, app_id in _IN_LISTS:
+        query = select(func.count(), func.max(table.updated_at)).select_from(table)
+        facts.append(str(session.execute(seen(query, app_id)).one()))
     for unfinished in (Build, Release):
-        facts.append(session.execute(select(func.count()).where(unfinished.status == "pending")).scalar())
-    facts.append(str(session.execute(select(func.max(App.released_at))).scalar()))
+        query = select(func.count()).where(unfinished.status == "pending")
+        facts.append(session.execute(seen(query, unfinished.app_id)).scalar())
+    facts.append(str(session.execute(seen(select(func.max(App.released_at)), App.id)).scalar()))
+    through = seen(select(PipelineCoupling.pipeline_id), PipelineCoupling.app_id)
+    pipelines = select(func.count(), func.max(Pipeline.updated_at))
+    facts.append(str(session.execute(pipelines.where(or_(Pipeline.owner_id == account_id, Pipeline.id.in_(through)))).one()))
     return _digest(facts)
 
 

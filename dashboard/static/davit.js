@@ -131,10 +131,18 @@
         refused();
       }
     };
-    for (const name of ["app", "apps"]) hear(name, () => window.htmx?.trigger(body, `live:${name}`));
+    hear("app", () => window.htmx?.trigger(body, "live:app"));
+    hear("apps", () => { listing ||= setTimeout(list, Math.max(0, listed + 5000 - Date.now()) + 1000 * Math.random()); });
     hear("build", (html) => append(streamed, html));
     hear("build-over", () => { delete streamed.dataset.follow; window.htmx?.trigger(body, "live:app"); });
     hear("log", (html) => document.dispatchEvent(new CustomEvent("log", { detail: html })));
+  }
+  // Lists are long: one loads itself every few seconds at the most, and the lists of all readers not in the same moment.
+  let listing = 0, listed = 0;
+  function list() {
+    listing = 0;
+    listed = Date.now();
+    window.htmx?.trigger(body, "live:apps");
   }
   // Whoever reads is told when the page is no longer kept current.
   const told = document.getElementById("connection");

@@ -17,7 +17,7 @@ pages = Pages("events")
 
 @pages.on("GET", "/live", needs="account")
 def events(visit: Visit) -> Response:
-    """What changes in ``app`` or (``apps``) anywhere, a build's output (``build``), a log's lines (``log``, an app's id)."""
+    """What changes in ``app`` or (``apps``) any that the visitor sees; a build's output (``build``), an app's log (``log``)."""
     assert visit.signed is not None
     asked = request.args
     seen = watching.parse(request.headers.get("Last-Event-ID", "") or asked.get("cursor", ""))

@@ -68,11 +68,12 @@ def _page(visit: Visit, revealed: dict[str, str] | None, **more: object) -> Resp
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a refused form of config vars had in it: new values and ticked removals by name, and the rows of new ones."""
+    """What a refused form of config vars had in it: new values and ticked removals by name, rows of new ones, a pasted file."""
 
     values: Mapping[str, str]
     removed: frozenset[str]
     rows: Sequence[tuple[str, str]]
+    dotenv: str
 
 
 def _kept(visit: Visit, marks: Mapping[str, str]) -> _Kept:
@@ -86,6 +87,7 @@ def _kept(visit: Visit, marks: Mapping[str, str]) -> _Kept:
     return _Kept(
         {name: form[f"value.{name}"] for name in free if f"value.{name}" in form},
         frozenset(name for name in free if form.get(f"remove.{name}")), rows + [("", "")] * (BLANKS - len(rows)),
+        dotenv.without(form.get("dotenv", ""), stale),
     )  # fmt: skip
 
 

@@ -241,7 +241,7 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
 
     def fingerprints() -> tuple[str, str]:
         with db.snapshot() as session:
-            return watching.apps(session, [app.id])[app.id], watching.every(session)
+            return watching.apps(session, [app.id])[app.id], watching.every(session, owner.id)
 
     before = fingerprints()
     assert fingerprints() == before
@@ -259,6 +259,13 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
         after = fingerprints()
         assert after[0] != before[0] and after[1] != before[1]
         before = after
+    with db.transaction() as session:
+        scenery.dyno(session, apps.create(session, accounts.create(session, None, "else@example.com"), "elsewhere"), "web.1", "up")
+    assert fingerprints() == before, "nobody is told of what they do not see"
+    with db.transaction() as session:
+        admin = accounts.create(session, None, "admin@example.com", admin=True).id
+    with db.snapshot() as session:
+        assert watching.every(session, admin) != watching.every(session, owner.id)
 
 
 def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:

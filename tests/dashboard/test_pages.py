@@ -243,7 +243,8 @@ def test_an_overview_loads_itself_once_for_each_change(desk: Desk) -> None:
     viewer = desk.person("viewer")
     assert viewer.get("/apps/timely").text.count('hx-get="/apps/timely"') == 2, "how to push, and what there is"
     give_code(desk.app_id)
-    assert viewer.get("/apps/timely").text.count('hx-get="/apps/timely"') == 1
+    loads = re.findall(r'hx-get="([^"]*)" hx-trigger="live:', viewer.get("/apps/timely").text)
+    assert loads == ["/apps/timely"], "what the app is doing comes along"
 
 
 def test_who_signs_in_holds_nothing_that_others_need(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +386,10 @@ def test_config_vars_that_somebody_else_changed_meanwhile_are_not_overwritten(de
         assert len(reveals) == 2, "what is shown after a refusal is on record, too"
     anew = fields_of(answer.text, "/config")
     assert owner.post(page, {**anew, "value.A": "third-a"}).status_code == 303
+    answer = owner.post(page, {**hidden, "dotenv": "oops\nexport A='fourth\na'\nC=1"})
+    assert answer.status_code == 422
+    again = fields_of(answer.text, "/config")
+    assert again["dotenv"][0].strip() == "oops\n# export A='fourth\n# a'\nC=1", "sent again it would overwrite what nobody looked at"
 
 
 def test_a_refused_form_with_revealed_values_keeps_what_was_typed(desk: Desk) -> None:
