@@ -498,7 +498,7 @@ class Build:
             ]
             for line in reasons:
                 indent(_without_keys(line, arguments))
-            raise Failed(f"The {what} could not be fetched: git {arguments[0]} failed, see above.")
+            raise Failed(f"The {what} could not be fetched: git {arguments[0]} failed; as the output has it.")
 
     # --- buildpacks ---
 
@@ -636,7 +636,7 @@ class Build:
             self._step("detect", buildpack.shown)
             detected = self._detect(buildpack, complain=True)
             if detected is None:
-                raise Failed(f"App not compatible with buildpack: {buildpack.shown}. Its bin/detect said no; see above.")
+                raise Failed(f"App not compatible with buildpack: {buildpack.shown}. Its bin/detect said no.")
             names.append(detected)
             self._compile_one(buildpack, detected)
         return names

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 180
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 22
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 17, 22
 _TICKS = (60, 300, 600, 900, 1800, 3600, 7200, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400)
 
 
@@ -84,7 +84,8 @@ def chart(
     if limit:
         y = _y(limit, most)
         title = f"<title>quota {escape(write(limit))}</title>"
-        body.append(f'<line class="deploy" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}">{title}</line>')
+        words += f" The quota is {write(limit)}."
+        body.append(f'<line class="quota" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}">{title}</line>')
     for number, (_, values) in enumerate(series):
         body.append(f'<path class="s{number % 6}" d="{_path(values, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, most)}"/>')
     return Markup(  # noqa: S704 - numbers of ours, words escaped
@@ -117,7 +118,7 @@ def _times(start: datetime, end: datetime) -> str:
     span = (end - start).total_seconds()
     every = next((tick for tick in _TICKS if span / tick <= 6), _TICKS[-1])
     at = datetime.fromtimestamp((start.timestamp() // every + 1) * every, start.tzinfo)
-    words = []
+    words = [f'<text x="0" y="{HEIGHT - 6}">UTC</text>']
     while at <= end:
         text = f"{at:%d %b}" if every >= 86400 else f"{at:%H:%M}"
         words.append(f'<text x="{_x(at, start, end):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{text}</text>')
@@ -135,6 +136,6 @@ def _marks(start: datetime, end: datetime, marks: Sequence[tuple[datetime, str]]
         drawn.append(f'<line class="deploy" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">{title}</line>')
         short = words.partition(":")[0]
         if x >= free and len(short) <= 6:
-            drawn.append(f'<text x="{min(x, WIDTH - RIGHT - 10):.1f}" y="{TOP - 2}" text-anchor="middle">{escape(short)}</text>')
+            drawn.append(f'<text x="{min(x, WIDTH - RIGHT - 10):.1f}" y="{TOP - 4}" text-anchor="middle">{escape(short)}</text>')
             free = x + 34
     return "".join(drawn)

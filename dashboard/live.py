@@ -411,7 +411,7 @@ class _Round:
         if not found:
             return "", after
         behind = after != "0-0" and found[0][0] == log_stream.oldest(self.redis, app_id)
-        return str((log_lines.MISSED if behind else "") + log_lines.render(found)), found[-1][0]
+        return str((log_lines.MISSED if behind else "") + log_lines.render(found, "" if after == "0-0" else after)), found[-1][0]
 
     def _write(self) -> None:
         for page in list(self.pages):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timezone
+from datetime import datetime, timezone
 
 from markupsafe import Markup, escape
 
@@ -11,9 +11,20 @@ from dashboard import ansi
 from logs.stream import Line
 
 
-def render(lines: Iterable[tuple[str, Line]]) -> Markup:
-    """The lines with their ids."""
-    return Markup("").join(_line(id, line) for id, line in lines)
+def render(lines: Iterable[tuple[str, Line]], after: str = "") -> Markup:
+    """The lines with their ids; where a day begins (UTC), a line that says which.
+
+    Args:
+        after: the id of the line before them, if any: it begins with when that came, in milliseconds since 1970.
+    """
+    day = f"{datetime.fromtimestamp(int(after.partition('-')[0]) / 1000, timezone.utc):%Y-%m-%d}" if after else ""
+    told = []
+    for id, line in lines:
+        if (its := f"{line.at.astimezone(timezone.utc):%Y-%m-%d}") > day:
+            told.append(Markup('<div class="day" data-day>{}, UTC</div>').format(its))
+            day = its
+        told.append(_line(id, line))
+    return Markup("").join(told)
 
 
 MISSED = Markup('<div class="l h" data-left data-s="" data-p="">… Lines may be missing here: more came than are kept.</div>')

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from dashboard import charts
+from dashboard import charts, shown
 from foundation.settings import settings
 from metrics.store import Figures, Store
 
@@ -26,6 +26,8 @@ def sparks(app_ids: Sequence[str]) -> dict[str, Markup]:
 
 def _spark(values: Sequence[float | None], errors: float) -> Markup:
     share = f"{errors:.1%} errors" if errors >= WORTH_TELLING else ""
-    words = f"{charts.last(values) or 0.0:.1f} requests a second" + (f", {share}" if share else "")
+    rate = shown.number(charts.last(values) or 0.0)
+    words = f"{rate} requests a second" + (f", {share}" if share else "")
     told = Markup('<span class="errors">{}</span>').format(share) if share else Markup("")
-    return Markup('<span class="sparks">{}{}</span>').format(charts.spark(values, words), told)
+    figure = Markup('<span class="sparks">{}<span class="rate" aria-hidden="true">{}/s</span>{}</span>')
+    return figure.format(charts.spark(values, words), rate, told)

@@ -67,6 +67,11 @@ def mib(count: float) -> str:
     return size(count * (1 << 20))
 
 
+def number(value: float) -> str:
+    """``18``, ``1.7``, ``0.025``: two digits where it is small."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
 def commit(text: str | None) -> str:
     """The first eight characters of a commit."""
     return (text or "")[:8]

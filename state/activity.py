@@ -37,6 +37,7 @@ class Item:
         who: an e-mail address, or ``davit``.
         outcome: how it ended, for builds and releases.
         why: why it failed.
+        about: what an action of somebody's was about: the word before its colon (``ps``, ``domains``).
         build, version, dyno: what it leads to, if anything.
         times: how often it happened, without anything else in between.
     """
@@ -47,6 +48,7 @@ class Item:
     who: str
     outcome: Outcome | None = None
     why: str | None = None
+    about: str | None = None
     build: str | None = None
     version: int | None = None
     dyno: str | None = None
@@ -118,7 +120,11 @@ def crashed(row: Crash) -> str:
 def _events(session: Session, app: App, most: int) -> list[Item]:
     query = select(AuditEvent).where(AuditEvent.app_id == app.id, AuditEvent.action.not_in((*_QUIET, "config:set")))
     rows = session.scalars(query.order_by(AuditEvent.created_at.desc()).limit(most))
-    return [Item(row.created_at, _KINDS.get(row.action.partition(":")[0], "other"), told(row), row.actor) for row in rows]
+    items = []
+    for row in rows:
+        about = row.action.partition(":")[0]
+        items.append(Item(row.created_at, _KINDS.get(about, "other"), told(row), row.actor, about=about))
+    return items
 
 
 SENTENCES: Mapping[str, str] = {

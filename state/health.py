@@ -8,11 +8,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import func, select, text
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
 from foundation import wire
@@ -20,7 +23,7 @@ from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state import notify, own_names
-from state.models import Account, App, Build, Dyno, Release
+from state.models import Account, App, Build, Dyno, Release, WebhookDelivery
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -31,6 +34,8 @@ PATIENCE = 2.0
 """Seconds that a process has to answer."""
 ROOM_WANTED, ROOM_LEAST = 5 << 30, 1 << 30
 CERTIFICATE_DAYS = 14
+LATE = timedelta(minutes=5)
+"""How long after its time a webhook's delivery may be under way."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,17 @@ class Host:
 
 
 def processes() -> list[Point]:
-    """Each of Davit's processes that can be asked."""
-    found = [_answers(name, lambda name=name: _ping(name)) for name in ("runtime", "router", "logs")]  # type: ignore[misc]
-    found.append(_answers("redis", lambda: notify.redis_client().ping()))
-    found.append(_answers("ssh", _ssh))
-    found.append(_worker())
+    """Each of Davit's processes that can be asked; all at once, so that several that hang take no longer than one."""
+    asked: list[Callable[[], Point]] = [partial(_answers, name, partial(_ping, name)) for name in ("runtime", "router", "logs")]
+    asked += [partial(_answers, "redis", lambda: notify.redis_client().ping()), partial(_answers, "ssh", _ssh), _worker]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        found = list(threads.map(lambda ask: ask(), asked))
     return [Point("web", "ok", "answers: this is its answer"), *found]
 
 
 def groups(session: Session) -> list[tuple[str, list[Point]]]:
-    """Everything that is looked at, under titles."""
+    """Everything that is looked at, under titles; in a snapshot, of which nothing is held while processes are asked."""
+    session.rollback()
     return [
         ("Processes", processes()), ("Work", jobs(session)), ("Storage", storage(session)), ("Stacks", list(stacks())),
         ("Certificates", list(certificates())), *([("Names", taken)] if (taken := list(names(session))) else []),
@@ -119,10 +125,22 @@ def jobs(session: Session) -> list[Point]:
     )
     releases = session.scalar(select(func.count()).select_from(Release).where(Release.status == "pending")) or 0
     crashed = session.scalar(select(func.count()).select_from(Dyno).where(Dyno.state == "crashed")) or 0
+    messages = select(func.count()).select_from(WebhookDelivery)
+    unsent, late, failed = (
+        session.scalar(messages.where(condition)) or 0
+        for condition in (
+            WebhookDelivery.next_attempt_at.is_not(None), WebhookDelivery.next_attempt_at < now() - LATE,
+            and_(WebhookDelivery.status == "failed", WebhookDelivery.updated_at > now() - timedelta(days=1)),
+        )
+    )  # fmt: skip
     return [
         Point("builds", "ok" if waiting < 20 else "warn", f"{running} under way, {waiting} waiting"),
         Point("releases", "ok", f"{releases} coming up"),
         Point("crashed dynos", "warn" if crashed else "ok", str(crashed)),
+        Point(
+            "webhook deliveries", "warn" if late else "ok",
+            f"{unsent} waiting" + (f", {late} of them since long" if late else "") + f", {failed} given up in the last day",
+        ),
     ]
 
 

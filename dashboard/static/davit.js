@@ -161,7 +161,7 @@
   // A browser does not tell why a stream was refused: the page itself is asked whether it is still there.
   async function refused() {
     let answer;
-    try { answer = await fetch(location.pathname + location.search, { method: "HEAD", redirect: "manual" }); } catch { /* away */ }
+    try { answer = await fetch(body.dataset.here, { method: "HEAD", redirect: "manual" }); } catch { /* away */ }
     if (answer?.status === 404 || answer?.type === "opaqueredirect") gone();
     else setTimeout(open, Math.min(30000, 1000 * 2 ** retry++));
   }

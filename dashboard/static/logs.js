@@ -29,20 +29,25 @@
         lines.append(block);
         room = BLOCK;
       }
+      block.append(line);
+      if ("day" in line.dataset) continue;
+      offer(line.dataset.p);
       line.hidden = !passes(line);
       shown += line.hidden ? 0 : 1;
-      block.append(line);
       room--;
       total++;
     }
-    while (total - lines.firstElementChild.children.length >= MOST) {
-      const gone = lines.firstElementChild;
-      total -= gone.children.length;
-      shown -= [...gone.children].filter((line) => !line.hidden).length;
-      gone.remove();
+    for (let gone = eldest(); total - gone.length >= MOST; gone = eldest()) {
+      total -= gone.length;
+      shown -= gone.filter((line) => !line.hidden).length;
+      lines.firstElementChild.remove();
     }
     if (below) lines.scrollTop = lines.scrollHeight;
     tell();
+  }
+  function eldest() { return [...lines.firstElementChild.querySelectorAll(".l")]; }
+  function offer(name) {  // a process that came after the page did can be chosen, too
+    if (name && ![...dyno.options].some((option) => option.value === name)) dyno.add(new Option(name));
   }
   function tell() {
     count.textContent = shown === total ? `${total.toLocaleString("en")} lines` : `${shown.toLocaleString("en")} of ${total.toLocaleString("en")} lines`;
@@ -96,8 +101,12 @@
     wrap.setAttribute("aria-pressed", !on);
   });
   let due = 0;
-  find.addEventListener("input", () => { clearTimeout(due); due = setTimeout(filter, 120); });
+  find.addEventListener("input", () => { clearTimeout(due); due = setTimeout(search, 120); });
   const narrowed = new URLSearchParams(location.search);
+  function search() {
+    if (find.value.toLowerCase().includes((narrowed.get("q") || "").toLowerCase())) filter();
+    else form.submit();
+  }
   for (const choice of [dyno, source]) choice.addEventListener("change", () => {
     // what the page was loaded without has to be fetched
     if (narrowed.get("dyno") || narrowed.get("source")) form.requestSubmit();

@@ -43,7 +43,7 @@ def show(visit: Visit) -> Response:
 def all_builds(visit: Visit) -> Response:
     """Every build."""
     made = listings.builds(visit.session, visit.app, Window("created_at", maximum=200, descending=True))
-    return frame.page(visit, "Deploy", "builds.html", builds=made.items)
+    return frame.page(visit, "Deploy", "builds.html", builds=made.items, more=made.more)
 
 
 @pages.on("GET", "/apps/<app>/builds/<build>", does="GET /apps/<app>/builds/<build>")
@@ -195,7 +195,7 @@ def all_releases(visit: Visit) -> Response:
     """Every release."""
     versions = listings.releases(visit.session, visit.app, Window("version", maximum=500, descending=True))
     eligible = listings.eligible_for_rollback(visit.session, visit.app, versions.items)
-    return frame.page(visit, "Deploy", "releases.html", releases=versions.items, eligible=eligible)
+    return frame.page(visit, "Deploy", "releases.html", releases=versions.items, more=versions.more, eligible=eligible)
 
 
 @pages.on("GET", "/apps/<app>/releases/<release>", does="GET /apps/<app>/releases/<release>")

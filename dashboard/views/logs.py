@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response, request
 
-from dashboard import frame, log_lines
+from dashboard import ansi, frame, log_lines
 from dashboard.routing import Pages, Visit
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -37,17 +37,23 @@ def _filters() -> tuple[str, str]:
 def show(visit: Visit) -> Response:
     """The log; a script goes on with it where this page ends."""
     source, dyno = _filters()
+    words = request.args.get("q", "")[:200]
     trouble, lines, newest = "", [], "0-0"
     try:
         newest = stream.newest(_redis(), visit.app.id)  # before the lines: what comes in between is the stream's to bring
         lines = stream.recent(_redis(), visit.app.id, WINDOW, source, dyno)
-        lines = [(id, line) for id, line in lines if stream.order(id) <= stream.order(newest)]
+        lines = [(id, line) for id, line in lines if stream.order(id) <= stream.order(newest) and _has(line, words)]
     except DavitError as error:
         trouble = error.message
     return frame.page(
         visit, "Logs", "logs.html", lines=log_lines.render(lines), count=len(lines), newest=newest, trouble=trouble,
-        source=source, dyno=dyno, names=_names(visit),
+        source=source, dyno=dyno, q=words, names=_names(visit),
     )  # fmt: skip
+
+
+def _has(line: Line, words: str) -> bool:
+    """Whether a line as it is shown has these words in it."""
+    return words.lower() in ansi.render(f"{line.source}[{line.process}] {line.text}").striptags().lower() if words else True
 
 
 def _names(visit: Visit) -> list[str]:

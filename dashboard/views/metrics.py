@@ -71,7 +71,7 @@ def in_short(visit: Visit) -> list[Short]:
 def _of_web(web: Figures) -> list[Short]:
     lines = []
     for series in web.requests[:1]:
-        words = f"{_number(charts.last(series.values) or 0.0)} a second"
+        words = f"{shown.number(charts.last(series.values) or 0.0)} a second"
         total = sum(value or 0.0 for value in series.values)
         failed = sum(value or 0.0 for line in web.statuses if line.name == "5xx" for value in line.values)
         if total and failed / total >= metrics.WORTH_TELLING:
@@ -97,22 +97,23 @@ def _deploys(visit: Visit, since: datetime) -> list[tuple[datetime, str]]:
     return [(row.created_at, f"v{row.version}: {row.description}") for row in rows]
 
 
-def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str, Markup, list[str]]]:
-    """(title, picture, each line's name, newest and highest value) of each chart that has figures."""
+def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
+    """(title, picture, its legend) of each chart that has figures: each line's class, and its name, newest and highest value."""
     wanted = (
-        ("Requests a second", found.requests, _number, None),
+        ("Requests a second", found.requests, shown.number, None),
         ("Response time", found.response, _milliseconds, None),
-        ("Responses a second, by status", found.statuses, _number, None),
+        ("Responses a second, by status", found.statuses, shown.number, None),
         ("Memory", found.memory, shown.size, found.quota),
-        ("CPU cores", found.cpu, _number, None),
-        ("Restarts", found.restarts, _number, None),
+        ("CPU cores", found.cpu, shown.number, None),
+        ("Restarts", found.restarts, shown.number, None),
     )
     drawn = []
     for title, series, write, limit in wanted:
         if series:
             top = charts.nice_size if write is shown.size else charts.nice
             picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit, top=top)
-            drawn.append((title, picture, [_told(line, write) for line in series]))
+            legend = [(f"s{place}", _told(line, write)) for place, line in enumerate(series)]
+            drawn.append((title, picture, [*legend, *([("quota", f"quota {write(limit)}")] if limit else [])]))
     return drawn
 
 
@@ -124,10 +125,6 @@ def _told(line: Series, write: Callable[[float], str]) -> str:
 def _pairs(series: object) -> list[tuple[str, list[float | None]]]:
     assert isinstance(series, (list, tuple))
     return [(line.name, list(line.values)) for line in series if isinstance(line, Series)]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
 def _milliseconds(value: float) -> str:

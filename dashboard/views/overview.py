@@ -12,6 +12,9 @@ from state import activity, domains, formation, glance
 
 pages = Pages("overview")
 
+MOST = 200
+"""Of what happened, on the page that has more than the overview."""
+
 
 @pages.on("GET", "/apps/<app>", does="GET /apps/<app>")
 def show(visit: Visit) -> Response:
@@ -33,4 +36,4 @@ def state(visit: Visit) -> Response:
 @pages.on("GET", "/apps/<app>/activity", does="GET /apps/<app>/activity")
 def history(visit: Visit) -> Response:
     """More of what happened."""
-    return frame.page(visit, "Overview", "activity.html", items=activity.of(visit.session, visit.app, 200))
+    return frame.page(visit, "Overview", "activity.html", items=activity.of(visit.session, visit.app, MOST), most=MOST)

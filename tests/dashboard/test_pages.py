@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from werkzeug.test import EnvironBuilder, encode_multipart, run_wsgi_app
 from api import limits, streams
 from api.resources import catalogue
 from dashboard import lookups, routing
-from dashboard.views import PARTS, logs
+from dashboard.views import PARTS, logs, overview
 from foundation.authority import Authority
 from foundation.clock import now
 from foundation.settings import settings
@@ -50,8 +51,9 @@ from state import (
     signatures,
     two_factor,
     web_sessions,
+    webhooks,
 )
-from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, WebSession
+from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, WebhookDelivery, WebSession
 from tests.api.conftest import Neighbour, give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
@@ -807,6 +809,34 @@ def test_health_looks_at_all_certificates_and_says_that_no_stack_is_there(
     assert "shop.example.com" in desk.person("admin").get("/admin").text
 
 
+def test_processes_are_asked_at_once_and_nothing_of_the_database_is_held_meanwhile(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met, held = threading.Barrier(3), []
+
+    def ping(name: str) -> None:
+        met.wait(60)  # breaks, and so fails, when one waits for the other
+        held.append(db.engine().pool.checkedout())  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("state.health._ping", ping)
+    page = desk.person("admin").get("/admin").text
+    assert page.count("answers in") >= 3 and held == [0, 0, 0]
+
+
+def test_an_admin_sees_deliveries_that_are_late_and_whose_apps_there_are(desk: Desk) -> None:
+    admin = desk.person("admin")
+    assert "0 waiting, 0 given up in the last day" in admin.get("/admin").text
+    with db.transaction() as session:
+        app = session.get_one(App, desk.app_id)
+        webhooks.create(session, app.owner, app, webhooks.check("https://203.0.113.9/", ["api:app"], "sync"))
+        apps.set_maintenance(session, app.owner, app, True)
+    assert "1 waiting, 0 given up" in admin.get("/admin").text
+    with db.transaction() as session:
+        session.execute(update(WebhookDelivery).values(next_attempt_at=now() - timedelta(hours=1)))
+    assert "1 waiting, 1 of them since long, 0 given up" in admin.get("/admin").text
+    assert "owner@example.com" in admin.get("/").text and "owner@example.com" not in desk.person("viewer").get("/").text
+
+
 def test_an_app_without_code_in_maintenance_says_how_to_give_it_some(desk: Desk) -> None:
     owner = desk.person("owner")
     assert owner.post("/apps/timely/settings/maintenance", {"on": "yes"}).status_code == 303
@@ -947,6 +977,29 @@ def test_resources_say_which_private_addresses_dynos_reach(desk: Desk, monkeypat
     use_home(desk.home, monkeypatch, DAVIT_DYNOS_ALLOW="10.1.0.5:5432, 10.2.0.0/24")
     page = desk.person("viewer").get("/apps/timely/resources").text
     assert "of private networks 10.1.0.5:5432, 10.2.0.0/24 and nothing else" in page
+
+
+def test_what_happened_leads_to_where_it_is_set(desk: Desk) -> None:
+    owner = desk.person("owner")
+    give_code(desk.app_id)
+    owner.post("/apps/timely/resources", {"quantity.web": "2"})
+    owner.post("/apps/timely/settings/domains", {"hostname": "www.example.com"})
+    owner.post("/apps/timely/settings/maintenance", {"on": "yes"})
+    page = owner.get("/apps/timely/activity").text
+    for where, words in (
+        ("/resources", "Scaled to"), ("/settings#domains", "Added the domain www.example.com"),
+        ("/settings#maintenance", "Turned maintenance mode on"), ("/settings#people", "Added viewer@example.com"),
+    ):  # fmt: skip
+        assert re.search(rf'href="/apps/timely{where}">{words}', page), words
+    feed = page[page.index('<ul class="list feed">') : page.index("</ul>", page.index('<ul class="list feed">'))]
+    assert feed.count("<a ") == feed.count("<li"), "each leads somewhere"
+
+
+def test_lists_that_end_say_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "MOST", 3)
+    assert "These are the newest 3" in desk.person("viewer").get("/apps/timely/activity").text
+    builds_page = desk.person("viewer").get("/apps/timely/builds").text
+    assert "These are the newest" not in builds_page and 'hx-trigger="live:app from:body"' in builds_page
 
 
 def test_crashes_stay_among_the_activity_when_the_dyno_is_up_again(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from string import Formatter
@@ -55,7 +56,7 @@ def test_a_pen_from_a_client_is_a_pen(text: str) -> None:
 
 def test_a_log_line_is_one_element() -> None:
     line = Line(datetime(2026, 11, 23, 16, 0, tzinfo=timezone.utc), "app", 'web.1"><img', "a <b>\x1b[32m</div>")
-    html = str(log_lines.render([("1-0", line)]))
+    html = str(log_lines.render([("1-0", line)], f"{int(line.at.timestamp() * 1000)}-0"))
     assert html.count("<div") == 1 and "<img" not in html and "<b>\x1b" not in html and "&lt;/div&gt;" in html
 
 
@@ -85,6 +86,17 @@ def test_a_bad_line_is_named(text: str, line: str) -> None:
         dotenv.parse(text)
 
 
+def test_a_log_says_where_a_day_begins() -> None:
+    noon = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+
+    def told(*hours: int, after: str = "") -> list[str]:
+        lines = [Line(noon + timedelta(hours=hour), "app", "web.1", "hello") for hour in hours]
+        return re.findall(r"data-day>([^<]+)<|hello", str(log_lines.render([("1-0", line) for line in lines], after)))
+
+    assert told(0, 1, 12, 13) == ["2026-11-23, UTC", "", "", "2026-11-24, UTC", "", ""]
+    assert told(1, after=f"{int(noon.timestamp() * 1000)}-0") == [""] and told(12, after=f"{int(noon.timestamp() * 1000)}-0")[0]
+
+
 def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
     start = datetime(2026, 11, 23, tzinfo=timezone.utc)
     picture = charts.chart("Memory", [("used", [None, 1.0, 2.0, None, 3.0])], start, 60, lambda value: f"{value:.0f} <MiB>", limit=4)
@@ -95,6 +107,7 @@ def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
     assert told.count("Deploy &lt;b&gt;") == 3
     assert [charts.nice_size(count) for count in (0, 3 << 20, 512 << 20, 600 << 20)] == [1, 4 << 20, 512 << 20, 1 << 30]
     assert "nan" not in charts.chart("Nothing", [], start, 60, str)
+    assert "The quota is 4 &lt;MiB&gt;." in picture and ">UTC</text>" in picture
 
 
 @given(st.dictionaries(st.sampled_from(["app", "apps", "build", "log"]), st.from_regex(r"[0-9a-f:.-]{1,20}", fullmatch=True)))
