@@ -9,7 +9,7 @@ from playwright.sync_api import Page
 from sqlalchemy import select
 
 from state import db, invitations, logins, signatures
-from state.models import Account, App, Build
+from state.models import Account, App, Build, Domain
 from tests.dashboard.browsing import Browser, sign_in
 from tests.dashboard.scenery import LONG, PASSWORD
 
@@ -111,6 +111,51 @@ WAYS: dict[str, Callable[[Page], None]] = {
     "account-two-factor": _enrolment, "settings-revealed": _revealed,
 }  # fmt: skip
 """Pages that no address alone leads to."""
+
+
+def _domain(page: Page) -> None:
+    with db.snapshot() as session:
+        id = session.scalar(select(Domain.id).where(Domain.hostname == "www.example.com"))
+    page.goto(f"/dashboard/apps/storefront/settings/domains/{id}")
+
+
+def _token(page: Page) -> None:
+    page.goto("/dashboard/account")
+    page.get_by_label("What it is for").fill("a laptop")
+    page.get_by_role("button", name="Make token").click()
+    page.get_by_label("New token").wait_for()
+
+
+def _invited(page: Page) -> None:
+    page.goto("/dashboard/admin/people")
+    page.get_by_role("button", name="newcomer@example.com").first.click()
+    page.get_by_label("Invitation").wait_for()
+
+
+def _webhook_secret(page: Page) -> None:
+    page.goto("/dashboard/apps/maintained/settings")
+    page.locator("#hook").fill("https://203.0.113.9/hooks")
+    page.get_by_role("button", name="Add webhook").click()
+    page.get_by_label("Webhook secret").wait_for()
+
+
+def _refused(page: Page) -> None:
+    page.goto("/dashboard/new")
+    page.locator("input[name=name]").evaluate("field => field.removeAttribute('pattern')")
+    page.locator("input[name=name]").fill("Bad Name")
+    page.get_by_role("button", name="Create app").click()
+    page.get_by_role("alert").wait_for()
+
+
+def _forbidden(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront/run")
+
+
+ONCE: dict[str, Callable[[Page], None]] = {
+    "domain": _domain, "account-token": _token, "admin-invited": _invited, "webhook-secret": _webhook_secret, "refused": _refused,
+    "viewer-forbidden": _forbidden,
+}  # fmt: skip
+"""Pages that are seen once, or after a mistake: checked as the others are, and not photographed."""
 NAMES = (*PAGES, *WAYS, *VIEWED)
 _STRANGERS = ("sign", "set-up", "invitation")
 
@@ -125,9 +170,9 @@ class Visitors:
 
     def enter(self, name: str) -> Page:
         """The page of this name, in the browser of who sees it."""
-        page = self.stranger if name.startswith(_STRANGERS) else self.viewer if name in VIEWED else self.ann
-        if name in WAYS:
-            WAYS[name](page)
+        page = self.stranger if name.startswith(_STRANGERS) else self.viewer if name.startswith("viewer-") else self.ann
+        if way := {**WAYS, **ONCE}.get(name):
+            way(page)
         else:
             page.goto(f"/dashboard{address({**PAGES, **VIEWED}[name])}")
         return page
