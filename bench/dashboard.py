@@ -1,8 +1,9 @@
 """What the dashboard costs: ``python -m bench.dashboard``.
 
-A real web process on SQLite with 1,000 apps: bytes that the first page takes with everything it loads, the time to the list of
-apps; then 200 pages that are open and kept current: memory, CPU while nothing happens, the time until all of them have heard
-of a change, and how a request does meanwhile.
+A real web process on SQLite with 1,000 apps that have releases, dynos and figures, some in pipelines: bytes that the first
+page takes with everything it loads, the time to the list of apps; then 200 pages that are open and kept current: memory, CPU
+while nothing happens, the time until all have heard of a change, how a request does meanwhile; and what it takes when all load
+themselves anew.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import shutil
 import socket
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.api import Web, milliseconds, own_home, populate
 from bench.tables import Figure, ms, report
+from tests.dashboard.scenery import figures
 
 APPS, PAGES = 1_000, 200
 MOST_BYTES, MOST_SECONDS = 100 << 10, 0.2
@@ -32,21 +35,99 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     home = own_home()
     populate(APPS)
+    _furnish()
     web = Web(home)
     try:
-        report([*_first_page(web, rounds), *_open_pages(web)])
+        report([*_first_page(web, rounds), *_open_pages(web), *_reloads(web)])
     finally:
         web.process.terminate()
         web.process.wait()
         shutil.rmtree(home)
 
 
+def _furnish() -> None:
+    """Give each app what its row shows: three releases, a build, two process types, three dynos, an hour of figures; and every
+    tenth three a pipeline together with its neighbours."""
+    from sqlalchemy import select, update
+
+    from foundation.clock import now
+    from foundation.settings import settings
+    from state import db, pipelines
+    from state.models import App, Build, Dyno, Formation, Release, Slug, new_id
+
+    types = {"web": "gunicorn app:app", "worker": "python work.py"}
+    with db.transaction() as session:
+        every = list(session.scalars(select(App).order_by(App.name)))
+        for app in every:
+            slug = Slug(
+                id=new_id(), app_id=app.id, digest="sha256:" + "ab" * 32, size=41_000_000, stack=app.stack, process_types=types
+            )  # fmt: skip
+            session.add(slug)
+            session.flush()
+            made = [
+                Release(
+                    id=new_id(), app_id=app.id, version=version, kind="deploy" if version > 1 else "other", status="succeeded",
+                    description=f"Deploy {version:08}", account_id=app.owner_id, slug_id=slug.id if version > 1 else None,
+                    config=app.config, process_types=types if version > 1 else {},
+                )
+                for version in (1, 2, 3)
+            ]  # fmt: skip
+            session.add_all(made)
+            session.flush()
+            build = Build(app_id=app.id, account_id=app.owner_id, status="succeeded", phase="done", commit="1" * 40)
+            build.stack, build.release_id, build.slug_id, build.finished_at = app.stack, made[-1].id, slug.id, now()
+            session.add(build)
+            session.add_all(Formation(app_id=app.id, type=type, quantity=2 if type == "web" else 1) for type in types)
+            session.add_all(
+                Dyno(
+                    app_id=app.id, name=name, type=name.partition(".")[0], size="basic", command="x", state="up",
+                    release_id=made[-1].id, release_version=3, started_at=now(),
+                )
+                for name in ("web.1", "web.2", "worker.1")
+            )  # fmt: skip
+        session.execute(update(App).values(released_at=now()))
+        for first in range(0, len(every) - 2, 30):
+            project = pipelines.create(session, every[first].owner, f"project-{first}")
+            for app, stage in zip(every[first : first + 3], ("development", "staging", "production"), strict=True):
+                pipelines.couple(session, app.owner, project, app, stage)
+        ids = [app.id for app in every]
+    home = settings().home
+    figures(ids[0])
+    for id in ids[1:]:
+        shutil.copytree(home / "metrics" / ids[0], home / "metrics" / id, dirs_exist_ok=True)
+
+
+def _reloads(web: Web) -> list[Figure]:
+    """What 200 people pay, and wait for, whose page loads itself anew at the same moment: as many at once as browsers would."""
+    from sqlalchemy import select
+
+    from state import db
+    from state.models import App
+
+    with db.snapshot() as session:
+        name = session.scalar(select(App.name).order_by(App.name).limit(1))
+    cookies, made = _sessions(20), []
+    for what, path in (("overviews", f"/dashboard/apps/{name}"), ("lists of apps", "/dashboard/")):
+        used, started = _cpu(web), time.monotonic()
+        with ThreadPoolExecutor(PAGES) as people:
+            for done in [people.submit(_get, web, path, cookies[number % len(cookies)]) for number in range(PAGES)]:
+                done.result()
+        took, cost = time.monotonic() - started, _cpu(web) - used
+        words = f"{PAGES} open {what} that load themselves at once"
+        made += [
+            Figure("dashboard", f"{words}: until the last has it", ms(took)),
+            Figure("dashboard", f"{words}: CPU of each", ms(cost / PAGES)),
+        ]
+    return made
+
+
 def _sessions(count: int) -> list[str]:
     """Cookies of so many accounts, each an admin's."""
     from state import accounts, db, web_sessions
+    from state.models import new_id
 
     with db.transaction() as session:
-        people = [accounts.create(session, None, f"p{count}-{number}@example.com", admin=True) for number in range(count)]
+        people = [accounts.create(session, None, f"p-{new_id()[:8]}@example.com", admin=True) for _ in range(count)]
         return [web_sessions.start(session, person, "bench")[0] for person in people]
 
 
