@@ -345,11 +345,12 @@ def oauth_token(row: Token, at: datetime, access: str, refresh: str) -> Json:
 
 
 def web_session(row: WebSession, at: datetime) -> Json:
-    """GET /oauth/sessions"""
+    """GET /oauth/sessions; ``host`` is the name at which the browser is signed in."""
     return {
         "created_at": moment(row.created_at),
         "description": row.description,
         "expires_in": max(0, int((row.expires_at - at).total_seconds())),
+        "host": row.host,
         "id": row.id,
         "updated_at": moment(row.updated_at),
     }

@@ -180,7 +180,7 @@ OAUTH_TOKEN = _resource("oauth-token", {
     **_TIMES, "access_token": _TOKEN, "authorization": _JUST_ID, "client": NULL, "grant": NULL, "id": ID,
     "refresh_token": _REFRESH, "session": NULL, "user": _JUST_ID,
 })  # fmt: skip
-OAUTH_SESSION = _resource("oauth-session", {**_TIMES, "description": TEXT, "expires_in": WHOLE, "id": ID})
+OAUTH_SESSION = _resource("oauth-session", {**_TIMES, "description": TEXT, "expires_in": WHOLE, "host": TEXT, "id": ID})
 RELEASE = _resource("release", {
     "addon_plan_names": things(TEXT), "app": _APP, "artifacts": things(thing(type=TEXT, id=ID)), "created_at": AT,
     "current": FLAG, "description": TEXT, "eligible_for_rollback": FLAG, "failure": maybe(TEXT), "id": ID,

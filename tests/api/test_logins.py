@@ -141,9 +141,9 @@ def test_an_address_to_log_in_at_that_is_forged_shows_nothing(api: Api, secret: 
 def test_browsers_that_are_logged_in_are_listed_and_logged_out(api: Api) -> None:
     with db.transaction() as session:
         account = session.query(Account).filter_by(email=WHO[0]).one()
-        text, row = web_sessions.start(session, account, "Firefox on Linux")
+        text, row = web_sessions.start(session, account, "Firefox on Linux", "davit.example.com")
     shown = api.get("/oauth/sessions").json
-    assert [(one["description"], one["id"]) for one in shown] == [("Firefox on Linux", row.id)]
+    assert [(one["description"], one["host"], one["id"]) for one in shown] == [("Firefox on Linux", "davit.example.com", row.id)]
     assert api.get("/oauth/sessions", as_="stranger").json == []
     assert api.get(f"/oauth/sessions/{row.id}").json["id"] == row.id
     assert api.get(f"/oauth/sessions/{row.id}", as_="stranger").status_code == 404
