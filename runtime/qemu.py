@@ -17,6 +17,8 @@ PLACES = "/usr/bin:/usr/local/bin:/usr/sbin"
 """Where it is looked for, whatever PATH who looks was given: it runs where there is nothing but /usr."""
 OVERHEAD = 320 << 20
 """Bytes that QEMU itself takes and what it translates, where a guest's kernel is small."""
+PRIVATE = "dump-guest-core=off,mem-merge=off"
+"""Words of -M: a guest's memory is in no core file, and shares no page with another's by which one could tell what both have."""
 _THREADS = 64
 _SHARE = 1024  # Limits.cpu_shares of one standard share
 

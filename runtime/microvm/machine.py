@@ -18,7 +18,7 @@ KEPT_OUT, KEPT_ERR, KEPT_STACK, KEPT_SLUG, KEPT_SCRATCH = range(12, 17)
 DESCRIPTORS = 17
 
 # of the guest's memory nothing goes into a core file, and no page is shared with another machine (which could be measured)
-_TYPE = "q35,usb=off,vmport=off,smbus=off,sata=off,i8042=off,dump-guest-core=off,mem-merge=off"
+_TYPE = f"q35,usb=off,vmport=off,smbus=off,sata=off,i8042=off,{qemu.PRIVATE}"
 # a machine whose kernel gives up or powers off stands still, so that one can read what it said last
 _ENDS = ("-action", "reboot=shutdown,shutdown=pause")
 _KERNEL_WORDS = (

@@ -56,8 +56,8 @@ def command(program: str, machine: Machine) -> list[str]:
     """The command line of ``machine``, with the descriptors above; the kernel is /data/kernel."""
     accel, processor = ("kvm", "host,+x2apic") if machine.kvm else ("tcg,thread=multi,tb-size=64", "max")
     return [
-        program, "-name", machine.name.replace(",", ",,"), "-M", "pc,usb=off,vmport=off", "-accel", accel, "-cpu", processor,
-        "-m", f"{granted(machine.memory) // MIB}", "-smp", str(machine.processors),
+        program, "-name", machine.name.replace(",", ",,"), "-M", f"pc,usb=off,vmport=off,{qemu.PRIVATE}", "-accel", accel,
+        "-cpu", processor, "-m", f"{granted(machine.memory) // MIB}", "-smp", str(machine.processors),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "--preconfig",
         "-add-fd", f"fd={CONSOLE},set={CONSOLE}",
         "-chardev", f"file,id=console,path=/dev/fdset/{CONSOLE},append=on", "-serial", "chardev:console",

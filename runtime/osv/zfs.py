@@ -55,7 +55,7 @@ def command(program: str, disk: int) -> list[str]:
     """QEMU's command line: the kernel is /data/kernel, the disk a descriptor; nothing secret is on it, and the guest reaches
     nothing (pure). ``lo`` is down when QEMU begins to listen, so it cannot name its address."""
     return [
-        program, "-M", "pc,usb=off,dump-guest-core=off", "-accel", "tcg", "-m", str(MEMORY), "-nodefaults", "-no-user-config",
+        program, "-M", f"pc,usb=off,{qemu.PRIVATE}", "-accel", "tcg", "-m", str(MEMORY), "-nodefaults", "-no-user-config",
         "-no-reboot", "-display", "none", "-sandbox", confine.SANDBOX, "-serial", "stdio",
         "-kernel", "/data/kernel", "-append", LINE,
         *qemu.file_disk("disk", disk, ""),

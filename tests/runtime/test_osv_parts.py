@@ -42,6 +42,7 @@ def test_disks_come_in_the_order_that_the_loader_is_told() -> None:
 
 def test_the_kernels_line_is_not_on_it_and_the_guest_waits_for_it() -> None:
     words = machine.command("qemu", Machine("x", 128 * MIB))
+    assert {"dump-guest-core=off", "mem-merge=off"} <= set(words[words.index("-M") + 1].split(","))
     assert "--preconfig" in words and "-append" not in words and not any("virtio-net" in word for word in words)
     assert words[words.index("-accel") + 1].startswith("tcg")
     assert machine.command("qemu", Machine("x", 128 * MIB, kvm=True))[words.index("-accel") + 1] == "kvm"
