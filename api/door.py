@@ -27,6 +27,7 @@ from gunicorn import http
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from foundation.authority import Authority
+from foundation.pace import Pace
 from foundation.settings import Settings, settings
 
 log = logging.getLogger("web")
@@ -66,9 +67,17 @@ class Plain(socket.socket):
 
     Attributes:
         taken: set by who keeps the connection for longer than its request; the server then lets go of it.
+        pace: what a thread that reads from it demands of the client (:func:`foundation.pace.demanded`).
     """
 
     taken = False
+    pace: Pace | None = None
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """As a socket's; TooSlow where a pace is demanded and not kept up."""
+        if self.pace is None:
+            return super().recv(bufsize, flags)
+        return self.pace.timed(lambda: super(Plain, self).recv(bufsize, flags))
 
     @classmethod
     def adopt(cls, connection: socket.socket) -> Plain:
@@ -78,16 +87,25 @@ class Plain(socket.socket):
     def setblocking(self, flag: bool) -> None:
         """As a socket's; but “blocking” ends after :data:`STILL_SECONDS`."""
         self.settimeout(STILL_SECONDS if flag else 0.0)
+        self.pace = None
 
 
 class Encrypted(ssl.SSLSocket):
     """A connection in TLS; attributes as :class:`Plain`'s."""
 
     taken = False
+    pace: Pace | None = None
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As :meth:`Plain.recv`."""
+        if self.pace is None:
+            return super().recv(buflen, flags)
+        return self.pace.timed(lambda: super(Encrypted, self).recv(buflen, flags))
 
     def setblocking(self, flag: bool) -> None:
         """As :meth:`Plain.setblocking`."""
         self.settimeout(STILL_SECONDS if flag else 0.0)
+        self.pace = None
 
 
 Line = Plain | Encrypted

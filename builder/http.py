@@ -27,7 +27,9 @@ from builder.platform import Davit, Platform, Pusher, Target
 from builder.pushes import TooManyFetches, TooManyPushes
 from builder.receive import PusherGone, ReceivePack
 from builder.repositories import Bounds, Repositories
+from foundation import pace
 from foundation.errors import BadRequest, DavitError, NotFound, Unauthorized
+from foundation.pace import TooSlow
 from foundation.settings import Settings, settings
 
 log = logging.getLogger("builder.http")
@@ -156,7 +158,8 @@ class HttpDoor:
         except TooManyPushes as error:  # others were faster since the advertisement
             return self._turn_away(environ, start_response, pusher, target, error)
         try:
-            return self._take_push(environ, start_response, pusher, target)
+            with pace.demanded(environ.get("gunicorn.socket")):
+                return self._take_push(environ, start_response, pusher, target)
         finally:
             give_back()
 
@@ -170,7 +173,7 @@ class HttpDoor:
             log.info("the pusher is gone; the build goes on", extra={"app": target.name})
         except (GitProtocolError, DavitError) as error:
             if not answer.started:
-                raise BadRequest("Git's request cannot be read.") from error
+                raise error if isinstance(error, TooSlow) else BadRequest("Git's request cannot be read.") from error
             log.warning("a push ended early", extra={"app": target.name, "why": str(error)})
         answer.start()
         return []
@@ -214,7 +217,8 @@ class HttpDoor:
             answer.write(pkt_line(b"ERR " + error.message.encode()))  # git prints it as "remote error: …", of a 503 no text
             return []
         try:
-            return self._upload(environ, start_response, target)
+            with pace.demanded(environ.get("gunicorn.socket")):
+                return self._upload(environ, start_response, target)
         finally:
             give_back()
 
@@ -254,7 +258,7 @@ def _feed(body: Body, process: subprocess.Popen[bytes]) -> None:
         while data := body.read(CHUNK):
             process.stdin.write(data)
         process.stdin.close()
-    except (BadRequest, OSError, ValueError):
+    except (DavitError, OSError, ValueError):
         process.kill()
 
 
@@ -336,6 +340,9 @@ class Body:
     def pack(self) -> Callable[[int], bytes]:
         """Where the pack comes from."""
         return self.read
+
+    def waited(self, seconds: float) -> None:
+        """The connection itself knows how long it waits (:func:`foundation.pace.demanded`)."""
 
     def drain(self, most: int | None = None) -> None:
         """Read what is left (bounded) and forget it: a client that is still sending does not read its answer."""

@@ -56,6 +56,10 @@ class PackTooLarge(PackRefused):
     id, status = "push_too_large", 413
 
 
+class PackTooSlow(PackRefused):
+    id, status = "too_slow", 408
+
+
 class RepositoryFull(PackRefused):
     id, status = "repository_full", 413
 
@@ -116,7 +120,9 @@ class Quarantine:
         """Take the pusher's shallow roots (its ``shallow`` lines) into account."""
         self._write_shallow(set(shallow_roots(self.repository)) | set(roots))
 
-    def index(self, read: Callable[[int], bytes] | int, limit: int, tick: Callable[[], None]) -> None:
+    def index(
+        self, read: Callable[[int], bytes] | int, limit: int, tick: Callable[[], None], waited: Callable[[float], None]
+    ) -> None:
         """Take a pack in: index it, complete a thin one, check every object.
 
         Args:
@@ -124,6 +130,7 @@ class Quarantine:
                 none at the end.
             limit: bytes that the pack may have.
             tick: called about once a second while git works on its own.
+            waited: told for how many seconds git, which reads by itself, has waited for more; it may raise.
 
         Raises:
             PackTooLarge: it has more.
@@ -144,6 +151,8 @@ class Quarantine:
                     break
                 except subprocess.TimeoutExpired:
                     tick()
+                    if isinstance(read, int) and _sleeps(process.pid):
+                        waited(1)
             said = last_words.text()
         if status != 0:
             raise _refusal(status, said, limit)
@@ -284,6 +293,14 @@ def shallow_roots(repository: Path) -> list[bytes]:
 def _lines(ids: Iterable[bytes]) -> bytes:
     """Object ids as git reads them from a file, and from its standard input."""
     return b"".join(one + b"\n" for one in sorted(ids))
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether a process waits, for what it reads say; one that computes or is at the disk does not (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "S"
+    except OSError:
+        return False
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -28,6 +28,7 @@ from builder.quarantine import (
     Move,
     PackRefused,
     PackTooLarge,
+    PackTooSlow,
     Quarantine,
     no_room,
     repository_full,
@@ -36,6 +37,7 @@ from builder.quarantine import (
 )
 from builder.repositories import DEPLOYED, HIDDEN, FetchFirst, Repositories
 from foundation.errors import NO_ROOM, DavitError
+from foundation.pace import TooSlow
 
 log = logging.getLogger("builder.receive")
 
@@ -61,6 +63,13 @@ class Incoming(Protocol):
 
     def pack(self) -> Callable[[int], bytes] | int:
         """Where the pack comes from: a function (at most n bytes, none at the end) or a descriptor."""
+
+    def waited(self, seconds: float) -> None:
+        """Git, which reads the pack itself, has waited for so long for the client.
+
+        Raises:
+            TooSlow: too little comes.
+        """
 
     def drain(self) -> None:
         """Read on without keeping anything, so that a client that is still sending gets to read what it was told."""
@@ -308,7 +317,9 @@ class ReceivePack(ReceivePackHandler):
             raise too_large(self.limit)
         quarantine.note_shallow(roots)
         try:
-            quarantine.index(self.incoming.pack(), min(self.limit, room), self._keep_alive)
+            quarantine.index(self.incoming.pack(), min(self.limit, room), self._keep_alive, self.incoming.waited)
+        except TooSlow as error:
+            raise PackTooSlow(error.message, "too slow") from None
         except PackTooLarge:
             if room < self.limit:
                 raise repository_full(self.repositories.bounds.size) from None

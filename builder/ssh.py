@@ -7,9 +7,11 @@ thread, at the other end of a socket pair, so that a slow database or a long bui
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -32,6 +34,7 @@ from builder.repositories import Bounds, Repositories
 from builder.sshserver import CHUNK, OPTIONS, Crowd, KeyServer, ensure_host_key
 from foundation import journal
 from foundation.errors import BadRequest, DavitError
+from foundation.pace import Pace, TooSlow
 from foundation.settings import Address, Settings, settings
 from logs import announce
 
@@ -119,10 +122,12 @@ class SshDoor:
         """Have the session's command served at the other end of ``worker``'s pair; the result ends the session."""
         assert session.pusher is not None
         return asyncio.get_running_loop().run_in_executor(
-            self._threads, self._serve, session.pusher, session.command, session.protocol_version, worker
+            self._threads, self._serve, session.pusher, session.command, session.protocol_version, worker, session.received
         )
 
-    def _serve(self, pusher: Pusher, command: str | None, version: str, client: socket.socket) -> tuple[int, bytes]:
+    def _serve(
+        self, pusher: Pusher, command: str | None, version: str, client: socket.socket, received: Callable[[], int]
+    ) -> tuple[int, bytes]:
         """The session's work, in a thread: (exit status, what goes to standard error)."""
         stdin = stdout = client.fileno()
         try:
@@ -137,7 +142,7 @@ class SshDoor:
                 return 1, f"{error.message}\n".encode()
             try:
                 if service == "git-receive-pack":
-                    return self._receive(pusher, target, stdin, stdout)
+                    return self._receive(pusher, target, PipeIncoming(stdin, self.limit * LINGER, received), stdout)
                 return self._upload(target, version, stdin, stdout)
             finally:
                 give_back()
@@ -149,9 +154,7 @@ class SshDoor:
         finally:
             client.close()
 
-    def _receive(self, pusher: Pusher, target: Target, stdin: int, stdout: int) -> tuple[int, bytes]:
-        incoming = PipeIncoming(stdin, self.limit * LINGER)
-
+    def _receive(self, pusher: Pusher, target: Target, incoming: PipeIncoming, stdout: int) -> tuple[int, bytes]:
         def write(data: bytes) -> None:
             _write_all(stdout, data)
 
@@ -159,6 +162,8 @@ class SshDoor:
             ReceivePack(self.repositories, self.platform, pusher, target, incoming, write, limit=self.limit).handle()
         except PusherGone:
             log.info("the pusher is gone; the build goes on", extra={"app": target.name})
+        except TooSlow as error:
+            return 1, f"{error.message}\n".encode()
         except GitProtocolError:
             return 1, b"Git's request cannot be read.\n"
         return 0, b""
@@ -212,7 +217,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._door = door
         self._connection = connection
         self._pieces: deque[bytes] = deque()
-        self._held = 0
+        self._held = self._received = 0
         self._ended = self._over = False
         self._something = asyncio.Event()
         self._writable = asyncio.Event()
@@ -221,6 +226,10 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self.pusher = connection.pusher
         self.command: str | None = None
         self.protocol_version = ""
+
+    def received(self) -> int:
+        """Bytes that the client has sent so far."""
+        return self._received
 
     # What the client does
 
@@ -243,6 +252,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             return  # nobody will read it
         self._pieces.append(data)
         self._held += len(data)
+        self._received += len(data)
         if self._held > HELD:
             self._connection.full(self, True)
         self._something.set()
@@ -310,26 +320,51 @@ class _Session(asyncssh.SSHServerSession[bytes]):
 
 
 class PipeIncoming:
-    """The client's bytes in a pipe or socket; git reads the pack from the same descriptor."""
+    """The client's bytes in a pipe or socket; git reads the pack from the same descriptor.
+
+    Args:
+        linger: bytes that are read on after a refusal.
+        received: how many the client has sent so far, whether somebody has read them or not.
+        pace: what is demanded of the client.
+    """
 
     declared: int | None = None
 
-    def __init__(self, fd: int, linger: int) -> None:
+    def __init__(self, fd: int, linger: int, received: Callable[[], int], pace: Pace | None = None) -> None:
         self._fd = fd
         self._linger = linger
+        self._received = received
+        self._seen = 0
+        self._pace = pace or Pace()
 
     def exactly(self, size: int) -> bytes:
         data = b""
-        while len(data) < size and (more := os.read(self._fd, size - len(data))):
+        while len(data) < size and (more := self._read(size - len(data))):
             data += more
         return data
 
     def pack(self) -> Callable[[int], bytes] | int:
         return self._fd
 
+    def waited(self, seconds: float) -> None:
+        before, self._seen = self._seen, self._received()
+        self._pace.heard(self._seen - before, seconds)
+
     def drain(self) -> None:
-        while self._linger > 0 and (data := os.read(self._fd, 65536)):
-            self._linger -= len(data)
+        with contextlib.suppress(TooSlow):
+            while self._linger > 0 and (data := self._read(65536)):
+                self._linger -= len(data)
+
+    def _read(self, size: int) -> bytes:
+        """Raises TooSlow."""
+        ready = select.poll()
+        ready.register(self._fd, select.POLLIN)
+        there = False
+        while not there:
+            begun = time.monotonic()
+            there = bool(ready.poll(1000))
+            self.waited(time.monotonic() - begun)
+        return os.read(self._fd, size)
 
 
 def _write_all(fd: int, data: bytes) -> None:

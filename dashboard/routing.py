@@ -29,6 +29,7 @@ from api import limits, streams
 from api.routing import Needs
 from dashboard import cookies
 from dashboard.signed_in import SignedIn, recognize
+from foundation import pace
 from foundation.errors import NO_ROOM, DavitError, DiskFull, Forbidden, NotFound
 from foundation.settings import settings
 from state import apps, guard, own_names, passwords, pipelines
@@ -231,7 +232,8 @@ def _serve(route: Route, view: View) -> Callable[..., Response]:
                 return _answer(session, route, view, signed, form, places)
         if route.upload:
             request.max_content_length = (settings().push_limit << 20) + FORM_LIMIT
-            with streams.uploads.taken(signed.row.account_id if signed else ""):
+            sender = request.environ.get("gunicorn.socket")
+            with streams.uploads.taken(signed.row.account_id if signed else ""), pace.demanded(sender):
                 form = _form()
         _refuse_forged(signed, form)
         if signed is None and route.writes:

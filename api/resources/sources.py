@@ -12,7 +12,7 @@ from flask import Response, request, send_file
 from api import links, shapes, streams
 from api.routing import Call, Reply, Resource
 from builder import sources
-from foundation import wire
+from foundation import pace, wire
 from foundation.errors import DavitError, InvalidParams, NotFound
 from foundation.settings import settings
 from slugs.store import Store
@@ -60,7 +60,8 @@ def _receive(id: str) -> None:
         raise sources.SourceTooLarge(f"The source is larger than the {limit >> 20} MiB that this Davit takes at once.")
     if request.content_length is None and not request.environ.get("wsgi.input_terminated"):
         raise InvalidParams("The upload says neither how long it is nor that it comes in chunks.")
-    sources.receive(id, request.stream.read, request.content_length)
+    with pace.demanded(request.environ.get("gunicorn.socket")):
+        sources.receive(id, request.stream.read, request.content_length)
 
 
 @resource.on("GET", "/streams/sources/<secret>", needs="nothing", ours=True, gives=shapes.TARBALL)

@@ -52,7 +52,7 @@ class Copy:
                 ["git", "pack-objects", "--stdout", "--revs", "-q"], cwd=self.work, env=clean_environment(),
                 input=commit.encode() + b"\n", capture_output=True, check=True,
             ).stdout  # fmt: skip
-            quarantine.index(io.BytesIO(data).read, 1 << 30, lambda: None)
+            quarantine.index(io.BytesIO(data).read, 1 << 30, lambda: None, lambda _: None)
             assert quarantine.check_connected([commit.encode()])
             quarantine.keep_for(APP, build_id, Move(b"refs/heads/main", old.encode(), commit.encode()), along or [])
 
