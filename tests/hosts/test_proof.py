@@ -181,6 +181,8 @@ def a_changed_setting_is_put_in_force(machine: Machine) -> None:
     after = machine.ssh(look).split()
     assert len(after) == len(names) and not set(before) & set(after), said
     for name, pid in zip(names, after, strict=True):
+        if name in ("worker", "web"):
+            continue  # what gives itself a title has that where its environment was
         assert machine.ssh(f"sudo grep -c -z -x DAVIT_BOOT_TIMEOUT=777 /proc/{pid}/environ").strip() == "1", name
     assert machine.ssh(stay) == staying, said
     machine.ssh("sudo davit install --start", timeout=900)
