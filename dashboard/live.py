@@ -347,8 +347,7 @@ class _Round:
             self.fresh = False
             with Session(connection) as session:
                 found = watching.apps(session, (page.watched.app for page in self.pages if page.watched.app))
-                readers = {page.watched.account_id for page in self.pages if page.watched.every}
-                every = {id: watching.every(session, id) for id in readers}
+                every = watching.every(session, (page.watched.account_id for page in self.pages if page.watched.every))
         for page in self.pages:
             self._compare(page, "app", found.get(page.watched.app, ""))
             self._compare(page, "apps", every[page.watched.account_id] if page.watched.every else "")

@@ -54,9 +54,15 @@ def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
     return {id: _digest(found) for id, found in facts.items()}
 
 
-def every(session: Session, account_id: str) -> str:
-    """A fingerprint of all apps and pipelines that an account sees, as its lists show them."""
-    admin = bool(session.scalar(select(Account.is_admin).where(Account.id == account_id)))
+def every(session: Session, account_ids: Iterable[str]) -> dict[str, str]:
+    """For each account a fingerprint of all apps and pipelines that it sees, as its lists show them; administrators share one."""
+    wanted = set(account_ids)
+    admins = set(session.scalars(select(Account.id).where(Account.id.in_(wanted), Account.is_admin)))
+    found = {id: _every(session, id, admin=False) for id in wanted - admins}
+    return found | (dict.fromkeys(admins, _every(session, "", admin=True)) if admins else {})
+
+
+def _every(session: Session, account_id: str, *, admin: bool) -> str:
     shared = select(Collaborator.app_id).where(Collaborator.account_id == account_id)
     mine = select(App.id).where(or_(App.owner_id == account_id, App.id.in_(shared)))
 
@@ -73,7 +79,9 @@ def every(session: Session, account_id: str) -> str:
     facts.append(str(session.execute(seen(select(func.max(App.released_at)), App.id)).scalar()))
     through = seen(select(PipelineCoupling.pipeline_id), PipelineCoupling.app_id)
     pipelines = select(func.count(), func.max(Pipeline.updated_at))
-    facts.append(str(session.execute(pipelines.where(or_(Pipeline.owner_id == account_id, Pipeline.id.in_(through)))).one()))
+    if not admin:
+        pipelines = pipelines.where(or_(Pipeline.owner_id == account_id, Pipeline.id.in_(through)))
+    facts.append(str(session.execute(pipelines).one()))
     return _digest(facts)
 
 

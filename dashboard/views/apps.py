@@ -38,7 +38,7 @@ def index(visit: Visit) -> Response:
         "apps.html", glances=glances, alone=[("", one) for one in glances], count=count, q=text, page=page,
         offset=(page - 1) * PAGE, more=page * PAGE < count or page * PIPELINES < len(every), offers=_offers(visit),
         groups=_groups(shown, coupled, seen), sparks=metrics.sparks(list(seen)),
-        seen=watching.every(visit.session, visit.account.id),
+        seen=watching.every(visit.session, [visit.account.id])[visit.account.id],
     )  # fmt: skip
 
 

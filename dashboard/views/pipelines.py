@@ -50,7 +50,7 @@ def show(visit: Visit) -> Response:
     owns = row.owner_id == visit.account.id or visit.account.is_admin
     may_add = pipelines.may_add(visit.account, row, allowed.values())
     return visit.page(
-        "pipeline.html", seen=watching.every(visit.session, visit.account.id),
+        "pipeline.html", seen=watching.every(visit.session, [visit.account.id])[visit.account.id],
         pipeline=row, stages=stages, names=pipelines.STAGES, owns=owns, may_add=may_add,
         free=_free(visit) if may_add else [],
         deployable={id for id, words in allowed.items() if "deploy" in words},

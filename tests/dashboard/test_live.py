@@ -241,7 +241,7 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
 
     def fingerprints() -> tuple[str, str]:
         with db.snapshot() as session:
-            return watching.apps(session, [app.id])[app.id], watching.every(session, owner.id)
+            return watching.apps(session, [app.id])[app.id], watching.every(session, [owner.id])[owner.id]
 
     before = fingerprints()
     assert fingerprints() == before
@@ -265,7 +265,8 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
     with db.transaction() as session:
         admin = accounts.create(session, None, "admin@example.com", admin=True).id
     with db.snapshot() as session:
-        assert watching.every(session, admin) != watching.every(session, owner.id)
+        found = watching.every(session, [admin, owner.id])
+        assert found[admin] != found[owner.id]
 
 
 def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:
