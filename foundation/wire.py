@@ -228,7 +228,12 @@ class Server:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # no descriptor or memory left at the moment; a closed listener ends by cancellation
+                log.error("connections cannot be taken: %s", error)
+                await asyncio.sleep(1)
+                continue
             _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if uid not in (0, os.geteuid(), self._owner):
                 connection.close()

@@ -91,8 +91,11 @@ class Collector:
         try:
             while True:
                 await asyncio.sleep(self._interval)
-                self.take()
-                await self.flush()
+                try:
+                    self.take()
+                    await self.flush()
+                except Exception:  # no memory or thread at the moment: what is in the FIFO waits there
+                    log.exception("access lines could not be taken")
         finally:
             os.close(self._fd)
 

@@ -121,10 +121,14 @@ async def start(
     """
     directory = root / str(number)
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    process = _spawn(program, directory, fds, log)
+    try:
+        directory.mkdir(mode=0o700)
+        for name, text in files.items():
+            (directory / name).write_text(text)
+        process = _spawn(program, directory, fds, log)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)  # a disk that is full must not be filled by the next try
+        raise
     try:
         control = _control(directory, facts)
         remembered = {**facts, "pid": process.pid, "born": _born(process.pid)}

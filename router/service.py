@@ -46,7 +46,10 @@ LEAST_HAPROXY = (2, 4, 13)
 REQUEST_SECONDS = 5.0
 """How long requests that are being answered have when the router is stopped."""
 
-_QUIET = re.compile(r"|New server registered\.|Server deleted\.")
+_QUIET = re.compile(
+    r"|New server registered\.|Server deleted\."
+    r"|(IP changed|no need to change the addr).* by 'stats socket command'\.?"  # "set server … addr … port …", server.c
+)
 _DELETED = re.compile(r"Server deleted\.|No such server\.")
 
 
@@ -120,7 +123,7 @@ class Router:
         if not await self._adopt():
             await self._replace()
         for work in (self._apply_forever, self._keep_alive, self._tidy, self.collector.run, self._write_figures):
-            self._spawn(work())
+            self._spawn(self._always(work))
 
     async def close(self) -> None:
         """Let go of HAProxy and leave it running."""
@@ -143,6 +146,15 @@ class Router:
             await asyncio.sleep(WRITE_SECONDS)
             await asyncio.to_thread(self._figures.write)
 
+    async def _always(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do a work that has no end: what makes it fail (no memory, no descriptor, a full disk) passes, and it is done again."""
+        while True:
+            try:
+                return await work()
+            except Exception:
+                log.exception("a router task failed and is begun again")
+            await asyncio.sleep(1)
+
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -154,9 +166,15 @@ class Router:
             log.error("a router task failed", exc_info=task.exception())
 
     def status(self) -> dict[str, object]:
-        """Numbers about the router, for `ping`."""
+        """Numbers about the router, for `ping`.
+
+        Raises:
+            HaproxyFailed: there is no HAProxy at the moment.
+        """
+        if not (self.current and self.current.alive):
+            raise generation.HaproxyFailed("HAProxy does not run; the router starts it again, and its log says why it cannot.")
         return {
-            "haproxy": self.current.pid if self.current else None,
+            "haproxy": self.current.pid,
             "apps": len(self.table.routes),
             "spare": self.table.free,
             "reloads": self.reloads,
@@ -340,8 +358,14 @@ class Router:
 
     async def _replace(self) -> None:
         """Start a HAProxy with the routes of the database and let the present one finish what it has."""
+        await self._start_with(await self._wanted())
+
+    async def _wanted(self) -> list[Route]:
         rows = await asyncio.to_thread(self._read, None)
-        table = self._arrange([route(one, self.settings.domain) for one in rows])
+        return [route(one, self.settings.domain) for one in rows]
+
+    async def _start_with(self, routes: list[Route]) -> None:
+        table = self._arrange(routes)
         old = self.current
         await self._listen(old)
         self.current = await self._start(table)
@@ -350,7 +374,7 @@ class Router:
         if old:
             old.signal(signal.SIGUSR1)
             self._retire(old)
-        log.info("HAProxy started", extra={"pid": self.current.pid, "apps": len(rows), "backends": table.pool})
+        log.info("HAProxy started", extra={"pid": self.current.pid, "apps": len(routes), "backends": table.pool})
 
     def _arrange(self, routes: list[Route]) -> Table:
         """A table in which apps keep the backends that they have."""
@@ -443,12 +467,20 @@ class Router:
                     continue  # it was replaced, and ended in its own time
                 log.error("HAProxy died and is started again", extra={"pid": watched.pid})
                 try:
-                    await self._replace()
+                    await self._start_with(await self._best_known())
                     delay = 0
-                except DavitError as error:
-                    log.error(error.message)
+                except Exception as error:  # no memory, no process, no room: the kernel ends HAProxy in just that hour
+                    log.error("HAProxy cannot be started: %s", error)
                     delay = min(5, delay * 2 + 0.1)
             await asyncio.sleep(delay)
+
+    async def _best_known(self) -> list[Route]:
+        """The routes of the database; while that does not answer, those that were in force."""
+        try:
+            return await self._wanted()
+        except Exception as error:
+            log.warning("HAProxy is started with the routes that it had: %s", error)
+            return list(self.table.routes.values())
 
     def _retire(self, one: Generation) -> None:
         """Let a generation finish what it has; what comes in by its connections it hands to the newest one."""

@@ -331,8 +331,8 @@ class Host:
                 self._orphans = children.reap_orphans(self._watched, self._orphans)
                 self.reap()
                 await self.in_thread(self._apply_policy)
-            except (DavitError, OSError) as error:
-                log.warning("maintenance failed: %s", error)
+            except Exception as error:  # netlink's errors, too: whatever it was, the next round comes
+                log.warning("maintenance failed: %s", error, exc_info=not isinstance(error, DavitError | OSError))
 
     # -- closing ---------------------------------------------------------------------------------------------------
 

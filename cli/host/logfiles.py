@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,21 +20,23 @@ def rotate(path: Path, largest: int = LARGEST) -> None:
     """Put a log file aside when it has grown: ``web.log`` → ``web.log.1`` → … → gone.
 
     The writer keeps its descriptor, so the content is copied and the file emptied; because it was opened for appending
-    (O_APPEND), the next line is at the front. A line written between the two steps is lost.
+    (O_APPEND), the next line is at the front. A line written between the two steps is lost. Where the copy has no room the
+    file stays as it is.
     """
+    copy = path.with_name(f"{path.name}.new")
     try:
         if path.stat().st_size < largest:
             return
-        for number in range(KEPT - 1, 0, -1):
-            older = path.with_name(f"{path.name}.{number}")
-            if older.exists():
-                older.rename(path.with_name(f"{path.name}.{number + 1}"))
-        aside = path.with_name(f"{path.name}.1")
-        shutil.copyfile(path, aside)
-        aside.chmod(0o600)
+        shutil.copyfile(path, copy)
+        copy.chmod(0o600)
+        for number in range(KEPT, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(f"{path.name}.{number - 1}").rename(path.with_name(f"{path.name}.{number}"))
+        copy.rename(path.with_name(f"{path.name}.1"))
         os.truncate(path, 0)
-    except FileNotFoundError:
-        return
+    except OSError:
+        with contextlib.suppress(OSError):
+            copy.unlink(missing_ok=True)
 
 
 def last_lines(path: Path, count: int = 15, since: int = 0) -> list[str]:

@@ -61,9 +61,15 @@ class Starter:
 
         Raises:
             Become: in the new process, which has to pass it to :func:`become`.
+            OSError: the machine has no room for it.
         """
         waiting, gate = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(waiting)
+            os.close(gate)
+            raise
         if pid == 0:
             os.close(gate)
             raise Become(plan, waiting)

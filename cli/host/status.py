@@ -49,8 +49,11 @@ def survey(settings: Settings, kept_by: keeper.Keeper | None) -> list[Row]:
     """
     proxies = processes.haproxies(settings.home)
     rows = _supervised(settings.run, proxies) if kept_by is None else _kept(settings, kept_by, proxies)
+    restarts = 0 if kept_by is None else None
     if proxies:
-        rows.append(_row("haproxy", "running", proxies, None, 0 if kept_by is None else None))
+        rows.append(_row("haproxy", "running", proxies, None, restarts))
+    elif any(row.process == "router" and row.state == "running" for row in rows):
+        rows.append(_row("haproxy", "stopped", [], None, restarts))  # its keeper lives, and says in its log why it does not
     return rows
 
 

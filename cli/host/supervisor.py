@@ -60,10 +60,16 @@ class Child:
         self.pidfd: int | None = None
         self.failures = 0
         self.due = 0.0
+        self.began = 0.0
 
     def watch(self, process: Identity, since: float) -> None:
-        """It runs as ``process``."""
+        """It runs as ``process``.
+
+        Args:
+            since: seconds since the epoch, for people. How long it lived is counted by a clock that nobody sets.
+        """
         self.pidfd = os.pidfd_open(process.pid)
+        self.began = time.monotonic()
         self.entry.process, self.entry.state, self.entry.since = process, "running", since
 
     def ended(self) -> str:
@@ -71,12 +77,20 @@ class Child:
         assert self.pidfd is not None and self.entry.process is not None
         os.close(self.pidfd)
         self.pidfd = None
-        lived = time.time() - self.entry.since
+        lived = time.monotonic() - self.began
         self.failures = 1 if lived >= HEALTHY else self.failures + 1
         self.due = time.monotonic() + delay(self.failures)
         how = _reap(self.entry.process.pid)
         self.entry.process, self.entry.state, self.entry.since = None, "waiting", time.time()
         return f"{how} after {lived:.0f} s; starting it again {_when(delay(self.failures))}"
+
+    def not_started(self) -> float:
+        """It could not be started: plan the next try; returns the seconds until then."""
+        self.failures += 1
+        pause = max(1.0, delay(self.failures))
+        self.due = time.monotonic() + pause
+        self.entry.state = "waiting"
+        return pause
 
 
 def _when(seconds: float) -> str:
@@ -108,15 +122,23 @@ class Supervisor:
         self.children = [Child(plan) for plan in plans]
         self.identity = Identity.of(os.getpid())
         self.stopping = False
+        self._unwritten = False
 
     def run(self) -> None:
-        """Supervise: take over what lives, start the rest, watch, and stop everything in order when told to."""
+        """Supervise: take over what lives, start the rest, watch, and stop everything in order when told to.
+
+        A full disk, or a machine without memory, processes or descriptors, ends what needs this most: then it is tried again.
+        """
         with self._told_by_signals() as bell:
             self._take_over()
             while not self.stopping:
-                self._start_due()
-                self._wait(bell)
-                self._look_after_logs()
+                try:
+                    self._start_due()
+                    self._wait(bell)
+                    self._look_after_logs()
+                except OSError as error:
+                    self._say(f"{error}; going on in a second")
+                    time.sleep(1)
             self._stop_all()
 
     @contextlib.contextmanager
@@ -158,6 +180,7 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
+        again = child.entry.state == "waiting"
         try:
             pid, gate = self.starter.start(child.plan)
         except Become:
@@ -165,10 +188,16 @@ class Supervisor:
                 if other.pidfd is not None:
                     os.close(other.pidfd)  # the new process has no business with them
             raise
-        process = Identity.of(pid)
-        assert process is not None, "a process at the gate cannot have ended"
-        again = child.entry.state == "waiting"
-        child.watch(process, time.time())
+        except OSError as error:
+            return self._say(f"{child.plan.name} cannot be started: {error}; again {_when(child.not_started())}")
+        try:
+            process = Identity.of(pid)
+            assert process is not None, "a process at the gate cannot have ended"
+            child.watch(process, time.time())
+        except OSError as error:
+            os.close(gate)  # at which it ends
+            os.waitpid(pid, 0)
+            return self._say(f"{child.plan.name} cannot be watched: {error}; again {_when(child.not_started())}")
         child.entry.restarts += again
         self._note()
         self.starter.release(gate)
@@ -198,6 +227,8 @@ class Supervisor:
         self._note()
 
     def _look_after_logs(self) -> None:
+        if self._unwritten:
+            self._note()
         if self.echo:
             self.echo.show()
         for child in self.children:
@@ -215,9 +246,20 @@ class Supervisor:
             self.echo.show()
 
     def _note(self) -> None:
-        record.write(self.run_directory, record.Record(self.identity, [child.entry for child in self.children]))
+        """Write the record; without room for it now, later: a process that serves unrecorded is better than none."""
+        try:
+            record.write(self.run_directory, record.Record(self.identity, [child.entry for child in self.children]))
+            self._unwritten = False
+        except OSError as error:
+            if not self._unwritten:
+                self._say(f"the record of the processes cannot be written: {error}")
+            self._unwritten = True
 
     def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a log without room
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         print(f"{now():%Y-%m-%dT%H:%M:%S} davit: {text}", file=sys.stderr, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -177,6 +178,22 @@ def test_a_grown_log_file_is_put_aside_and_its_writer_goes_on(tmp_path: Path) ->
     assert path.read_text() == "after\n"
     assert [(tmp_path / f"web.log.{n}").read_text()[:7] for n in (1, 2, 3)] == ["round 4", "round 3", "round 2"]
     assert not (tmp_path / "web.log.4").exists()
+
+
+def test_a_log_without_room_for_its_copy_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, older = tmp_path / "web.log", tmp_path / "web.log.1"
+    path.write_text("x" * 200)
+    older.write_text("older")
+
+    def full(source: Path, target: Path) -> None:
+        target.write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cli.host.logfiles.shutil.copyfile", full)
+        logfiles.rotate(path, largest=100)
+    assert path.read_text() == "x" * 200 and older.read_text() == "older"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["web.log", "web.log.1"]
 
 
 def test_the_last_lines_of_a_log_are_quoted(tmp_path: Path) -> None:

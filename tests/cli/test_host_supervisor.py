@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import pytest
 
 from cli.host import record, supervisor
 from cli.host.processes import Identity, command_line
+from cli.host.start import Plan, Starter
+from runtime import mounts
 from tests.conftest import wait_until
 
 RUNNER = """
@@ -97,6 +102,52 @@ def test_a_process_that_dies_is_started_again(supervised: Supervised) -> None:
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: supervised.entry("web").restarts == 1, "a restart")
     assert supervised.pid("web") != first
+
+
+@pytest.mark.root
+def test_a_full_disk_ends_no_supervision(supervised: Supervised) -> None:
+    """Neither the record nor a line fits any more; who dies is started all the same, and on record when there is room."""
+    run = supervised.home / "run"
+    mounts.mount("tmpfs", run, "tmpfs", 0, "size=16k")
+    try:
+        process = supervised.start(web=["sleep", "4711"])
+        first = supervised.pid("web")
+        filler = run / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 512)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: _children_of(process.pid, b"4711") - {first}, "a successor")
+        assert process.poll() is None and supervised.entry("web").restarts == 0
+        filler.unlink()
+        os.kill(_children_of(process.pid, b"4711").pop(), signal.SIGKILL)
+        wait_until(lambda: supervised.entry("web").restarts == 2, "the record")
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        mounts.unmount(run)
+
+
+def _children_of(pid: int, word: bytes) -> set[int]:
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {child for child in children if word in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+@pytest.mark.parametrize("cause", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_start_that_fails_is_tried_again(davit_home: Path, monkeypatch: pytest.MonkeyPatch, cause: int) -> None:
+    (davit_home / "run").mkdir()
+    plan = Plan("web", ["sleep", "4712"], dict(os.environ), davit_home, davit_home / "web.log")
+    under_test = supervisor.Supervisor(davit_home / "run", [plan], Starter())
+
+    def fork() -> int:
+        raise OSError(cause, os.strerror(cause))
+
+    monkeypatch.setattr("cli.host.start.os.fork", fork)
+    before = len(os.listdir("/proc/self/fd"))
+    under_test._start_due()
+    (child,) = under_test.children
+    assert child.entry.state == "waiting" and 0 < child.due - time.monotonic() <= 1
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_second_supervisor_of_a_home_refuses(supervised: Supervised) -> None:

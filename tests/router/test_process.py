@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
@@ -18,10 +19,12 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from foundation import wire
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Unavailable
 from router import generation, listeners, service
 from router.collector import Collector, open_fifo
 from router.config import Frame, Timeouts, compose
+from router.generation import HaproxyFailed
+from router.routes import AppRows
 from router.service import find_program
 from state import models
 from tests.ports import free_port
@@ -160,6 +163,52 @@ def test_haproxy_is_started_again_and_new_connections_wait_for_it(own_davit: Dav
     answers = [Client(davit.port, "app.localhost").get().status for _ in range(5)]
     assert answers == [200] * 5
     until(lambda: haproxy(davit) != before)
+
+
+def test_a_dyno_that_is_back_before_its_last_request_ended_needs_no_new_haproxy(own_davit: Davit, tiny: Make) -> None:
+    """As a virtual machine is that was to be moved and stays; by its old address, or by another one."""
+    davit, app = own_davit, tiny()
+    rows = davit.app("app", app.dyno())
+    held = Client(davit.port, "app.localhost")
+    held.send("/gate")
+    until(lambda: any("/gate" in head for head in app.seen))
+    (dyno,), reloads = rows.dynos, davit.router.reloads
+    rows.dynos = []
+    davit.sync("app")
+    rows.dynos = [dyno]
+    davit.sync("app")
+    assert Client(davit.port, "app.localhost").get().status == 200
+    assert davit.router.reloads == reloads
+    app.gate.set()
+    assert held.answer().status == 200
+
+
+def test_haproxy_is_started_again_however_the_starts_before_failed(
+    own_davit: Davit, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hour in which the kernel ends HAProxy for want of memory a fork fails, too, and the database may be away."""
+    davit, app = own_davit, tiny()
+    davit.app("app", app.dyno())
+    before, begin, left = haproxy(davit), subprocess.Popen, [OSError(errno.ENOMEM, "no memory"), RuntimeError("no thread")]
+
+    def fails_first(*words: object, **options: object) -> subprocess.Popen[bytes]:
+        if left:
+            assert davit.router is not None
+            with pytest.raises(HaproxyFailed, match="does not run"):
+                davit.router.status()
+            raise left.pop()
+        return begin(*words, **options)  # type: ignore[call-overload,no-any-return]
+
+    def away(app_ids: object) -> list[AppRows]:
+        raise Unavailable("The database does not answer.")
+
+    monkeypatch.setattr("router.generation.subprocess.Popen", fails_first)
+    monkeypatch.setattr(davit.router, "_read", away)
+    _kill(before)
+    assert Client(davit.port, "app.localhost").get().status == 200
+    until(lambda: haproxy(davit) != before)
+    assert not left and davit.router.status()["apps"] == 1
+    assert [path.name for path in (davit.settings.run / "haproxy").iterdir() if path.name.isdigit()] == ["2"]
 
 
 def test_haproxy_that_died_while_nobody_watched_is_started_again(own_davit: Davit, tiny: Make) -> None:
