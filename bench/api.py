@@ -1,8 +1,9 @@
 """What an API call and a command cost: ``python -m bench.api``.
 
 A real gunicorn on SQLite with 10, 1,000 and 10,000 apps: the median of GET /apps (first page), GET /users/~/apps as somebody
-with three of the apps, GET /apps/NAME; p50, p99 and requests a second of GET /apps, GET /apps/NAME/dynos and PATCH
-/apps/NAME/config-vars (which makes a release each time); and the wall time of ``davit apps``, beside ``python -c pass`` and
+with three of the apps, GET /apps/NAME; p50, p99 and requests a second of GET /apps (first and last page, and as a collaborator on
+three of them), GET /apps/NAME/dynos (20 of them) and PATCH /apps/NAME/config-vars (which makes a release each time); and the wall
+time of ``davit apps``, beside ``python -c pass`` and
 ``git --version`` in the same run. Memory (PSS) of the web process after all that.
 """
 
@@ -38,7 +39,12 @@ def milliseconds(action: Callable[[], object], rounds: int) -> float:
     return statistics.median(times) * 1000
 
 
-def spread(action: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+Spread = tuple[float, float, float]
+GROWN = 1.3
+"""How much more a page of 200 may cost with ten times as many apps before it has grown: more than two runs differ by."""
+
+
+def spread(action: Callable[[], object], rounds: int) -> Spread:
     """Median and 99th percentile in milliseconds, and calls a second, one after the other."""
     times = []
     for _ in range(rounds):
@@ -48,12 +54,18 @@ def spread(action: Callable[[], object], rounds: int) -> tuple[float, float, flo
     return statistics.median(times) * 1000, statistics.quantiles(times, n=100)[98] * 1000, rounds / sum(times)
 
 
+BUSY, DYNOS = "app-00005", 20
+"""The app that is asked for its dynos, and how many it has."""
+PAGE = 200
+"""Apps on a page, unless a client asks for more."""
+
+
 def populate(count: int) -> str:
     """Apps up to ``count``, all of the owner's but that a second account works on three; returns that account's token."""
     from sqlalchemy import func, insert, select
 
     from state import accounts, apps, db, vault
-    from state.models import Account, App, Domain, new_id
+    from state.models import Account, App, Domain, Dyno, new_id
 
     with db.transaction() as session:
         owner = session.scalar(select(Account).where(Account.is_admin))
@@ -64,6 +76,10 @@ def populate(count: int) -> str:
         values = [{"id": id, "name": name, "owner_id": owner.id, "config": sealed, "stack": "davit-13"} for id, name in rows]
         session.execute(insert(App), values)
         session.execute(insert(Domain), [{"app_id": id, "hostname": f"{name}.localhost", "kind": "heroku"} for id, name in rows])
+        busy = session.scalar(select(App).where(App.name == BUSY))
+        if busy and not session.scalar(select(func.count()).select_from(Dyno)):
+            one = {"app_id": busy.id, "type": "web", "size": "basic", "command": "x", "state": "up", "release_version": 1}
+            session.execute(insert(Dyno), [{**one, "id": new_id(), "name": f"web.{n}"} for n in range(1, DYNOS + 1)])
         email = f"friend{count}@example.com"
         friend = accounts.create(session, owner, email)
         for app in session.scalars(select(App).order_by(App.name.desc()).limit(3)):
@@ -92,18 +108,19 @@ class Web:
                 break
             time.sleep(0.05)
 
-    def get(self, path: str, token: str) -> bytes:
-        """A GET on a connection of its own."""
-        return self.call("GET", path, token)
+    def get(self, path: str, token: str, part: str = "") -> bytes:
+        """A GET on a connection of its own; ``part`` of a list, as Range says it."""
+        return self.call("GET", path, token, part=part)
 
-    def call(self, method: str, path: str, token: str, body: bytes | None = None) -> bytes:
+    def call(self, method: str, path: str, token: str, body: bytes | None = None, part: str = "") -> bytes:
         """A call on a connection of its own.
 
         Raises:
             RuntimeError: it was refused.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, body, headers={"Authorization": f"Bearer {token}"})
+        headers = {"Authorization": f"Bearer {token}", **({"Range": part} if part else {})}
+        connection.request(method, path, body, headers=headers)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
@@ -153,25 +170,28 @@ def main() -> None:
             "| apps | GET /apps | GET /users/~/apps (3 of them) | GET /apps/NAME | davit apps | python -c pass | git --version |"
         )
         print("|---|---|---|---|---|---|---|")
-        calls: list[tuple[int, list[tuple[float, float, float]]]] = []
+        calls: list[tuple[int, dict[str, Spread]]] = []
         commands: list[tuple[int, float]] = []
         for count in (10, 1_000, 10_000):
             friend = populate(count)
             times = [
                 milliseconds(lambda: web.get("/apps", owner), rounds),
                 milliseconds(lambda token=friend: web.get("/users/~/apps", token), rounds),  # type: ignore[misc]
-                milliseconds(lambda: web.get("/apps/app-00005", owner), rounds),
+                milliseconds(lambda: web.get(f"/apps/{BUSY}", owner), rounds),
                 milliseconds(lambda: run([ROOT / "bin" / "davit", "apps"], web.env), max(5, rounds // 5)),
                 milliseconds(lambda: run([sys.executable, "-c", "pass"], web.env), max(5, rounds // 5)),
                 milliseconds(lambda: run(["git", "--version"], web.env), max(5, rounds // 5)),
             ]
             print(f"| {count:,} | " + " | ".join(f"{one:.1f} ms" for one in times) + " |", flush=True)
-            calls.append((count, [spread(action, 4 * rounds) for action in _calls(web, owner)]))
+            spreads = {name: spread(action, 4 * rounds) for name, action in _calls(web, owner, friend, count).items()}
+            calls.append((count, spreads))
             commands.append((count, times[3]))
         print("\np50 / p99 / requests a second, one client:\n")
-        print("| apps | GET /apps | GET /apps/NAME/dynos | PATCH /apps/NAME/config-vars |\n|---|---|---|---|")
+        names = list(calls[0][1])
+        print("| apps | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
         for count, row in calls:
-            print(f"| {count:,} | " + " | ".join(f"{p50:.1f} ms / {p99:.1f} ms / {rate:.0f}" for p50, p99, rate in row) + " |")
+            cells = [f"{p50:.1f} ms / {p99:.1f} ms / {rate:.0f}" for p50, p99, rate in row.values()]
+            print(f"| {count:,} | " + " | ".join(cells) + " |")
         print(f"\nweb process after that: {web.pss():.1f} MiB PSS")
         hand_over(figures(calls, commands))
     finally:
@@ -180,33 +200,38 @@ def main() -> None:
         shutil.rmtree(home)
 
 
-def figures(calls: list[tuple[int, list[tuple[float, float, float]]]], commands: list[tuple[int, float]]) -> list[Figure]:
-    """The first page of the list beside that at the fewest apps, the other two at the most apps, and the command at each size."""
-    base = calls[0][1][0][0]
-    beside = f"at {calls[0][0]}: {ms(base / 1000)}"
-    rows = [
-        Figure("api", f"GET /apps at {count:,} apps, p50", ms(page / 1000), beside, page / base, "does not grow")
-        for count, ((page, *_), *_) in calls[1:]
-    ]
-    count, (_, (dynos, *_), (patch, *_)) = calls[-1]
-    rows += [
-        Figure("api", f"GET /apps/NAME/dynos at {count:,} apps, p50", ms(dynos / 1000)),
-        Figure("api", f"PATCH config-vars at {count:,} apps, p50", ms(patch / 1000)),
-    ]
+def figures(calls: list[tuple[int, dict[str, Spread]]], commands: list[tuple[int, float]]) -> list[Figure]:
+    """Each call at the most apps, beside the same where a page was full for the first time; the command at each size."""
+    (full, base), (most, last) = next(call for call in calls if call[0] >= PAGE), calls[-1]
+    rows = []
+    for name, (p50, p99, rate) in last.items():
+        value = f"{ms(p50 / 1000)} / {ms(p99 / 1000)} / {rate:.0f}"
+        ratio, grows = p50 / base[name][0], name.startswith("GET /apps,")
+        beside = f"at {full:,}: {ms(base[name][0] / 1000)}"
+        what = f"{name} at {most:,} apps: p50, p99, calls a second"
+        goal = {"goal": "does not grow", "met": ratio <= GROWN} if grows else {}
+        rows.append(Figure("api", what, value, beside, ratio, **goal))
     return rows + [
         Figure("api", f"davit apps at {count:,} apps", ms(wall / 1000), goal="≤ 300 ms", met=wall <= 300)
         for count, wall in commands
     ]
 
 
-def _calls(web: Web, owner: str) -> list[Callable[[], object]]:
+def _calls(web: Web, owner: str, friend: str, count: int) -> dict[str, Callable[[], object]]:
     """The calls whose spread is measured; every PATCH changes a value, and so makes a release."""
     numbers = itertools.count(time.time_ns())
+    last = f"name app-{max(0, count - PAGE):05}..; max={PAGE}"
 
     def patch() -> bytes:
-        return web.call("PATCH", "/apps/app-00005/config-vars", owner, f'{{"A": "{next(numbers)}"}}'.encode())
+        return web.call("PATCH", f"/apps/{BUSY}/config-vars", owner, f'{{"A": "{next(numbers)}"}}'.encode())
 
-    return [lambda: web.get("/apps", owner), lambda: web.get("/apps/app-00005/dynos", owner), patch]
+    return {
+        "GET /apps, first page": lambda: web.get("/apps", owner),
+        "GET /apps, last page": lambda: web.get("/apps", owner, last),
+        "GET /apps, as a collaborator": lambda: web.get("/apps", friend),
+        f"GET /apps/NAME/dynos, {DYNOS} of them": lambda: web.get(f"/apps/{BUSY}/dynos", owner),
+        "PATCH config-vars": patch,
+    }
 
 
 def run(argv: list[str | Path], env: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.api import ROOT, Web, own_home, populate
+from bench.tables import Figure, hand_over, ms
 
 _SENT = re.compile(rb"sent=(\d+\.\d+)\n\n")
 
@@ -58,7 +59,11 @@ def cpu(web: Web) -> float:
     return sum(int(fields[11]) + int(fields[12]) for fields in ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(home: Path, tails: int, rate: int, seconds: float) -> None:
+P99_SECONDS, MIB_EACH = 1.0, 0.25
+"""What is wanted: the delay of 99 lines in a hundred, and memory for each tail, whose buffer may have that much."""
+
+
+def measure(home: Path, tails: int, rate: int, seconds: float) -> list[Figure]:
     """One measurement; prints it."""
     import http.client
     from datetime import datetime, timezone
@@ -98,6 +103,13 @@ def measure(home: Path, tails: int, rate: int, seconds: float) -> None:
             f"| {tails} | {sent / seconds:.0f} | {share:.1%} | {said['median']:.0f} ms | {said['p99']:.0f} ms | "
             f"{spent / seconds:.0%} | {before:.1f} | {during:.1f} | {web.pss():.1f} |"
         )
+        what, p99, each = f"{tails} tails at {sent / seconds:.0f} lines a second", said["p99"] / 1000, (during - before) / tails
+        return [
+            Figure("tails", f"{what}: lines that arrived", f"{share:.1%}", goal="100 %", met=share >= 1),
+            Figure("tails", f"{what}: delay, median", ms(said["median"] / 1000)),
+            Figure("tails", f"{what}: delay, p99", ms(p99), goal=f"≤ {P99_SECONDS:.0f} s", met=p99 <= P99_SECONDS),
+            Figure("tails", f"{what}: memory for each", f"{each:.2f} MiB", goal=f"≤ {MIB_EACH} MiB", met=each <= MIB_EACH),
+        ]
     finally:
         web.process.terminate()
         web.process.wait()
@@ -124,7 +136,8 @@ def main() -> None:
         print("| tails | lines/s | arrived | delay, median | p99 | CPU of web | MiB before | with tails | after |")
         print("|---|---|---|---|---|---|---|---|---|")
         for tails in sorted({1, options.tails}):
-            measure(home, tails, options.rate, options.seconds)
+            found = measure(home, tails, options.rate, options.seconds)
+        hand_over(found)
     finally:
         redis.terminate()
         redis.wait()
