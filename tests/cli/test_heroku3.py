@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import heroku3
 import pytest
+from heroku3.rendezvous import Rendezvous
 from sqlalchemy import select
 
 from logs import stream
@@ -18,6 +20,7 @@ from state import db
 from state.db import upgrade
 from state.models import Dyno, new_id
 from tests.api.conftest import use_home
+from tests.api.lived_in import KEY
 from tests.cli.living import Davit, serving
 
 
@@ -71,3 +74,47 @@ def test_an_app_lives_from_its_creation_to_its_end(davit: Davit, client: Any) ->
     assert app.get_log(lines=50).endswith("app[web.1]: hello\n")
     app.delete()
     assert "pythonic" not in {one.name for one in client.apps()}
+
+
+def test_builds_features_keys_and_a_log_that_is_followed(davit: Davit, client: Any) -> None:
+    app = client.create_app(name="further")
+    davit.has_code("further", {"web": "python app.py"})
+    build = app.create_build("https://203.0.113.9/code.tgz", version="v1", buildpack_urls=["https://example.com/pack.git"])
+    assert build.status == "pending"
+    assert [one.id for one in app.builds()] == [build.id]
+    assert not app.features()["runtime-dyno-metadata"].enabled
+    app.enable_feature("runtime-dyno-metadata")
+    assert app.features()["runtime-dyno-metadata"].enabled
+    app.disable_feature("runtime-dyno-metadata")
+    assert not app.features()["runtime-dyno-metadata"].enabled
+    assert {one.name for one in client.features()}
+    client._http_resource("POST", ("account", "keys"), data=json.dumps({"public_key": KEY})).raise_for_status()
+    (key,) = client.keys()
+    assert key.comment == "me@laptop"
+    key.delete()
+    assert not client.keys()
+    told = stream.connect(davit.env["REDIS_URL"])
+    lines = iter(app.stream_log(lines=10))
+    for word in ("first", "second"):  # the library reads 512 bytes at a time
+        said = [stream.Line(datetime.now(timezone.utc), "app", "web.1", text) for text in (word, *["x" * 300] * 4)]
+        stream.emit(told, str(app.id), said, wait=5)
+        assert any(line.endswith(f"app[web.1]: {word}".encode()) for line in lines)
+    app.delete()
+
+
+def test_a_command_is_run_attached_though_its_secret_ends_without_a_line_end(
+    davit: Davit, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trusting(Rendezvous):  # type: ignore[misc]
+        """With Davit's authority in the place of Heroku's, which the library brings along."""
+
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            self.cert = str(davit.home / "keys" / "ca.pem")
+
+    monkeypatch.setattr("heroku3.models.app.Rendezvous", Trusting)
+    app = client.create_app(name="attached")
+    davit.has_code("attached", {"web": "python app.py"})
+    said, dyno = app.run_command("echo from the dyno", printout=False)
+    assert said.replace("\r\n", "\n") == "from the dyno\n" and dyno.command == "echo from the dyno"
+    app.delete()

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tests.e2e import seen
 from tests.e2e.terminal import Terminal
 from tests.e2e.world import App, Davit
 
@@ -103,6 +104,9 @@ class Heroku:
         self.environment = self._environment(davit.token if token is None else token) | extra
         if app:
             self.environment["HEROKU_APP"] = app.name
+        (self.home / "recorder.cjs").write_text(seen.RECORDER)
+        self._record = self.home / "seen"
+        self.environment |= {"NODE_OPTIONS": f"--require {self.home / 'recorder.cjs'}", "DAVIT_SEEN": str(self._record)}
         self._session: _Session | None = None
 
     def _environment(self, token: str) -> dict[str, str]:
@@ -183,8 +187,11 @@ class Heroku:
     def __enter__(self) -> Heroku:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: object, *problem: object) -> None:
         self.close()
+        if kind is None:
+            answers = seen.check_recorded(self._record, f"127.0.0.1:{self.davit.api}")
+            assert answers or "127.0.0.1" not in self.environment.get("HEROKU_HOST", ""), "the command's answers were not recorded"
 
 
 class _Session:

@@ -504,11 +504,12 @@ def drains_webhooks_and_certificates(app: App) -> None:
         heroku("webhooks:remove", row["id"])
         assert ask(app, "/webhooks") == []
 
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN=www.{app.name}.org", "-days", "30", "-addext",
-             f"subjectAltName=DNS:www.{app.name}.org", "-keyout", "key.pem", "-out", "crt.pem"],
-            cwd=app.checkout, check=True, capture_output=True,
-        )  # fmt: skip
+        for name in ("", "other-"):
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN=www.{app.name}.org", "-days", "30", "-addext",
+                 f"subjectAltName=DNS:www.{app.name}.org", "-keyout", f"{name}key.pem", "-out", f"{name}crt.pem"],
+                cwd=app.checkout, check=True, capture_output=True,
+            )  # fmt: skip
         heroku("certs:generate", f"shop.{app.name}.org", "--now", "--selfsigned")
         assert "CERTIFICATE" in (app.checkout / f"shop.{app.name}.org.crt").read_text()
         heroku("certs:add", "crt.pem", "key.pem")
@@ -519,7 +520,9 @@ def drains_webhooks_and_certificates(app: App) -> None:
         heroku("domains:update", f"www.{app.name}.org", "--cert", endpoint["name"])
         bound = {row["hostname"]: (row["sni_endpoint"] or {}).get("name") for row in ask(app, "/domains")}
         assert bound[f"www.{app.name}.org"] == endpoint["name"]
-        heroku("certs:update", "crt.pem", "key.pem", "--name", endpoint["name"], "--confirm", app.name)
+        heroku("certs:update", "other-crt.pem", "other-key.pem", "--name", endpoint["name"], "--confirm", app.name)
+        (updated,) = ask(app, "/sni-endpoints")
+        assert (updated["name"], updated["certificate_chain"].strip()) == (endpoint["name"], (app.checkout / "other-crt.pem").read_text().strip())
         heroku("domains:clear")
         heroku("certs:remove", "--name", endpoint["name"], "--confirm", app.name)
         assert ask(app, "/sni-endpoints") == []
@@ -544,19 +547,29 @@ def pipelines_and_clients(app: App) -> None:
             assert "succeeded" in promoted.out, promoted
             assert checksum(production) == checksum(app)
             heroku("pipelines:rename", line, f"{line}2")
+            assert heroku("pipelines").out.count(line) == 1 and f"{line}2" in heroku("pipelines").out
             heroku("pipelines:remove", "--app", production.name)
+            with davit.client() as client:
+                assert [row["app"]["id"] for row in client.get(f"/pipelines/{line}2/pipeline-couplings").json()] == [ask(app)["id"]]
             transferred = heroku("pipelines:transfer", "owner@localhost", "--pipeline", f"{line}2", "--confirm", f"{line}2")
             assert "Transferring" in transferred.err
             heroku("pipelines:destroy", f"{line}2")
+            with davit.client() as client:
+                assert client.get(f"/pipelines/{line}2").status_code == 404 and ask(app)["name"] == app.name, "its app stays"
 
             heroku("clients:create", "an editor", "https://example.com/callback")
             assert "an editor" in heroku("clients").out
             with davit.client() as client:
                 (made,) = [row for row in client.get("/oauth/clients").json() if row["name"] == "an editor"]
             assert made["id"] in heroku("clients:info", made["id"]).out
-            heroku("clients:update", made["id"], "--name", "another")
-            heroku("clients:rotate", made["id"])
-            heroku("clients:destroy", made["id"])
+            with davit.client() as client:
+                place = f"/oauth/clients/{made['id']}"
+                heroku("clients:update", made["id"], "--name", "another")
+                assert client.get(place).json()["name"] == "another"
+                heroku("clients:rotate", made["id"])
+                assert client.get(place).json()["secret"] != made["secret"]
+                heroku("clients:destroy", made["id"])
+                assert client.get(place).status_code == 404
             assert "not enabled" in heroku("auth:2fa").out
             flag = heroku("labs", "--app", app.name, "--json").json
             assert flag

@@ -115,9 +115,14 @@ class Davit:
         return (self.home / "owner-token").read_text().strip()
 
     def client(self, token: str | None = None) -> httpx.Client:
-        """An HTTP client of the API."""
+        """An HTTP client of the API, which holds each answer against what is published."""
+        from tests.e2e import seen
+
         headers = {"Accept": "application/vnd.heroku+json; version=3", "Authorization": f"Bearer {token or self.token}"}
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.api}", headers=headers, timeout=60, trust_env=False)
+        hooks = {"response": [seen.check]}
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self.api}", headers=headers, timeout=60, trust_env=False, event_hooks=hooks
+        )
 
     def create(self, name: str | None = None) -> App:
         """A new app with an empty checkout."""
