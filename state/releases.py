@@ -77,6 +77,7 @@ def create(
         The release; already succeeded when there is nothing to run (no slug).
     """
     lock_app(session, app.id)
+    session.refresh(app, ["config", "name"])  # others may have set config vars since it was loaded, until the lock was ours
     description = line.of(description)
     base = current(session, app.id)
     version = (session.scalar(select(func.max(Release.version)).where(Release.app_id == app.id)) or 0) + 1

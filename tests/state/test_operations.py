@@ -136,6 +136,20 @@ def test_an_impossible_config_var_name_is_refused(session: Session, owner: Accou
         config.change(session, owner, app, {name: "x"})
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # on SQLite a writer waits before it reads anything
+def test_a_release_has_the_config_vars_that_others_set_since_its_app_was_loaded(database: str) -> None:
+    with db.transaction() as session:
+        owner = accounts.create(session, None, "ann@example.com")
+        app = apps.create(session, owner, "bright-bay")
+        config.change(session, owner, app, {"LEAKED": "1"})
+    with db.transaction() as session:
+        loaded = session.get_one(App, app.id)
+        with db.transaction() as other:
+            config.change(other, owner, other.get_one(App, app.id), {"NEW": "1", "LEAKED": None})
+        release = releases.create(session, loaded, owner, kind="deploy", description="Deploy abc1234")
+        assert (release.version, releases.config_of(release)) == (4, {"NEW": "1"})
+
+
 def test_config_vars_have_a_size_limit(session: Session, owner: Account) -> None:
     app = apps.create(session, owner)
     config.change(session, owner, app, {"A": "x" * (config.LIMIT - 1)})
