@@ -23,6 +23,9 @@ command, set `DAVIT_URL`, and `DAVIT_TOKEN` where no login is stored.
 The exit status is 0 when all went well, 1 when the command could not do its work, 2 when the API refused or the command line
 was wrong; `davit run` passes the exit status of its command on.
 
+`run`, `run:detached`, `run:inside` and `ps:exec` take their flags behind the command, too, as heroku's do. What stands behind
+`--` is the command's own: `davit run rake db:migrate -a my-app`, but `davit run -a my-app -- ls -a`.
+
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,7 +25,56 @@ _COMMON = [
     click.option("--isolation", help="container (the default), microvm or osv"),
     click.option("-e", "--env", help="environment variables to set, separated by semicolons: A=1;B=2"),
 ]
-_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+_BEHIND = "what is the command's own stands behind --."
+
+
+class Around(click.Command):
+    """A command around another one. As heroku's, it takes its flags before, between and behind the other's words, up to a ``--``.
+
+    What is no flag of its own is a word. A flag that is there twice, or lacks its value, may be the other's: it is refused,
+    because with a wrong ``-a`` the command would run on another app.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(args) if ctx.resilient_parsing else self._flags_first(ctx, args))
+
+    def _flags_first(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {word: option for option in self.get_params(ctx) if isinstance(option, click.Option) for word in option.opts}
+        flags: list[str] = []
+        words: list[str] = []
+        given: set[str | None] = set()
+        rest = list(args)
+        while rest and (text := rest.pop(0)) != "--":
+            name, value = _flag(text, known)
+            option = known.get(name)
+            if option is None or (option is self.get_help_option(ctx) and words):
+                words.append(text)
+            elif option.is_flag:
+                flags.append(name)
+                rest[:0] = [f"-{value}"] if value else []
+            else:
+                value = value if value is not None else rest.pop(0) if rest else None
+                if option.name in given:
+                    raise click.UsageError(f"Flag {name} can only be specified once; {_BEHIND}", ctx)
+                if value is None or value == "--" or _flag(value, known)[0] in known:
+                    raise click.UsageError(f"Flag {name} expects a value; {_BEHIND}", ctx)
+                given.add(option.name)
+                flags += [name, value]
+        if {"app", "remote"} <= given:
+            raise click.UsageError(f"Give -a or -r, not both; {_BEHIND}", ctx)
+        return [*flags, "--", *words, *rest]
+
+
+def _flag(text: str, known: Mapping[str, click.Option]) -> tuple[str, str | None]:
+    """What may be a flag's name, and what stands in the same word with it: ``--app=x``, ``-a=x``, ``-ax``; ``ax`` of ``-xax``."""
+    if text in known:
+        return text, None
+    if text.startswith("--"):
+        name, equals, value = text.partition("=")
+        takes = name in known and not known[name].is_flag
+        return (name, value) if equals and takes else (text, None)
+    value = text[2:]
+    return (text[:2], value.removeprefix("=") if not known[text[:2]].is_flag else value) if text[:2] in known else (text, None)
 
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,8 +85,6 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _line(words: tuple[str, ...]) -> str:
     """The shell command: one word is one already (as heroku's), several are quoted to arrive as they are."""
-    if words[:1] == ("--",):
-        words = words[1:]
     if not words:
         raise DavitError("Usage: davit run COMMAND. Must specify command to run.")
     return words[0] if len(words) == 1 else shlex.join(words)
@@ -54,7 +101,7 @@ def _environment(env: str | None) -> dict[str, str]:
     return values
 
 
-@command("run", context_settings=_SETTINGS)
+@command("run", cls=Around)
 @on_app
 @_common
 @click.option("-x", "--exit-code", is_flag=True, help="as heroku's: the command's exit status is always passed on here")
@@ -109,7 +156,7 @@ def _inside(app: Target, dyno: str, line: str, env: str | None, no_tty: bool) ->
     sys.exit(attached.attach(app.client, found["attach_url"], terminal))
 
 
-@command("run:inside", context_settings=_SETTINGS)
+@command("run:inside", cls=Around)
 @on_app
 @click.argument("dyno")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND...")
@@ -121,14 +168,14 @@ def inside(app: Target, dyno: str, words: tuple[str, ...], env: str | None, exit
     _inside(app, dyno, _line(words), env, no_tty)
 
 
-@command("ps:exec", context_settings=_SETTINGS)
+@command("ps:exec", cls=Around)
 @on_app
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND...]")
 @click.option("-d", "--dyno", default="web.1", show_default=True, help="the dyno to look into")
 @click.option("--no-tty", is_flag=True, help="give the command no terminal")
 def exec_(app: Target, words: tuple[str, ...], dyno: str, no_tty: bool) -> None:
     """Open a shell, or run a command, in a dyno that runs."""
-    _inside(app, dyno, _line(words) if words not in ((), ("--",)) else "bash", None, no_tty)
+    _inside(app, dyno, _line(words) if words else "bash", None, no_tty)
 
 
 @command("ps:copy")
@@ -156,7 +203,7 @@ def copy(app: Target, file: str, dyno: str, to: str | None) -> None:
             part.unlink(missing_ok=True)
 
 
-@command("run:detached", context_settings=_SETTINGS)
+@command("run:detached", cls=Around)
 @on_app
 @_common
 @click.option("-t", "--tail", is_flag=True, help="continually stream its logs")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+import pytest
 
 from cli.main import COMMANDS, cli
 from tests.e2e.heroku import manifest
@@ -41,3 +44,38 @@ def _missing(id: str) -> set[str]:
         if not flag.get("hidden") and name not in _TEAMS | {"prompt"} and not words <= taken:
             missing.add(name)
     return missing
+
+
+@pytest.mark.parametrize(
+    ("line", "app", "words"),
+    [
+        ("run rake db:migrate -a staging", "staging", "rake db:migrate"),
+        ("run rake --app=staging db:migrate --trace --no-tty", "staging", "rake db:migrate --trace"),
+        ("run ls -la / -xa staging", "staging", "ls -la /"),
+        ("run -a staging -- ls -a / -- -s", "staging", "ls -a / -- -s"),
+        ("run ls -a=staging -- -a", "staging", "ls -a"),
+        ("run psql -h elsewhere --help", None, "psql -h elsewhere --help"),
+        ("run:detached -s eco sleep 5 -astaging", "staging", "sleep 5"),
+        ("run:inside web.1 ls -a staging -- -a", "staging", "ls -a"),
+        ("ps:exec ls --dyno web.2 -a staging -l", "staging", "ls -l"),
+        ("ps:exec --", None, ""),
+    ],
+)
+def test_flags_are_taken_behind_the_command_that_is_run_as_well(line: str, app: str | None, words: str) -> None:
+    assert (given := _given(line))["app"] == app and given["words"] == tuple(words.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["run -a staging ls -a /", "run ls -a", "run pip install -a staging -r requirements.txt", "run -s -a staging true", "run -a -- ls"],
+)
+def test_a_flag_that_may_be_the_commands_own_is_refused(line: str) -> None:
+    with pytest.raises(click.UsageError, match="what is the command's own stands behind --"):
+        _given(line)
+
+
+def _given(line: str) -> dict[str, Any]:
+    id, *words = line.split()
+    command = cli.get_command(click.Context(cli), id)
+    assert command
+    return command.make_context(id, words).params

@@ -102,6 +102,13 @@ def test_an_app_that_does_not_exist(strict: Davit, app: App) -> None:
     assert_says("app-unknown", push.output)
 
 
+@pytest.mark.row("run-flags")
+def test_flags_of_the_command_that_is_to_run(strict: Davit, app: App) -> None:
+    command_fails(strict, "run-flags", "run", "-a", app.name, "ls", "-a", "/")
+    command_fails(strict, "run-flags", "ps:exec", "ls", "-a")
+    command_fails(strict, "run-flags", "run:detached", "-a", app.name, "pip", "install", "-r", "requirements.txt")
+
+
 @pytest.mark.row("no-such-app")
 def test_a_host_name_that_leads_to_no_app(app: App) -> None:
     answer = app.get(Host="nobody.localhost")
