@@ -39,6 +39,8 @@ STRICTNESS = "--strict=" + ",".join(f"{slip}=ignore" for slip in _SLIPS)
 """What git fsck knows is checked, but for slips in author lines and modes that much-copied old histories are full of and
 that hurt nobody."""
 
+THREADS = min(2, os.cpu_count() or 1)
+"""Deltas are resolved on two processors, while the client waits; each more would hold another base and its result in memory."""
 CHUNK = 65536
 
 
@@ -136,7 +138,7 @@ class Quarantine:
             PackTooLarge: it has more.
             PackRefused: it is broken, hostile, or there is no room for it.
         """
-        words = ("index-pack", "--stdin", "--fix-thin", STRICTNESS, f"--max-input-size={limit}")
+        words = ("index-pack", "--stdin", "--fix-thin", STRICTNESS, f"--threads={THREADS}", f"--max-input-size={limit}")
         stdin = read if isinstance(read, int) else subprocess.PIPE
         with git.running(
             self.environment(), *words, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

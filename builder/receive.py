@@ -214,7 +214,7 @@ class ReceivePack(ReceivePackHandler):
 
         Raises:
             GitProtocolError: the client does not speak the protocol.
-        PusherGone: the connection broke while the build went on.
+            PusherGone: the connection broke while the build went on.
         """
         if self.advertise_refs or not self.stateless_rpc:
             self._advertise()

@@ -132,9 +132,9 @@ class ScriptedPlatform:
     def _finish(self, build_id: str, status: str, reason: str, message: str) -> None:
         if message:
             self._lines[build_id].put(f" !     {message}\n".encode())
-        self._write(build_id, status=status, reason=reason)
         if reason != "" or status == "failed" or not (self.home / "keep").exists():
-            self.repositories.unpin(build_id)
+            self.repositories.unpin(build_id)  # before who pushed hears of it: tests look as soon as they have
+        self._write(build_id, status=status, reason=reason)
 
     def _write(self, build_id: str, **values: str) -> None:
         directory = self.home / "builds"
