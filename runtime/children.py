@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import struct
 import time
@@ -131,11 +132,45 @@ class Process:
             pid, wait_status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             status = exit_information(self._pidfd)
-            if status is None and _parent(self.pid) in _children():
+            if status is None and parent(self.pid) in _children():
                 # the OCI runtime's own process between it and us: it has its end before it, and leaves us its child then
                 return False, None
             return status is not None or self._attempts >= 50 or not _has_exit_information(), status
         return pid != 0, status_of(wait_status) if pid else None
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process of anybody's has ended with all its threads, though nobody has buried it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        looking = select.poll()
+        looking.register(pidfd, select.POLLIN)
+        return bool(looking.poll(0))
+    finally:
+        os.close(pidfd)
+
+
+async def until_ended(pids: Iterable[int], seconds: float) -> None:
+    """Return when all these processes, which may be anybody's, have ended, or after so many seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = asyncio.Event()
+        loop.add_reader(pidfd, ended.set)
+        try:
+            await asyncio.wait_for(ended.wait(), max(0, end - loop.time()))
+        except (asyncio.TimeoutError, TimeoutError):
+            return
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
 
 
 def exit_information(pidfd: int) -> int | None:
@@ -163,7 +198,7 @@ def sessions_from_outside(pids: Iterable[int], init: int) -> set[int | None]:
         init: its process 1.
     """
     own = set(pids)
-    return {_session(pid) for pid in own if pid != init and _parent(pid) not in own} - {_session(init), None}
+    return {_session(pid) for pid in own if pid != init and parent(pid) not in own} - {_session(init), None}
 
 
 def members(sessions: set[int | None], pids: Iterable[int]) -> list[int]:
@@ -289,7 +324,8 @@ def _children() -> set[int]:
     return found
 
 
-def _parent(pid: int) -> int | None:
+def parent(pid: int) -> int | None:
+    """The process that waits for ``pid``; None when there is none."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):

@@ -15,12 +15,13 @@ import shutil
 import socket
 import struct
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
-from signal import SIGHUP, SIGKILL
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM
 
 from foundation.errors import DavitError
 from runtime import cgroups, children, mounts, oci, reach, userns
@@ -91,6 +92,7 @@ class ContainerDyno(RunningDyno):
         self._exit: asyncio.Task[Exit] = asyncio.get_running_loop().create_task(self._watch())
         self.tidied: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
+        self._seeing_off: asyncio.Task[None] | None = None
 
     @property
     def root(self) -> Path:
@@ -139,17 +141,75 @@ class ContainerDyno(RunningDyno):
         return await asyncio.shield(self._exit)
 
     async def signal(self, number: int, everyone: bool = False) -> None:
-        """Send a signal to its command through the init, or to all its processes but the init."""
+        """Send a signal to its command through the init, or to all its processes but the init; see
+        :meth:`runtime.driver.RunningDyno.signal`."""
         if self.ended or self._process is None:
             return
         if number != SIGKILL:
             await self._init_listens()
-        others = [pid for pid in self.cgroup.pids() if pid != self.pid] if everyone and number != SIGKILL else []
+        if number == SIGTERM and everyone:
+            self._ask_all_to_end(self._process)
+            return
+        others = self._others() if everyone and number != SIGKILL else set()
         if not others:
             self._process.send(number)  # SIGKILL to the init of a pid namespace ends everything in it
         for pid in others:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def _ask_all_to_end(self, init: Process) -> None:
+        """SIGTERM to all, of whom each may take its time.
+
+        The init ends as soon as the command has, and the kernel kills whoever is left then: the app, where the command is a
+        shell above it. So the init is stopped meanwhile (only a process outside its namespace can do that), and sees how
+        the command ended when it goes on. It costs a dyno nothing until then; an init that stays by itself would have to be
+        built, and run in each of them.
+        """
+        init.send(SIGSTOP)
+        told = self._others()
+        for pid in told:
+            with suppress(ProcessLookupError):
+                os.kill(pid, SIGTERM)
+        if not told:  # the command is about to be started: the init hands it on
+            init.send(SIGTERM)
+        self._see_off(init, told)
+
+    def _see_off(self, init: Process, told: set[int]) -> None:
+        if self._seeing_off is None:
+            self._seeing_off = self._driver.host.keep(self._until_nobody_is_left(init, told))
+
+    async def _until_nobody_is_left(self, init: Process, told: set[int]) -> None:
+        """Let the stopped init go on when all that it and its descendants started has ended.
+
+        Args:
+            told: who has got SIGTERM. A child of one that died of it, forked just before, is the init's by then, and is told.
+        """
+        pause = 0.005
+        while staying := self._staying():
+            for pid in staying - told:
+                if children.parent(pid) == self.pid:
+                    told.add(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, SIGTERM)
+            began = time.monotonic()
+            await children.until_ended(staying, seconds=1)
+            await asyncio.sleep(began + pause - time.monotonic())  # an app that forks all the time does not keep Davit busy
+            pause = min(pause * 2, 1)
+        init.send(SIGCONT)
+
+    def _others(self) -> set[int]:
+        return {pid for pid in self.cgroup.pids() if pid != self.pid}
+
+    def _staying(self) -> set[int]:
+        """Who has not ended; further commands are not counted, they end with the dyno."""
+        pids = self.cgroup.pids()
+        further = children.members(children.sessions_from_outside(pids, self.pid), pids)
+        return {pid for pid in pids if pid != self.pid and not children.has_ended(pid)} - set(further)
+
+    def go_on_ending(self) -> None:
+        """See off what an earlier runtime process asked to end, if it did."""
+        if self._process is not None and children.state(self.pid) == "T":
+            self._see_off(self._process, self._others())
 
     async def _init_listens(self) -> None:
         """The OCI runtime ends a moment before the init begins, and the kernel drops what reaches a process 1 that does
@@ -256,6 +316,8 @@ class ContainerDyno(RunningDyno):
         if self._process is not None:
             self._process.forget()
         self._exit.cancel()
+        if self._seeing_off is not None:
+            self._seeing_off.cancel()  # the next runtime process goes on with that
         if self._oom_fd is not None:
             asyncio.get_running_loop().remove_reader(self._oom_fd)
         for fd in (self.root_fd, self.upper_fd, *self.fifos, self.terminal_fd, self._oom_fd):
@@ -661,6 +723,7 @@ class ContainerDriver(Driver):
                 dyno.fifos = DynoDirectory(self.host.dynos / record.id).open_fifos()
             self.running[record.id] = dyno
             adopted.append(dyno)
+            dyno.go_on_ending()
             self.host.keep(dyno.hang_up_commands())
         return adopted
 

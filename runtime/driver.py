@@ -158,7 +158,11 @@ class RunningDyno(Protocol):
         """Return when it has ended; may be awaited by several, and again afterwards."""
 
     async def signal(self, number: int, everyone: bool = False) -> None:
-        """Send a signal to its command (through its init) or to every process in it; no error when it has ended."""
+        """Send a signal to its command (through its init) or to every process in it; no error when it has ended.
+
+        SIGTERM to everyone lets everyone end: when its command has ended, the dyno stays until the last of the processes
+        that came of it has, and ends with the command's status then. Whoever sent it ends the rest after the grace period.
+        """
 
     async def resize_terminal(self, rows: int, columns: int) -> None:
         """Tell its terminal the new size."""

@@ -136,7 +136,7 @@ class Drivers:
         """Ask every dyno to end (SIGTERM), as Heroku asks; returns when all have, or after ``grace`` seconds. :meth:`close` ends
         the rest, and build sandboxes, which are not asked: a build begins anew."""
         dynos = [dyno for dyno in await self.adopt() if not dyno.spec_id.startswith(BUILD)]
-        await asyncio.gather(*(dyno.signal(SIGTERM) for dyno in dynos), return_exceptions=True)
+        await asyncio.gather(*(dyno.signal(SIGTERM, everyone=True) for dyno in dynos), return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(dyno.wait() for dyno in dynos), return_exceptions=True), grace)
 

@@ -342,7 +342,7 @@ class DynoLife:
         assert self._watcher is not None
         if self.exit is None and grace > 0:
             applog.say(self.row.app_id, self.name, "Stopping all processes with SIGTERM")
-            await running.signal(signal.SIGTERM)
+            await running.signal(signal.SIGTERM, everyone=True)
             await asyncio.wait({self._watcher}, timeout=grace)
         if self.exit is None:
             if grace > 0:

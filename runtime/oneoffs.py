@@ -183,7 +183,7 @@ class OneOffs:
     async def stop(self, call: Call) -> None:
         """``oneoff.stop {dyno_id}``: SIGTERM, and SIGKILL after the grace period."""
         dyno = self._find(call)
-        await dyno.signal(signal.SIGTERM)
+        await dyno.signal(signal.SIGTERM, everyone=True)
         self._keep(self._kill_later(dyno, GRACE_SECONDS))
 
     async def end_all(self, app_id: str) -> None:
@@ -236,7 +236,7 @@ class OneOffs:
             why = "Davit was restarted, and nobody is connected to it any more"
             applog.say(row.app_id, row.name, f"Stopping all processes with SIGHUP and SIGTERM: {why}")
             await dyno.signal(signal.SIGHUP, everyone=True)  # a shell takes no notice of SIGTERM
-            await dyno.signal(signal.SIGTERM)
+            await dyno.signal(signal.SIGTERM, everyone=True)
             await self._kill_later(dyno, GRACE_SECONDS)
         await over
 
@@ -296,7 +296,7 @@ class OneOffs:
     async def _end_command(self, row: Dyno, dyno: RunningDyno) -> None:
         """SIGTERM as for every dyno, and SIGKILL after the grace period."""
         applog.say(row.app_id, row.name, "Stopping process with SIGTERM: its release was cancelled")
-        await dyno.signal(signal.SIGTERM)
+        await dyno.signal(signal.SIGTERM, everyone=True)
         self._keep(self._kill_later(dyno, GRACE_SECONDS))
 
     async def _relay(self, release_id: str, row: Dyno, reader: int) -> None:

@@ -25,7 +25,7 @@ def settings_table() -> str:
 
 REMEDIES = {
     "R10": "listen on the port in the environment variable `PORT`; the next line says where the process listens instead",
-    "R12": "end on SIGTERM (a shell as the parent may swallow it: use `exec`)",
+    "R12": "end on SIGTERM: every process of the dyno gets it, and has to end (with `trap '' TERM` a script ignores it)",
     "R14": "find the leak, or a larger size: `davit ps:scale web=1:standard-2x`",
     "R15": "the same; the dyno is started again",
     "R99": "Davit's own fault or the host's: the line says which; `davit doctor` checks the host",

@@ -69,6 +69,9 @@ struct streams {
     int in, out, err; /* this side's ends; a terminal has one for all, in `in` and `out` */
 };
 
+/* The signal by which a dyno's init asks everybody to end, and stays until the last has. */
+#define ASK_ALL SIGRTMIN
+
 pid_t run_dyno(const struct spec *, struct streams *, char *why, size_t size);
 pid_t run_further(pid_t init, const struct spec *, struct streams *, char *why, size_t size);
 int run_status(void); /* the dyno's wait status as its init told it; -1 when it did not */

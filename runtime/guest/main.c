@@ -135,7 +135,8 @@ static void further(int number) {
 static void send_signal(struct channel *channel, const uint8_t *payload) {
     int number = payload[0], everyone = payload[1];
     if (!channel || channel->ended || number < 1 || number > 64) return;
-    if (!channel->number && everyone && number != SIGKILL) run_everyone(channel->pid, number);
+    if (!channel->number && everyone && number == SIGTERM) kill(channel->pid, ASK_ALL);
+    else if (!channel->number && everyone && number != SIGKILL) run_everyone(channel->pid, number);
     else if (channel->number && everyone) kill(-channel->pid, number), kill(channel->pid, number);
     else kill(channel->pid, number);
 }

@@ -122,11 +122,12 @@ static void only(int a, int b) {
     syscall(SYS_close_range, high + 1, ~0u, 0);
 }
 
-/* Process 1 of the dyno: starts the command, buries the dead, passes signals on, ends with the command. */
+/* Process 1 of the dyno: starts the command, buries the dead, passes signals on, ends with the command; asked to end, with the
+ * last of the command's descendants: where the command is a shell above the app, it is gone long before that. */
 static void init(const struct spec *spec, struct plan *plan, int status, int go) {
     sigset_t all;
     char byte;
-    int ended, code = 0;
+    int ended, code = 0, over = 0, asked = 0;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     if (read(go, &byte, 1) != 1) _exit(1);
@@ -142,15 +143,15 @@ static void init(const struct spec *spec, struct plan *plan, int status, int go)
     for (;;) {
         siginfo_t info;
         int number = sigwaitinfo(&all, &info);
-        if (number > 0 && number != SIGCHLD) kill(command, number);
+        if (number == ASK_ALL) asked = 1, kill(-1, SIGTERM);
+        else if (number > 0 && number != SIGCHLD) kill(command, number);
         if (number != SIGCHLD) continue;
         pid_t pid;
-        while ((pid = waitpid(-1, &ended, WNOHANG)) > 0) {
-            if (pid != command) continue;
-            code = ended;
-            if (write(status, &code, sizeof code) != sizeof code) _exit(1);
-            _exit(0); /* the kernel ends everything else in the namespace */
-        }
+        while ((pid = waitpid(-1, &ended, WNOHANG)) > 0)
+            if (pid == command) code = ended, over = 1;
+        if (!over || (asked && pid == 0)) continue; /* 0: somebody is left; orphans are children of this process */
+        if (write(status, &code, sizeof code) != sizeof code) _exit(1);
+        _exit(0); /* the kernel ends everything else in the namespace */
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -39,6 +40,16 @@ _TAKES_ITS_TIME = """
 import signal, sys, time
 def stop(*_):
     print('bye', flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+print('up', flush=True)
+while True: time.sleep(0.05)
+"""
+SAYS_GOODBYE = """
+import os, signal, sys, time
+def stop(*_):
+    while not os.path.exists('/app/go'): time.sleep(0.01)
+    print('bye', file=sys.stderr, flush=True)
     sys.exit(3)
 signal.signal(signal.SIGTERM, stop)
 print('up', flush=True)
@@ -311,6 +322,33 @@ class DriverContract(LifeContract):
         bench.run(dyno.signal(signal.SIGTERM, everyone=True))
         bench.run(dyno.wait())
         assert bench.output(dyno) == "up\ninner\n"
+
+    @pytest.mark.parametrize(
+        ("above", "status"),
+        [("%s; true", 128 + signal.SIGTERM), ("%s | cat", 128 + signal.SIGTERM), ("trap 'exit 7' TERM; %s & wait", 7)],
+        ids=["a script", "a pipe", "one that ends first"],
+    )
+    def test_an_app_below_a_shell_may_take_its_time(self, bench: Bench, above: str, status: int) -> None:
+        script = above % f"/usr/bin/python3 -c {shlex.quote(SAYS_GOODBYE)}"
+        # when it may go: a moment after the shell above it has gone
+        dyno = bench.start(f"(trap 'sleep 0.5; touch go' TERM; while [ ! -e go ]; do sleep 0.1; done) & {script}")
+        bench.up(dyno)
+        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+        assert bench.run(dyno.wait()) == Exit(status)
+        assert bench.output(dyno, "stderr").endswith("bye\n")
+
+    def test_a_further_command_does_not_keep_a_dyno_that_ends(self, bench: Bench) -> None:
+        dyno = bench.python(_TAKES_ITS_TIME)
+        bench.up(dyno)
+        reader, writer = os.pipe()
+        with open(os.devnull, "r+") as null, os.fdopen(reader) as said:
+            script = "trap '' TERM; echo deaf; while true; do sleep 1; done"
+            command = bench.run(dyno.exec(["/bin/bash", "-c", script], ENV, stdio=(null.fileno(), writer, null.fileno())))
+            os.close(writer)
+            assert bench.run(asyncio.to_thread(said.readline)) == "deaf\n"
+            bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+            assert bench.run(dyno.wait()) == Exit(3)
+            bench.run(command.remove())
 
     # -- limits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 
@@ -12,7 +13,7 @@ from foundation.errors import Conflict, DavitError
 from runtime.driver import Exit, Listener, Unsupported
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, Bench
-from tests.runtime.contract import DriverContract, SharedKernelContract
+from tests.runtime.contract import SAYS_GOODBYE, DriverContract, SharedKernelContract
 
 pytestmark = [pytest.mark.root]
 
@@ -36,6 +37,17 @@ class TestWithCrun(SharedKernelContract):
         bench.run(further.remove())
         assert {name: (os.stat(f"/dev/{name}").st_uid, os.stat(f"/dev/{name}").st_mode) for name in names} == owned_before
 
+
+    def test_a_runtime_that_starts_again_sees_off_what_the_earlier_one_asked_to_end(self, bench: Bench) -> None:
+        code = f"/usr/bin/python3 -c {shlex.quote(SAYS_GOODBYE)}; true"
+        dyno = bench.start(code)
+        bench.up(dyno)
+        bench.run(dyno.signal(signal.SIGTERM, everyone=True))
+        found = bench.restart_the_runtime(dyno)
+        assert not found.ended
+        (found.root / "app/go").touch()
+        assert bench.run(found.wait()) == Exit(128 + signal.SIGTERM)
+        assert bench.output(found, "stderr") == "bye\n"
 
     def test_its_own_ports_are_connected_to_from_within_itself(self, bench: Bench) -> None:
         """On its loopback address, where nobody else is; the host's own port of the same number is another."""

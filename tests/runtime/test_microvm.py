@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -215,12 +216,12 @@ class TestLife:
         own.run(woken.signal(signal.SIGTERM))
         assert own.run(woken.wait()) == Exit(128 + signal.SIGTERM)
 
-    def test_term_reaches_the_command_and_its_slug_is_writable(self, own: MicroVmBench) -> None:
-        script = "trap 'echo bye; exit 3' TERM; pwd; id -u; echo new >> hello.txt; cat hello.txt; while true; do sleep 0.05; done"
-        dyno = start(own, script)
+    def test_term_reaches_the_app_below_a_shell_and_its_slug_is_writable(self, own: MicroVmBench) -> None:
+        script = "trap 'sleep 1; echo bye; exit 3' TERM; pwd; id -u; echo new >> hello.txt; cat hello.txt; while true; do sleep 0.05; done"
+        dyno = start(own, f"bash -c {shlex.quote(script)}; true")
         own.until(lambda: "new" in own._said(dyno), "writing")  # type: ignore[arg-type]
-        own.run(dyno.signal(signal.SIGTERM))
-        assert own.run(dyno.wait()) == Exit(3)
+        own.run(dyno.signal(signal.SIGTERM, everyone=True))
+        assert own.run(dyno.wait()) == Exit(128 + signal.SIGTERM)  # the shell's, which has gone before
         said = own.output(dyno).split("\n")  # type: ignore[arg-type]
         assert said == ["/app", "1000", "Hello from the slug", "new", "bye", ""]
 

@@ -307,6 +307,8 @@ class TestContract(DriverContract):
     test_another_dynos_files_and_processes_are_not_there = None
     # one process, one program
     test_a_signal_to_everyone_reaches_grandchildren = None
+    test_an_app_below_a_shell_may_take_its_time = None
+    test_a_further_command_does_not_keep_a_dyno_that_ends = None
     test_memory_of_a_child_counts_as_the_dynos = None
     test_a_fork_bomb_hurts_only_itself = None
     test_a_further_command_runs_inside_as_its_user = None
