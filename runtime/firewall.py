@@ -55,7 +55,12 @@ class Policy:
 
 
 def ruleset(instance: Instance, policy: Policy, dynos: Iterable[int] = ()) -> str:
-    """The text that replaces the instance's table in one transaction; ``dynos`` are the slots of apps' dynos; pure."""
+    """The text that replaces the instance's table in one transaction; ``dynos`` are the slots of apps' dynos; pure.
+
+    What one dyno sends to another comes to the host, its only neighbour, and is refused before the kernel looks for a way: it
+    would say with each packet that there is a shorter one (an ICMP redirect), and then not that it is refused, for it says only
+    so much.
+    """
     t, br, net = instance.table, instance.bridge, str(instance.network)
     blocked = ", ".join(collapse([*PRIVATE, *policy.local, net]))
     dns = _set_rules("ip daddr", policy.resolvers, "{} meta l4proto {{ tcp, udp }} th dport 53 accept")
@@ -68,7 +73,11 @@ def ruleset(instance: Instance, policy: Policy, dynos: Iterable[int] = ()) -> st
 table inet {t}
 delete table inet {t}
 table inet {t} {{
-{_set_of_dynos(instance, dynos)}  chain forward {{
+{_set_of_dynos(instance, dynos)}  chain prerouting {{
+    type filter hook prerouting priority filter; policy accept;
+    iifname "{br}" ip saddr {net} ip daddr {net} ip daddr != {instance.gateway} reject with icmpx admin-prohibited
+  }}
+  chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname != "{br}" oifname != "{br}" return
     iifname "{br}" oifname "{br}" drop

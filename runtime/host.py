@@ -232,6 +232,7 @@ class Host:
                         group.remove()
         for slot in self.network.cables() - used:
             self.network.disconnect(slot)
+        self.network.keep_neighbours(used)
 
     # -- dynos of earlier processes ---------------------------------------------------------------------------------
 

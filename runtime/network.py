@@ -2,6 +2,10 @@
 
 A namespace is kept as a descriptor, not as a name under /run/netns: when the runtime is killed, those without a dyno
 vanish with it and those with a dyno live exactly as long as the dyno does.
+
+The kernel has one table of neighbours (ARP) for all namespaces, of a thousand entries, and throws others' away when one fills
+it. So nothing is a dyno's neighbour but the gateway: its address is a network of its own, whatever it calls goes by way of the
+gateway, and both know each other's hardware address for good (such entries do not count, and nobody asks for them by ARP).
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
@@ -27,6 +30,8 @@ _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000  # <linux/if_tun.h>
 _RTM_F_CLONED = 0x200  # rtnetlink(7): a cached path-MTU exception for one host of the internet, not a route
 _NUD_NOARP, _NTF_MASTER = 0x40, 0x04  # <linux/neighbour.h>: an entry of the bridge's own table that does not age
+_NUD_PERMANENT = 0x80
+_LINK, _HOST, _LAST = 253, 254, 0xFFFFFFFF  # scopes of routes (<linux/rtnetlink.h>), and what is looked at last
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -63,6 +68,43 @@ class Network:
             NetworkFailed: the network overlaps one that the host already has, or the kernel refuses.
         """
         self.call(self._open)
+
+    def keep_neighbours(self, slots: set[int]) -> None:
+        """Know the hardware addresses of ``slots`` for good, and of no others: those of earlier runtime processes' dynos, which
+        may have ended meanwhile or been started by a version that did not do it.
+
+        Raises:
+            NetworkFailed: the kernel refuses.
+        """
+        try:
+            self.call(lambda: self._keep_neighbours(slots))
+        except NetlinkError as error:
+            raise NetworkFailed(f"The neighbours on the bridge {self.instance.bridge} could not be set: {error}.") from None
+
+    def _keep_neighbours(self, slots: set[int]) -> None:
+        wanted = {self.instance.address(slot) for slot in slots}
+        for entry in self._ip.get_neighbours(family=2, ifindex=self._bridge):
+            if entry["state"] & _NUD_PERMANENT and entry.get_attr("NDA_DST") not in wanted:
+                self._ip.neigh("del", ifindex=self._bridge, dst=entry.get_attr("NDA_DST"))
+        for slot in slots:
+            self._ip.neigh("replace", **self._neighbour(self._bridge, slot))
+
+    def _neighbour(self, index: int, slot: int) -> dict[str, Any]:
+        """``slot`` (0: the gateway) as somebody on the other end of ``index`` is to know it, without asking and for good."""
+        instance = self.instance
+        address = instance.address(slot)
+        return {"ifindex": index, "dst": address, "lladdr": instance.mac(slot), "state": _NUD_PERMANENT}
+
+    def forget(self, slot: int) -> None:
+        """Nobody has ``slot`` any more: who calls its address is to hear so, instead of waiting."""
+        self.call(lambda: self._forget(slot))
+
+    def _forget(self, slot: int) -> None:
+        try:
+            self._ip.neigh("del", ifindex=self._bridge, dst=self.instance.address(slot))
+        except NetlinkError as error:
+            if error.code not in (2, 19):  # ENOENT, ENODEV: it is gone already
+                raise
 
     def _open(self) -> None:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -145,10 +187,7 @@ class Network:
             raise NetworkFailed(f"The network of slot {slot} could not be made: {error}.") from None
 
     def _connect(self, slot: int) -> int:
-        name = self.instance.veth(slot)
-        stale = self._ip.link_lookup(ifname=name)
-        if stale:
-            self._ip.link("del", index=stale[0])
+        self._delete(self.instance.veth(slot))
         namespace: int = self._inside_new(lambda ip: self._inside(ip, slot))
         try:
             self._plug_in(slot)
@@ -161,12 +200,13 @@ class Network:
         """The cable becomes a port of the bridge, to which the dyno's own hardware address belongs and no other, for ever:
         what the bridge learns from packets, a dyno that sends forged ones could teach it."""
         name = self.instance.veth(slot)
-        index = self._ip.link_lookup(ifname=name)[0]
+        index = socket.if_nametoindex(name)
         _sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
         self._ip.link("set", index=index, mtu=self._mtu, master=self._bridge)
         self._ip.brport("set", index=index, isolated=1, learning=0, unicast_flood=0)
         self._ip.fdb("add", ifindex=index, lladdr=self.instance.mac(slot), state=_NUD_NOARP, flags=_NTF_MASTER)
         self._ip.link("set", index=index, state="up")
+        self._ip.neigh("replace", **self._neighbour(self._bridge, slot))
 
     def _inside_new(self, work: Callable[[Any], None]) -> int:
         if _libc.unshare(_CLONE_NEWNET) < 0:
@@ -188,13 +228,20 @@ class Network:
         _sysctl("ipv6/conf/all/disable_ipv6", 1)
         _sysctl("ipv6/conf/default/disable_ipv6", 1)
         _sysctl("ipv4/ip_unprivileged_port_start", 0)
+        _sysctl("ipv4/conf/all/accept_redirects", 0)  # one would make the dyno it names a neighbour
+        _sysctl("ipv4/conf/default/accept_redirects", 0)
         peer = {"ifname": self.instance.veth(slot), "net_ns_fd": self._home, "mtu": self._mtu}
-        ip.link("add", ifname="eth0", kind="veth", address=self.instance.mac(slot), mtu=self._mtu, peer=peer)
-        index = ip.link_lookup(ifname="eth0")[0]
-        ip.addr("add", index=index, address=self.instance.address(slot), prefixlen=self.instance.network.prefixlen)
-        ip.link("set", index=index, state="up")
+        ip.link("add", ifname="eth0", kind="veth", address=self.instance.mac(slot), mtu=self._mtu, peer=peer, state="up")
+        index, gateway = socket.if_nametoindex("eth0"), self.instance.gateway
+        ip.addr("add", index=index, address=self.instance.address(slot), prefixlen=32)
         ip.link("set", index=1, state="up")
-        ip.route("add", dst="default", gateway=self.instance.gateway)
+        ip.neigh("add", **self._neighbour(index, 0))
+        ip.route("add", dst=f"{gateway}/32", oif=index, scope=_LINK)
+        ip.route("add", dst="default", gateway=gateway, oif=index)
+        # where there is no route but a device is named, Linux takes every address for a neighbour's: who wants none but
+        # neighbours (MSG_DONTROUTE), or a multicast group, gets the own loopback, else each address would have its entry
+        ip.route("add", dst="0.0.0.0/0", oif=index, type="local", scope=_HOST, priority=_LAST)
+        ip.route("add", dst="224.0.0.0/4", oif=index, type="local", scope=_HOST)
 
     def line_inside(self, namespace: int) -> socket.socket:
         """A TCP socket in another namespace: whatever it is connected to is reached from there.
@@ -248,11 +295,12 @@ class Network:
         self.call(lambda: self._delete(self.instance.veth(slot)))
 
     def _delete(self, name: str) -> None:
-        if not Path(f"/sys/class/net/{name}").exists() and not self._ip.link_lookup(ifname=name):
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
             return
         try:
-            for index in self._ip.link_lookup(ifname=name):
-                self._ip.link("del", index=index)
+            self._ip.link("del", index=index)
         except NetlinkError as error:
             if error.code != 19:  # ENODEV: its namespace ended meanwhile
                 raise

@@ -151,6 +151,7 @@ class Pool:
             await asyncio.sleep(0.02)
         else:
             await self._run(self.network.disconnect, number)
+        await self._run(self.network.forget, number)
         await self._left(number)
         self._used.discard(number)
 

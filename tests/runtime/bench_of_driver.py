@@ -278,6 +278,7 @@ class Bench:
         return {
             "mounts": sum(str(host.instance.directory) in line for line in mounted) - len(host.images._points),
             "cables": len(host.network.cables()),
+            "neighbours": self._neighbours_for_good(),
             "cgroups": [group for group in groups if not group.endswith("app-id")],
             "descriptors": descriptors(),
             "dynos": [path.name for path in host.dynos.iterdir()],
@@ -286,6 +287,10 @@ class Bench:
             "children": sorted(filter(None, map(_name, children._children()))),
             "loops": _loops(self.home),
         }
+
+    def _neighbours_for_good(self) -> int:
+        words = ["ip", "-4", "-json", "neigh", "show", "dev", self.host.instance.bridge, "nud", "permanent"]
+        return len(json.loads(subprocess.run(words, check=True, capture_output=True).stdout))
 
     def _remains(self) -> list[str]:
         """What OCI runtimes left behind and that has not ended yet, so that nobody could reap it."""

@@ -106,7 +106,6 @@ def main() -> dict[str, object]:
         return INSTANCE.address(FORGER) in heard
 
     until(come)
-    subprocess.run(["ip", "neigh", "replace", INSTANCE.address(VICTIM), "lladdr", INSTANCE.mac(VICTIM), "dev", INSTANCE.bridge], check=True)
     asked.sendto(b"for the victim", (INSTANCE.address(VICTIM), 9))
     got = until(lambda: victim.hears(b"for the victim"))
     return {

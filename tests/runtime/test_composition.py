@@ -102,7 +102,7 @@ class TestFirewall:
         allowed = from_environment({"DAVIT_DYNOS_ALLOW": "10.1.0.0/16, 10.2.0.1:5432,10.3.0.1"}).dynos_allow
         rules = firewall.ruleset(Instance.numbered(0), firewall.Policy(allowed=allowed), {2, 7})
         assert "elements = { 198.18.0.3, 198.18.0.8 }" in rules
-        beyond, here = rules.split("chain input")
+        beyond, here = rules.split("chain forward")[1].split("chain input")
         assert beyond.count("ip saddr @dynos ip daddr 10.") == 3 and beyond.index("@dynos") < beyond.index("reject")
         assert [line.strip() for line in here.splitlines() if "@dynos" in line] == [
             "ip saddr @dynos ip daddr 10.2.0.1/32 meta l4proto { tcp, udp } th dport 5432 accept"
