@@ -26,7 +26,8 @@ class HealthCheck(Struct, frozen=True):
     """One check of a process type, with the names that other platforms use for the same in app.json.
 
     Attributes:
-        type: ``startup`` decides whether a release is up; the other two are kept for those who read them.
+        type: ``startup`` decides whether a release is up; the other two are asked by nobody, which a build says
+            (:func:`not_asked`).
         path: what is requested from the dyno; any answer from 200 to 399 is good.
         attempts: how often it may fail before the dyno counts as not up.
         timeout: seconds that an answer may take.
@@ -183,6 +184,18 @@ def healthchecks(content: bytes) -> dict[str, list[HealthCheck]]:
         ]
         for type, one in _mapping(value, where, 100).items()
     }
+
+
+def not_asked(checks: Mapping[str, Sequence[HealthCheck]]) -> list[str]:
+    """A sentence for each check that Davit does not make."""
+    return [
+        f"The {check.type} check of {check.path} in app.json is not made: Davit checks a dyno when it starts (“type”: “startup”)."
+        if type == "web"
+        else f"The health check of {check.path} in app.json is not made: {type} is not the web process type, and serves nobody."
+        for type, found in checks.items()
+        for check in found
+        if type != "web" or check.type != "startup"
+    ]
 
 
 def _document(content: bytes) -> dict[str, Any]:

@@ -261,7 +261,7 @@ class BuildJob:
             config=release.config,
             healthchecks={type: [structs.asdict(check) for check in found] for type, found in checks.items()},
             description=", ".join(dict.fromkeys(name for name in done.names))[:200],
-            warnings=declared.warnings,
+            warnings=[*declared.warnings, *appjson.not_asked(checks)],
         )
 
     def _show_types(self, result: Result) -> None:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from runtime.driver import Listener
 
 _LOOPBACK = ("127.", "::1", "::ffff:127.")
+_BODY = 1 << 20
+"""Bytes of an answer that are looked through."""
+_PIECES = 4096
+"""Headers of an answer, and chunks of its body, that are read: whoever sends more of them, and tiny ones, keeps Davit busy."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Check:
         attempts: how often it may fail in a row.
         timeout: seconds for one answer.
         wait: seconds between two attempts.
-        content: text that the body must contain.
+        content: text that the body must contain, within its first MiB.
+        delay: seconds before the first attempt.
     """
 
     path: str
@@ -28,6 +33,7 @@ class Check:
     timeout: float = 5
     wait: float = 5
     content: str | None = None
+    delay: float = 0
 
 
 def listening(listeners: Sequence[Listener], port: int) -> bool:
@@ -68,17 +74,57 @@ async def _ask(check: Check, address: str, port: int, host: str) -> str | None:
             "X-Forwarded-Proto: https\r\nAccept: */*\r\nConnection: close\r\n\r\n"
         )
         writer.write(request.encode())
-        status_line = await reader.readline()
-        words = status_line.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-            return "no HTTP answer"
-        if not 200 <= int(words[1]) < 400:
-            return f"status {int(words[1])}"
-        if check.content is not None and check.content.encode() not in await reader.read(1 << 20):
+        status, headers = await _head(reader)
+        while 100 <= status < 200 and status != 101:  # before the answer proper
+            status, headers = await _head(reader)
+        if not 200 <= status < 400:
+            return f"status {status}"
+        if check.content is not None and check.content.encode() not in await _body(reader, headers):
             return "the expected text is missing from the answer"
         return None
     finally:
         writer.close()
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, bytes]]:
+    """The status and the headers, by their names in small letters.
+
+    Raises:
+        ValueError: it is no HTTP, or has no end.
+    """
+    words = (await reader.readline()).split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        raise ValueError("what came is something else")
+    headers: dict[bytes, bytes] = {}
+    for _ in range(_PIECES):
+        line = (await reader.readline()).strip()
+        if not line:
+            return int(words[1]), headers
+        name, _, value = line.partition(b":")
+        headers[name.strip().lower()] = value.strip()
+    raise ValueError("its headers have no end")
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> bytes:
+    """The body as far as it is looked through; it may come in as many pieces as the server likes."""
+    if headers.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
+        return await _chunks(reader)
+    left = min(int(headers.get(b"content-length") or _BODY), _BODY)
+    body = bytearray()
+    while left > len(body) and (piece := await reader.read(left - len(body))):
+        body += piece
+    return bytes(body)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    body = bytearray()
+    for _ in range(_PIECES):
+        size = int((await reader.readline()).partition(b";")[0], 16)
+        if not 0 < size <= _BODY - len(body):
+            break
+        body += await reader.readexactly(size)
+        await reader.readline()
+    return bytes(body)
 
 
 async def until_listening(read: Callable[[], Sequence[Listener]], port: int) -> None:
@@ -91,6 +137,7 @@ async def until_listening(read: Callable[[], Sequence[Listener]], port: int) -> 
 
 async def until_healthy(check: Check, address: str, port: int, host: str) -> str | None:
     """Attempt as often as allowed; None when it passed, else the last thing that came instead."""
+    await asyncio.sleep(check.delay)
     problem: str | None = "was not asked"
     for attempt in range(check.attempts):
         if attempt:

@@ -83,4 +83,8 @@ def _checks(release: Release, type: str) -> list[health.Check]:
     assert release.slug is not None
     names = ("path", "attempts", "timeout", "wait", "content")
     found = (release.slug.healthchecks or {}).get(type, [])
-    return [health.Check(**{name: check[name] for name in names if name in check}) for check in found if check.get("path")]
+    return [
+        health.Check(**{name: check[name] for name in names if name in check}, delay=check.get("initialDelay", 0))
+        for check in found
+        if check.get("path") and check.get("type", "startup") == "startup"
+    ]

@@ -107,6 +107,13 @@ def test_app_json_gives_health_checks_and_ignores_the_rest() -> None:
     assert (check.path, check.attempts, check.timeout, check.type) == ("/up", 5, 5, "startup")
 
 
+def test_checks_that_nobody_makes_are_named() -> None:
+    written = {"web": [{"path": "/up"}, {"path": "/alive", "type": "liveness"}], "worker": {"path": "/jobs"}}
+    first, second = appjson.not_asked(appjson.healthchecks(json.dumps({"healthchecks": written}).encode()))
+    assert "liveness check of /alive" in first
+    assert "/jobs" in second and "worker is not the web process type" in second
+
+
 @pytest.mark.parametrize("value", [[{"path": "/up"}], {"path": "/up"}, {"web": {"path": "/up"}}, {"web": [{"path": "/up"}]}])
 def test_one_check_may_be_written_without_list_or_type(value: object) -> None:
     assert appjson.healthchecks(json.dumps({"healthchecks": value}).encode())["web"][0].path == "/up"
