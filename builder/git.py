@@ -39,6 +39,8 @@ CONFIG: Mapping[str, str] = {
     "receive.autogc": "false",
     # The repositories belong to the user that runs Davit, which need not be the one that runs this process.
     "safe.directory": "*",
+    # A ref is on the disk before its file has its name (packs are by default; git 2.36 and newer).
+    "core.fsync": "reference",
     "tar.umask": "0022",
     "uploadpack.allowFilter": "true",
     "transfer.hideRefs": "refs/davit",

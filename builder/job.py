@@ -370,7 +370,7 @@ class BuildJob:
         if self.row.ref and self.row.commit:
             try:
                 old = repositories.check_turn(self.app.id, self.row.ref, self.row.old_sha or ZERO, self.row.commit)
-                repositories.move_ref(self.app.id, self.row.ref, old, self.row.commit)
+                repositories.move_ref(self.app.id, self.row.ref, old, self.row.commit, self.id)
             except DavitError as error:
                 log.warning("the ref stayed where it was", extra={"build": self.id, "reason": error.message})
                 self._output.warning(f"The release serves, but {self.row.ref} could not be moved: {error.message}")

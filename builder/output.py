@@ -55,10 +55,13 @@ def directory(build_id: str) -> Path:
 
 
 def outcome(build_id: str) -> Outcome | None:
-    """The outcome of a build that has ended, None while it has not."""
+    """The outcome of a build that has ended, None while it has not.
+
+    Also None where a power cut left the file empty: nothing waits for the disk here, because the build's row says it, too.
+    """
     try:
         return Outcome(**json.loads((directory(build_id) / "output.done").read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

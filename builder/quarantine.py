@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from builder import git
+from foundation import disk
 from foundation.errors import DiskFull, InvalidParams
 
 log = logging.getLogger("builder.quarantine")
@@ -223,6 +224,8 @@ class Quarantine:
         target = self.path.with_name(f"{app_id}.{build_id}")
         self.path.rename(target)
         self.path = target
+        # before the build's row says that there is something to build; for ext4 it is one write
+        disk.sync(target / "moves.json", target / "pack", target, target.parent)
 
     @property
     def kept(self) -> bool:
@@ -231,10 +234,11 @@ class Quarantine:
 
     @property
     def moves(self) -> list[Move]:
-        """The moves that wait for the build, the deployed branch first; empty while the push is still coming in."""
+        """The moves that wait for the build, the deployed branch first; empty while the push is still coming in, and where a
+        power cut took them (the build's row knows the first)."""
         try:
             found = json.loads((self.path / "moves.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return []
         return [Move(*(part.encode("utf-8", "surrogateescape") for part in move)) for move in found]
 
@@ -247,10 +251,10 @@ class Quarantine:
         for file in sorted((self.path / "pack").glob("pack-*"), key=lambda path: path.suffix == ".idx"):
             with contextlib.suppress(FileExistsError):  # the same pack, received twice: packs are named by their content
                 os.link(file, target / file.name)
-        _sync(target)
+        disk.sync(target)
         if self.shallow_file.exists():
             roots = set(shallow_roots(self.repository)) | set(self.shallow_file.read_bytes().split())
-            _replace(self.repository / "shallow", _lines(roots))
+            disk.write(self.repository / "shallow", _lines(roots), mode=0o644)
 
     def close(self) -> None:
         """Let go: what no build has is removed."""
@@ -305,20 +309,6 @@ def _sleeps(pid: int) -> bool:
         return False
 
 
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    fresh.write_bytes(data)
-    fresh.rename(path)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _pump(read: Callable[[int], bytes], process: subprocess.Popen[bytes]) -> None:
     """Feed the process until there is no more, or it wants no more."""
     assert process.stdin is not None
@@ -368,6 +358,13 @@ def _refusal(status: int, said: str, limit: int) -> PackRefused:
         )  # fmt: skip
     if "early eof" in lower or "unexpected disconnect" in lower:
         return PackRefused("Your push broke off before all of it had arrived.", "unexpected end")
+    if "requires a git repository" in lower or "not a git repository" in lower:
+        log.error("an app's repository is damaged: git says %s", said)
+        return PackRefused(
+            "The app's repository on this server is damaged, which is no fault of your push's. Its owner finds what git says in "
+            "the log; a backup has it whole.",
+            "the repository is damaged",
+        )  # fmt: skip
     if status < 0:
         return PackRefused("Your push takes too long to check; push it in smaller parts.", "took too long to check")
     return PackRefused(f"Your push was not taken: git says “{last or 'the pack is broken'}”.", _word(last) or "index-pack failed")

@@ -15,7 +15,8 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dulwich.repo import Repo
 
 from builder import git
 from builder.quarantine import ZERO, Move, Quarantine, repository_full, too_many_refs
-from foundation import clock
+from foundation import clock, disk
 from foundation.errors import Conflict, DavitError, InvalidParams, NotFound
 from foundation.settings import Settings, settings
 
@@ -39,8 +40,15 @@ PACKS = 20
 """Packs that a repository may have before they are put together."""
 LOOSE_REFS = 50
 """Refs in files of their own that a repository may have before they are put into one."""
-STALE_LOCK_SECONDS = 60
-"""Age at which the lock of the file of refs is a killed process's: writing it takes milliseconds."""
+STALE_LOCK_SECONDS = 15
+"""Age at which a lock of git's (``*.lock`` beside what it is for) is a killed process's: writing a ref takes milliseconds."""
+_LOCKED = ("HEAD", "packed-refs", "config", "shallow")
+"""What git locks by such a file beside it, besides each ref."""
+LEFT_OVER_SECONDS = 3600
+"""Age at which what is half made has lost whoever made it: longer than git may take."""
+_CONFIGURATION = b"[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
+_ATTRIBUTES = b"* -export-ignore -export-subst\n"
+"""git archive leaves out and rewrites what a tree's attributes tell it to; a checkout does neither."""
 SUBMODULES = 200
 """Submodules that an app may have."""
 
@@ -109,14 +117,16 @@ class Repositories:
         """The app's repository, made when there is none; any number of processes may do so at once."""
         path = self.path(app_id)
         if path.is_dir():
+            _complete(path)
             return path
         fresh = self.root / f".{app_id}.{secrets.token_hex(6)}"
         try:
             git.run(git.environment(fresh), "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(fresh))
             (fresh / "info").mkdir()
-            # git archive leaves out and rewrites what a tree's attributes tell it to; a checkout does neither.
-            (fresh / "info" / "attributes").write_text("* -export-ignore -export-subst\n")
+            (fresh / "info" / "attributes").write_bytes(_ATTRIBUTES)
+            disk.sync(*(place for place in fresh.rglob("*")), fresh)
             fresh.rename(path)
+            disk.sync(self.root)
         except OSError:
             if not path.is_dir():
                 raise
@@ -186,6 +196,7 @@ class Repositories:
     def receiving(self, app_id: str) -> Iterator[Quarantine]:
         """A quarantine for a push; gone at the end of the block unless a build was given it."""
         repository = self.ensure(app_id)
+        self._forget_empty_refs(app_id)
         with self._locked(app_id, fcntl.LOCK_SH):
             quarantine = Quarantine.create(self.incoming, app_id, repository)
         try:
@@ -200,19 +211,48 @@ class Repositories:
                 quarantine.admit()
             if any(move.old != ZERO for move in moves):
                 self._mark_garbage(app_id)
-            return self._update(app_id, moves, atomic=atomic)
+            moved = self._update(app_id, moves, atomic=atomic)
+            disk.sync(*{place for move in moves if (place := (self.path(app_id) / os.fsdecode(move.ref)).parent).is_dir()})
+            return moved
 
     def _update(self, app_id: str, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:
-        env = git.environment(self.path(app_id))
         lines = [_transaction_line(move) for move in moves]
-        if git.run(env, "update-ref", "-z", "--stdin", input=b"".join(lines), check=False).returncode == 0:
+        if self._commit(app_id, b"".join(lines)):
+            return {move.ref: True for move in moves}
+        if self._break_locks(app_id, moves) and self._commit(app_id, b"".join(lines)):
             return {move.ref: True for move in moves}
         if atomic or len(moves) == 1:
             return {move.ref: False for move in moves}
-        return {
-            move.ref: git.run(env, "update-ref", "-z", "--stdin", input=line, check=False).returncode == 0
-            for move, line in zip(moves, lines, strict=True)
-        }
+        return {move.ref: self._commit(app_id, line) for move, line in zip(moves, lines, strict=True)}
+
+    def _commit(self, app_id: str, lines: bytes) -> bool:
+        """A transaction of git's: whether all of it came about."""
+        env = git.environment(self.path(app_id))
+        return git.run(env, "update-ref", "-z", "--stdin", input=lines, check=False).returncode == 0
+
+    def _break_locks(self, app_id: str, moves: Sequence[Move]) -> bool:
+        """Wait for who holds the locks that moving these refs needs, or take them from the dead; whether there were any."""
+        repository = self.path(app_id)
+        names = ["HEAD", "packed-refs", *(os.fsdecode(move.ref) for move in moves)]
+        locks = [repository / f"{name}.lock" for name in names]
+        found = [lock for lock in locks if lock.exists()]
+        deadline = time.monotonic() + STALE_LOCK_SECONDS + 1
+        while left := [lock for lock in found if lock.exists()]:
+            self._remove_stale(app_id, left)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return bool(found)
+
+    def _remove_stale(self, app_id: str, locks: Iterable[Path]) -> None:
+        """Remove those that are too old to have a living owner; one process at a time, so that none takes what is new."""
+        stale = [lock for lock in locks if _older(lock, STALE_LOCK_SECONDS)]
+        if stale:
+            with self._locked(app_id, fcntl.LOCK_EX, name="davit-refs.lock"):
+                for lock in stale:
+                    if _older(lock, STALE_LOCK_SECONDS):
+                        log.warning("a lock that a killed process left was removed", extra={"app": app_id, "lock": lock.name})
+                        lock.unlink(missing_ok=True)
 
     # Builds
 
@@ -335,7 +375,7 @@ class Repositories:
         for quarantine in self._quarantines(app_id):
             if quarantine.kept and (quarantine.path.name.endswith(f".{build_id}") if build_id else True):
                 waiting = quarantine.moves
-                if waiting and (waiting[0].ref, waiting[0].new) == (move.ref, move.new):
+                if (waiting and (waiting[0].ref, waiting[0].new) == (move.ref, move.new)) or (build_id and not waiting):
                     break
         else:
             quarantine, waiting = None, []
@@ -349,8 +389,16 @@ class Repositories:
                     raise Conflict(f"{ref} is not at {old[:12]}, or {new[:12]} is not there: it was not moved.")
                 if move.old != ZERO:
                     self._mark_garbage(app_id)
+            # After a power cut that took the rename, what removes the quarantine is gone as well: housekeeping moves the ref.
             if self.deployed_branch(app_id) != move.ref:
-                git.run(git.environment(self.path(app_id)), "symbolic-ref", "HEAD", ref)
+                self._point_head(app_id, ref)
+
+    def _point_head(self, app_id: str, ref: str) -> None:
+        env = git.environment(self.path(app_id))
+        if git.run(env, "symbolic-ref", "HEAD", ref, check=False).returncode != 0:
+            self._break_locks(app_id, [])
+            git.run(env, "symbolic-ref", "HEAD", ref)
+        disk.sync(self.path(app_id) / "HEAD")
 
     def unpin(self, build_id: str) -> None:
         """The build is decided: remove what its push brought (what was released is in the repository by now)."""
@@ -388,7 +436,8 @@ class Repositories:
             refs = [line.split(b" ", 1) for line in git.run(env, "bundle", "unbundle", str(file)).stdout.splitlines()]
             lines = [b"create " + ref + b"\0" + sha + b"\0" for sha, ref in refs if ref.startswith(b"refs/")]
             git.run(env, "update-ref", "-z", "--stdin", input=b"".join(lines))
-        git.run(env, "symbolic-ref", "HEAD", head.decode())
+        if head.strip():  # a Davit without syncs may have backed an empty one up
+            git.run(env, "symbolic-ref", "HEAD", head.decode())
 
     # Housekeeping
 
@@ -398,24 +447,43 @@ class Repositories:
         Args:
             standing: a build's status by its id, None when there is no such build.
         """
-        for quarantine in self._quarantines():
-            app_id, _, build_id = quarantine.path.name.partition(".")
-            with contextlib.suppress(FileNotFoundError), self._locked(app_id, fcntl.LOCK_EX):
-                # A quarantine is made and locked below the repository's lock: what is unlocked now has lost its process.
-                if not quarantine.abandoned():
-                    continue
-            status = standing(build_id) if quarantine.kept else None
-            if status == "pending":
-                continue
-            if status == "succeeded":
-                self._finish(app_id, quarantine, build_id)
-            quarantine.discard()
-        for stale in self.root.glob(".*"):
-            with contextlib.suppress(FileNotFoundError):  # a repository that is being made has just got its name
-                if stale.stat().st_mtime < clock.now().timestamp() - 3600:
-                    shutil.rmtree(stale, ignore_errors=True)
         for repository in sorted(self.root.glob("*.git")):
-            self.tidy(repository.name.removesuffix(".git"))
+            with _one_that_fails_keeps_no_other():
+                self.ensure(app_id := repository.name.removesuffix(".git"))
+                self._forget_empty_refs(app_id)
+        for quarantine in self._quarantines():
+            with _one_that_fails_keeps_no_other():
+                self._settle(quarantine, standing)
+        for stale in self.root.glob(".*"):
+            if _older(stale, LEFT_OVER_SECONDS):
+                shutil.rmtree(stale, ignore_errors=True)
+        for repository in sorted(self.root.glob("*.git")):
+            with _one_that_fails_keeps_no_other():
+                self.tidy(repository.name.removesuffix(".git"))
+
+    def _settle(self, quarantine: Quarantine, standing: Callable[[str], str | None]) -> None:
+        """Remove a quarantine that nobody needs any more."""
+        app_id, _, build_id = quarantine.path.name.partition(".")
+        with contextlib.suppress(FileNotFoundError), self._locked(app_id, fcntl.LOCK_EX):
+            # A quarantine is made and locked below the repository's lock: what is unlocked now has lost its process.
+            if not quarantine.abandoned():
+                return
+        status = standing(build_id) if quarantine.kept else None
+        if status == "pending":
+            return
+        if status == "succeeded":
+            self._finish(app_id, quarantine, build_id)
+        quarantine.discard()
+
+    def _forget_empty_refs(self, app_id: str) -> None:
+        """Remove refs that a power cut left without content, and with which git refuses every push: what such a one pointed at
+        is known no more, so that it is as if it had not been pushed. Davit has its refs synced; others' tools may not."""
+        refs = self.path(app_id) / "refs"
+        if _empty_files(refs):
+            with self._locked(app_id, fcntl.LOCK_EX):  # nobody moves one meanwhile
+                for file in _empty_files(refs):
+                    log.warning("a ref that a power cut emptied was removed", extra={"app": app_id, "ref": file.name})
+                    file.unlink(missing_ok=True)
 
     def _finish(self, app_id: str, quarantine: Quarantine, build_id: str) -> None:
         """The release succeeded and then the power went: make the move that was due."""
@@ -432,15 +500,16 @@ class Repositories:
         repository = self.path(app_id)
         env = git.environment(repository)
         try:
+            _remove_drafts(repository / "objects")
             self._pack_refs(app_id, repository, env)
             garbage = repository / "davit-garbage"
             if garbage.exists():
                 with self._locked(app_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     # Exclusive, and nothing coming in: nobody relies on an object that no ref reaches.
                     if not self._quarantines(app_id):
-                        garbage.unlink(missing_ok=True)
                         git.run(env, "repack", "-a", "-d", "-q")
                         git.run(env, "prune", "--expire=now")
+                        garbage.unlink(missing_ok=True)  # not before: a repack may fail for want of room, or be killed
             elif len(list((repository / "objects" / "pack").glob("*.pack"))) > PACKS:
                 git.run(env, "repack", "--geometric=2", "-d", "-q")  # loses nothing, so it needs nobody to wait
         except BlockingIOError:
@@ -449,10 +518,7 @@ class Repositories:
             log.warning("a repository could not be tidied", extra={"app": app_id, "why": error.message})
 
     def _pack_refs(self, app_id: str, repository: Path, env: dict[str, str]) -> None:
-        lock = repository / "packed-refs.lock"
-        with contextlib.suppress(FileNotFoundError):
-            if lock.stat().st_mtime < clock.now().timestamp() - STALE_LOCK_SECONDS:
-                lock.unlink()
+        self._remove_stale(app_id, [*(repository / f"{name}.lock" for name in _LOCKED), *(repository / "refs").rglob("*.lock")])
         if sum(len(files) for _, _, files in os.walk(repository / "refs")) > LOOSE_REFS:
             with self._locked(app_id, fcntl.LOCK_EX, name="davit-refs.lock"):
                 git.run(env, "pack-refs", "--all")
@@ -483,6 +549,52 @@ class Repositories:
             yield
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _one_that_fails_keeps_no_other() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        log.exception("housekeeping failed for one repository; it will be tried again")
+
+
+def _complete(repository: Path) -> None:
+    """Write anew what a power cut may have left empty in a repository that was made without syncs: it says the same in each."""
+    heads = repository / "refs" / "heads"
+    branch = "main" if (heads / "main").exists() or not (heads / "master").exists() else "master"
+    for name, content in (
+        ("HEAD", f"ref: refs/heads/{branch}\n".encode()), ("config", _CONFIGURATION), ("info/attributes", _ATTRIBUTES),
+    ):  # fmt: skip
+        if not disk.is_written(repository / name):
+            log.warning("a repository's file that was empty is written anew", extra={"repository": repository.name, "file": name})
+            (repository / name).parent.mkdir(exist_ok=True)
+            disk.write(repository / name, content, mode=0o644)
+
+
+def _remove_drafts(objects: Path) -> None:
+    """What killed git processes were writing: as large as the repository, where it was a repack."""
+    for pattern in ("pack/tmp_*", "pack/.tmp-*", "??/tmp_obj_*"):
+        for draft in objects.glob(pattern):
+            if _older(draft, LEFT_OVER_SECONDS):
+                draft.unlink(missing_ok=True)
+
+
+def _empty_files(directory: Path) -> list[Path]:
+    found = []
+    for place, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                if not name.endswith(".lock") and (path := Path(place, name)).stat().st_size == 0:
+                    found.append(path)
+    return found
+
+
+def _older(path: Path, seconds: float) -> bool:
+    """Whether a file is there and was last written so long ago."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime < clock.now().timestamp() - seconds
+    return False
 
 
 def _size(directories: Sequence[Path]) -> int:

@@ -46,7 +46,7 @@ def recognize(session: Session, request: Request) -> SignedIn | None:
         return None
     if web_sessions.needs_touch(row):
         session.rollback()  # a snapshot must not be held while we wait for our turn to write
-        with transaction() as writing:
+        with transaction(momentary=True) as writing:
             web_sessions.touch(writing, web_sessions.find(writing, secret))
         row = web_sessions.find(session, secret)
     return SignedIn(row, secret)

@@ -30,7 +30,7 @@ def read_database(app_ids: Collection[str] | None) -> Sequence[AppRows]:
 
 def wake(app_id: str) -> None:
     """A request waits for an app that sleeps."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         sleep.wake(session, app_id)
 
 

@@ -115,7 +115,7 @@ def rows_of_dynos() -> dict[str, Dyno]:
 
 def insert(dyno: Dyno) -> None:
     """A dyno is about to start."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         session.add(dyno)
 
 
@@ -126,7 +126,7 @@ def insert_crashed(row: Dyno, times: int, exit: Exit | None, why: str) -> None:
         exit: how it ended by itself; None when it had to be ended.
     """
     status = exit.status if exit else None
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         columns = {column.key: getattr(row, column.key) for column in Dyno.__mapper__.column_attrs}
         columns |= {"state": "crashed", "crashes": times, "exit_status": status}
         columns |= {"slot": None, "address": None, "routed": False}
@@ -139,7 +139,7 @@ def crash(dyno_id: str, times: int, exit: Exit | None) -> None:
     One that ended together with the runtime process, as in a power cut, did not crash.
     """
     status = exit.status if exit else None
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         row = session.get(Dyno, dyno_id)
         if row is None:
             return
@@ -156,7 +156,7 @@ def _why(row: Dyno, exit: Exit | None) -> str:
 
 def hold(dyno_id: str, held: bool) -> bool:
     """Take a dyno off the routes, or put it back if it still is up and is not leaving; whether it is routed to then."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         row = session.get(Dyno, dyno_id)
         if row is None or row.leaving or row.state != "up":
             return False
@@ -167,7 +167,7 @@ def hold(dyno_id: str, held: bool) -> bool:
 def change(dyno_ids: Sequence[str], **values: Any) -> None:
     """Set columns of dynos."""
     if dyno_ids:
-        with transaction() as session:
+        with transaction(momentary=True) as session:
             session.execute(update(Dyno).where(Dyno.id.in_(dyno_ids)).values(updated_at=now(), **values))
             if "state" in values:
                 outbox.note(session, Dyno, dyno_ids)
@@ -178,7 +178,7 @@ def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
 
     Who has crashed in the meantime gets no route.
     """
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         up = update(Dyno).where(Dyno.id.in_(routed), Dyno.state != "crashed")
         session.execute(up.values(routed=True, held=False, state="up", updated_at=now()))
         session.execute(update(Dyno).where(Dyno.id.in_(unrouted)).values(routed=False, leaving=True, updated_at=now()))
@@ -187,7 +187,7 @@ def switch(routed: Sequence[str], unrouted: Sequence[str]) -> None:
 
 def fall_asleep(leaving: Sequence[str], idle: Sequence[Dyno]) -> None:
     """The app sleeps: its dynos leave the routes, and ``idle`` rows show what will run again."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         session.execute(update(Dyno).where(Dyno.id.in_(leaving)).values(routed=False, leaving=True, updated_at=now()))
         session.add_all(idle)
 
@@ -200,7 +200,7 @@ def sleep_candidates() -> list[str]:
 
 def put_to_sleep(app_id: str) -> bool:
     """Put an app to sleep; False when it must not be."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         return sleep.fall_asleep(session, app_id)
 
 
@@ -213,7 +213,7 @@ def stay(app_id: str, type: str, wanted: tuple[str, str], present: tuple[str, st
 def remove(dyno_ids: Sequence[str]) -> None:
     """Dynos are gone."""
     if dyno_ids:
-        with transaction() as session:
+        with transaction(momentary=True) as session:
             outbox.note_removal(session, session.scalars(select(Dyno).where(Dyno.id.in_(dyno_ids))).all())
             session.execute(delete(Dyno).where(Dyno.id.in_(dyno_ids)))
 
@@ -235,7 +235,7 @@ async def strike_off(dyno_ids: Sequence[str]) -> None:
 
 def begin_release(release_id: str, stack_version: str) -> Release | None:
     """A pending release's turn has come: rebase it, fix its stack; None when it is no longer pending."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         release = session.get(Release, release_id)
         if release is None or release.status != "pending":
             return None
@@ -248,7 +248,7 @@ def begin_release(release_id: str, stack_version: str) -> Release | None:
 
 def set_phase(release_id: str, phase: str) -> None:
     """Record where a release stands."""
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         releases.set_phase(session, release_id, phase)
 
 

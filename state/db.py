@@ -1,7 +1,8 @@
 """The database: one engine a process, write transactions, read snapshots, migrations.
 
 SQLite runs in WAL mode: readers never wait, writers queue (``BEGIN IMMEDIATE``, so that two writers wait for each other
-instead of failing half-way). PostgreSQL needs nothing special.
+instead of failing half-way). What is committed is on the disk (``synchronous=FULL``: one fdatasync a commit), but for what
+:func:`transaction` is told to be of the moment. PostgreSQL needs nothing special.
 """
 
 from __future__ import annotations
@@ -52,12 +53,15 @@ def make_engine(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # BEGIN is ours: the driver's own comes too late to be IMMEDIATE
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("write"):  # a setting of the connection, which another transaction may have left otherwise
+        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('momentary') else 'FULL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
 
 
 @lru_cache(maxsize=1)
@@ -75,8 +79,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
-def transaction() -> Iterator[Session]:
+def transaction(*, momentary: bool = False) -> Iterator[Session]:
     """A session that writes: commits at the end of the block, rolls back on an exception.
+
+    Args:
+        momentary: it says what a power cut makes untrue anyway, as that a dyno is up, or what is found out again after one.
+            Its commit need not wait for SQLite's disk; it gets there with the next that does, in order.
 
     Raises:
         DiskFull: the database has no room to write; nothing was changed.
@@ -85,7 +93,8 @@ def transaction() -> Iterator[Session]:
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
-    with _in_sentences(), Session(engine().execution_options(write=True), expire_on_commit=False) as session, _committed(session):
+    options = {"write": True, "momentary": momentary}
+    with _in_sentences(), Session(engine().execution_options(**options), expire_on_commit=False) as session, _committed(session):
         if _is_postgresql():
             session.execute(_SHARED)
         yield session
@@ -141,7 +150,7 @@ def alone() -> Iterator[Session]:
     Raises:
         Unavailable: others did not come to an end within :data:`BUSY_SECONDS`, or the database does not answer.
     """
-    with _in_sentences(), engine().execution_options(write=True).connect() as connection, _durable(connection):
+    with _in_sentences(), engine().execution_options(write=True).connect() as connection:
         session = Session(connection, expire_on_commit=False)
         with _committed(session):
             if _is_postgresql():
@@ -149,21 +158,6 @@ def alone() -> Iterator[Session]:
                 session.execute(text("SET LOCAL synchronous_commit = on"))
                 session.execute(_EXCLUSIVE)
             yield session
-
-
-@contextmanager
-def _durable(connection: Connection) -> Iterator[None]:
-    """SQLite, as we run it, has a commit on the disk only after a checkpoint; FULL syncs its log, earlier commits included."""
-    if _is_postgresql():
-        yield
-        return
-    raw = connection.connection.dbapi_connection  # beside SQLAlchemy, which would begin a transaction, when it is too late
-    assert raw is not None
-    raw.cursor().execute("PRAGMA synchronous=FULL")
-    try:
-        yield
-    finally:
-        raw.cursor().execute("PRAGMA synchronous=NORMAL")
 
 
 def _for_want_of_room(error: DBAPIError) -> bool:

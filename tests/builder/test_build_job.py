@@ -403,6 +403,20 @@ def test_followers_end_when_the_build_is_gone(pushed: Pushed) -> None:
 # --- the queue ---
 
 
+def test_followers_end_by_the_row_where_a_power_cut_emptied_the_outcome(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    printed = output.Output(build_id)
+    printed.heading("Building")
+    printed.finish(output.Outcome("succeeded"))
+    printed.close()
+    assert output.outcome(build_id) == output.Outcome("succeeded")
+    os.truncate(output.directory(build_id) / "output.done", 0)
+    with db.transaction() as session:
+        builds.succeed(session, build_id)
+    assert output.outcome(build_id) is None
+    assert pushed.output(build_id) == "-----> Building\n"
+
+
 def test_builds_of_one_app_wait_for_each_other(pushed: Pushed) -> None:
     first, second = (pushed.build(pushed.commit(file=name)) for name in "ab")
     queue.enqueue_next(pushed.app.id)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import repositories
+from builder import git, repositories
 from builder.quarantine import ZERO, Move
 from builder.receive import plan
 from builder.repositories import FetchFirst, Repositories
@@ -303,3 +303,103 @@ def test_many_refs_are_put_into_one_file(copy: Copy) -> None:
     with copy.repositories.receiving(APP) as quarantine:
         assert all(copy.repositories.store(APP, quarantine, [Move(b"refs/tags/0", commit.encode(), ZERO)], atomic=False).values())
     assert b"refs/tags/0" not in copy.repositories.refs(APP)
+
+
+def test_a_lock_that_a_killed_git_left_holds_a_branch_up_only_for_a_moment(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = copy.commit(a="1"), copy.commit(a="2")
+    copy.bring(first, "b1")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), first, "b1")
+    repository = copy.repositories.path(APP)
+    for name in ("HEAD.lock", "refs/heads/main.lock", "refs/heads/master.lock"):
+        (repository / name).touch()
+        os.utime(repository / name, (0, 0))
+    copy.bring(second, "b2", old=first)
+    copy.repositories.move_ref(APP, "refs/heads/main", first, second, "b2")
+    assert copy.current() == second
+    (repository / "HEAD.lock").touch()
+    os.utime(repository / "HEAD.lock", (0, 0))
+    copy.repositories.move_ref(APP, "refs/heads/master", ZERO.decode(), second)
+    assert copy.repositories.deployed_branch(APP) == b"refs/heads/master"
+    fresh = repository / "refs" / "heads" / "main.lock"
+    fresh.touch()  # its owner may be alive
+    monkeypatch.setattr(repositories, "STALE_LOCK_SECONDS", 1)
+    copy.repositories.move_ref(APP, "refs/heads/main", second, first)
+    assert copy.current() == first
+    held = repository / "davit-refs.lock"
+    assert held.exists(), "what is flocked is no lock of git's"
+
+
+def test_housekeeping_removes_old_locks_and_drafts_and_leaves_new_ones(copy: Copy) -> None:
+    commit = copy.commit(a="1")
+    copy.bring(commit, "b1")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), commit, "b1")
+    copy.repositories.unpin("b1")
+    repository = copy.repositories.path(APP)
+    objects = repository / "objects"
+    (objects / "ab").mkdir()
+    left = [objects / "pack/tmp_pack_a", objects / "pack/.tmp-1-pack-b.pack", objects / "ab/tmp_obj_c", repository / "refs/heads/x.lock"]
+    under_way = [objects / "pack/tmp_pack_new", repository / "refs/heads/y.lock"]
+    for file in (*left, *under_way):
+        file.write_bytes(b"x")
+    for file in left:
+        os.utime(file, (0, 0))
+    copy.repositories.housekeeping(lambda build: None)
+    assert [file for file in (*left, *under_way) if file.exists()] == under_way
+    assert copy.current() == commit
+
+
+def test_garbage_is_remembered_until_a_repack_has_come_to_its_end(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, stray = copy.commit(a="1"), copy.commit(a="stray")
+    for build, commit, old in (("b1", first, ZERO.decode()), ("b2", stray, first)):
+        copy.bring(commit, build, old=old)
+        copy.repositories.move_ref(APP, "refs/heads/main", old, commit, build)
+        copy.repositories.unpin(build)
+    copy.repositories.move_ref(APP, "refs/heads/main", stray, first)
+    with monkeypatch.context() as small:
+        small.setattr(git, "MEMORY", 1 << 20)  # git ends for want of memory
+        copy.repositories.tidy(APP)
+    assert (copy.repositories.path(APP) / "davit-garbage").exists()
+    assert "a" in members(copy, stray)
+    copy.repositories.tidy(APP)
+    assert not (copy.repositories.path(APP) / "davit-garbage").exists()
+    with pytest.raises(NotFound):
+        copy.repositories.archive(APP, stray)
+
+
+def test_a_repository_that_a_power_cut_emptied_is_completed_and_takes_pushes(copy: Copy) -> None:
+    first, second = copy.commit(a="1", **{".gitattributes": "a export-ignore\n"}), copy.commit(a="2")
+    copy.bring(first, "b1")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), first, "b1")
+    repository = copy.repositories.path(APP)
+    for name in ("HEAD", "config", "info/attributes", "refs/heads/main"):
+        os.truncate(repository / name, 0)
+    copy.bring(second, "b2")
+    copy.repositories.move_ref(APP, "refs/heads/main", ZERO.decode(), second, "b2")
+    assert copy.current() == second and copy.repositories.deployed_branch(APP) == b"refs/heads/main"
+    assert "a" in members(copy, second)
+    assert git.run(git.environment(repository), "config", "core.bare").stdout == b"true\n"
+    os.truncate(repository / "HEAD", 0)
+    copy.repositories.housekeeping(lambda build: "pending")
+    copy.repositories.read_bundle("restored", None, head=b"", shallow=None)  # of a backup taken when HEAD was empty
+    assert copy.repositories.deployed_branch("restored") == copy.repositories.deployed_branch(APP) == b"refs/heads/main"
+
+
+def test_a_build_whose_moves_a_power_cut_took_moves_its_own_ref(copy: Copy) -> None:
+    first, second = copy.commit(a="1"), copy.commit(a="2")
+    for build, commit, old in (("b1", first, ZERO.decode()), ("b2", second, first)):
+        copy.bring(commit, build, old=old)
+        os.truncate(copy.repositories.incoming / f"{APP}.{build}" / "moves.json", 0)
+        copy.repositories.move_ref(APP, "refs/heads/main", old, commit, build)
+        assert copy.current() == commit
+    copy.repositories.housekeeping(lambda build: "succeeded")
+    assert copy.pinned() == [] and "a" in members(copy, second)
+
+
+def test_a_repository_that_makes_trouble_keeps_housekeeping_from_no_other(copy: Copy) -> None:
+    copy.repositories.ensure("a-first")
+    shutil.rmtree(copy.repositories.path("a-first") / "info")
+    (copy.repositories.path("a-first") / "info").write_text("no directory")
+    commit = copy.commit(a="1")
+    copy.bring(commit, "b1")
+    copy.repositories.housekeeping(lambda build: None)
+    assert copy.pinned() == []
