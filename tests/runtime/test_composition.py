@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
+import tempfile
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -103,7 +106,7 @@ class TestFirewall:
         rules = firewall.ruleset(Instance.numbered(0), firewall.Policy(allowed=allowed), {2, 7})
         assert "elements = { 198.18.0.3, 198.18.0.8 }" in rules
         beyond, here = rules.split("chain forward")[1].split("chain input")
-        assert beyond.count("ip saddr @dynos ip daddr 10.") == 3 and beyond.index("@dynos") < beyond.index("reject")
+        assert beyond.count("ip saddr @dynos ip daddr 10.") == 3 and beyond.index("@dynos") < beyond.index("ip daddr {")
         assert [line.strip() for line in here.splitlines() if "@dynos" in line] == [
             "ip saddr @dynos ip daddr 10.2.0.1/32 meta l4proto { tcp, udp } th dport 5432 accept"
         ]
@@ -203,6 +206,31 @@ def test_tcp_tables() -> None:
     table6 = "h\n   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0\n"
     assert proctcp.parse(table) == [Listener("127.0.0.1", 8080)]
     assert proctcp.parse(table6) == [Listener("::", 80)]
+
+
+def test_of_a_dyno_with_many_sockets_those_that_listen_are_read_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server, ExitStack() as all:
+        for _ in range(300):
+            all.enter_context(socket.create_connection(server.getsockname()))
+            all.enter_context(server.accept()[0])
+        port = server.getsockname()[1]
+        table = os.open("/proc/self/net/tcp", os.O_RDONLY)
+        read = proctcp.beginning(table)
+        rest = os.read(table, 4096)
+        os.close(table)
+        assert rest and read.count(" 01 ") < 64, "the kernel was not asked for the others"
+        assert Listener("127.0.0.1", port) in proctcp.parse(read)
+        assert Listener("127.0.0.1", port) in proctcp.listeners(os.getpid())
+
+
+def test_no_more_listeners_than_anybody_needs_are_read() -> None:
+    line = b"   0: 0100007F:%04X 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n"
+    with tempfile.TemporaryFile() as file:
+        file.write(b"  sl  local_address rem_address   st tx_queue rx_queue\n" + b"".join(line % port for port in range(1, 5000)))
+        file.seek(0)
+        read = proctcp.beginning(file.fileno())
+    assert len(read) <= 64 << 10
+    assert [one.port for one in proctcp.parse(read)] == list(range(1, read.count("\n") + 1))
 
 
 @given(st.text())
