@@ -26,6 +26,9 @@ from runtime.instance import SLOTS, Instance
 
 OF_ROOT = (8000, 65077)
 """Ports of dynos that this host's root alone may ask: OSv's REST server and the agent that raises signals know no password."""
+CONNECTIONS = 8192
+"""How many connections one dyno or build may have at once: the table in which the kernel keeps them (nf_conntrack_max) is one for
+all, and the host's own are in it."""
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
@@ -67,13 +70,19 @@ def ruleset(instance: Instance, policy: Policy, dynos: Iterable[int] = ()) -> st
     proxies = "".join(f"    ip daddr {address} tcp dport {port} accept\n" for address, port in policy.proxies)
     doors = (f"ip daddr {address} tcp dport {port}" if address else f"tcp dport {port}" for address, port in policy.router)
     router = "".join(f"    {door} accept\n" for door in doors)
+    few = f"    ct state new add @connections {{ ip saddr ct count over {CONNECTIONS} }} reject with icmpx admin-prohibited\n"
     beyond = "".join(map(_allows, policy.allowed))
     here = "".join(_allows(allowed) for allowed in policy.allowed if allowed.network.num_addresses == 1 and allowed.port)
     return f"""\
 table inet {t}
 delete table inet {t}
 table inet {t} {{
-{_set_of_dynos(instance, dynos)}  chain prerouting {{
+{_set_of_dynos(instance, dynos)}  set connections {{
+    type ipv4_addr
+    size 65535
+    flags dynamic
+  }}
+  chain prerouting {{
     type filter hook prerouting priority filter; policy accept;
     iifname "{br}" ip saddr {net} ip daddr {net} ip daddr != {instance.gateway} reject with icmpx admin-prohibited
   }}
@@ -86,7 +95,7 @@ table inet {t} {{
     meta nfproto != ipv4 drop
     ip saddr != {net} drop
     ct state invalid drop
-{dns}{proxies}{beyond}    ip daddr {{ {blocked} }} reject with icmpx admin-prohibited
+{few}{dns}{proxies}{beyond}    ip daddr {{ {blocked} }} reject with icmpx admin-prohibited
     ct state established,related accept
     tcp dport 25 reject with icmpx admin-prohibited
     accept
@@ -97,7 +106,7 @@ table inet {t} {{
     meta nfproto != ipv4 drop
     ip saddr != {net} drop
     ct direction reply ct state established,related accept
-{dns}{proxies}{router}{here}    reject with icmpx admin-prohibited
+{few}{dns}{proxies}{router}{here}    reject with icmpx admin-prohibited
   }}
   chain output {{
     type filter hook output priority filter; policy accept;

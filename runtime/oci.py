@@ -20,6 +20,8 @@ _MASKED = (
     "/proc/timer_stats",
 )  # fmt: skip
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_PTS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=64")
+"""Its own terminals, and not all: their number (kernel.pty.max) is one for all dynos."""
 _NAMESPACES = ("pid", "ipc", "uts", "mount", "user", "cgroup")
 
 
@@ -140,7 +142,7 @@ def _mounts(container: Container) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [
         _mount("proc", "proc", "/proc", ["nosuid", "noexec", "nodev"]),
         _mount("tmpfs", "tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=64k"]),
-        _mount("devpts", "devpts", "/dev/pts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        _mount("devpts", "devpts", "/dev/pts", ["nosuid", "noexec", *_PTS]),
         _mount("tmpfs", "shm", "/dev/shm", ["nosuid", "noexec", "nodev", "mode=1777", f"size={_shm(container.limits)}"]),  # noqa: S108
         # a host-made network namespace would make crun bind the host's own /sys; an empty one says nothing
         _mount("tmpfs", "tmpfs", "/sys", ["nosuid", "noexec", "nodev", "ro", "mode=755", "size=4k"]),

@@ -13,8 +13,9 @@ _NEVER = (
     "pivot_root query_module quotactl quotactl_fd reboot request_key setdomainname sethostname setns settimeofday "
     "swapoff swapon sysfs syslog umount umount2 unshare uselib userfaultfd ustat vhangup vm86 vm86old chroot"
 ).split()
-_ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")
-"""Answered with ENOSYS, so that libc and libuv fall back: clone3's flags are in memory, where seccomp cannot look."""
+_ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup")
+"""Answered with ENOSYS, so that programs fall back: clone3's flags are in memory, where seccomp cannot look, and the number of
+asynchronous operations (fs.aio-max-nr) is one for all dynos and the host."""
 
 _CLONE_NEWUSER = 0x10000000
 """The one namespace that can be made without a capability; each further rule here costs every start some 0.2 ms."""

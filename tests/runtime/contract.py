@@ -535,6 +535,16 @@ class SharedKernelContract(DriverContract):
     def test_system_calls_are_filtered(self, bench: Bench) -> None:
         assert bench.result("import json; print(json.dumps('Seccomp:\\t2' in open('/proc/self/status').read()))")
 
+    def test_its_terminals_are_counted(self, bench: Bench) -> None:
+        code = """
+import json, os
+all = []
+try:
+    while len(all) < 99: all.append(os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY))
+except OSError as error: print(json.dumps([len(all), error.errno]))
+"""
+        assert bench.result(code) == [64, 28]
+
     def test_dangerous_system_calls_are_refused(self, bench: Bench) -> None:
         code = """
 import ctypes, json, socket
@@ -550,6 +560,7 @@ x86 = platform.machine() == 'x86_64'
 print(json.dumps({
     'unshare user': call(272 if x86 else 97, 0x10000000), 'clone3': call(435, 0, 0), 'keyctl': call(250 if x86 else 219, 0, 0),
     'bpf': call(321 if x86 else 280, 0, 0, 0), 'io_uring': call(425, 1, 0),
+    'aio': call(206 if x86 else 0, 1, ctypes.byref(ctypes.c_ulong())),
     'clone newuser': call(56 if x86 else 220, 0x10000011, 0, 0, 0, 0),
     'odd families': [n for n in range(3, 45) if n not in (10, 16) and family(n, 1, 0) != 97],
     'AF_ALG': family(38, 5, 0), 'AF_VSOCK': family(40, 1, 0), 'AF_PACKET': family(17, 3, 0), 'netfilter': family(16, 3, 12),
@@ -557,7 +568,7 @@ print(json.dumps({
 }))
 """
         assert bench.result(code) == {
-            "unshare user": 1, "clone3": 38, "keyctl": 1, "bpf": 1, "io_uring": 38, "clone newuser": 1, "odd families": [],
+            "unshare user": 1, "clone3": 38, "keyctl": 1, "bpf": 1, "io_uring": 38, "aio": 38, "clone newuser": 1, "odd families": [],
             "AF_ALG": 97, "AF_VSOCK": 97, "AF_PACKET": 97, "netfilter": 97, "route": 0, "inet": 0, "unix": 0,
         }  # fmt: skip
 

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 from runtime import firewall
 from runtime.instance import Instance
@@ -18,6 +19,13 @@ from runtime.network import Network
 
 INSTANCE = Instance.numbered(7)
 DYNO, OTHER, LATER = 5, 6, 9
+FEW = 20
+"""How many connections a dyno may have here."""
+ASKS_ONCE = f"""
+import socket
+question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+question.sendto(b"others do", ("{INSTANCE.gateway}", 53))
+"""
 ASKS = f"""
 import json, os, socket
 os.setuid(65534)
@@ -39,6 +47,18 @@ print(json.dumps(line.connect_ex(("{INSTANCE.address(OTHER)}", 80))), flush=True
 question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 question.sendto(b"?", ("{INSTANCE.gateway}", 53))
 print(json.dumps(question.recv(9).decode()), flush=True)
+for _ in range({FEW}): socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("{INSTANCE.gateway}", 53))
+question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+question.connect(("{INSTANCE.gateway}", 53))
+question.settimeout(1)
+for _ in range(60):  # it hears so once a second at the most
+    try:
+        question.send(b"once more")
+        heard = question.recv(9).decode()
+    except TimeoutError: continue
+    except OSError as error: heard = error.errno
+    break
+print(json.dumps(heard), flush=True)
 server = socket.create_server(("0.0.0.0", 5000))
 print(json.dumps("listens"), flush=True)
 server.accept()
@@ -61,9 +81,11 @@ def for_good(*slots: int) -> list[tuple[str, str, str]]:
 
 
 def main() -> dict[str, object]:
+    firewall.CONNECTIONS = FEW
     network = Network(INSTANCE)
     network.open()
     firewall.apply(INSTANCE, firewall.Policy(resolvers=[INSTANCE.gateway]))
+    Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("600")  # else a slow machine forgets some meanwhile
     dyno, other = network.connect(DYNO), network.connect(OTHER)
     resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     resolver.bind((INSTANCE.gateway, 53))
@@ -75,6 +97,12 @@ def main() -> dict[str, object]:
         _, asker = resolver.recvfrom(9)
         resolver.sendto(b"answered", asker)
         found["the resolver"] = json.loads(app.stdout.readline())
+        found["a connection too many"] = json.loads(app.stdout.readline())
+        subprocess.run(inside(other, sys.executable, "-c", ASKS_ONCE), check=True)
+        heard = []
+        while heard[-1:] != [b"others do"]:
+            heard.append(resolver.recv(9))
+        found["those before"] = set(heard[:-1]) == {b""} and len(heard) < FEW + 1
         found["neighbours"] = neighbours(*inside(dyno)) == for_good(0) or neighbours(*inside(dyno))[:5]
         assert json.loads(app.stdout.readline()) == "listens"
         socket.create_connection((INSTANCE.address(DYNO), 5000), 60).close()

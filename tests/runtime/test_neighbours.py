@@ -14,5 +14,6 @@ def test_a_dyno_has_one_neighbour_whatever_it_calls_and_both_know_each_other_wit
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "the host knows both": True, "another dyno": 113, "the resolver": "answered", "neighbours": True,
+        "a connection too many": 113, "those before": True,
         "the host still does": True, "one has gone": True, "those that another process finds": True,
     }  # fmt: skip
