@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
+from typing import TypeVar
 
 import redis
 from rq import Queue
@@ -22,6 +24,7 @@ from builder import output, repositories
 from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
+from logs.room import Room
 from state import builds, notify
 from state.db import ask, snapshot, transaction
 from state.models import Build
@@ -40,6 +43,11 @@ ATTEMPTS = 2
 LOST_AFTER = timedelta(seconds=10)
 """How long a build may be queued in the database without being in Redis (a worker has just taken it) before it counts as lost."""
 
+FULL = "The build waits, because Davit's Redis is full; it starts by itself when there is room (on the host: `davit doctor`)."
+AWAY = "The build waits, because Davit's Redis does not answer; it starts by itself when it does (on the host: `davit status`)."
+
+_Result = TypeVar("_Result")
+
 
 def queue() -> Queue:
     """RQ's queue of builds."""
@@ -53,8 +61,8 @@ def enqueue_next(app_id: str) -> None:
     """
     with transaction() as session:
         build = builds.next_turn(session, app_id)
-    if build is not None:
-        _send(build.id)
+    if build is not None and (reason := _send(build.id)):
+        _say(build.id, reason)
 
 
 def put_first(bounded: bool) -> bool:
@@ -113,19 +121,55 @@ def tell_of_wait(build_id: str) -> None:
         out.close()
 
 
-def _send(build_id: str) -> None:
+def _send(build_id: str) -> str | None:
+    """Have a worker take the build; why none will for the moment, when Redis does not take it: :func:`recover` sends it then."""
     try:
-        queue().enqueue(
-            "builder.job.build",
-            build_id,
-            job_id=build_id,
-            job_timeout=-1,
-            result_ttl=0,
-            failure_ttl=60,
-            description=f"build {build_id}",
+        with_room(
+            lambda: queue().enqueue(
+                "builder.job.build",
+                build_id,
+                job_id=build_id,
+                job_timeout=-1,
+                result_ttl=0,
+                failure_ttl=60,
+                description=f"build {build_id}",
+            )
         )
-    except redis.RedisError:
-        log.warning("Redis is away; the build starts when it is back", extra={"build": build_id})
+    except redis.OutOfMemoryError:
+        log.warning("Redis is full; the build starts when there is room", extra={"build": build_id})
+        return FULL
+    except redis.RedisError as error:
+        log.warning("Redis is away; the build starts when it is back", extra={"build": build_id, "reason": str(error)})
+        return AWAY
+    return None
+
+
+def _say(build_id: str, reason: str) -> None:
+    """Tell whoever waits for the build."""
+    with suppress(OSError):  # a full disk: the build's own business, later
+        out = output.Output(build_id)
+        out.warning(reason)
+        out.close()
+
+
+def with_room(act: Callable[[], _Result]) -> _Result:
+    """What ``act`` returns, for which a full Redis has to take less of the apps' lines.
+
+    Raises:
+        redis.OutOfMemoryError: it is full of something else.
+        redis.RedisError: it is away.
+    """
+    try:
+        return act()
+    except redis.OutOfMemoryError:
+        if not _room(notify.redis_client()).make():
+            raise
+        return act()
+
+
+@lru_cache(maxsize=1)
+def _room(client: redis.Redis) -> Room:
+    return Room(client)
 
 
 @contextmanager

@@ -37,14 +37,16 @@ _OUTPUT = 1 << 20
 
 
 def enqueue(setup_id: str) -> None:
-    """Have a worker take the setup's next step; when Redis is away, a worker finds it later."""
+    """Have a worker take the setup's next step; when Redis is away or full, a worker finds it later."""
     try:
-        queue.queue().enqueue(
-            "builder.setup.step", setup_id, job_id=_job(setup_id), job_timeout=-1, result_ttl=0, failure_ttl=60,
-            description=f"setup {setup_id}",
+        queue.with_room(
+            lambda: queue.queue().enqueue(
+                "builder.setup.step", setup_id, job_id=_job(setup_id), job_timeout=-1, result_ttl=0, failure_ttl=60,
+                description=f"setup {setup_id}",
+            )
         )  # fmt: skip
-    except redis.RedisError:
-        log.warning("Redis is away; the setup starts when it is back", extra={"setup": setup_id})
+    except redis.RedisError as error:
+        log.warning("Redis does not take the setup; it starts when it does", extra={"setup": setup_id, "reason": str(error)})
 
 
 def _job(setup_id: str) -> str:

@@ -138,7 +138,7 @@ class Worker:
             return
         self._looked = time.monotonic()
         try:
-            notify.worker_is_here()
+            self._say_so()
             queue.recover()
             setup.recover()
         except redis.RedisError:
@@ -152,6 +152,13 @@ class Worker:
                 sources.sweep()
             except Exception:
                 log.exception("files of forgotten builds could not be removed")
+
+    def _say_so(self) -> None:
+        """The sign of life; a Redis that refuses it may be full, and builds are looked after all the same."""
+        try:
+            queue.with_room(notify.worker_is_here)
+        except redis.ResponseError as error:
+            log.warning("Redis refuses the sign that the worker lives", extra={"reason": str(error)})
 
 
 class _Build(SimpleWorker):  # type: ignore[misc]

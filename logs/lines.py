@@ -3,7 +3,7 @@
 A line ends at a newline. A longer one than :data:`LIMIT` is cut into pieces (Heroku: 10,000 bytes). Escape sequences stay,
 because colours belong to the reader's terminal; whatever could start a new line in some reader and so forge another
 line (carriage return, vertical tab, form feed, the separators that ``str.splitlines`` knows) and NUL become spaces;
-bytes that are not UTF-8 become U+FFFD.
+bytes that are not UTF-8 become U+FFFD, or ``?`` in a line that would be longer than the limit by it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from __future__ import annotations
 import re
 
 LIMIT = 10_000
-"""Bytes of a line at the most, before cleaning."""
+"""Bytes of a line at the most, before cleaning and after it."""
 
 _BREAKS = re.compile(rb"[\x00\n\r\x0b\x0c\x1c-\x1e]")
+_UNKNOWN = "\ufffd".encode()
 _TEXT_BREAKS = re.compile("[\x00\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 def clean(raw: bytes) -> bytes:
-    """One line made safe: valid UTF-8 without line breaks or NUL; the ``\\r`` of a CRLF line end goes without a trace."""
+    """One line made safe: valid UTF-8 without line breaks or NUL; the ``\\r`` of a CRLF line end goes without a trace.
+
+    What is no longer than :data:`LIMIT` stays so: U+FFFD has three bytes, and binary data would come out three times as long.
+    """
     if raw.isascii():
         if not _BREAKS.search(raw):
             return raw
         return _BREAKS.sub(b" ", raw.removesuffix(b"\r"))
     text = raw.removesuffix(b"\r").decode("utf-8", "replace")
-    return _TEXT_BREAKS.sub(" ", text).encode()
+    safe = _TEXT_BREAKS.sub(" ", text).encode()
+    return safe if len(safe) <= LIMIT else safe.replace(_UNKNOWN, b"?")
 
 
 def cut(line: bytes) -> list[bytes]:
@@ -84,12 +89,13 @@ class Splitter:
         dropped = 0
         if len(raw) == room and (newline := rest.rfind(b"\n")) >= 0:
             dropped = rest.count(b"\n")
+            if not raw and self._shown:
+                dropped -= rest.startswith((b"\n", b"\r\n"))
+                self._shown = False
             rest = rest[newline + 1 :]
         if raw and self._shown:
             if raw[0] in (b"", b"\r"):
                 del raw[0]
-            self._shown = False
-        elif dropped:
             self._shown = False
         if raw and max(map(len, raw)) > LIMIT:
             raw = [piece for line in raw for n, piece in enumerate(cut(line)) if not n or piece != b"\r"]

@@ -1,6 +1,6 @@
 """Lines on their way to Redis: a bounded buffer and a thread that empties it, so that nobody waits for Redis.
 
-While Redis is away the buffer keeps the newest lines of every app. What had to go is counted, and said in the app's
+While Redis is away, or full, the buffer keeps the newest lines of every app. What had to go is counted, and said in the app's
 log (L12) before its next line. Delivery is in order per app; a batch whose answer was lost is sent again, so that at
 most one batch can appear twice and none is missing.
 """
@@ -12,7 +12,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from logs.room import Room
 
 log = logging.getLogger("logs")
 
@@ -21,9 +24,10 @@ LINES = 20_000
 BYTES = 16 << 20
 """Bytes of all apps that wait at the most."""
 _OVERHEAD = 48  # bytes that Python adds to each line
-BATCH = 500
+BATCH, BATCH_BYTES = 500, 1 << 20
+"""Lines that are sent together, and their bytes (or one line of each app)."""
 SOME = 100
-"""Lines of one app after which its window is trimmed."""
+"""Lines of one app, or KiB, after which its window is trimmed."""
 _LINGER = 30.0
 """Seconds after which an idle thread ends; a new one starts when it is wanted."""
 _RETRY = (0.1, 2.0)
@@ -58,6 +62,7 @@ class Sender:
         append: composes the command that appends a line: ``append(app_id, packed line)``.
         overflow: composes the packed line that tells of loss: ``overflow(count, since in seconds since the epoch)``.
         trim: composes the command that takes away what is too old of an app's lines: ``trim(app_id)``.
+        room: keeps the lines of all apps from filling Redis.
 
     Attributes:
         away: the last attempt failed.
@@ -70,14 +75,16 @@ class Sender:
         append: Callable[[str, bytes], Sequence[Any]],
         overflow: Callable[[int, float], bytes],
         trim: Callable[[str], Sequence[Any]],
+        room: Room,
     ) -> None:
-        self._redis, self._append, self._overflow, self._trim = redis, append, overflow, trim
+        self._redis, self._append, self._overflow, self._trim, self._room = redis, append, overflow, trim, room
         self._changed = threading.Condition()
         self._waiting: dict[str, deque[bytes]] = {}
         self._bytes = 0
         self._lost: dict[str, tuple[int, float]] = {}
         self._untrimmed: Counter[str] = Counter()
         self._accepted = self._settled = 0
+        self._complained = False
         self._thread: threading.Thread | None = None
         self.away = False
         self.prompt = True
@@ -115,11 +122,14 @@ class Sender:
     def _drop(self, app_id: str) -> None:
         queue = self._waiting[app_id]
         self._bytes -= len(queue.popleft()) + _OVERHEAD
+        self._lose(app_id)
+        if not queue:
+            del self._waiting[app_id]
+
+    def _lose(self, app_id: str) -> None:
         self._settled += 1
         count, since = self._lost.get(app_id, (0, time.time()))
         self._lost[app_id] = (count + 1, since)
-        if not queue:
-            del self._waiting[app_id]
 
     def _work(self) -> None:
         pause = _RETRY[0]
@@ -139,14 +149,20 @@ class Sender:
         """The next batch, the apps in turn, a fair part of each; called with the lock held."""
         batch: list[tuple[str, bytes]] = []
         losses: dict[str, tuple[int, float]] = {}
-        fair = max(1, BATCH // len(self._waiting))
-        for app_id in list(self._waiting)[:BATCH]:
+        apps = min(BATCH, len(self._waiting))
+        fair, fair_bytes = BATCH // apps, BATCH_BYTES // apps
+        for app_id in list(self._waiting)[:apps]:
             if app_id in self._lost:
                 losses[app_id] = self._lost.pop(app_id)
                 batch.append((app_id, self._overflow(*losses[app_id])))
             queue = self._waiting.pop(app_id)  # and to the end of the row, when more of it waits
             taken = [queue.popleft() for _ in range(min(fair, len(queue)))]
-            self._bytes -= _size(taken)
+            size = _size(taken)
+            while size > fair_bytes and len(taken) > 1:
+                queue.appendleft(taken.pop())
+                size -= len(queue[0]) + _OVERHEAD
+            self._bytes -= size
+            self._untrimmed[app_id] += max(len(taken), size >> 10)
             batch += [(app_id, line) for line in taken]
             if queue:
                 self._waiting[app_id] = queue
@@ -157,19 +173,20 @@ class Sender:
             pipeline = self._redis.pipeline(transaction=False)
             for app_id, line in batch:
                 pipeline.execute_command(*self._append(app_id, line))
-            self._untrimmed.update(app_id for app_id, _ in batch)
             for app_id in {app_id for app_id, _ in batch if self._untrimmed[app_id] >= SOME}:
                 pipeline.execute_command(*self._trim(app_id))
                 del self._untrimmed[app_id]
+            looks = self._room.wants_look(sum(len(line) for _, line in batch))
+            if looks:
+                pipeline.execute_command("INFO", "memory")
             answers = pipeline.execute(raise_on_error=False)
-            refusals = [answer for answer in answers if isinstance(answer, Exception)]
-            if refusals and (_starting(refusals[0])):
-                raise refusals[0]
         except Exception as error:  # whatever the client raises: its lines wait, and nobody's program stops
-            self._put_back(batch, losses, error)
+            self._put_back(_without_reports(batch, losses), losses, error)
             return False
-        if refusals:
-            log.warning("Redis refused log lines", extra={"lines": len(refusals), "reason": str(refusals[0])})
+        if any(isinstance(answer, Exception) for answer in answers) and not self._bear_refusals(batch, losses, answers):
+            return False
+        if looks:
+            self._heed(answers[-1])
         with self._changed:
             if self.away:
                 log.info("Redis is back; the log window goes on")
@@ -178,34 +195,114 @@ class Sender:
             self._changed.notify_all()
         return True
 
-    def _put_back(self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]], error: Exception) -> None:
+    def _bear_refusals(
+        self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]], answers: Sequence[Any]
+    ) -> bool:
+        """Some commands were refused: lines that Redis may take later wait, others are lost; whether all went well but those."""
+        told = set(losses)
+        waiting: list[tuple[str, bytes]] = []
+        untold: dict[str, tuple[int, float]] = {}
+        lost: list[str] = []
+        passing: Exception | None = None
+        for (app_id, line), answer in zip(batch, answers, strict=False):
+            report = app_id in told  # the first line of these is the report of the loss
+            told.discard(app_id)
+            if not isinstance(answer, Exception):
+                continue
+            if _passes(answer):
+                passing = answer
+            if report:
+                untold[app_id] = losses[app_id]
+            elif _passes(answer):
+                waiting.append((app_id, line))
+            else:
+                lost.append(app_id)
+        refusal = next(answer for answer in answers if isinstance(answer, Exception))
+        if not self._complained and passing is None:
+            self._complained = True
+            log.warning("Redis refuses a command", extra={"lines": len(lost), "reason": str(refusal)})
+        with self._changed:
+            for app_id in lost:
+                self._lose(app_id)
+            self._settled -= len(lost)  # they are in the batch, which is settled as a whole
+            if passing is None:
+                self._restore(untold)
+                return True
+            self._settled += len(batch) - len(losses) - len(waiting)
+        self._put_back(waiting, untold, passing)
+        if _full(passing):
+            self._make_room()
+        return False
+
+    def _heed(self, told: Any) -> None:
+        try:
+            self._room.heed(told)
+        except Exception as error:  # it is looked again with the next lines
+            log.debug("windows could not be shortened: %s", error)
+
+    def _make_room(self) -> None:
+        try:
+            self._room.make()
+        except Exception as error:  # the lines wait all the same
+            log.debug("no room could be made: %s", error)
+
+    def _put_back(self, batch: Sequence[tuple[str, bytes]], losses: dict[str, tuple[int, float]], error: Exception) -> None:
         with self._changed:
             if not self.away:
-                log.warning("Redis is away; log lines wait", extra={"reason": f"{type(error).__name__}: {error}"})
+                what = "full" if _full(error) else "away"
+                log.warning(f"Redis is {what}; log lines wait", extra={"reason": f"{type(error).__name__}: {error}"})
             self.away, self.prompt = True, False
-            told = set(losses)
             back: dict[str, list[bytes]] = {}
             for app_id, line in batch:
-                if app_id in told:
-                    told.discard(app_id)  # the first line of these is the report of the loss
-                    continue
                 back.setdefault(app_id, []).append(line)
             for app_id, lines in back.items():
                 self._waiting.setdefault(app_id, deque()).extendleft(reversed(lines))
                 self._bytes += _size(lines)
-            for app_id, (count, since) in losses.items():
-                later = self._lost.get(app_id, (0, since))
-                self._lost[app_id] = (count + later[0], since)
+            self._restore(losses)
             for app_id in back:
                 while len(self._waiting.get(app_id, ())) > LINES:
                     self._drop(app_id)
             self._changed.notify_all()
+
+    def _restore(self, losses: dict[str, tuple[int, float]]) -> None:
+        """These losses could not be told."""
+        for app_id, (count, since) in losses.items():
+            later = self._lost.get(app_id, (0, since))
+            self._lost[app_id] = (count + later[0], since)
+
+
+def _without_reports(batch: Sequence[tuple[str, bytes]], losses: dict[str, tuple[int, float]]) -> list[tuple[str, bytes]]:
+    """The batch without the reports of losses, the first line of those apps."""
+    told = set(losses)
+    lines = []
+    for app_id, line in batch:
+        if app_id in told:
+            told.discard(app_id)
+        else:
+            lines.append((app_id, line))
+    return lines
 
 
 def _size(lines: Sequence[bytes]) -> int:
     return sum(map(len, lines)) + _OVERHEAD * len(lines)
 
 
-def _starting(error: Exception) -> bool:
-    """Whether Redis only said that it is reading its file back (redis-py has a class of that name)."""
-    return type(error).__name__ == "BusyLoadingError" or str(error).startswith("LOADING")
+_PASSING = {
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY",
+    "BusyLoadingError", "ClusterDownError", "MasterDownError", "OutOfMemoryError", "ReadOnlyError",
+}  # fmt: skip
+
+
+def _passes(error: Exception) -> bool:
+    """Whether Redis refuses for a while, whatever it is asked: it reads its file back, it is full, it is a replica now."""
+    return _kind(error) in _PASSING
+
+
+def _full(error: Exception) -> bool:
+    return _kind(error) in ("OOM", "OutOfMemoryError")
+
+
+def _kind(error: Exception) -> str:
+    """The first word of a refusal; redis-py has classes of their own for some, and leaves it out there."""
+    name = type(error).__name__
+    return name if name in _PASSING else str(error).split(" ", 1)[0]

@@ -1,4 +1,4 @@
-"""An app's recent lines, 1,500 of them: a Redis stream per app, and beside it what :mod:`logs.window` keeps for quiet sources.
+"""An app's recent lines, 1,500 of them or 2 MiB: a Redis stream per app, and beside it what :mod:`logs.window` puts aside.
 
     emit(redis, app.id, [Line(now(), "heroku", "web.1", "State changed from starting to up")])
     for id, line in recent(redis, app.id, 100, dyno="web"): print(format_line(line))
@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from foundation.errors import Unavailable
 from logs import lines as safe
 from logs.resp import Client
+from logs.room import Room
 from logs.sender import Redis, Sender
 from logs.window import BACKSTOP, RESERVE, SHARES, WINDOW, aside, fair, key, share, trim
 
@@ -84,7 +85,7 @@ def append(app_id: str, packed: bytes) -> tuple[object, ...]:
 
 
 def overflow(count: int, since: float) -> bytes:
-    """The packed L12 line: a process of Davit's could not reach Redis and its buffer was full."""
+    """The packed L12 line: Redis took no lines from a process of Davit's, and its buffer was full."""
     text = f"Error L12 (local buffer overflow): {count} messages dropped since {iso(since)}"
     return pack(time.time_ns() // 1000, "heroku", "logplex", text.encode())
 
@@ -103,7 +104,7 @@ def sender(redis: Redis) -> Sender:
     with _lock:
         found = _senders.get(redis)
         if found is None:
-            found = _senders[redis] = Sender(redis, append, overflow, trim)
+            found = _senders[redis] = Sender(redis, append, overflow, trim, Room(redis))
         return found
 
 
@@ -173,7 +174,9 @@ def recent(
     if not wanted:
         return []
     if not (source or dyno) and wanted <= WINDOW - len(SHARES) * RESERVE:  # the newest, whatever they are
-        return _entries(_ask(redis, "XREVRANGE", key(app_id), "+", "-", "COUNT", wanted))[::-1]
+        found = _entries(_ask(redis, "XREVRANGE", key(app_id), "+", "-", "COUNT", wanted))[::-1]
+        if len(found) == wanted:
+            return found
     window = fair(_kept(redis, app_id), lambda entry: share(entry[1].source, entry[1].process))
     return [(id, line) for id, line in window if matches(line, source, dyno)][-wanted:]
 

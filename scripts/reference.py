@@ -31,7 +31,7 @@ REMEDIES = {
     "R99": "Davit's own fault or the host's: the line says which; `davit doctor` checks the host",
     "L10": "lines were lost on their way into the log or to a drain: print less, or look at the drain's server",
     "L11": "whoever follows the log reads too slowly: follow fewer lines (`--dyno`, `--source`)",
-    "L12": "Davit's processes could not reach Redis for a while: `davit status`",
+    "L12": "Redis was away or full for a while, and took no lines: `davit status` and `davit doctor` say which",
     "L13": "a drain cannot be reached or refuses; the line says why, and it is tried again",
     "L14": "a drain's certificate is not valid for its name; give it one that this host trusts",
 }

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import redis
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,8 @@ Level = Literal["ok", "warn", "bad"]
 
 PATIENCE = 2.0
 """Seconds that a process has to answer."""
+REDIS_FULL, REDIS_BRIMFUL = 0.85, 0.97
+"""Parts of Redis's bound: logs take no more than three quarters, so that more is something else's."""
 ROOM_WANTED, ROOM_LEAST = 5 << 30, 1 << 30
 CERTIFICATE_DAYS = 14
 LATE = timedelta(minutes=5)
@@ -65,7 +68,7 @@ class Host:
 def processes() -> list[Point]:
     """Each of Davit's processes that can be asked; all at once, so that several that hang take no longer than one."""
     asked: list[Callable[[], Point]] = [partial(_answers, name, partial(_ping, name)) for name in ("runtime", "router", "logs")]
-    asked += [partial(_answers, "redis", lambda: notify.redis_client().ping()), partial(_answers, "ssh", _ssh), _worker]
+    asked += [_redis, partial(_answers, "ssh", _ssh), _worker]
     with ThreadPoolExecutor(len(asked)) as threads:
         found = list(threads.map(lambda ask: ask(), asked))
     return [Point("web", "ok", "answers: this is its answer"), *found]
@@ -107,6 +110,31 @@ def _ssh() -> None:
         connection.settimeout(PATIENCE)
         if not connection.recv(4).startswith(b"SSH"):
             raise ConnectionError
+
+
+def _redis() -> Point:
+    found = _answers("redis", lambda: notify.redis_client().ping())
+    if found.level != "ok":
+        return found
+    level, words = redis_memory(notify.redis_client())
+    return Point("redis", level, f"{found.words}, {words}")
+
+
+def redis_memory(client: redis.Redis) -> tuple[Level, str]:
+    """How full Redis is, in words that a sentence can go on with."""
+    try:
+        told = client.info("memory")
+        used, bound, policy = int(told["used_memory"]), int(told.get("maxmemory", 0)), str(told.get("maxmemory_policy", ""))
+    except (redis.RedisError, KeyError, ValueError):
+        return "ok", "does not tell how full it is"  # a managed one may not
+    if not bound:
+        return "ok", f"{used / (1 << 20):,.0f} MiB are used, without a bound of its own"
+    part, words = used / bound, f"{used / bound:.0%} of {bound / (1 << 20):,.0f} MiB are used"
+    if policy.startswith("allkeys"):
+        return "warn", f"{words}, and when it is full it may forget builds that wait: set maxmemory-policy to noeviction"
+    if part > REDIS_FULL:
+        words += ", more than logs may take: when it is full, builds and log lines wait"
+    return "bad" if part > REDIS_BRIMFUL else "warn" if part > REDIS_FULL else "ok", words
 
 
 def _worker() -> Point:

@@ -30,7 +30,11 @@ def redis_client() -> redis.Redis:
 
 def worker_is_here() -> None:
     """The worker process says that it lives; what it said last counts for WORKER_SECONDS."""
-    redis_client().set(_WORKER, 1, ex=WORKER_SECONDS)
+    try:
+        redis_client().set(_WORKER, 1, ex=WORKER_SECONDS)
+    except redis.OutOfMemoryError:  # a full Redis refuses what might take memory; this takes none
+        if not redis_client().expire(_WORKER, WORKER_SECONDS):
+            raise
 
 
 def worker_is_known() -> bool:

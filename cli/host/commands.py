@@ -63,6 +63,8 @@ def status(pids: bool, as_json: bool) -> None:
         click.echo(f"Davit is not running in {settings().home}; `davit up` starts it.")
     else:
         _table(rows)
+        if words := survey.redis_words(settings()):
+            click.echo(words)
         if kept_by is not None:
             click.echo(f"Kept by {kept_by.name}. {kept_by.told}".rstrip())
     if not survey.whole(rows, kept_by):

@@ -77,8 +77,8 @@ def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
     ]  # fmt: skip
     if not essential:
         checks += [
-            check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_passage, check_proxies,
-            check_names, check_registries,
+            check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_redis, check_passage,
+            check_proxies, check_names, check_registries,
         ]  # fmt: skip
     points: list[Point] = []
     for check in checks:
@@ -334,6 +334,27 @@ def check_database(settings: Settings) -> Point:
             return Point("database", "ok", "PostgreSQL answers")
     except sqlalchemy.exc.SQLAlchemyError:
         return Point("database", "fail", "the database of DATABASE_URL does not answer.", "Start it, or correct DATABASE_URL.")
+
+
+def check_redis(settings: Settings) -> Point:
+    """Redis answers and has room; Davit's own starts with Davit."""
+    import redis
+
+    from state import health
+
+    try:
+        with redis.Redis.from_url(settings.effective_redis_url, socket_timeout=5, socket_connect_timeout=5) as client:
+            client.ping()
+            level, words = health.redis_memory(client)
+    except (redis.RedisError, ValueError):
+        if settings.redis_url is None:
+            return Point("redis", "ok", "Davit's own; it answers while Davit runs")
+        return Point("redis", "fail", "the Redis of REDIS_URL does not answer.", "Start it, or correct REDIS_URL.")
+    if level == "ok":
+        return Point("redis", "ok", words)
+    own = "`redis-cli -s DAVIT_HOME/run/redis.sock --memkeys` shows what fills it."
+    remedy = "Give it more memory (maxmemory), or have other programs use another." if settings.redis_url else own
+    return Point("redis", "warn", words + ".", "" if "noeviction" in words else remedy)
 
 
 def check_passage(settings: Settings) -> Iterator[Point]:

@@ -10,7 +10,7 @@ from foundation.settings import Settings
 
 DIRECTORIES = ("keys", "repos", "builds", "caches", "slugs", "run", "log")
 REDIS_MEMORY = "256mb"
-"""A bound, because queues and the log window must never take the machine; a full Redis refuses writes, it drops nothing."""
+"""A bound, because queues and the log windows must never take the machine; logs keep to three quarters of it (logs.room)."""
 LONGEST = 50
 """Bytes of DAVIT_HOME's path: with a dyno's directory behind it, a socket's path may have 107 (unix(7))."""
 

@@ -57,6 +57,20 @@ def survey(settings: Settings, kept_by: keeper.Keeper | None) -> list[Row]:
     return rows
 
 
+def redis_words(settings: Settings) -> str | None:
+    """A line that says how full Redis is; None when it does not answer."""
+    import redis
+
+    from state import health
+
+    try:
+        with redis.Redis.from_url(settings.effective_redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
+            client.ping()
+            return f"Redis: {health.redis_memory(client)[1]}."
+    except (redis.RedisError, ValueError):
+        return None
+
+
 def _supervised(run: Path, proxies: list[int]) -> list[Row]:
     """As the supervisor wrote it down."""
     kept = record.read(run)

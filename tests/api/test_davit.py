@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from foundation.settings import settings
-from state import notify
+from state import health, notify
 from tests.api.conftest import Api
 
 
@@ -31,6 +32,29 @@ def test_the_worker_is_well_while_it_says_that_it_lives(api: Api, redis_server: 
     assert level() == "bad"
     notify.worker_is_here()
     assert level() == "ok" and 0 < notify.redis_client().ttl("davit:worker") <= notify.WORKER_SECONDS
+
+
+def test_health_says_how_full_redis_is(redis_server: str) -> None:
+    client = redis.Redis.from_url(redis_server)
+    words: dict[str, tuple[str, str]] = {}
+    used = int(client.info("memory")["used_memory"])
+    try:
+        words["unbounded"] = health.redis_memory(client)
+        client.config_set("maxmemory", used * 10)
+        words["roomy"] = health.redis_memory(client)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        words["forgetful"] = health.redis_memory(client)
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", used // 2)
+        words["full"] = health.redis_memory(client)
+    finally:
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
+    assert {name: level for name, (level, _) in words.items()} == {
+        "unbounded": "ok", "roomy": "ok", "forgetful": "warn", "full": "bad",
+    }  # fmt: skip
+    assert "without a bound" in words["unbounded"][1] and "% of" in words["roomy"][1]
+    assert "noeviction" in words["forgetful"][1] and "more than logs may take" in words["full"][1]
 
 
 def test_hosts_are_listed_with_their_load(api: Api) -> None:

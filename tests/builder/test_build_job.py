@@ -698,6 +698,74 @@ def test_what_redis_lost_is_sent_again(pushed: Pushed, monkeypatch: pytest.Monke
     assert queue.queue().job_ids == [build_id]
 
 
+@contextmanager
+def _full(bytes_of_room: int = -1) -> Iterator[None]:
+    """A Redis with that room left, or with none whatever is taken away."""
+    client = notify.redis_client()
+    used = int(client.info("memory")["used_memory"])
+    client.config_set("maxmemory", 1 if bytes_of_room < 0 else used + bytes_of_room)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+def test_lines_of_logs_make_room_for_a_build(pushed: Pushed) -> None:
+    client = notify.redis_client()
+    for n in range(400):
+        client.execute_command("XADD", f"logs:app-{n % 4}", "*", "line", b"1 app web.1 " + b"x" * 10_000)
+    build_id = pushed.build(pushed.commit(file="x"))
+    with _full(0):
+        with contextlib.suppress(redis.OutOfMemoryError):
+            for n in range(400):
+                client.execute_command("XADD", f"logs:app-{n % 4}", "*", "line", b"1 app web.1 " + b"x" * 10_000)
+        queue.enqueue_next(pushed.app.id)
+        assert queue.queue().job_ids == [build_id]
+        assert all(0 < client.xlen(f"logs:app-{n}") < 100 for n in range(4))
+    assert not (output.directory(build_id) / "output").exists()
+
+
+@pytest.mark.row("redis-full")
+def test_a_build_that_a_full_redis_does_not_take_is_told_so_and_sent_when_there_is_room(
+    pushed: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "LOST_AFTER", queue.timedelta(0))
+    build_id = pushed.build(pushed.commit(file="x"))
+    with _full():
+        queue.enqueue_next(pushed.app.id)
+        queue.recover()
+        assert queue.queue().job_ids == []
+    said = (output.directory(build_id) / "output").read_text()
+    assert_says("redis-full", said.strip().removeprefix("!").strip())
+    queue.recover()
+    assert queue.queue().job_ids == [build_id]
+
+
+@pytest.mark.row("redis-full")
+def test_a_build_is_told_that_redis_is_away(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    monkeypatch.setenv("REDIS_URL", f"unix://{pushed.home / 'nobody.sock'}")
+    for cached in (settings, notify.redis_client):
+        cached.cache_clear()
+    queue.enqueue_next(pushed.app.id)
+    assert_says("redis-full", (output.directory(build_id) / "output").read_text().strip().removeprefix("!").strip())
+
+
+def test_a_full_redis_keeps_the_worker_neither_from_living_nor_from_looking_after_builds(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    for _ in range(queue.ATTEMPTS):
+        with db.transaction() as session:
+            builds.begin(session, build_id)
+    with _full():
+        worker.Worker(1)._look_out()
+    assert pushed.row(build_id).status == "failed", "it was interrupted twice"
+    notify.worker_is_here()
+    notify.redis_client().expire("davit:worker", 5)
+    with _full():
+        worker.Worker(1)._look_out()
+    assert int(notify.redis_client().ttl("davit:worker")) > 5
+
+
 def test_an_interrupted_build_is_taken_up_again_once(pushed: Pushed) -> None:
     build_id = pushed.build(pushed.commit(file="x"))
     with db.transaction() as session:

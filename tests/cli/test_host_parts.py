@@ -55,6 +55,16 @@ def test_an_unknown_variable_is_named() -> None:
         procfile.arguments("run $NOPE", {})
 
 
+def test_doctor_and_status_say_how_full_redis_is(tmp_path: Path, redis_server: str) -> None:
+    given = settings_of(tmp_path, REDIS_URL=redis_server)
+    found = doctor.check_redis(given)
+    assert found.level == "ok" and "MiB are used" in found.message
+    assert status.redis_words(given) == f"Redis: {found.message}."
+    away = settings_of(tmp_path, REDIS_URL=f"unix://{tmp_path}/nobody.sock")
+    assert doctor.check_redis(away).level == "fail" and status.redis_words(away) is None
+    assert doctor.check_redis(settings_of(tmp_path)).level == "ok", "Davit's own starts with Davit"
+
+
 def test_redis_is_ours_only_when_none_is_given(tmp_path: Path) -> None:
     embedded = environment.build(settings_of(tmp_path), {})
     given = environment.build(settings_of(tmp_path, REDIS_URL="redis://elsewhere"), {})

@@ -45,10 +45,10 @@ class OwnRedis:
         self.url = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it, empty."""
+    def start(self, *options: str) -> None:
+        """Start it, empty; with further options of redis-server's."""
         self.process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self.directory],
+            ["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self.directory, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )

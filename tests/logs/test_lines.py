@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from logs.lines import LIMIT, Splitter, clean, cut, split_text
@@ -45,9 +45,11 @@ def test_a_line_is_one_line_for_every_reader(chunks: list[bytes]) -> None:
         text = line.decode()  # valid UTF-8, or this raises
         assert len(text.splitlines()) <= 1
         assert "\0" not in text and "\r" not in text
+        assert len(line) <= LIMIT
 
 
 @given(pieces)
+@example(["é".encode() * 25_000, b"\r", b"\n"])
 def test_dropped_and_kept_lines_add_up(chunks: list[bytes]) -> None:
     everything, none = lines_of([b"".join(chunks)])
     assert none == 0
@@ -79,6 +81,12 @@ def test_a_line_of_exactly_the_limit_stays_whole() -> None:
     assert lines_of([b"x" * LIMIT + b"\n"])[0] == [b"x" * LIMIT]
     assert lines_of([b"x" * (LIMIT + 1) + b"\n"])[0] == [b"x" * LIMIT, b"x"]
     assert lines_of([b"x" * LIMIT + b"\r\n"])[0] == [b"x" * LIMIT]
+
+
+def test_binary_data_is_no_longer_when_it_is_made_safe() -> None:
+    assert lines_of([b"\xff" * (LIMIT - 1) + b"\n"])[0] == [b"?" * (LIMIT - 1)]
+    assert [len(part) for part in lines_of([b"\xfe" * (2 * LIMIT + 5)])[0]] == [LIMIT, LIMIT, 15]
+    assert all(len(part) <= LIMIT for part in split_text("\x85" * LIMIT))
 
 
 def test_empty_lines_are_lines() -> None:

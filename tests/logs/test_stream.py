@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from foundation.errors import Unavailable
 from logs import stream
 from logs.resp import Client, Refused
+from logs.room import Room
 from logs.sender import BATCH, LINES, Sender
 from logs.stream import Line
 from logs.window import BACKSTOP, RESERVE, SHARES, SLACK, WINDOW, aside, fair, key, trim
@@ -296,7 +297,7 @@ def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis,
 def test_the_report_of_loss_comes_first_when_redis_is_back(own_redis: OwnRedis) -> None:
     client = stream.connect(own_redis.url)
     own_redis.kill()
-    sender = Sender(client, stream.append, stream.overflow, trim)
+    sender = Sender(client, stream.append, stream.overflow, trim, Room(client))
     sender.put("a", [b"1 app web.1 %d" % n for n in range(LINES)])
     wait_until(lambda: sender.away, "the sender noticing")
     sender.put("a", [b"1 app web.1 new"])
