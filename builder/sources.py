@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from foundation import disk
 from foundation.errors import NO_ROOM, BadRequest, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import settings
 from state.models import new_id
@@ -118,7 +119,7 @@ def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> 
             raise BadRequest("The upload ended half-way.")
         if not size:
             raise InvalidParams("The upload is empty; put a tarball there.")
-        draft.rename(directory() / id)
+        disk.give_name(draft, directory() / id)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise DiskFull("your source was not taken") from None

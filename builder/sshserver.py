@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import socket
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import asyncssh
+
+from foundation import disk
 
 CHUNK = 65536
 OPTIONS: dict[str, Any] = {
@@ -61,23 +61,8 @@ class KeyServer(asyncssh.SSHServer):
 
 def ensure_host_key(path: Path) -> None:
     """Make the host key when there is none: once, whole or not at all, readable by its owner only."""
-    if path.exists():
+    if disk.is_written(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     key = asyncssh.generate_private_key("ssh-ed25519", comment=f"davit@{socket.gethostname()}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            _write_key(file, key)
-        os.link(fresh, path)
-    except FileExistsError:
-        pass  # another process was faster
-    finally:
-        fresh.unlink()
-
-
-def _write_key(file: BinaryIO, key: asyncssh.SSHKey) -> None:
-    file.write(key.export_private_key("openssh"))
-    file.flush()
-    os.fsync(file.fileno())
+    disk.write_first(path, key.export_private_key("openssh"))

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cli.client import Client
+from foundation import disk
 from foundation.errors import DavitError
 from foundation.settings import settings
 
@@ -47,11 +48,7 @@ def save(logins: Logins) -> None:
     """Store logins so that nobody else can read them."""
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as writer:
-        json.dump({"default": logins.default, "hosts": logins.hosts}, writer, indent=1)
-    fresh.rename(path)
+    disk.write(path, json.dumps({"default": logins.default, "hosts": logins.hosts}, indent=1).encode())
 
 
 def normalize(url: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from foundation import disk
 from foundation.clock import now
 
 LIFE = timedelta(days=825)
@@ -32,8 +32,9 @@ class Authority:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            _place(path, _make())
+        if not disk.is_written(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            disk.write_first(path, _make())
         text = path.read_bytes()
         key = serialization.load_pem_private_key(text, None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -50,7 +51,7 @@ class Authority:
 
         A file that somebody else's authority signed stays as it is: its owner put it there.
         """
-        if path.exists():
+        if disk.is_written(path):
             try:
                 present = x509.load_pem_x509_certificate(path.read_bytes())
             except ValueError:
@@ -58,7 +59,8 @@ class Authority:
             ours = present.issuer == self.certificate.subject
             if not ours or (_names(present) >= set(names) and present.not_valid_after_utc - RENEWAL > now()):
                 return
-        write(path, self.issue(names))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.write(path, self.issue(names))
 
     def issue(self, names: Sequence[str]) -> bytes:
         """A new certificate for ``names``, this authority's certificate, and the new key, PEM."""
@@ -72,34 +74,6 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         return _pem(certificate) + self.pem + _private(key)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a secret file whole or not at all, readable by its owner only."""
-    draft = _draft(path, data)
-    draft.rename(path)
-
-
-def _place(path: Path, data: bytes) -> None:
-    """As :func:`write`, but what is there already stays."""
-    draft = _draft(path, data)
-    try:
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()
-
-
-def _draft(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return draft
 
 
 def _make() -> bytes:

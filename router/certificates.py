@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.authority import Authority, write
+from foundation import disk
+from foundation.authority import Authority
 from foundation.settings import Settings
 
 log = logging.getLogger("router")
@@ -83,7 +84,7 @@ def place(settings: Settings, endpoints: Collection[Bound]) -> bool:
 def _write_changed(path: Path, text: str) -> bool:
     if path.exists() and path.read_text() == text:
         return False
-    write(path, text.encode())
+    disk.write(path, text.encode())
     return True
 
 

@@ -30,6 +30,7 @@ class Images:
         self.directory, self._mount, self._unmount, self._keep = directory, mount or _mount, unmount, idle
         self._points: dict[Path, Path] = {}
         self._users: dict[Path, int] = {}
+        self._files: dict[Path, tuple[int, int]] = {}
         self._idle: OrderedDict[Path, None] = OrderedDict()
         self._lock = threading.Lock()
         self._count = 0
@@ -37,6 +38,8 @@ class Images:
     def use(self, image: Path) -> Path:
         """The directory at which ``image`` is mounted; call :meth:`done` once for each call of this."""
         with self._lock:
+            if image in self._idle and self._files[image] != _file(image):
+                self._drop(image)  # another file has its name: a newer build cache
             if image not in self._points:
                 self._count += 1
                 point = self.directory / str(self._count)
@@ -47,6 +50,7 @@ class Images:
                     point.rmdir()
                     raise
                 self._points[image] = point
+                self._files[image] = _file(image)
             self._users[image] = self._users.get(image, 0) + 1
             self._idle.pop(image, None)
             return self._points[image]
@@ -69,5 +73,13 @@ class Images:
     def _drop(self, image: Path) -> None:
         point = self._points.pop(image)
         self._users.pop(image, None)
+        self._files.pop(image, None)
+        self._idle.pop(image, None)
         self._unmount(point)
         point.rmdir()
+
+
+def _file(image: Path) -> tuple[int, int]:
+    """Which file has this name; the number of one that is mounted is given to no other."""
+    found = image.stat()
+    return found.st_dev, found.st_ino

@@ -14,10 +14,11 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from foundation import disk
 from foundation.errors import NO_ROOM, Conflict, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import Settings
 from foundation.wire import Call
@@ -99,13 +100,26 @@ class Sandboxes:
             if build_id in self.sandboxes:
                 raise Conflict("That build has a sandbox already.")
             spec = self._spec(build_id, str(params["app_id"]), str(params["app"]), params, call.fds)
-            dyno: RunningDyno = await self.driver.start(spec)
+            dyno = await self._start(spec)
         finally:
             for fd in call.fds:
                 os.close(fd)
         sandbox = self.sandboxes[build_id] = Sandbox(build_id, str(params["app_id"]), spec.stack.parent.name, dyno)
         call.at_hangup(lambda: self._keep(self._close(sandbox)))
         self._hang_up(sandbox)
+
+    async def _start(self, spec: DynoSpec) -> RunningDyno:
+        """Start the dyno; a cache that cannot be mounted (a power cut, a bad disk) costs time, never a build."""
+        try:
+            dyno: RunningDyno = await self.driver.start(spec)
+        except image.NotMounted as refused:
+            if spec.slug is None or refused.image != spec.slug:
+                raise
+            log.warning("a build cache is thrown away: %s", refused.message, extra={"app_id": spec.app_id})
+            with self._caches:
+                spec.slug.unlink(missing_ok=True)
+            dyno = await self.driver.start(replace(spec, slug=None))
+        return dyno
 
     def _spec(self, build_id: str, app_id: str, app: str, params: dict[str, Any], fds: list[int]) -> DynoSpec:
         cache = self.cache_path(app_id)
@@ -231,6 +245,7 @@ class Sandboxes:
             (staging / "cache").mkdir(parents=True)
             kernel.mount(f"/proc/self/fd/{tree}", staging / "cache", None, kernel.MS_BIND)
             image.seal(staging, fresh, user=self.user(sandbox.dyno.slot), limit=CACHE_LIMIT)
+            disk.sync(fresh)  # while the app boots; a cache of half its bytes could be mounted
             with self._caches:
                 if sandbox.keeps_cache:  # nobody wanted it away while it was written
                     fresh.rename(target)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from foundation import disk
 from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
@@ -210,16 +211,15 @@ class StackBuilder:
         version = f"{debian}-{now():%Y%m%d%H%M%S}"
         described = describe(self.name, version, debian, self.form, self.sealed, [self.run_tree, self.build_tree])
         (self.sealed / "stack.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
-        for path in (*self.sealed.iterdir(), self.sealed):
-            flush(path)
+        disk.sync(*self.sealed.iterdir(), self.sealed)
         self.sealed.chmod(0o755)
         self.sealed.rename(self.folder / version)
         draft = self.folder / ".current"
         draft.unlink(missing_ok=True)
         draft.symlink_to(version)
-        flush(self.folder)
+        disk.sync(self.folder)
         draft.replace(self.folder / "current")
-        flush(self.folder)
+        disk.sync(self.folder)
 
     def _watched(self, command: Sequence[str], what: str) -> None:
         """Run a program in namespaces of its own, telling how far it is; it ends when this process ends."""
@@ -495,15 +495,6 @@ def installed(status: str) -> dict[str, str]:
     """Package to version, from dpkg's status file."""
     stanzas = (dict(re.findall(r"(?m)^(Package|Version|Status): (.*)$", stanza)) for stanza in status.split("\n\n"))
     return {s["Package"]: s["Version"] for s in stanzas if s.get("Status") == "install ok installed"}
-
-
-def flush(path: Path) -> None:
-    """fsync a file or directory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def explain(what: str, output: Iterable[str]) -> str:

@@ -67,6 +67,14 @@ _NO_ROOM = re.compile(r"No space left|Disk quota exceeded")
 _PROBED = Path("/run/davit/image-formats.json")
 
 
+class NotMounted(DavitError):
+    """An image cannot be mounted: the kernel refuses, or it is none. ``image`` is its file."""
+
+    def __init__(self, image: Path, reason: str) -> None:
+        super().__init__(f"The image {image} could not be mounted: {reason}.")
+        self.image = image
+
+
 class SealFailed(DavitError):
     """A tree could not be sealed into an image."""
 
@@ -133,12 +141,12 @@ def mount(image: Path, target: Path) -> None:
     See :func:`slugs.mounting.mount`: mount an image once and clone that mount, for every mount has its own page cache.
 
     Raises:
-        DavitError: the kernel refused, or the file is no image.
+        NotMounted: the kernel refused, or the file is no image.
     """
     try:
         mounting.mount(image, target)
     except OSError as refused:
-        raise DavitError(f"The image {image} could not be mounted: {refused.strerror}.") from refused
+        raise NotMounted(image, refused.strerror or str(refused)) from refused
 
 
 def unmount(target: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from foundation import disk
 from foundation.errors import DavitError
 from slugs import osvcommand, rofs
 from slugs.rofs import Disk, File, Folder, Link
@@ -213,7 +214,7 @@ def _fresh(path: Path, mode: int) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(file, "r+b", buffering=1 << 18) as writer:
             yield writer
-        draft.replace(path)
+        disk.give_name(draft, path)  # it is kept for as long as its slug: an empty one would never boot
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

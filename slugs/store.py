@@ -25,6 +25,7 @@ from fcntl import LOCK_EX, LOCK_SH, flock
 from pathlib import Path
 from typing import BinaryIO
 
+from foundation import disk
 from foundation.clock import now
 from foundation.errors import DavitError, NotFound
 from slugs.image import FORMATS, LARGEST, SealFailed, SlugTooLarge, format_of, too_large
@@ -189,9 +190,7 @@ class Store:
                 shutil.copyfile(image, draft)
             draft.chmod(0o444)
             os.utime(draft)
-            _flush(draft)
-            draft.rename(place)
-            _flush(self.root)
+            disk.give_name(draft, place)
         finally:
             with suppress(FileNotFoundError):
                 draft.unlink()
@@ -223,14 +222,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_and_retry(remove: object, path: str, _: object) -> None:

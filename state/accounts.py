@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import secrets
 from datetime import datetime, timedelta
@@ -13,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from foundation import line
+from foundation import disk, line
 from foundation.clock import now
 from foundation.errors import Conflict, InvalidParams, NotFound, Unauthorized
 from foundation.settings import settings
@@ -224,12 +223,7 @@ def ensure_owner(session: Session) -> None:
         except Unauthorized:
             pass
     text, _ = issue_token(session, account, "the owner of this machine")
-    fd = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".new").rename(path)
+    disk.write(path, text.encode() + b"\n")
 
 
 def count(session: Session) -> int:

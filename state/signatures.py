@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import time
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 
 from itsdangerous import BadSignature, URLSafeSerializer
 
+from foundation import disk
 from foundation.errors import NotFound
 from foundation.settings import settings
 
@@ -23,19 +23,9 @@ def key_file() -> Path:
 
 @lru_cache(maxsize=4)
 def _key(path: Path) -> bytes:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(fresh, path)  # the first of several processes decides
-    except FileExistsError:
-        pass
-    finally:
-        fresh.unlink()
+    if not disk.is_written(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk.write_first(path, secrets.token_bytes(32))
     return path.read_bytes()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from foundation import disk
 from foundation.errors import DavitError
 from foundation.settings import settings
 from state.models import App, AppSetup, LogDrain, OAuthClient, Release, SecondFactor, SniEndpoint, Webhook
@@ -50,21 +51,8 @@ def ensure_keys() -> None:
 
 
 def _write_keys(path: Path, keys: list[bytes]) -> None:
-    """Replace the file, for its owner, so that a power cut leaves the old keys or the new ones."""
-    fresh = path.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        if path.exists():
-            os.fchown(fd, path.stat().st_uid, path.stat().st_gid)
-        file.write(b"\n".join(keys) + b"\n")
-        file.flush()
-        os.fsync(fd)
-    fresh.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Replace the file so that a power cut leaves the old keys or the new ones."""
+    disk.write(path, b"\n".join(keys) + b"\n")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from sqlalchemy.engine import make_url
 
 from builder.repositories import Repositories
 from cli.host.home import make_directories
+from foundation import disk
 from foundation.errors import NO_ROOM, DavitError, DiskFull
 from foundation.programs import run
 from foundation.settings import Settings
@@ -319,9 +320,7 @@ def _draft(target: Path) -> Iterator[BinaryIO | IO[bytes]]:
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        disk.give_name(draft, target)
     finally:
         draft.unlink(missing_ok=True)
 

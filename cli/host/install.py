@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from cli.host import doctor, environment, home, procfile, ready, record, revision
+from foundation import disk
 from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from foundation.settings import Settings, from_environment
@@ -166,9 +167,7 @@ def write(texts: Mapping[str, str], directory: Path) -> list[str]:
     for name, text in texts.items():
         path = directory / name
         if not path.exists() or path.read_text() != text:
-            fresh = directory / f".{name}.new"
-            fresh.write_text(text)
-            fresh.rename(path)
+            disk.write(path, text.encode(), mode=0o644)
             changed.append(name)
     return changed
 

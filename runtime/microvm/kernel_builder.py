@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from foundation import disk
 from foundation.errors import DavitError
 from foundation.programs import run
 from runtime import stack_builder, stacks
@@ -172,7 +173,7 @@ class KernelBuilder:
         (sealed / "kernel.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
         for path in (*sealed.iterdir(), sealed):
             path.chmod(0o755 if path.is_dir() else 0o644)
-            stack_builder.flush(path)
+            disk.sync(path)
         target = self.folder / version
         if target.exists():  # damaged, or nobody would make it anew
             shutil.rmtree(target)
@@ -186,7 +187,7 @@ def point_to(version: Path) -> None:
     draft.unlink(missing_ok=True)
     draft.symlink_to(version.name)
     draft.replace(version.with_name("current"))
-    stack_builder.flush(version.parent)
+    disk.sync(version.parent)
 
 
 PARTS = ("vmlinux", "initramfs")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation import disk
 from foundation.errors import DavitError
 from runtime import acceleration, children, confine, qmp
 from runtime.acceleration import Acceleration
@@ -89,12 +90,12 @@ def keep(path: Path | None, directory: Path) -> Kernel:
     content = check(path)
     digest = hashlib.sha256(content).hexdigest()
     place = directory / digest
-    if not (place / "kernel").exists():
+    if not disk.is_written(place / "kernel"):
+        shutil.rmtree(place, ignore_errors=True)
         draft = directory / f".{digest}.{os.getpid()}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        (draft / "kernel").write_bytes(content)
-        (draft / "kernel").chmod(0o444)
+        disk.write(draft / "kernel", content, mode=0o444)
         draft.chmod(0o755)
         with suppress(OSError):
             draft.rename(place)

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from foundation import disk
 from foundation.errors import DavitError
 from slugs import mounted
 
@@ -36,7 +37,7 @@ def build(stack: Path, directory: Path) -> Path | None:
     """
     key = hashlib.sha256(_SOURCE.read_bytes() + str(stack.parent.name).encode()).hexdigest()[:16]
     kept = directory / f"agent-{key}.so"
-    if kept.exists():
+    if disk.is_written(kept):
         return kept
     try:
         program = _compile(stack, directory)
@@ -46,9 +47,7 @@ def build(stack: Path, directory: Path) -> Path | None:
     if not program.startswith(b"\x7fELF"):
         log.warning("unikernels get no signals: the build stack's compiler failed")
         return None
-    draft = kept.with_suffix(".new")
-    draft.write_bytes(program)
-    draft.replace(kept)
+    disk.write(kept, program)
     return kept
 
 

@@ -183,6 +183,19 @@ def test_a_cache_is_thrown_away_and_a_build_under_way_brings_it_not_back(
     assert len(caches()) == 1
 
 
+def test_a_cache_that_cannot_be_mounted_costs_time_and_no_build(sandboxed: Pushed) -> None:
+    (cache,) = [settings().home / "caches" / f"{sandboxed.app.id}.img"]
+    counts = 'echo "cache: $(ls "$2" | tr "\\n" " ")end"; touch "$2/$(ls "$2" | wc -l)"'
+    seen = []
+    for content in (None, b"", bytes(4096), None, None):
+        if content is not None:
+            cache.write_bytes(content)
+        failure, printed = build(sandboxed, compile=counts)
+        assert "Done: " in printed, (failure, printed)
+        seen.append(printed.partition("cache: ")[2].partition("end")[0].split())
+    assert seen == [[], [], [], ["0"], ["0", "1"]], "the last of them has what the one before it left"
+
+
 def _left() -> list[str]:
     """What is there of sandboxes besides caches that are kept."""
     home = settings().home
