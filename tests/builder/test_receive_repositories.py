@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from builder import git, repositories
-from builder.quarantine import ZERO, Move
+from builder.quarantine import ZERO, Move, PackRefused
 from builder.receive import plan
 from builder.repositories import FetchFirst, Repositories
 from foundation.errors import Conflict, InvalidParams, NotFound
@@ -402,4 +402,12 @@ def test_a_repository_that_makes_trouble_keeps_housekeeping_from_no_other(copy: 
     commit = copy.commit(a="1")
     copy.bring(commit, "b1")
     copy.repositories.housekeeping(lambda build: None)
+    assert copy.pinned() == []
+
+
+def test_a_damaged_repository_is_not_told_as_the_pushers_fault(copy: Copy) -> None:
+    commit = copy.commit(a="1")
+    shutil.rmtree(copy.repositories.ensure(APP) / "refs")
+    with pytest.raises(PackRefused, match="damaged, which is no fault of your push's"):
+        copy.bring(commit, "b1")
     assert copy.pinned() == []
