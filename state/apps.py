@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound
-from foundation.settings import settings
 from state import audit, notify, own_names, vault
-from state.db import lock_app
+from state.db import lock_app, unless_taken
 from state.meanwhile import ChangedMeanwhile
 from state.models import (
     Account,
@@ -78,29 +76,45 @@ def create(session: Session, account: Account, name: str | None = None, *, stack
         Conflict: it is taken.
     """
     if name is not None:
-        check_name(name)
-        if session.scalar(select(App.id).where(App.name == name)):
-            raise Conflict(f"Name {name} is already taken.", id="invalid_params", status=422)
-        own_names.refuse(session, f"{name}.{settings().domain}".lower())
+        _refuse_name(session, name)
     app = App(name=name or _random_name(), owner_id=account.id, stack=stack, config=vault.seal({}), buildpacks=[])
     session.add(app)
-    try:
+    with unless_taken(_taken(app.name)):
         session.flush()
-    except IntegrityError:
-        raise Conflict(f"Name {name} is already taken.", id="invalid_params", status=422) from None
     session.add(
         Release(
             app_id=app.id, version=1, kind="initial", description="Initial release", account_id=account.id,
             config=app.config, process_types={}, status="succeeded", phase="done", current=True, finished_at=now(),
         )
     )  # fmt: skip
-    session.add(Domain(app_id=app.id, hostname=f"{app.name}.{settings().domain}", kind="heroku"))
-    session.flush()
+    session.add(Domain(app_id=app.id, hostname=own_names.of_app(app.name), kind="heroku"))
+    with unless_taken(_taken(app.name)):
+        session.flush()
     audit.record(session, account, "apps:create", app)
     notify.announce(session, app.id, f"Release v1 created by user {account.email}")
     notify.announce(session, app.id, f"Initial release by user {account.email}")
     notify.router(session, app.id)
     return app
+
+
+def _taken(name: str) -> str:
+    return f"Name {name} is already taken."
+
+
+def _refuse_name(session: Session, name: str) -> None:
+    """Whether an app may get this name.
+
+    Raises:
+        InvalidParams: it cannot be used.
+        Conflict: it is taken, or its host name is: a custom domain of some app's, from before DAVIT_DOMAIN was what it is now.
+    """
+    check_name(name)
+    if session.scalar(select(App.id).where(App.name == name)):
+        raise Conflict(_taken(name), id="invalid_params", status=422)
+    hostname = own_names.of_app(name)
+    if session.scalar(select(Domain.id).where(Domain.hostname == hostname)):
+        raise Conflict(f"{_taken(name)[:-1]}: {hostname} is a domain of some app's.", id="invalid_params", status=422)
+    own_names.refuse(session, hostname)
 
 
 def permissions(session: Session, account: Account, app: App) -> frozenset[str]:
@@ -154,16 +168,15 @@ def rename(session: Session, account: Account, app: App, name: str) -> None:
     Raises:
         InvalidParams, Conflict: as :func:`create`.
     """
-    check_name(name)
     if name == app.name:
         return
-    if session.scalar(select(App.id).where(App.name == name)):
-        raise Conflict(f"Name {name} is already taken.", id="invalid_params", status=422)
-    own_names.refuse(session, f"{name}.{settings().domain}".lower())
+    _refuse_name(session, name)
     old, app.name = app.name, name
-    domain = session.scalar(select(Domain).where(Domain.app_id == app.id, Domain.kind == "heroku"))
-    if domain:
-        domain.hostname = f"{name}.{settings().domain}"
+    with unless_taken(_taken(name)):
+        domain = session.scalar(select(Domain).where(Domain.app_id == app.id, Domain.kind == "heroku"))
+        if domain:
+            domain.hostname = own_names.of_app(name)
+        session.flush()
     audit.record(session, account, "apps:rename", app, old=old)
     notify.router(session, app.id)
     notify.runtime(session, app.id)

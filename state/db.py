@@ -20,10 +20,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from foundation.errors import DiskFull, Unavailable
+from foundation.errors import Conflict, DiskFull, Unavailable
 from foundation.settings import settings
 from state import outbox
 from state.models import App
@@ -90,6 +90,7 @@ def transaction(*, momentary: bool = False) -> Iterator[Session]:
         DiskFull: the database has no room to write; nothing was changed.
         Unavailable: others kept it busy for :data:`BUSY_SECONDS`, or were in the way, and nothing was changed; or it does not
             answer.
+        Conflict: others made the same meanwhile, or removed what it belongs to; nothing was changed.
 
     What :func:`after_commit` was given runs after the commit, in order, and never when it was rolled back.
     """
@@ -115,7 +116,28 @@ def _in_sentences() -> Iterator[None]:
         if _for_want_of_an_answer(error):
             log.warning("the database does not answer: %s", error.orig)
             raise Unavailable("The database does not answer at the moment; try again.") from error
+        if _is_there_already(error):
+            log.warning("refused for a row that is there: %s", _constraint(error))
+            raise Conflict("Somebody made the same in the same moment, so nothing was changed; look again.") from error
+        if _belongs_to_nothing(error):
+            log.warning("refused for a row that is gone: %s", _constraint(error))
+            raise Conflict("What this belongs to was removed in the same moment, so nothing was changed; look again.") from error
         raise
+
+
+@contextmanager
+def unless_taken(sentence: str) -> Iterator[None]:
+    """For a flush of a name that was free a moment ago: somebody else's, from the same moment, is told as any that is taken.
+
+    Raises:
+        Conflict: the sentence; the transaction is to be left, because nothing more can be done in it.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        if not _is_there_already(error):
+            raise
+        raise Conflict(sentence, id="invalid_params", status=422) from error
 
 
 @contextmanager
@@ -173,6 +195,22 @@ def _for_want_of_a_turn(error: DBAPIError) -> bool:
 def _in_each_others_way(error: DBAPIError) -> bool:
     """PostgreSQL's deadlock_detected and serialization_failure (SQLSTATE 40P01 and 40001)."""
     return getattr(error.orig, "sqlstate", None) in ("40P01", "40001")
+
+
+def _is_there_already(error: DBAPIError) -> bool:
+    """A unique constraint's refusal: SQLite's words; PostgreSQL's unique_violation (SQLSTATE 23505)."""
+    return "UNIQUE constraint failed" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "23505"
+
+
+def _belongs_to_nothing(error: DBAPIError) -> bool:
+    """A foreign key's refusal: SQLite's words; PostgreSQL's foreign_key_violation (SQLSTATE 23503)."""
+    return "FOREIGN KEY constraint failed" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "23503"
+
+
+def _constraint(error: DBAPIError) -> str:
+    """What refused it, without the values, which PostgreSQL's message has."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return str(error.orig) if diagnosis is None else str(diagnosis.constraint_name)
 
 
 def _for_want_of_an_answer(error: DBAPIError) -> bool:

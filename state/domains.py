@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict, InvalidParams, NotFound
 from foundation.settings import settings
 from state import audit, notify, own_names
+from state.db import unless_taken
 from state.models import Account, App, Domain
 
 LIMIT = 1000
@@ -60,15 +61,57 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
     if (session.scalar(select(func.count()).where(Domain.app_id == app.id)) or 0) > LIMIT:
         raise InvalidParams(f"An app has at most {LIMIT} domains.")
     if session.scalar(select(Domain.id).where(Domain.hostname == text)):
-        raise Conflict(f"{text} is currently in use by another app.", id="invalid_params", status=422)
+        raise Conflict(_taken(text), id="invalid_params", status=422)
     own_names.refuse(session, text)
     row = Domain(app_id=app.id, hostname=text)
     session.add(row)
-    session.flush()
+    with unless_taken(_taken(text)):
+        session.flush()
     audit.record(session, account, "domains:add", app, hostname=text)
     notify.announce(session, app.id, f"Add domain {text} by user {account.email}")
     notify.router(session, app.id)
     return row
+
+
+def _taken(hostname: str) -> str:
+    return f"{hostname} is currently in use by another app."
+
+
+def follow(session: Session) -> None:
+    """Every app's own name is below DAVIT_DOMAIN as it is now; what it was when the app was made, no app is reached at any more.
+
+    An app that has its new name as a custom domain already keeps that one's certificate. One whose new name is another app's
+    custom domain keeps its old name until that is removed; :func:`claimed` has them.
+    """
+    custom = {row.hostname: row for row in session.scalars(select(Domain).where(Domain.kind == "custom", _below()))}
+    for row, app in _astray(session):
+        wanted = own_names.of_app(app.name)
+        if (same := custom.get(wanted)) is not None:
+            if same.app_id != app.id:
+                continue
+            row.sni_endpoint_id = same.sni_endpoint_id
+            session.delete(same)
+            session.flush()
+        row.hostname = wanted
+    session.flush()
+
+
+def claimed(session: Session) -> list[tuple[str, str, str]]:
+    """Apps whose own name is a custom domain of another's: that host name, the app's name, and the other's."""
+    names = {own_names.of_app(app.name): app.name for _, app in _astray(session)}
+    others = select(Domain.hostname, App.name).join(App, App.id == Domain.app_id).where(Domain.kind == "custom", _below())
+    return [(host, names[host], other) for host, other in session.execute(others.order_by(Domain.hostname)) if host in names]
+
+
+def _astray(session: Session) -> list[tuple[Domain, App]]:
+    """The own names that are not what they are to be, and their apps."""
+    own = func.lower(App.name + "." + settings().domain)
+    query = select(Domain, App).join(App, App.id == Domain.app_id).where(Domain.kind == "heroku", Domain.hostname != own)
+    return [(row, app) for row, app in session.execute(query)]
+
+
+def _below() -> ColumnElement[bool]:
+    return Domain.hostname.endswith("." + settings().domain.lower(), autoescape=True)
 
 
 def remove(session: Session, account: Account, app: App, identity: str) -> Domain:

@@ -11,8 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from foundation.errors import InvalidParams, NotFound
-from foundation.settings import settings
-from state import audit, notify
+from state import audit, notify, own_names
 from state.models import Account, AccountFeature, App, AppFeature, Release
 
 
@@ -147,7 +146,7 @@ def metadata(session: Session, app: App, release: Release) -> dict[str, str]:
         return {}
     slug = release.slug
     return {
-        "HEROKU_APP_DEFAULT_DOMAIN_NAME": f"{app.name}.{settings().domain}",
+        "HEROKU_APP_DEFAULT_DOMAIN_NAME": own_names.of_app(app.name),
         "HEROKU_APP_ID": app.id,
         "HEROKU_APP_NAME": app.name,
         "HEROKU_RELEASE_CREATED_AT": release.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -23,7 +23,7 @@ from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
-from state import notify, own_names
+from state import domains, notify, own_names
 from state.models import Account, App, Build, Dyno, Release, WebhookDelivery
 
 if TYPE_CHECKING:
@@ -216,11 +216,14 @@ def certificates() -> Iterator[Point]:
 
 
 def names(session: Session) -> Iterator[Point]:
-    """Names of Davit's own that an app has: nobody can open the dashboard there."""
+    """Names of Davit's own that an app has: nobody can open the dashboard there. Own names of apps that another app has."""
     for domain, app in own_names.taken(session):
         given_up = f"domains:remove -a {app.name} {domain.hostname}"
         remedy = f"apps:rename -a {app.name} NEW-NAME" if domain.kind == "heroku" else given_up
         yield Point(domain.hostname, "bad", f"is Davit's own and leads to {app.name}: davit {remedy}")
+    for hostname, name, other in domains.claimed(session):
+        remedy = f"davit domains:remove -a {other} {hostname}, and start Davit again"
+        yield Point(hostname, "bad", f"is the own name of {name} and leads to {other}, too: {remedy}")
 
 
 def _lasting(path: Path, name: str = "") -> Point | None:

@@ -24,6 +24,11 @@ RESERVED = frozenset(("www", "api", "git", "registry", "dashboard", "admin", "da
 """What no app is called: names below DAVIT_DOMAIN at which Davit itself may be reached."""
 
 
+def of_app(name: str) -> str:
+    """The host name that the app NAME has of its own."""
+    return f"{name}.{settings().domain}".lower()
+
+
 def host_of(header: str) -> str:
     """The host name in a Host header: without port and final dot, in lower case; empty for what is none."""
     try:

@@ -8,8 +8,7 @@ from api import ranges, serialize, shapes
 from api.fields import Fields, Reference, Text
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams
-from foundation.settings import settings
-from state import domains, endpoints
+from state import domains, endpoints, own_names
 from state.models import Domain
 
 resource = Resource("domains", reads="read", writes="write")
@@ -18,7 +17,7 @@ ORDER = ranges.Order({"hostname": lambda row: row.hostname, "id": lambda row: ro
 
 
 def _render(call: Call, row: Domain) -> Any:
-    return serialize.domain(call.app, row, f"{call.app.name}.{settings().domain}")
+    return serialize.domain(call.app, row, own_names.of_app(call.app.name))
 
 
 @resource.on("GET", "/apps/<app>/domains", needs="view", gives=shapes.many(shapes.DOMAIN))

@@ -79,13 +79,14 @@ def redis_configuration(run: Path) -> str:
 
 
 def _open_database() -> None:
-    from state import accounts, db, signatures, vault
+    from state import accounts, db, domains, signatures, vault
 
     vault.ensure_keys()
     signatures.ensure_key()
     db.upgrade()
     with db.transaction() as session:
         accounts.ensure_owner(session)
+        domains.follow(session)
 
 
 def main() -> None:

@@ -17,8 +17,21 @@ from dashboard.routing import Pages, Visit, go, host
 from foundation import outbound
 from foundation.clock import now
 from foundation.errors import InvalidParams, NotFound
-from foundation.settings import settings
-from state import apps, audit, config, domains, drains, endpoints, features, guard, payloads, signatures, transfers, webhooks
+from state import (
+    apps,
+    audit,
+    config,
+    domains,
+    drains,
+    endpoints,
+    features,
+    guard,
+    own_names,
+    payloads,
+    signatures,
+    transfers,
+    webhooks,
+)
 from state.db import transaction
 from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, LogDrain, SniEndpoint, Webhook
@@ -143,7 +156,7 @@ def _offered(visit: Visit) -> str:
 
 def _target(visit: Visit) -> str:
     """What a custom domain's CNAME record has to say."""
-    return f"{visit.app.name}.{settings().domain}"
+    return own_names.of_app(visit.app.name)
 
 
 def _back(visit: Visit, section: str, message: str) -> Response:

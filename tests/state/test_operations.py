@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
 
 from foundation.authority import Authority
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
 from foundation.settings import settings
-from state import accounts, apps, builds, config, db, domains, formation, own_names, releases, sleep, vault, web_sessions
+from state import accounts, apps, builds, config, db, domains, formation, health, own_names, releases, sleep, vault, web_sessions
 from state.models import Account, App, AuditEvent, Base, Release, Slug
 from tests.e2e.errors_page import assert_says
 
@@ -298,6 +300,80 @@ def test_scaling_an_unknown_type_lists_those_there_are(session: Session, owner: 
 def test_an_impossible_domain_is_refused(session: Session, owner: Account, hostname: object) -> None:
     with pytest.raises(InvalidParams, match="Domain"):
         domains.add(session, owner, apps.create(session, owner), hostname)
+
+
+def test_apps_own_names_follow_the_domain_of_this_davit(
+    session: Session, owner: Account, stranger: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, both, other = (apps.create(session, owner, name) for name in ("plain", "both", "other"))
+    same = domains.add(session, owner, both, "both.apps.example.com")
+    foreign = domains.add(session, owner, both, "other.apps.example.com")
+    coming = domains.add(session, owner, both, "shop.apps.example.com")
+    monkeypatch.setenv("DAVIT_DOMAIN", "Apps.example.com")
+    settings.cache_clear()
+    domains.follow(session)
+    assert _hostnames(session, plain) == ["plain.apps.example.com"]
+    assert _hostnames(session, both) == ["both.apps.example.com", "other.apps.example.com", "shop.apps.example.com"]
+    assert domains.find(session, both, "both.apps.example.com").kind == "heroku" and same.hostname == "both.apps.example.com"
+    assert _hostnames(session, other) == ["other.localhost"], "its new name is a custom domain of another app's"
+    (point,) = health.names(session)
+    assert point.name == "other.apps.example.com" and "domains:remove -a both other.apps.example.com" in point.words
+    for attempt in (lambda: apps.create(session, owner, "shop"), lambda: apps.rename(session, owner, plain, "shop")):
+        with pytest.raises(Conflict, match=r"Name shop is already taken: shop\.apps\.example\.com is a domain of some app"):
+            attempt()
+    for domain in (foreign, coming):
+        domains.remove(session, owner, both, domain.hostname)
+    session.flush()
+    domains.follow(session)
+    assert _hostnames(session, other) == ["other.apps.example.com"] and not list(health.names(session))
+    apps.rename(session, owner, plain, "shop")
+    assert _hostnames(session, plain) == ["shop.apps.example.com"]
+
+
+def _hostnames(session: Session, app: App) -> list[str]:
+    return [domain.hostname for domain in domains.all_of(session, app)]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # on SQLite the second looks when the first is done
+@pytest.mark.parametrize(
+    ("take", "sentence"),
+    [
+        (lambda session, owner, app: apps.create(session, owner, "shop"), "Name shop is already taken."),
+        (lambda session, owner, app: apps.rename(session, owner, app, "shop"), "Name shop is already taken."),
+        (lambda session, owner, app: domains.add(session, owner, app, "a.example.com"), "a.example.com is currently in use"),
+        (lambda session, owner, app: apps.add_collaborator(session, owner, app, "eve@example.com"), "in the same moment"),
+    ],
+)  # fmt: skip
+def test_who_takes_what_another_takes_in_the_same_moment_is_told_so(
+    database: str, take: Callable[[Session, Account, App], object], sentence: str
+) -> None:
+    with db.transaction() as session:
+        owner = accounts.create(session, None, "ann@example.com")
+        accounts.create(session, None, "eve@example.com")
+        app, second = apps.create(session, owner, "bright-bay"), apps.create(session, owner, "calm-cove")
+    if "moment" in sentence:
+        second = app
+
+    def other() -> None:
+        with pytest.raises(Conflict, match=sentence), db.transaction() as session:
+            take(session, owner, session.get_one(App, second.id))
+
+    with ThreadPoolExecutor(1) as pool:
+        with db.transaction() as session:
+            take(session, owner, session.get_one(App, app.id))
+            session.flush()
+            done = pool.submit(other)
+            _wait_until_one_waits()
+        done.result(60)
+
+
+def _wait_until_one_waits() -> None:
+    for _ in range(3000):
+        with db.snapshot() as session:
+            if session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                return
+        time.sleep(0.01)
+    pytest.fail("nobody waits")
 
 
 def test_a_domain_belongs_to_one_app(session: Session, owner: Account) -> None:
