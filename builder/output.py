@@ -180,14 +180,9 @@ class _Bell:
         self._subscribe()
 
     def _subscribe(self) -> None:
-        try:
-            subscription = notify.redis_client().pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-            self._stack.callback(subscription.close)
-            subscription.subscribe(self._channel)
-            subscription.get_message(timeout=1)  # the confirmation: from now on nothing is missed
-            self._subscription = subscription
-        except redis.RedisError:
-            self._subscription = None
+        self._subscription = notify.subscribe(self._channel)
+        if self._subscription is not None:
+            self._stack.callback(self._subscription.close)
 
     def wait(self, seconds: float) -> bool:
         """Whether it rang within ``seconds``; also true when it cannot know."""

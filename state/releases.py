@@ -227,7 +227,7 @@ def wait(release_id: str, timeout: float | None = None) -> Release:
         NotFound: the app was destroyed meanwhile.
     """
     deadline = time.monotonic() + timeout if timeout is not None else None
-    bell = _bell(f"release:{release_id}")
+    bell = notify.subscribe(f"release:{release_id}")
     try:
         while True:
             with snapshot() as session:
@@ -242,16 +242,6 @@ def wait(release_id: str, timeout: float | None = None) -> Release:
     finally:
         if bell:
             bell.close()
-
-
-def _bell(channel: str) -> Any:
-    """A subscription that rings when the channel is published; None when Redis is away."""
-    try:
-        bell = notify.redis_client().pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        bell.subscribe(channel)
-        return bell
-    except redis.RedisError:
-        return None
 
 
 def _listen(bell: Any, seconds: float) -> None:

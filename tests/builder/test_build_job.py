@@ -766,6 +766,51 @@ def test_a_full_redis_keeps_the_worker_neither_from_living_nor_from_looking_afte
     assert int(notify.redis_client().ttl("davit:worker")) > 5
 
 
+@pytest.fixture
+def hanging(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A Redis that takes connections and answers nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(davit / "hanging.sock"))
+        listener.listen(100)
+        monkeypatch.setenv("REDIS_URL", f"unix://{davit / 'hanging.sock'}")
+        for cached in (settings, notify.redis_client):
+            cached.cache_clear()
+        monkeypatch.setattr(notify, "PATIENCE", 0.3)
+        monkeypatch.setattr(notify, "RESPITE", 3600.0)
+        yield listener
+
+
+def test_a_redis_that_hangs_holds_up_no_build(hanging: socket.socket) -> None:
+    out = output.Output("00000000-0000-0000-0000-000000000000")
+    for _ in range(300):
+        out.pass_through(b"more\n")
+    notify.publish("release:00000000-0000-0000-0000-000000000000")
+    following = output.follow(out.build_id)
+    assert next(following) == b"more\n" * 300
+    out.finish(output.Outcome("failed"))
+    out.close()
+    assert list(following) == []
+    assert len(_calls(hanging)) == 1, "it was waited for once"
+
+
+def test_a_redis_that_hung_is_asked_again_later(hanging: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "RESPITE", 0.0)
+    notify.publish("build:x")
+    notify.publish("build:x")
+    assert notify.subscribe("build:x") is None
+    assert len(_calls(hanging)) == 3
+
+
+def _calls(listener: socket.socket) -> list[str]:
+    """Those who called, and were not answered."""
+    listener.setblocking(False)
+    calls = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            calls.append(str(listener.accept()))
+    return calls
+
+
 def test_an_interrupted_build_is_taken_up_again_once(pushed: Pushed) -> None:
     build_id = pushed.build(pushed.commit(file="x"))
     with db.transaction() as session:
