@@ -108,7 +108,7 @@ class Davit:
             return Target(app.id, app.name)
 
     def build(self, pusher: Pusher, target: Target, *, commit: str, ref: str, old: str, keep: Callable[[str], None]) -> str:
-        with db.transaction() as session:
+        with db.transaction(momentary=True) as session:  # the pusher is told at the end: a power cut before ends the push, too
             account = session.get(Account, pusher.account_id)
             if account is None:
                 raise Unauthorized("Your account is gone.")

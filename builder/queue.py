@@ -59,7 +59,7 @@ def enqueue_next(app_id: str) -> None:
 
     Redis may be away: then the build is started when a worker next looks for what was lost.
     """
-    with transaction() as session:
+    with transaction(momentary=True) as session:
         build = builds.next_turn(session, app_id)
     if build is not None and (reason := _send(build.id)):
         _say(build.id, reason)

@@ -30,6 +30,8 @@ from state.models import App
 
 log = logging.getLogger("state")
 
+LASTING, MOMENTARY = "FULL", "NORMAL"
+"""SQLite's ``synchronous`` for a commit that is on the disk when it returns, and for one that gets there with the next such."""
 BUSY_SECONDS = 20
 """How long a SQLite writer waits for its turn."""
 _PATIENCE = {
@@ -60,7 +62,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     options = connection.get_execution_options()
     if options.get("write"):  # a setting of the connection, which another transaction may have left otherwise
-        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('momentary') else 'FULL'}")
+        connection.exec_driver_sql(f"PRAGMA synchronous={MOMENTARY if options.get('momentary') else LASTING}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
 
 

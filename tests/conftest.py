@@ -22,6 +22,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from runtime import children
+from state import db
 from tests.leftovers import leftovers_of
 
 hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +35,11 @@ POSTGRES_PORT = 5432
 
 PATIENCE = 5
 """How much slower than usual the machine may be before a wait gives up: times are given as an idle machine needs them."""
+
+
+def pytest_configure() -> None:
+    """As with ``synchronous_commit`` below: databases in the tests' own process need not outlive a power cut, and there are many."""
+    db.LASTING = db.MOMENTARY
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
