@@ -189,7 +189,12 @@ class _Connection(KeyServer):
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         # Called for a key that is offered and again for the one that has signed, which therefore comes last.
-        self.pusher = await self._door.by_key(key.export_public_key("openssh").decode())
+        try:
+            self.pusher = await self._door.by_key(key.export_public_key("openssh").decode())
+        except DavitError as error:  # asyncssh would end the connection without a word
+            log.warning("a key could not be looked up: %s", error.message)
+            self.pusher = None
+            self._conn.send_auth_banner(f"{error.message}\n")
         return self.pusher is not None
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:

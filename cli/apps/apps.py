@@ -60,7 +60,10 @@ def create(
         with action(f"Setting buildpack to {buildpack}"):
             client.put(f"/apps/{row['id']}/buildpack-installations", {"updates": [{"buildpack": buildpack}]})
     if not no_remote and git.in_checkout():
-        git.point(remote, client, row["name"])
+        if git.has_remote(remote):
+            output.warn(f"The git remote {remote} stays as it is; make another with davit git:remote -a {row['name']} -r NAME.")
+        else:
+            git.point(remote, client, row["name"])
     if as_json:
         return output.print_json(row)
     click.echo(f"{row['web_url']} | {row['git_url']}")
@@ -108,12 +111,12 @@ def rename(app: Target, name: str) -> None:
     """Give an app another name; the checkout's remotes follow."""
     from cli.apps import git
 
-    with action(f"Renaming {app.app} to {name}"):
+    old = app.get()["name"]
+    with action(f"Renaming {old} to {name}"):
         row = app.client.patch(app.path, {"name": name})
     click.echo(f"{row['web_url']} | {row['git_url']}")
-    for remote in target.remotes():
-        if remote.app == app.app:
-            git.point(remote.name, app.client, name)
+    for remote in git.remotes_of(old, app.client):
+        git.point(remote, app.client, name)
 
 
 @command("apps:destroy")
@@ -121,11 +124,13 @@ def rename(app: Target, name: str) -> None:
 @click.argument("name", required=False)
 @click.option("-c", "--confirm", metavar="APP", help="the app's name, so that nothing is asked")
 def destroy(app: Target, name: str | None, confirm: str | None) -> None:
-    """Destroy an app for good."""
+    """Destroy an app for good; the checkout's remotes of it go with it."""
     _destroy(Target(name, app.client) if name else app, confirm)
 
 
 def _destroy(app: Target, confirm: str | None) -> None:
+    from cli.apps import git
+
     name = app.get()["name"]
     if confirm is None:
         output.warn(f"WARNING: This will delete {hexed(name)} including all its releases.")
@@ -135,6 +140,8 @@ def _destroy(app: Target, confirm: str | None) -> None:
         raise DavitError(f"Confirmation {confirm} did not match {name}. Aborted.")
     with action(f"Destroying {hexed(name)} (including all its releases)"):
         app.client.delete(app.path)
+        for remote in git.remotes_of(name, app.client):
+            git.forget(remote)
 
 
 @command("open")

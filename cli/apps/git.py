@@ -13,7 +13,7 @@ import click
 from cli import hosts
 from cli.client import Client
 from cli.output import command
-from cli.target import REMOTE, Target, begun, find, on_app
+from cli.target import REMOTE, Target, begun, find, on_app, remotes
 from foundation.errors import DavitError
 from foundation.settings import settings
 
@@ -49,10 +49,25 @@ def helper(client: Client) -> str:
     return f"!{given}{shlex.quote(str(program))} git:credentials"
 
 
+def has_remote(remote: str) -> bool:
+    """Whether the checkout has a remote of this name, wherever it points."""
+    return remote in _git("remote").stdout.split()
+
+
+def remotes_of(app: str, client: Client) -> list[str]:
+    """The names of the checkout's remotes that point to this app of this Davit; none outside of a checkout."""
+    return [remote.name for remote in remotes() if (remote.app, remote.url) == (app, hosts.normalize(client.url))]
+
+
+def forget(remote: str) -> None:
+    """Remove a remote of the checkout; its branches here stay."""
+    _git("remote", "remove", remote)
+
+
 def point(remote: str, client: Client, app: str) -> None:
     """Make ``remote`` of the checkout point to an app, and its pushes ask for nothing."""
     url = f"{client.url}/{app}.git"
-    if remote in _git("remote").stdout.split():
+    if has_remote(remote):
         _git("remote", "set-url", remote, url)
     else:
         _git("remote", "add", remote, url)

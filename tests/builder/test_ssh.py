@@ -28,8 +28,9 @@ class Shell:
 
     def run(self, *words: str, user: str = "alice", options: tuple[str, ...] = (), input: bytes = b"") -> tuple[int, str]:
         port = (self.doors.home / "ssh.port").read_text()
-        done = subprocess.run(
-            [*self.door.ssh(user), *options, "-p", port, "git@127.0.0.1", *words], input=input, capture_output=True, timeout=30,
+        ssh, *usual = self.door.ssh(user)
+        done = subprocess.run(  # ssh heeds an option that it is given twice the first time
+            [ssh, *options, *usual, "-p", port, "git@127.0.0.1", *words], input=input, capture_output=True, timeout=30,
         )  # fmt: skip
         return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
@@ -80,6 +81,17 @@ def test_ports_are_not_forwarded(shell: Shell) -> None:
 def test_a_strangers_key_and_a_password_are_refused(shell: Shell) -> None:
     status, text = shell.run("git-upload-pack 'alice-x.git'", user="stranger")
     assert status == 255 and "Permission denied (publickey)" in text
+
+
+def test_a_key_that_cannot_be_looked_up_is_refused_with_the_reason(shell: Shell) -> None:
+    away = shell.doors.home / "database-is-away"
+    away.touch()
+    try:
+        status, text = shell.run("git-upload-pack 'alice-x.git'", options=("-o", "LogLevel=INFO"))
+    finally:
+        away.unlink()
+    assert status == 255 and "The database does not answer at the moment; try again." in text
+    assert "Permission denied (publickey)" in text
 
 
 def test_the_key_decides_who_it_is_not_the_user_name(doors: Doors) -> None:

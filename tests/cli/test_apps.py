@@ -288,6 +288,22 @@ def test_ssh_keys(davit: Davit) -> None:
     assert "me@here" not in davit("keys").stdout
 
 
+def test_a_checkouts_remotes_come_with_the_first_app_and_go_with_theirs(davit: Davit) -> None:
+    davit.git("init", "-q")
+    davit("create", "first-one")
+    second = davit("create", "second-one")
+    assert "The git remote davit stays as it is; make another with davit git:remote -a second-one -r NAME." in second.stderr
+    assert davit("info").stdout.startswith("=== first-one\n"), "a second app does not take the first one's pushes"
+    davit("git:remote", "-a", "second-one", "-r", "staging")
+    davit.git("remote", "add", "elsewhere", "https://other.example.com/first-one.git")
+    davit("apps:rename", "first-one-renamed")
+    assert davit.git("remote", "get-url", "elsewhere") == "https://other.example.com/first-one.git\n"
+    davit("apps:destroy", "--confirm", "first-one-renamed")
+    assert davit.git("remote").split() == ["elsewhere", "staging"]
+    davit("apps:destroy", "-a", "second-one", "--confirm", "second-one")
+    assert davit.git("remote").split() == ["elsewhere"]
+
+
 def test_a_checkout_tells_which_app_is_meant(davit: Davit) -> None:
     davit.git("init", "-q")
     davit("create", "pointed")
