@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import socket
+from pathlib import Path
 
 from foundation.errors import DavitError
 from foundation.settings import Address
@@ -18,10 +19,11 @@ _PIDFD_GETFD = 438
 """pidfd_getfd(2)'s number, the same on all architectures."""
 _PR_SET_PTRACER = 0x59616D61
 _libc = ctypes.CDLL(None, use_errno=True)
+_OPEN_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 class AddressInUse(DavitError):
-    """Another program listens where the router should."""
+    """Another program listens where the router should, or the port is root's alone."""
 
     id, status = "address_in_use", 500
 
@@ -49,11 +51,19 @@ def listen(address: Address, variable: str) -> socket.socket:
         reasons = {
             errno.EADDRINUSE: "another program listens there already",
             errno.EADDRNOTAVAIL: "this machine does not have that address",
-            errno.EACCES: "ports below 1024 need root",
+            errno.EACCES: f"ports below {_lowest_open_port()} need root here (sysctl net.ipv4.ip_unprivileged_port_start)",
         }
         reason = reasons.get(error.errno or 0, os.strerror(error.errno or 0))
         raise AddressInUse(f"The router cannot listen on {address}: {reason}. {variable} sets the address.") from None
     return listener
+
+
+def _lowest_open_port() -> int:
+    """Which ports are everybody's to listen on: those from this one on (ip-sysctl, IPv6 included)."""
+    try:
+        return int(_OPEN_PORTS.read_text())
+    except (OSError, ValueError):
+        return 1024
 
 
 def take(pid: int, fd: int) -> socket.socket | None:

@@ -281,6 +281,32 @@ def test_an_address_in_use_is_an_error_with_a_sentence(home: Path) -> None:
     taken.close()
 
 
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from foundation.errors import DavitError
+from foundation.settings import Address
+from router import listeners
+listeners._OPEN_PORTS.write_text(sys.argv[1])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try:
+    print(listeners.listen(Address("0.0.0.0", 80), "DAVIT_HTTP").getsockname()[1])
+except DavitError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.root
+def test_a_port_is_the_routers_without_root_where_the_host_opens_it() -> None:
+    def listening(lowest: int) -> str:
+        words = ["unshare", "--net", sys.executable, "-c", _AS_NOBODY, str(lowest)]
+        return subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert "ports below 1000 need root here (sysctl net.ipv4.ip_unprivileged_port_start). DAVIT_HTTP sets" in listening(1000)
+    assert listening(80) == "80\n"
+
+
 # -- access lines
 
 
