@@ -557,6 +557,7 @@ class ContainerDriver(Driver):
                 limits=spec.limits,
                 uid_base=plan.slot.uid_base,
                 cgroup=plan.record.cgroup,
+                users=self.oci.users(plan.slot.userns),
                 network=f"/proc/{os.getpid()}/fd/{plan.slot.netns}" if spec.network else None,
                 binds=binds,
                 terminal=spec.terminal,

@@ -22,7 +22,7 @@ _MASKED = (
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _PTS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=64")
 """Its own terminals, and not all: their number (kernel.pty.max) is one for all dynos."""
-_NAMESPACES = ("pid", "ipc", "uts", "mount", "user", "cgroup")
+_NAMESPACES = ("pid", "ipc", "uts", "mount", "user", "cgroup", "network")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Container:
         limits: see :class:`runtime.driver.Limits`.
         uid_base: the host's uid that is root inside.
         cgroup: absolute from the hierarchies' roots.
+        users: path of the user namespace; None for one that the OCI runtime makes.
         network: path of the network namespace; None for an empty one of its own.
         binds: further mounts, in order.
         terminal: (rows, columns) of its terminal; None without one.
@@ -69,6 +70,7 @@ class Container:
     limits: Limits
     uid_base: int
     cgroup: str
+    users: str | None = None
     network: str | None = None
     binds: Sequence[Mounted] = field(default_factory=tuple)
     terminal: tuple[int, int] | None = None
@@ -79,8 +81,8 @@ class Container:
 def compose(container: Container) -> dict[str, Any]:
     """The config.json of ``container``."""
     mapping = [{"containerID": 0, "hostID": container.uid_base, "size": RANGE}]
-    namespaces: list[dict[str, str]] = [{"type": name} for name in _NAMESPACES]
-    namespaces.append({"type": "network", "path": container.network} if container.network else {"type": "network"})
+    paths = {"user": container.users, "network": container.network}
+    namespaces = [{"type": name, **({"path": path} if (path := paths.get(name)) else {})} for name in _NAMESPACES]
     return {
         "ociVersion": "1.0.2",
         "hostname": container.hostname,

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from foundation import programs
 from foundation.errors import DavitError
-from runtime import cgroups, oci
+from runtime import cgroups, oci, userns
 from runtime.driver import Limits
 
-_NAMES = ("crun", "runc")
+_WAYS = (("crun", True), ("crun", False), ("runc", False))
+"""Names, and whether they join a user namespace."""
+_TRIAL_UIDS = 0x0FFF0000
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 """Davit's own environment has secrets that are none of the OCI runtime's business."""
 
@@ -36,6 +38,9 @@ class OciRuntime:
         root: where it keeps the containers' states.
         init: the static init that is bound into every container.
         features: what the host's kernel offers.
+        joins: whether it takes the user namespace that it is given; else it makes one of root's. runc does not, nor crun where
+            root lacks CAP_SYS_NICE (it may be in a container of Docker's), without which nobody but a namespace's owner moves
+            what is in it to a cpuset.
         environment: the program's whole environment.
         copy: a descriptor of :func:`_sealed_copy`, to which a link leads; None: the file itself is executed.
     """
@@ -44,6 +49,7 @@ class OciRuntime:
     root: Path
     init: Path
     features: oci.Features
+    joins: bool = False
     environment: dict[str, str] = field(default_factory=lambda: dict(_ENVIRONMENT))
     copy: int | None = None
 
@@ -74,6 +80,10 @@ class OciRuntime:
     def is_crun(self) -> bool:
         """Whether it is crun."""
         return Path(self.path).name == "crun"
+
+    def users(self, namespace: int) -> str | None:
+        """What a configuration names for a user namespace, of which this is a descriptor; None where it makes one itself."""
+        return f"/proc/{os.getpid()}/fd/{namespace}" if self.joins else None
 
     def _global(self, log: Path) -> list[str]:
         manager = ["--cgroup-manager", "cgroupfs"] if self.is_crun else []
@@ -142,11 +152,11 @@ def choose(root: Path, work: Path, cgroup: str, wanted: str | None = None) -> Oc
     """
     init = _static_init()
     reasons = []
-    for name in (wanted,) if wanted else _NAMES:
+    for name, joins in [way for way in _WAYS if wanted in (None, way[0])]:
         path = shutil.which(name, path=_ENVIRONMENT["PATH"])
         if path is None:
             continue
-        candidate = OciRuntime(path, root, init, _features())
+        candidate = OciRuntime(path, root, init, _features(), joins)
         try:
             _try(candidate, work, cgroup)
             if candidate.is_crun and (copy := _sealed_copy(path)) is not None:
@@ -206,8 +216,10 @@ def _try(candidate: OciRuntime, work: Path, cgroup: str) -> None:
     bind = oci.Mounted(str(candidate.init), oci.INIT)
     command = [oci.INIT, "--version"]
     path = f"{cgroup}/probe"
+    namespace = userns.create(_TRIAL_UIDS)
+    users = candidate.users(namespace)
     container = oci.Container(
-        str(root), "probe", command, {}, limits, 0x0FFF0000, path, binds=[bind], features=candidate.features
+        str(root), "probe", command, {}, limits, _TRIAL_UIDS, path, users, binds=[bind], features=candidate.features
     )
     (work / "config.json").write_text(json.dumps(oci.compose(container)))
     id = f"probe-{os.getpid()}"
@@ -215,5 +227,6 @@ def _try(candidate: OciRuntime, work: Path, cgroup: str) -> None:
         argv = [*candidate._global(work / "log"), "run", "--bundle", str(work), id]
         programs.run(argv, input=b"", env=candidate.environment, timeout=20)  # crun would give /dev/null away: Host.null
     finally:
+        os.close(namespace)
         candidate.forget(id)
         cgroups.Cgroup(path).remove(0.5)

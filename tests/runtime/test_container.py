@@ -6,16 +6,23 @@ import os
 import shlex
 import signal
 import socket
+import struct
+from fcntl import ioctl
+from pathlib import Path
 
 import pytest
 
 from foundation.errors import Conflict, DavitError
+from runtime import ociruntime
 from runtime.driver import Exit, Listener, Unsupported
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, Bench
 from tests.runtime.contract import SAYS_GOODBYE, DriverContract, SharedKernelContract
 
 pytestmark = [pytest.mark.root]
+
+
+_NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2)
 
 
 class TestWithCrun(SharedKernelContract):
@@ -69,6 +76,28 @@ class TestWithCrun(SharedKernelContract):
             bench.run(dyno.connect(port))
         with pytest.raises(Unsupported, match="no network"):
             bench.run(bench.start("sleep 60", network=False).connect(port))
+
+    def test_what_the_kernel_counts_for_each_user_is_counted_for_each_dyno(self, bench: Bench) -> None:
+        """A namespace's owner pays for who is in it, in inotify for one: root would, for all dynos and for itself."""
+        dynos = [bench.start("sleep 60") for _ in range(2)]
+        owners = []
+        for dyno in dynos:
+            with open(f"/proc/{dyno.pid}/ns/user") as namespace:
+                owners.append(struct.unpack("I", ioctl(namespace, _NS_GET_OWNER_UID, bytes(4)))[0])
+        assert owners == [bench.host.instance.uids(dyno.slot) for dyno in dynos] and len(set(owners)) == 2
+        assert os.geteuid() == 0 and Path("/proc/self/status").read_text().count("Uid:\t0\t0\t0\t0") == 1
+
+    def test_a_host_whose_root_may_not_give_a_dyno_its_own_owner_runs_it_all_the_same(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ociruntime.OciRuntime, "users", lambda self, namespace: "/nowhere" if self.joins else None)
+        host = bench.host
+        found = ociruntime.choose(bench.driver.oci.root, host.work / "probe", host.instance.cgroup)
+        assert found.is_crun and not found.joins and bench.driver.oci.joins
+        descriptor, found.copy = found.copy, None  # the link is the driver's
+        assert descriptor is not None and bench.driver.oci.copy is not None
+        os.close(descriptor)
+        bench.driver.oci.hold(bench.driver.oci.copy)
 
     def test_crun_runs_from_a_copy_that_nobody_can_write_to(self, bench: Bench) -> None:
         """It spares each start crun's own copying; where the host allows none, crun copies itself."""
