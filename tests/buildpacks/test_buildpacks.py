@@ -43,7 +43,8 @@ def root() -> Iterator[Path]:
 
 def build(root: Path, source: dict[str, str] | bytes, **more: object) -> Built:
     uv = Path(sys.executable).parent  # the stack has uv in its PATH
-    environment = {"PATH": f"{uv}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    # TMPDIR: Yarn leaves directories there, in a build as well, whose /tmp is its own
+    environment = {"PATH": f"{uv}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": f"{root}/tmp"}
     return run_inside(root, source if isinstance(source, bytes) else tar_of(source), environment=environment, **more)  # type: ignore[arg-type]
 
 

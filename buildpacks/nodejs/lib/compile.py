@@ -519,7 +519,7 @@ def finish(app: App) -> None:
     export.write_text(f'export PATH="{app.node}/bin:{app.build}/node_modules/.bin:$PATH"\n')
     if command := start_command(app):
         (app.node / "starts").write_text(command)
-    elif not app.has("Procfile"):
+    elif not app.has("Procfile") and not app.has(".buildpacks"):
         indent("package.json has no script “start”, and there is no Procfile: nothing says how to serve this app.")
         indent("To serve what the build made, commit a file .buildpacks with two lines: heroku/nodejs and davit/static")
 

@@ -1,6 +1,8 @@
 export PATH="$HOME/.heroku/node/bin:$HOME/node_modules/.bin:$PATH"
 export NODE_HOME="$HOME/.heroku/node"
 export NODE_ENV="${NODE_ENV:-production}"
+# `npm start` would ask the registry for a newer npm, and say so among the app's lines
+export NPM_CONFIG_UPDATE_NOTIFIER="${NPM_CONFIG_UPDATE_NOTIFIER:-false}"
 if [ -z "${WEB_CONCURRENCY:-}" ]; then
     _davit_limit=
     for _davit_file in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do
