@@ -762,7 +762,7 @@ class AppManager:
             self._forget(life)
             return
         if has_crashed(life.exit):
-            self.crashes.count(life.name, (now() - life.started_at).total_seconds())
+            self.crashes.count(life.name, life.lived)
         life.row.routed = False
         await self._forget_after(self.crashes.write_down(life))
         self._wake.set()

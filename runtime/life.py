@@ -7,6 +7,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,8 +84,14 @@ class DynoLife:
         self.gone = asyncio.Event()
         self._given_up = asyncio.Event()
         self.started_at: datetime = now()
+        self._began = time.monotonic()
         self._ended = ended
         self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it was started, by a clock that nobody sets; for one that was taken over, until then as its row says."""
+        return time.monotonic() - self._began
 
     @property
     def id(self) -> str:
@@ -133,7 +140,7 @@ class DynoLife:
         if self.given_up:
             await records.strike_off([row.id])
             raise self._not_wanted()
-        self.started_at = now()  # it may have waited for long
+        self.started_at, self._began = now(), time.monotonic()  # it may have waited for long
         applog.say(row.app_id, row.name, f"Starting process with command `{row.command}`")
         try:
             woken = await self._wake(plan, snapshot)
@@ -203,6 +210,7 @@ class DynoLife:
         """Keep a dyno that an earlier runtime process started; one that was still starting waits for :meth:`go_on`."""
         self._take(running)
         self.started_at = self.row.started_at or self.row.created_at
+        self._began = time.monotonic() - max(0.0, (now() - self.started_at).total_seconds())
         self.up = self.row.state == "up"
 
     async def go_on(self, plan: Plan) -> None:

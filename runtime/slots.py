@@ -110,9 +110,11 @@ class Pool:
                 slot = await self._in_thread_make(self._number(), disk)
             elif slot.disk != disk:
                 await self._run(self._resize, slot, disk)
-        except BaseException:
+        except BaseException as error:
             if slot is not None:
                 await self.give_back(slot)
+            if isinstance(error, OSError):
+                raise _not_made(error) from error
             raise
         finally:
             self._refill()
@@ -193,7 +195,7 @@ class Pool:
                 return
             try:
                 self._ready.append(await self._in_thread_make(number, self.disk))
-            except DavitError as error:
+            except (DavitError, OSError) as error:
                 log.warning("no warm slot: %s", error)
                 return
 
@@ -234,6 +236,11 @@ class Pool:
         slot.scratch.rmdir()
         slot.disk = disk
         self._make_scratch(slot)
+
+
+def _not_made(error: OSError) -> Unavailable:
+    """For want of descriptors, memory or room: whoever wanted the dyno says so, and waits longer before each next attempt."""
+    return Unavailable(f"No place for a dyno could be made on this host: {error.strerror or error}.")
 
 
 def _exists(interface: str) -> bool:

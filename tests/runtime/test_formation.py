@@ -926,7 +926,8 @@ def test_a_dyno_that_crashes_after_an_hour_has_not_crashed_again(world: World, m
             await until(lambda: len(world.driver.dynos) == number + 1 and world.rows() == [("web.1", "up", True)], "up again, at once")  # noqa: B023
             assert world.manager.crashes.in_a_row == {"web.1": 1}
             [life] = world.manager.lives.values()
-            life.started_at -= timedelta(hours=1)
+            life._began -= 3600
+            life.started_at += timedelta(hours=1)  # the host's clock was set back meanwhile
         assert not any("times in a row" in text for text in said)
 
     play(world, story)
