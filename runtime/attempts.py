@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from datetime import datetime
 
-from foundation.clock import now
 from runtime.life import DynoLife
 
 WAVE = 4
@@ -30,7 +28,7 @@ class Attempt:
         name: which, as ``web.1``.
         release_id: of which release.
         size, isolation: as what.
-        began: when.
+        restarts: how often a new start of its process type had been asked for by then.
         life: the dyno, once there is one.
         arriving: whether it is up and gets the route (web): when it ends from here on it has crashed.
         task: does it.
@@ -40,7 +38,7 @@ class Attempt:
     release_id: str
     size: str
     isolation: str
-    began: datetime = field(default_factory=now)
+    restarts: int
     life: DynoLife | None = None
     arriving: bool = False
     task: asyncio.Task[None] | None = None
@@ -115,14 +113,14 @@ class Rise:
         for attempt in self.attempts:
             attempt.give_up()
 
-    def attempt(self, name: str, size: str, isolation: str) -> Attempt:
+    def attempt(self, name: str, size: str, isolation: str, restarts: int) -> Attempt:
         """One of its dynos begins to start.
 
         Raises:
             Unwanted: it was given up.
         """
         self.check()
-        self.attempts.append(Attempt(name, self.release_id, size, isolation))
+        self.attempts.append(Attempt(name, self.release_id, size, isolation, restarts))
         return self.attempts[-1]
 
     def check(self) -> None:

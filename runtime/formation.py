@@ -27,7 +27,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from foundation.clock import now
 from foundation.errors import DavitError, DiskFull, NotFound, Unavailable
 from runtime import applog, environment, records
 from runtime.attempts import WAVE, Attempt, Rise, Unwanted
@@ -367,15 +366,14 @@ class AppManager:
 
     def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
         """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
-        asked = _restarts(state, wanted)
+        shape = (release.id, wanted.size.name, wanted.isolation, wanted.restarts)
         return [
             name
             for name, attempt in self._attempts.items()
             if _type(name) == wanted.type
             and (
                 name not in names
-                or (attempt.release_id, attempt.size, attempt.isolation) != (release.id, wanted.size.name, wanted.isolation)
-                or any(attempt.began < moment for moment in asked)
+                or (attempt.release_id, attempt.size, attempt.isolation, attempt.restarts) != shape
                 or (attempt.life is not None and attempt.life.id in state.restart_dynos)
             )
         ]
@@ -391,7 +389,7 @@ class AppManager:
     def _begin(self, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]) -> None:
         """Start a dyno in place of one that is leaving or missing, beside everything else."""
         self.crashes.starts(name)
-        attempt = self._attempts[name] = Attempt(name, release.id, wanted.size.name, wanted.isolation)
+        attempt = self._attempts[name] = Attempt(name, release.id, wanted.size.name, wanted.isolation, wanted.restarts)
         self._take_half_started(attempt, state, release, wanted)
         work = self._attempt(attempt, state, release, wanted, leaving)
         attempt.task = asyncio.create_task(work, name=f"start {name}")
@@ -470,7 +468,7 @@ class AppManager:
             changed = [life for life in before if _shape(life) != (wanted.size.name, wanted.isolation)]
             if changed:
                 await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
-            await self._start_failed(attempt.name, error, leaving, bool(changed))
+            await self._start_failed(attempt, error, leaving, bool(changed))
 
     async def _take_place(self, attempt: Attempt, started: DynoLife, leaving: list[DynoLife]) -> None:
         """Route to a web dyno that is up instead of those in whose place it was started.
@@ -513,26 +511,26 @@ class AppManager:
             self._wake.set()
             return False
 
-    async def _start_failed(self, name: str, error: DidNotStart, kept: list[DynoLife], changed: bool) -> None:
+    async def _start_failed(self, attempt: Attempt, error: DidNotStart, kept: list[DynoLife], changed: bool) -> None:
         kept = [life for life in kept if life.id in self.lives and life.exit is None and not life.leaving]
         if kept:  # the old one serves on; asking again is up to the person
-            applog.say(self.app_id, name, "Restart failed: the new dyno did not come up, so the old one serves on")
+            applog.say(self.app_id, attempt.name, "Restart failed: the new dyno did not come up, so the old one serves on")
             for life in kept:
-                life.started_at = now()
-            await asyncio.to_thread(records.change, [life.id for life in kept], restart_requested=False)
+                life.row.restarts = attempt.restarts
+            done = {"restart_requested": False, "restarts": attempt.restarts}
+            await asyncio.to_thread(records.change, [life.id for life in kept], **done)
             return
         if changed:
             return  # it starts again as it was
-        await self.crashes.write_down_failure(name, error)
+        await self.crashes.write_down_failure(attempt.name, error)
 
     def _stale(self, life: DynoLife, state: AppState, release: Release, wanted: Wanted) -> bool:
-        asked = _restarts(state, wanted)
         return (
             life.row.release_id != release.id
             or life.row.size != wanted.size.name
             or life.row.isolation != wanted.isolation
             or life.row.id in state.restart_dynos
-            or any(life.started_at < moment for moment in asked)
+            or life.row.restarts != wanted.restarts
         )
 
     def _serving(self, type: str | None = None) -> list[DynoLife]:
@@ -795,11 +793,6 @@ class AppManager:
         await self._gone(self.app_id)
         if state is not None:  # last: as long as there is a row, whoever starts next goes on with the rest
             await asyncio.to_thread(records.forget_app, self.app_id)
-
-
-def _restarts(state: AppState, wanted: Wanted) -> list[datetime]:
-    """When somebody asked for the process type to be started over."""
-    return [moment for moment in (state.app.restarted_at, wanted.restarted_at) if moment is not None]
 
 
 def _shape(life: DynoLife) -> tuple[str, str]:

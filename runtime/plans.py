@@ -48,7 +48,7 @@ class Planner:
         row = Dyno(
             id=dyno_id, app_id=state.app.id, release_id=release.id, release_version=release.version, name=name, type=wanted.type,
             size=wanted.size.name, isolation=wanted.isolation, command=line, state="starting", leaving=False, routed=False,
-            held=False, crashes=crashes, one_off=False, restart_requested=False,
+            held=False, crashes=crashes, one_off=False, restart_requested=False, restarts=wanted.restarts,
         )  # fmt: skip
         defaults = release.slug.default_config | release.dyno_metadata
         env = environment.compose(wanted.size, name, config_of(release), defaults, port=port, extra={})

@@ -28,13 +28,13 @@ _AGAIN = (1.0, 5.0, 15.0, 30.0)
 
 @dataclass(frozen=True)
 class Wanted:
-    """One process type's part of the formation."""
+    """One process type's part of the formation; ``restarts``: see :class:`state.models.Dyno`."""
 
     type: str
     quantity: int
     size: sizes.Size
     isolation: str
-    restarted_at: datetime | None
+    restarts: int
     live: bool = False
 
 
@@ -63,7 +63,7 @@ def read_app(app_id: str) -> AppState | None:
             return None
         rows = session.scalars(select(Formation).where(Formation.app_id == app_id))
         wanted = {
-            row.type: Wanted(row.type, row.quantity, sizes.find(row.size), row.isolation, row.restarted_at, row.live)
+            row.type: Wanted(row.type, row.quantity, sizes.find(row.size), row.isolation, app.restarts + row.restarts, row.live)
             for row in rows
         }
         restart = session.scalars(select(Dyno.id).where(Dyno.app_id == app_id, Dyno.restart_requested.is_(True)))

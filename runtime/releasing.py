@@ -184,7 +184,8 @@ class Releasing:
         there = {life.name: life for life in self._formation.present(wanted.type) if life.row.release_id == release.id}
         missing = [name for name in names if name not in there]
         for start in range(0, len(missing), WAVE):
-            batch = [(name, rise.attempt(name, wanted.size.name, wanted.isolation)) for name in missing[start : start + WAVE]]
+            what = (wanted.size.name, wanted.isolation, wanted.restarts)
+            batch = [(name, rise.attempt(name, *what)) for name in missing[start : start + WAVE]]
             starts = (self._formation.start_one(attempt, state, release, wanted, name) for name, attempt in batch)
             results = await asyncio.gather(*starts, return_exceptions=True)
             for result in results:

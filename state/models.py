@@ -172,7 +172,7 @@ class App(Identified, Base):
     """An app.
 
     ``config`` is the encrypted JSON object of the config vars as last set; what runs has the release's own snapshot.
-    ``restarted_at`` moves whenever all its dynos are to be replaced; see also Formation.restarted_at.
+    ``restarts`` counts how often somebody asked for all its dynos to be replaced; see Dyno.restarts.
     ``buildpacks`` holds the chosen buildpack URLs or names, in order; empty means detection.
     ``sleep`` says whether it is put to sleep when nobody asks it anything: on, off, auto (see state.sleep). While
     ``asleep_at`` is set it has no running dynos; the next request unsets it.
@@ -189,7 +189,7 @@ class App(Identified, Base):
     maintenance: Mapped[bool] = mapped_column(default=False)
     archived_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
-    restarted_at: Mapped[datetime | None]
+    restarts: Mapped[int] = mapped_column(default=0)
     repo_size: Mapped[int | None] = mapped_column(BigInteger)
     slug_size: Mapped[int | None] = mapped_column(BigInteger)
     destroying: Mapped[bool] = mapped_column(default=False)
@@ -394,7 +394,7 @@ class Formation(Identified, Base):
     """How many dynos of a process type, at which size, in which isolation.
 
     ``live`` says that a change of size is to reach running dynos without a restart. ``failure`` is the sentence for a size
-    or isolation that did not come about; the columns say what runs again then.
+    or isolation that did not come about; the columns say what runs again then. ``restarts``: as the app's, for this type alone.
     """
 
     __tablename__ = "formations"
@@ -405,7 +405,7 @@ class Formation(Identified, Base):
     quantity: Mapped[int] = mapped_column(default=0)
     size: Mapped[str] = mapped_column(String(30), default="basic")
     isolation: Mapped[str] = mapped_column(String(20), default="container")
-    restarted_at: Mapped[datetime | None]
+    restarts: Mapped[int] = mapped_column(default=0)
     live: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[str | None] = mapped_column(Text)
 
@@ -418,6 +418,8 @@ class Dyno(Identified, Base):
     decides address and uid range. ``routed`` says that the router may send requests to ``address``:``port``; ``held`` that it has
     none now because it moves to another process, and will have it again in a moment.
     ``ends_at`` is of detached one-offs only: they go on when the runtime process is restarted, until then at the latest.
+    ``restarts`` is the sum of the app's and its process type's when its start began: when that has grown since, it is to be
+    replaced. No clock tells that, which may be set back.
     """
 
     __tablename__ = "dynos"
@@ -444,6 +446,7 @@ class Dyno(Identified, Base):
     one_off: Mapped[bool] = mapped_column(default=False)
     ends_at: Mapped[datetime | None]
     restart_requested: Mapped[bool] = mapped_column(default=False)
+    restarts: Mapped[int] = mapped_column(default=0)
 
 
 class Crash(Identified, Base):

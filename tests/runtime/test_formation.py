@@ -784,6 +784,34 @@ def test_a_restart_replaces_each_dyno_by_a_fresh_one_before_the_old_stops(world:
     play(world, story)
 
 
+@pytest.mark.parametrize("whose", ["state.formation", "runtime.life"])
+@pytest.mark.parametrize("target", [None, "web"])
+def test_a_restart_is_one_restart_though_the_clock_was_set_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, whose: str, target: str | None
+) -> None:
+    """It was an hour ahead when the restart was asked for, or when the dyno started."""
+
+    async def story() -> None:
+        ahead = now() + timedelta(hours=1)
+        with monkeypatch.context() as earlier:
+            if whose == "runtime.life":
+                earlier.setattr("runtime.life.now", lambda: ahead)
+            await world.settled(world.deploy())
+        world.events.clear()
+        with monkeypatch.context() as earlier:
+            if whose == "state.formation":
+                earlier.setattr("state.formation.now", lambda: ahead, raising=False)
+            world.change(formation.restart, target)
+        await until(lambda: "removed web.1" in world.events, "the old dyno is removed")
+        await world.until_alive("web.1")
+        for _ in range(5):
+            world.manager.wake()
+            await asyncio.sleep(0.05)
+        assert world.events.count("start web.1") == 1 and world.driver.alive() == ["web.1"]
+
+    play(world, story)
+
+
 def test_a_restart_whose_new_dyno_does_not_come_up_keeps_the_old_one(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
