@@ -566,9 +566,8 @@ def _complete(repository: Path) -> None:
     for name, content in (
         ("HEAD", f"ref: refs/heads/{branch}\n".encode()), ("config", _CONFIGURATION), ("info/attributes", _ATTRIBUTES),
     ):  # fmt: skip
-        if not disk.is_written(repository / name):
+        if disk.is_empty(repository / name):  # not where there is none: the repository may just be removed
             log.warning("a repository's file that was empty is written anew", extra={"repository": repository.name, "file": name})
-            (repository / name).parent.mkdir(exist_ok=True)
             disk.write(repository / name, content, mode=0o644)
 
 

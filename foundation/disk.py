@@ -53,7 +53,7 @@ def write_first(path: Path, data: bytes, mode: int = 0o600) -> None:
     """
     draft = _draft(path, data, mode)
     try:
-        if path.exists() and not path.stat().st_size:
+        if is_empty(path):
             draft.rename(path)
         else:
             with suppress(FileExistsError):
@@ -69,6 +69,11 @@ def is_written(path: Path) -> bool:
         return path.stat().st_size > 0
     except FileNotFoundError:
         return False
+
+
+def is_empty(path: Path) -> bool:
+    """Whether there is a file, with nothing in it."""
+    return path.exists() and not is_written(path)
 
 
 def _draft(path: Path, data: bytes, mode: int) -> Path:

@@ -395,14 +395,23 @@ def test_a_build_whose_moves_a_power_cut_took_moves_its_own_ref(copy: Copy) -> N
     assert copy.pinned() == [] and "a" in members(copy, second)
 
 
-def test_a_repository_that_makes_trouble_keeps_housekeeping_from_no_other(copy: Copy) -> None:
-    copy.repositories.ensure("a-first")
-    shutil.rmtree(copy.repositories.path("a-first") / "info")
-    (copy.repositories.path("a-first") / "info").write_text("no directory")
+def test_what_makes_trouble_keeps_housekeeping_from_nothing_else(copy: Copy) -> None:
+    def standing(build: str) -> str | None:
+        assert build != "b1", "trouble"
+        return None
+
     commit = copy.commit(a="1")
     copy.bring(commit, "b1")
-    copy.repositories.housekeeping(lambda build: None)
-    assert copy.pinned() == []
+    copy.bring(commit, "b2")
+    copy.repositories.housekeeping(standing)
+    assert copy.pinned() == [f"{APP}.b1"]
+
+
+def test_a_repository_that_is_being_removed_is_not_completed(copy: Copy) -> None:
+    head = copy.repositories.ensure(APP) / "HEAD"
+    head.unlink()
+    copy.repositories.ensure(APP)
+    assert not head.exists()
 
 
 def test_a_damaged_repository_is_not_told_as_the_pushers_fault(copy: Copy) -> None:
