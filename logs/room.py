@@ -77,6 +77,7 @@ class Room:
         self._look_at = 0.0
         self._added, self._stride = 0, int(UNBOUNDED * STRIDE)
         self._vain_until = 0.0
+        self._thread: threading.Thread | None = None
 
     def wants_look(self, size: int) -> bool:
         """``size`` bytes are about to be added: whether to send ``INFO memory`` with them, for :meth:`heed`."""
@@ -89,28 +90,40 @@ class Room:
     def heed(self, told: Any) -> None:
         """Shorten windows when this answer to ``INFO memory`` says that Redis fills up.
 
-        Raises:
-            Exception: Redis cannot be reached.
+        It is done in a thread: those of ten thousand apps take seconds, in which lines go on.
         """
         found = memory(told)
-        if found is not None:
-            self._stride = int((found.bound or UNBOUNDED) * STRIDE)
-            if found.used > (found.bound or UNBOUNDED) * HIGH:
-                self._shorten(found)
+        if found is None:
+            return
+        self._stride = int((found.bound or UNBOUNDED) * STRIDE)
+        busy = self._thread is not None and self._thread.is_alive()
+        if found.used > (found.bound or UNBOUNDED) * HIGH and not busy and time.monotonic() >= self._vain_until:
+            self._thread = threading.Thread(target=self._shorten_aside, args=(found,), name="log-room", daemon=True)
+            self._thread.start()
 
     def make(self) -> bool:
-        """Redis refuses what would take memory: whether there is room again.
+        """Redis refuses what would take memory: whether there is room again, whoever made it.
 
         Raises:
             Exception: Redis cannot be reached.
         """
         found = memory(self._redis.execute_command("INFO", "memory"))
-        return found is not None and self._shorten(found)
+        if found is None:
+            return False
+        self._shorten(found)
+        left = memory(self._redis.execute_command("INFO", "memory"))
+        return left is not None and (not left.bound or left.used < left.bound)
 
-    def _shorten(self, found: Memory) -> bool:
+    def _shorten_aside(self, found: Memory) -> None:
+        try:
+            self._shorten(found)
+        except Exception as error:  # Redis is away: it is looked again with the next lines
+            log.debug("windows could not be shortened: %s", error)
+
+    def _shorten(self, found: Memory) -> None:
         with self._lock:
             if time.monotonic() < self._vain_until:
-                return False
+                return
             sizes = self._sizes()
             total = sum(sizes.values())
             bound = found.bound or UNBOUNDED
@@ -119,11 +132,10 @@ class Room:
             longer = {app_id: size for app_id, size in sizes.items() if size > wanted}
             if not longer:
                 self._vain_until = time.monotonic() + (VAIN if found.bound else VAIN_UNBOUNDED)
-                return False
+                return
             log.info("windows are shortened", extra={"apps": len(longer), "kib": wanted >> 10, "used_mib": found.used >> 20})
             for some in _slices(list(longer)):
                 self._shorten_some(some, longer, wanted)
-            return True
 
     def _shorten_some(self, apps: Sequence[str], sizes: Mapping[str, int], wanted: int) -> None:
         refused = [

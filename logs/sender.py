@@ -186,7 +186,7 @@ class Sender:
         if any(isinstance(answer, Exception) for answer in answers) and not self._bear_refusals(batch, losses, answers):
             return False
         if looks:
-            self._heed(answers[-1])
+            self._room.heed(answers[-1])
         with self._changed:
             if self.away:
                 log.info("Redis is back; the log window goes on")
@@ -233,12 +233,6 @@ class Sender:
         if _full(passing):
             self._make_room()
         return False
-
-    def _heed(self, told: Any) -> None:
-        try:
-            self._room.heed(told)
-        except Exception as error:  # it is looked again with the next lines
-            log.debug("windows could not be shortened: %s", error)
 
     def _make_room(self) -> None:
         try:
