@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from foundation.errors import Conflict, DiskFull, Unavailable
 from foundation.settings import settings
@@ -105,9 +106,11 @@ def transaction(*, momentary: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def _in_sentences() -> Iterator[None]:
-    """What the driver says to a database that is full, busy or away becomes a sentence."""
+    """What the driver says to a database that is full, busy or away, or has what others made meanwhile, becomes a sentence."""
     try:
         yield
+    except StaleDataError as error:
+        raise Conflict("What this changes was removed in the same moment, so nothing was changed; look again.") from error
     except DBAPIError as error:
         if _for_want_of_room(error):
             raise DiskFull() from error

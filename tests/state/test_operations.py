@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
 
+from cli.host import home
 from foundation.authority import Authority
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
 from foundation.settings import settings
 from state import accounts, apps, builds, config, db, domains, formation, health, own_names, releases, sleep, vault, web_sessions
-from state.models import Account, App, AuditEvent, Base, Release, Slug
+from state.models import Account, App, AuditEvent, Base, Domain, Release, Slug
 from tests.e2e.errors_page import assert_says
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv0h0bZKkXqT8i0S7m0m1y2oO5yY3m0n5m1y2oO5yY3 ann@laptop"
@@ -365,6 +366,29 @@ def test_who_takes_what_another_takes_in_the_same_moment_is_told_so(
             done = pool.submit(other)
             _wait_until_one_waits()
         done.result(60)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)  # on SQLite nobody writes between reading and changing
+def test_who_changes_what_another_removes_in_the_same_moment_is_told_so(database: str) -> None:
+    with db.transaction() as session:
+        owner = accounts.create(session, None, "ann@example.com")
+        domain = domains.add(session, owner, apps.create(session, owner, "bright-bay"), "a.example.com")
+    with pytest.raises(Conflict, match="removed in the same moment"), db.transaction() as session:
+        loaded = session.get_one(Domain, domain.id)
+        with db.transaction() as other:
+            other.delete(other.get_one(Domain, domain.id))
+        loaded.hostname = "b.example.com"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_start_has_apps_own_names_follow(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with db.transaction() as session:
+        app = apps.create(session, accounts.create(session, None, "ann@example.com"), "bright-bay")
+    monkeypatch.setenv("DAVIT_DOMAIN", "apps.example.com")
+    settings.cache_clear()
+    home.prepare(settings())
+    with db.snapshot() as session:
+        assert _hostnames(session, app) == ["bright-bay.apps.example.com"]
 
 
 def _wait_until_one_waits() -> None:
