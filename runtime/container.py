@@ -18,7 +18,7 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fcntl import ioctl
 from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM
@@ -240,7 +240,8 @@ class ContainerDyno(RunningDyno):
         """
         if self.ended:
             raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
-        return await self._driver.execute(self, command, env, terminal, stdio)
+        driver = self._driver
+        return await driver.host.bring_up(lambda own: driver.execute(self, command, env, terminal, own), stdio)
 
     async def connect(self, port: int) -> socket.socket:
         """A TCP connection to one of its own ports, made in its network namespace; see :class:`runtime.driver.RunningDyno`.
@@ -431,7 +432,7 @@ class ContainerDriver(Driver):
         """
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
-        return await self.host.bring_up(self._start(spec))
+        return await self.host.bring_up(lambda stdio: self._start(replace(spec, stdio=stdio)), spec.stdio)
 
     async def _start(self, spec: DynoSpec) -> ContainerDyno:
         self.host.keep(self.host.in_thread(cgroups.hasten))

@@ -32,6 +32,8 @@ from runtime.slots import Pool
 log = logging.getLogger("runtime")
 _T = TypeVar("_T")
 _Dyno = TypeVar("_Dyno", bound="RunningDyno")
+Stdio = tuple[int, int, int]
+"""What becomes standard input, output and error."""
 
 WARM_DISK = 1 << 30
 _TICK = 5.0
@@ -378,9 +380,21 @@ class Host:
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def bring_up(self, starting: Coroutine[Any, Any, _Dyno]) -> _Dyno:
-        """Start a dyno. A caller that gives up must not leave half of one: the start goes on to its end, then it is removed."""
-        started = self.keep(starting)
+    async def bring_up(self, start: Callable[[Stdio | None], Coroutine[Any, Any, _Dyno]], stdio: Stdio | None) -> _Dyno:
+        """Start a dyno, or a command in one. A caller that gives up must not leave half of it: the start goes on to its end,
+        and then it is removed.
+
+        Args:
+            start: does it, with copies of ``stdio``: who gives up closes its own at once, and their numbers are another's then.
+        """
+        own: list[int] = []
+        try:
+            own += map(os.dup, stdio or ())
+            started = self.keep(start((own[0], own[1], own[2]) if own else None))
+        except BaseException:
+            _close(own)
+            raise
+        started.add_done_callback(lambda _: _close(own))
         try:
             return await asyncio.shield(started)
         except asyncio.CancelledError:
@@ -390,6 +404,11 @@ class Host:
     def _remove_unwanted(self, started: asyncio.Task[_Dyno]) -> None:
         if not started.cancelled() and started.exception() is None:
             self.keep(started.result().remove())
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,10 +7,10 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundation.clock import now
 from foundation.errors import Conflict, DavitError, DiskFull, InvalidParams, NotFound, Unavailable
@@ -29,6 +29,7 @@ from state.models import Dyno, Release, new_id
 from state.releases import RELEASE_TYPE, config_of
 
 log = logging.getLogger("runtime")
+_T = TypeVar("_T")
 
 LONGEST_SECONDS = 24 * 3600
 """How long a one-off may run."""
@@ -56,34 +57,21 @@ class OneOffs:
         self.formation: Callable[[str, str], tuple[Dyno, RunningDyno] | None] = lambda app_id, dyno_id: None
         """Finds a running dyno of an app's formation; set by the process that has the formations."""
         self._given_up: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- calls on the runtime's socket
 
     async def start(self, call: Call) -> dict[str, Any]:
         """``oneoff.start``: see docs/architecture.md. Descriptors: three for standard input, output and error, or none."""
         params = call.params
-        state = await asyncio.to_thread(records.read_app, str(params["app_id"]))
-        if state is None:
-            raise NotFound("Couldn't find that app.")
-        release = await asyncio.to_thread(records.release_for_run, state.app.id)
-        if release is None or release.slug is None:
-            raise Conflict(f"{state.app.name} has no code yet, so nothing can run; push some first.", status=422)
-        terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
-        attached = terminal is not None or bool(call.fds)
-        if call.fds and len(call.fds) != 3:
-            raise InvalidParams("A one-off without a terminal takes three descriptors: standard input, output and error.")
+        beginning = self._keep(self._begin(params, call.fds))
         try:
-            row, spec = await self._enter(
-                state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
-                env=dict(params.get("env") or {}), terminal=terminal, fds=call.fds,
-                isolation=str(params.get("isolation") or isolations.DEFAULT),
-            )  # fmt: skip
-            dyno = await self._launch(row, spec)
-        finally:
-            for fd in call.fds:
-                os.close(fd)
-        if terminal is not None and dyno.terminal_fd is not None:
+            row, dyno = await asyncio.shield(beginning)
+        except asyncio.CancelledError:  # the caller has gone: what is begun must not run on without anybody
+            beginning.add_done_callback(self._end_unwanted)
+            raise
+        attached = bool(params.get("terminal") or call.fds)
+        if params.get("terminal") and dyno.terminal_fd is not None:
             call.reply_fds.append(os.dup(dyno.terminal_fd))
         seconds = int(params.get("time_to_live") or LONGEST_SECONDS)
         self._keep(self._until_over(row, dyno, seconds))
@@ -95,15 +83,56 @@ class OneOffs:
         version = {"release_id": row.release_id, "release_version": row.release_version}
         return {"dyno_id": row.id, "name": row.name, "size": row.size, **version}
 
+    async def _begin(self, params: Mapping[str, Any], fds: list[int]) -> tuple[Dyno, RunningDyno]:
+        """Start one; closes ``fds``.
+
+        Raises:
+            NotFound: there is no such app, or it has been destroyed meanwhile; nothing runs.
+            Conflict: it has no code.
+            InvalidParams: these are no three descriptors.
+        """
+        try:
+            state = await asyncio.to_thread(records.read_app, str(params["app_id"]))
+            if state is None or state.app.destroying:
+                raise NotFound("Couldn't find that app.")
+            release = await asyncio.to_thread(records.release_for_run, state.app.id)
+            if release is None or release.slug is None:
+                raise Conflict(f"{state.app.name} has no code yet, so nothing can run; push some first.", status=422)
+            terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
+            if fds and len(fds) != 3:
+                raise InvalidParams("A one-off without a terminal takes three descriptors: standard input, output and error.")
+            row, spec = await self._enter(
+                state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
+                env=dict(params.get("env") or {}), terminal=terminal, fds=fds,
+                isolation=str(params.get("isolation") or isolations.DEFAULT),
+            )  # fmt: skip
+            dyno = await self._launch(row, spec)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        try:
+            there = await asyncio.to_thread(records.read_app, row.app_id)
+        except BaseException:
+            await self._clean_up(row, dyno)
+            raise
+        if there is None or there.app.destroying:  # whoever ended the app's one-offs may not have known of this one
+            await self._clean_up(row, dyno)
+            raise NotFound("Couldn't find that app: it has been destroyed.")
+        return row, dyno
+
+    def _end_unwanted(self, begun: asyncio.Task[tuple[Dyno, RunningDyno]]) -> None:
+        if not begun.cancelled() and begun.exception() is None:
+            self._keep(self._clean_up(*begun.result()))
+
     async def start_inside(self, call: Call) -> dict[str, Any]:
         """``oneoff.inside {app_id, inside, command, env, terminal}``: a further command in a dyno that runs (its id).
 
         Answered as ``oneoff.start``; the id in the answer is the command's, for ``oneoff.wait`` and the others.
         """
         params = call.params
-        row, dyno = self._host_dyno(str(params["app_id"]), str(params["inside"]))
-        terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
         try:
+            row, dyno = self._host_dyno(str(params["app_id"]), str(params["inside"]))
+            terminal = (int(params["terminal"][0]), int(params["terminal"][1])) if params.get("terminal") else None
             if terminal is None and len(call.fds) != 3:
                 raise InvalidParams("A command without a terminal takes three descriptors: standard input, output and error.")
             env = await asyncio.to_thread(self._environment_inside, row, dict(params.get("env") or {}))
@@ -414,7 +443,8 @@ class OneOffs:
         except (asyncio.TimeoutError, TimeoutError):
             await dyno.signal(signal.SIGKILL, everyone=True)
 
-    def _keep(self, work: Any) -> None:
+    def _keep(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,24 +125,22 @@ class MicroVmDriver:
         Raises:
             StartFailed: the machine did not boot, or its command could not be started; nothing is left behind.
         """
-        return await self._whole(spec, self._start(spec))
+        return await self._whole(spec, self._start)
 
     async def resume(self, spec: DynoSpec, snapshot: Path) -> MicroVm:
         """Go on where a dyno was put aside; see :class:`runtime.driver.Driver`."""
         try:
-            return await self._whole(spec, moving.resume(self, spec, snapshot))
+            return await self._whole(spec, lambda own: moving.resume(self, own, snapshot))
         finally:
             await self.host.in_thread(shutil.rmtree, snapshot, True)
 
-    async def _whole(self, spec: DynoSpec, work: Coroutine[Any, Any, MicroVm]) -> MicroVm:
-        """Start by ``work`` what may be started."""
+    async def _whole(self, spec: DynoSpec, start: Callable[[DynoSpec], Coroutine[Any, Any, MicroVm]]) -> MicroVm:
+        """Start what may be started."""
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
-            work.close()
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         if spec.binds:
-            work.close()
             raise Unsupported("A microVM cannot be shown directories of the host; builds run in containers.")
-        return await self.host.bring_up(work)
+        return await self.host.bring_up(lambda stdio: start(replace(spec, stdio=stdio)), spec.stdio)
 
     async def _start(self, spec: DynoSpec) -> MicroVm:
         launch = self.plan(spec)

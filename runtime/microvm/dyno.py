@@ -22,6 +22,7 @@ from runtime import cgroups, reach
 from runtime.children import Process
 from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
+from runtime.host import Stdio
 from runtime.microvm import protocol
 from runtime.microvm.agent import Agent, Channel, GuestFailed, Streams
 from runtime.microvm.protocol import Order
@@ -264,6 +265,12 @@ class MicroVm:
         """
         if self.ended or self.agent is None:
             raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
+        return await self.driver.host.bring_up(lambda own: self._further(command, env, terminal, own), stdio)
+
+    async def _further(
+        self, command: Sequence[str], env: Mapping[str, str], terminal: tuple[int, int] | None, stdio: Stdio | None
+    ) -> Command:
+        assert self.agent is not None
         master: int | None = None
         if terminal is not None:
             streams, master = Streams.pty(*terminal)

@@ -129,7 +129,7 @@ class OsvDriver:
         if not _ID.fullmatch(spec.id) or not _ID.fullmatch(spec.app_id):
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         refuse(spec)
-        return await self.host.bring_up(self._start(spec))
+        return await self.host.bring_up(lambda stdio: self._start(replace(spec, stdio=stdio)), spec.stdio)
 
     async def resume(self, spec: DynoSpec, snapshot: Path) -> Unikernel:
         """Nothing of a unikernel can be put aside, so there is nothing to wake.

@@ -298,7 +298,7 @@ class DriverContract(LifeContract):
             await asyncio.gather(starting, return_exceptions=True)
 
         bench.run(give_up())
-        bench.until(lambda: not bench.driver.running and not bench.host.tasks - _maintenance(bench), "removal")
+        bench.until(lambda: not bench.driver.running and not bench.host.tasks - maintenance(bench), "removal")
 
     # -- ending
 
@@ -573,7 +573,7 @@ print(json.dumps({
         }  # fmt: skip
 
 
-def _maintenance(bench: Bench) -> set[object]:
+def maintenance(bench: Bench) -> set[object]:
     return {task for task in bench.host.tasks if "_maintain" in repr(task)}
 
 

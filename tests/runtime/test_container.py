@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
 import socket
 import struct
+import threading
+from collections.abc import Sequence
 from fcntl import ioctl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +21,7 @@ from runtime import ociruntime
 from runtime.driver import Exit, Listener, Unsupported
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, Bench
-from tests.runtime.contract import SAYS_GOODBYE, DriverContract, SharedKernelContract
+from tests.runtime.contract import SAYS_GOODBYE, DriverContract, SharedKernelContract, maintenance
 
 pytestmark = [pytest.mark.root]
 
@@ -55,6 +59,55 @@ class TestWithCrun(SharedKernelContract):
         (found.root / "app/go").touch()
         assert bench.run(found.wait()) == Exit(128 + signal.SIGTERM)
         assert bench.output(found, "stderr") == "bye\n"
+
+    @pytest.mark.parametrize("further", [False, True], ids=["a dyno", "a further command"])
+    def test_who_gives_up_a_start_gives_away_no_other_descriptors(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: bool
+    ) -> None:
+        """The caller closes its own at once, and their numbers are another file's when the OCI runtime is started."""
+        dyno = bench.waiting("up\n") if further else None
+        begun, may_go_on, given = threading.Event(), threading.Event(), []
+        spawn = bench.host.spawn
+
+        def slowly(argv: Sequence[str], stdio: Sequence[int], *more: Any) -> int:
+            begun.set()
+            assert may_go_on.wait(60)
+            given.extend(os.fstat(fd).st_ino for fd in stdio)
+            return spawn(argv, stdio, *more)
+
+        def prepare(plan: Any) -> None:
+            begun.set()
+            assert may_go_on.wait(60)
+            own_prepare(plan)
+
+        own_prepare = bench.driver._prepare
+        monkeypatch.setattr(bench.host, "spawn", slowly)
+        monkeypatch.setattr(bench.driver, "_prepare", prepare)
+        mine = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("in", "out", "err")]
+        wanted = [os.fstat(fd).st_ino for fd in mine]
+        spec = bench.spec("sleep 60", stdio=tuple(mine))
+
+        async def give_up() -> None:
+            stdio = (mine[0], mine[1], mine[2])
+            starting = asyncio.ensure_future(dyno.exec(spec.command, ENV, stdio=stdio) if dyno else bench.driver.start(spec))
+            await asyncio.to_thread(begun.wait, 60)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+        bench.run(give_up())
+        for number, fd in enumerate(mine):
+            os.close(fd)
+            os.dup2(other := os.open(tmp_path / f"others-{number}", os.O_RDWR | os.O_CREAT), fd)
+            if other != fd:
+                os.close(other)
+        may_go_on.set()
+        bench.until(lambda: len(given) == 3, "the start goes on")
+        bench.until(lambda: list(bench.driver.running.values()) == ([dyno] if dyno else []) and not bench.host.tasks - maintenance(bench), "it is removed")
+        assert given == wanted
+        if dyno:
+            assert "sleep" not in "".join(Path(f"/proc/{pid}/comm").read_text() for pid in dyno.cgroup.pids())
+        for fd in mine:
+            os.close(fd)
 
     def test_its_own_ports_are_connected_to_from_within_itself(self, bench: Bench) -> None:
         """On its loopback address, where nobody else is; the host's own port of the same number is another."""

@@ -7,6 +7,7 @@ tests/e2e runs all of it together.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
@@ -17,8 +18,9 @@ import pytest
 from sqlalchemy import select
 
 from foundation.clock import now
-from foundation.errors import DavitError, DiskFull, Unavailable
+from foundation.errors import Conflict, DavitError, DiskFull, NotFound, Unavailable
 from foundation.settings import settings
+from foundation.wire import Call
 from runtime import applog, records, releasing
 from runtime import oneoffs as one_off_dynos
 from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
@@ -1886,6 +1888,71 @@ def test_a_one_off_whose_start_cannot_be_written_down_does_not_run_on(world: Wor
         with pytest.raises(DiskFull):
             await one_offs.run(state, state.current, "migrate")
         assert world.driver.alive() == ["web.1"] and [row[0] for row in world.rows()] == ["web.1"]
+
+    play(world, story)
+
+
+def _one_off(world: World) -> tuple[OneOffs, Call]:
+    one_offs = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
+    return one_offs, Call({"app_id": world.app.id, "command": "work", "terminal": [24, 80]}, [], [], [])
+
+
+def test_a_one_off_whose_client_hangs_up_while_it_starts_does_not_run_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        one_offs, call = _one_off(world)
+        begun, may_go_on, change = threading.Event(), threading.Event(), records.change
+
+        def busy(*args: Any, **kwargs: Any) -> None:
+            begun.set()
+            assert may_go_on.wait(60)
+            change(*args, **kwargs)
+
+        monkeypatch.setattr(records, "change", busy)
+        starting = asyncio.ensure_future(one_offs.start(call))
+        await until(begun.is_set, "its row is written")
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        may_go_on.set()
+        await world.until_alive("web.1")
+        await until(lambda: [row[0] for row in world.rows()] == ["web.1"], "its row is gone")
+        assert not one_offs.alive()
+
+    play(world, story)
+
+
+def test_a_one_off_that_is_started_while_its_app_is_destroyed_does_not_run_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        one_offs, call = _one_off(world)
+        start = world.driver.start
+
+        async def slowly(spec: DynoSpec) -> FakeDyno:
+            if spec.name.startswith("run."):
+                world.change(apps.destroy)
+                await until(world.forgotten, "the app is gone")
+                await one_offs.end_all(world.app.id)
+            return await start(spec)
+
+        monkeypatch.setattr(world.driver, "start", slowly)
+        with pytest.raises(NotFound):
+            await one_offs.start(call)
+        assert world.driver.alive() == [] and world.rows() == [] and not one_offs.alive()
+
+    play(world, story)
+
+
+def test_a_one_off_that_cannot_be_started_keeps_no_descriptors(world: World) -> None:
+    async def story() -> None:
+        one_offs, call = _one_off(world)  # of an app without code
+        reader, writer = os.pipe()
+        call.fds.append(writer)
+        with pytest.raises(Conflict):
+            await one_offs.start(call)
+        assert os.read(reader, 1) == b"", "nobody could write there any more"
+        os.close(reader)
 
     play(world, story)
 
