@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from tests.e2e import seen
 from tests.e2e.terminal import Terminal
@@ -94,7 +95,12 @@ class Heroku:
     Args:
         token: HEROKU_API_KEY; the owner's by default, none when empty.
         app: the app that commands are about unless they say otherwise (HEROKU_APP).
+
+    Attributes:
+        answers: how many answers to all of them were held against the published schema.
     """
+
+    answers: ClassVar[int] = 0
 
     def __init__(self, davit: Davit, *, token: str | None = None, app: App | None = None, **extra: str) -> None:
         self.davit = davit
@@ -190,8 +196,7 @@ class Heroku:
     def __exit__(self, kind: object, *problem: object) -> None:
         self.close()
         if kind is None:
-            answers = seen.check_recorded(self._record, f"127.0.0.1:{self.davit.api}")
-            assert answers or "127.0.0.1" not in self.environment.get("HEROKU_HOST", ""), "the command's answers were not recorded"
+            Heroku.answers += seen.check_recorded(self._record, urlsplit(self.environment["HEROKU_HOST"]).netloc)
 
 
 class _Session:

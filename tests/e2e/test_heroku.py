@@ -623,6 +623,7 @@ def test_the_heroku_command(played: dict[str, Future[None]], name: str) -> None:
 def test_the_page_says_what_works(played: dict[str, Future[None]]) -> None:
     """docs/heroku-cli.md is what this run found out; DAVIT_TEST_WRITE_PAGE=1 writes it."""
     assert not [name for name, future in played.items() if future.exception()], "scenes failed; the page cannot be compared"
+    assert Heroku.answers > 100, "the command's answers were not recorded"
     page = heroku_page.render(LEDGER)
     if os.environ.get("DAVIT_TEST_WRITE_PAGE"):
         heroku_page.PATH.write_text(page)
