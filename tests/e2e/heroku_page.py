@@ -51,6 +51,9 @@ DIFFERENCES = {
 _OWN = frozenset(("autocomplete", "mcp", "version", "repl", "console", "rake", "local"))
 """Topics of the command's own business: nothing in them talks to Davit."""
 
+_EITHER = {"pg:links:create": ("/actions/addons/resolve", "/actions/addon-attachments/resolve")}
+"""Asks two things at once and ends with the refusal that comes first: the one that the page has, and the other."""
+
 
 def render(ledger: Ledger) -> str:
     """The page, from what a run found out.
@@ -74,7 +77,9 @@ def _judge(id: str, ledger: Ledger) -> tuple[str, str]:
     if id in ledger.worked:
         return ("differs", DIFFERENCES[id]) if id in DIFFERENCES else ("works", "")
     if id in ledger.refused:
-        return "not yet", _sentence(ledger.refused[id])
+        said = _sentence(ledger.refused[id])
+        first, other = _EITHER.get(id, ("", ""))
+        return "not yet", said.replace(other, first) if other else said
     if id.partition(":")[0] in _OWN:
         return "works", "on its own; Davit is not asked"
     if reason := elsewhere(id):
