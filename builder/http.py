@@ -228,7 +228,7 @@ class HttpDoor:
         answer = _Answer(start_response, "application/x-git-upload-pack-result")
         env = _upload_environment(self.repositories, target, environ)
         with git.running(
-            env, "upload-pack", "--stateless-rpc", "--strict", str(repository),
+            env, "upload-pack", "--stateless-rpc", "--strict", f"--timeout={round(pace.WINDOW_SECONDS)}", str(repository),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         ) as process:  # fmt: skip
             assert process.stdout is not None

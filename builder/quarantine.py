@@ -302,11 +302,12 @@ def _lines(ids: Iterable[bytes]) -> bytes:
 
 
 def _sleeps(pid: int) -> bool:
-    """Whether a process waits, for what it reads say; one that computes or is at the disk does not (proc(5))."""
+    """Whether all threads of a process wait, for what it reads say; one that computes or is at the disk does not (proc(5))."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "S"
+        stats = [(task / "stat").read_text(errors="replace") for task in Path(f"/proc/{pid}/task").iterdir()]
     except OSError:
         return False
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 def _pump(read: Callable[[int], bytes], process: subprocess.Popen[bytes]) -> None:

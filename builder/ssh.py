@@ -34,7 +34,7 @@ from builder.repositories import Bounds, Repositories
 from builder.sshserver import CHUNK, OPTIONS, Crowd, KeyServer, ensure_host_key
 from foundation import journal
 from foundation.errors import BadRequest, DavitError
-from foundation.pace import Pace, TooSlow
+from foundation.pace import WINDOW_SECONDS, Pace, TooSlow
 from foundation.settings import Address, Settings, settings
 from logs import announce
 
@@ -173,7 +173,8 @@ class SshDoor:
         env = git.environment(repository)
         if _VERSION.fullmatch(version):
             env["GIT_PROTOCOL"] = version
-        words = ("upload-pack", "--strict", str(repository))
+        # without the time limit, a client that says or reads nothing would have its place for ever
+        words = ("upload-pack", "--strict", f"--timeout={round(WINDOW_SECONDS)}", str(repository))
         with git.running(env, *words, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL) as process:
             return process.wait(), b""
 

@@ -81,7 +81,8 @@ def follow(session: Session) -> None:
     """Every app's own name is below DAVIT_DOMAIN as it is now; what it was when the app was made, no app is reached at any more.
 
     An app that has its new name as a custom domain already keeps that one's certificate. One whose new name is another app's
-    custom domain keeps its old name until that is removed; :func:`claimed` has them.
+    custom domain keeps its old name until that is removed (:func:`claimed`), and so does one whose new name is Davit's own
+    (:func:`withheld`): browsers would send it the cookies of who signs in there.
     """
     custom = {row.hostname: row for row in session.scalars(select(Domain).where(Domain.kind == "custom", _below()))}
     for row, app in _astray(session):
@@ -92,6 +93,11 @@ def follow(session: Session) -> None:
             row.sni_endpoint_id = same.sni_endpoint_id
             session.delete(same)
             session.flush()
+        else:
+            try:
+                own_names.refuse(session, wanted)
+            except InvalidParams:
+                continue
         row.hostname = wanted
     session.flush()
 
@@ -101,6 +107,12 @@ def claimed(session: Session) -> list[tuple[str, str, str]]:
     names = {own_names.of_app(app.name): app.name for _, app in _astray(session)}
     others = select(Domain.hostname, App.name).join(App, App.id == Domain.app_id).where(Domain.kind == "custom", _below())
     return [(host, names[host], other) for host, other in session.execute(others.order_by(Domain.hostname)) if host in names]
+
+
+def withheld(session: Session) -> list[tuple[str, str]]:
+    """Apps that keep an old own name, because the one that they are to have is Davit's: that host name, and the app's name."""
+    claims = {name for _, name, _ in claimed(session)}
+    return sorted((own_names.of_app(app.name), app.name) for _, app in _astray(session) if app.name not in claims)
 
 
 def _astray(session: Session) -> list[tuple[Domain, App]]:

@@ -224,6 +224,9 @@ def names(session: Session) -> Iterator[Point]:
     for hostname, name, other in domains.claimed(session):
         remedy = f"davit domains:remove -a {other} {hostname}, and start Davit again"
         yield Point(hostname, "bad", f"is the own name of {name} and leads to {other}, too: {remedy}")
+    for hostname, name in domains.withheld(session):
+        remedy = f"davit apps:rename -a {name} NEW-NAME"
+        yield Point(hostname, "bad", f"is Davit's own, so {name} keeps the name that it had: {remedy}")
 
 
 def _lasting(path: Path, name: str = "") -> Point | None:

@@ -56,8 +56,7 @@ def index(call: Call) -> Reply:
 
 @resource.on("GET", "/apps/<app>/dyno-usage", needs="view", scope="read", writes=False, ours=True, gives=shapes.many(_USAGE))
 def usage(call: Call) -> Any:
-    """What each running dyno uses now: bytes of memory and disk, CPU seconds so far, processes; ``uptime`` are its own kernel's
-    seconds, where that tells."""
+    """What each running dyno uses: bytes of memory and disk, CPU seconds, processes; its own kernel's uptime where that tells."""
     told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": call.app.id}, timeout=10).result["dynos"]
     return [
         {"name": name, **{key: stats[key] for key in ("memory", "disk", "cpu", "uptime")}, "processes": stats["pids"]}

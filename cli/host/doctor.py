@@ -202,6 +202,8 @@ def check_ports(settings: Settings) -> Iterator[Point]:
     running = {entry.name for entry in record.read(settings.run).living()}
 
     def ours(name: str, address: Address) -> bool:
+        if name == "haproxy" and kept_by is not None and not proxies:  # in another pid namespace; the router answers for it
+            return any(one.name == "router" and one.works for one in keeper.survey(settings, kept_by))
         if name == "haproxy":
             return processes.listen(proxies, address.port)
         return name in running if kept_by is None else keeper.listens(settings, kept_by, name, address)

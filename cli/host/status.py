@@ -52,8 +52,9 @@ def survey(settings: Settings, kept_by: keeper.Keeper | None) -> list[Row]:
     restarts = 0 if kept_by is None else None
     if proxies:
         rows.append(_row("haproxy", "running", proxies, None, restarts))
-    elif any(row.process == "router" and row.state == "running" for row in rows):
-        rows.append(_row("haproxy", "stopped", [], None, restarts))  # its keeper lives, and says in its log why it does not
+    elif kept_by is None and any(row.process == "router" and row.state == "running" for row in rows):
+        # its keeper lives, and says in its log why it does not; where a keeper answers for itself, HAProxy is in the answer
+        rows.append(_row("haproxy", "stopped", [], None, restarts))
     return rows
 
 

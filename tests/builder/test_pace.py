@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api import door
-from builder.quarantine import Quarantine
+from builder.platform import Target
+from builder.quarantine import Quarantine, _sleeps
 from builder.repositories import Repositories
-from builder.ssh import PipeIncoming
+from builder.ssh import PipeIncoming, SshDoor
 from foundation import pace
 from foundation.pace import Pace, TooSlow
 from tests.builder.test_receive_http import honest
+from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 
 APP = "11111111-1111-1111-1111-111111111111"
@@ -128,3 +134,33 @@ def test_a_pack_that_git_reads_itself_and_that_comes_too_slowly_is_given_up(tmp_
     finally:
         quarantine.close()
     assert not quarantine.path.exists()
+
+
+def test_a_clone_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.ssh.WINDOW_SECONDS", 1)
+    platform: Any = None
+    silent, _kept_open = os.pipe()
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    try:
+        door = SshDoor(Repositories(tmp_path / "repos"), platform, 1 << 20, tmp_path / "host_key")
+        status, _ = door._upload(Target(APP, "quiet"), "", silent, nobody)
+        assert status != 0
+    finally:
+        for fd in (silent, _kept_open, nobody):
+            os.close(fd)
+
+
+def test_a_git_that_computes_in_another_thread_does_not_wait_for_its_client() -> None:
+    busy = "import threading; one = threading.Thread(target=lambda: [None for _ in iter(int, 1)]); one.start(); one.join()"
+    with subprocess.Popen([sys.executable, "-c", busy]) as computes, subprocess.Popen(["sleep", "60"]) as waits:
+        try:
+            wait_until(lambda: "R" in _states(computes.pid), "it computes")
+            assert not _sleeps(computes.pid)
+            wait_until(lambda: _sleeps(waits.pid), "it waits")
+        finally:
+            computes.kill()
+            waits.kill()
+
+
+def _states(pid: int) -> list[str]:
+    return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]

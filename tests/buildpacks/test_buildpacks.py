@@ -689,6 +689,8 @@ def test_static_sites_are_served_with_caching_compression_and_their_own_404(serv
     assert serving.get("/", headers={"Range": "bytes=0-3", "Accept-Encoding": "identity"}).content == b"<h1>"
     script = serving.get("/assets/main.4f9a8b7c6d.js")
     assert "immutable" in script.headers["cache-control"] and script.headers["x-mine"] == "yes"
+    for answer in (page, script):  # who knows no password gets it from no shared cache either
+        assert "private" in answer.headers["cache-control"] and "public" not in answer.headers["cache-control"]
     missing = serving.get("/nothing")
     assert missing.status_code == 404 and missing.text == "my own page"
     assert serving.get("/about").text == "about" and serving.get("/app/deep/link").text.startswith("<h1>Hello")

@@ -101,7 +101,6 @@ def test_the_home_and_all_in_it_is_private(davit_home: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
 
 
-@pytest.mark.row("home-too-long")
 def test_the_apis_own_certificate_holds_for_every_name_at_which_it_is_opened(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, DAVIT_DOMAIN="apps.example.com", DAVIT_NAMES="davit.example.com,deploy.example.org")
     pem = Path(door.ensure_certificate(settings)).read_bytes()
@@ -110,6 +109,7 @@ def test_the_apis_own_certificate_holds_for_every_name_at_which_it_is_opened(tmp
     assert {"davit.example.com", "deploy.example.org", "*.apps.example.com", "localhost"} <= set(held)
 
 
+@pytest.mark.row("home-too-long")
 def test_a_home_whose_sockets_would_have_too_long_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(home.HomeError) as refused:
         home.make_directories(tmp_path / ("x" * 60) / ("y" * 40))

@@ -88,6 +88,21 @@ def test_what_another_program_keeps_is_seen_and_left_alone(kept: Kept) -> None:
     assert keeper.find(kept.settings) is None, "a supervisor of `davit up` is there"
 
 
+def test_an_haproxy_in_another_pid_namespace_is_its_routers_word(davit_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Docker's container of `web`: the router's answer says that HAProxy lives, and no process of it is to be seen."""
+    settings = from_environment({"DAVIT_HOME": str(davit_home), "DAVIT_HTTP": f"127.0.0.1:{free_port()}"})
+    docker = keeper.Keeper("Docker", "", "", {"router": 0})
+    monkeypatch.setattr(keeper, "find", lambda settings: docker)
+    monkeypatch.setattr(keeper, "survey", lambda settings, kept_by: [keeper.Process("router", True, None, None)])
+    rows = status.survey(settings, docker)
+    assert [row.process for row in rows] == ["router"] and status.whole(rows, docker)
+    with socket.socket() as haproxy:
+        haproxy.bind((settings.http.host, settings.http.port))
+        haproxy.listen()
+        point = next(point for point in doctor.check_ports(settings) if point.name == "DAVIT_HTTP")
+    assert point.level == "ok", point
+
+
 def test_all_that_run_and_answer_are_whole_whoever_keeps_them() -> None:
     rows = [status.Row(name, "running", [], None, None, 0) for name in ("logs", "web")]
     other = keeper.Keeper("systemd", "", "", {})

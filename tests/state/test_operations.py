@@ -331,6 +331,27 @@ def test_apps_own_names_follow_the_domain_of_this_davit(
     assert _hostnames(session, plain) == ["shop.apps.example.com"]
 
 
+def test_no_own_name_follows_to_where_people_sign_in(
+    session: Session, owner: Account, stranger: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = accounts.create(session, None, "root@example.com", admin=True)
+    panel, console, shop = (apps.create(session, stranger, name) for name in ("panel", "console", "shop"))
+    web_sessions.start(session, admin, "Firefox", "console.example.com")
+    signed_in, _ = web_sessions.start(session, owner, "Firefox", "shop.example.com")
+    monkeypatch.setenv("DAVIT_DOMAIN", "example.com")
+    monkeypatch.setenv("DAVIT_NAMES", "panel.example.com")
+    settings.cache_clear()
+    domains.follow(session)
+    assert [_hostnames(session, app) for app in (panel, console, shop)] == [
+        ["panel.localhost"], ["console.localhost"], ["shop.example.com"],
+    ]  # fmt: skip
+    with pytest.raises(Unauthorized):
+        web_sessions.find(session, signed_in)
+    told = {point.name: point.words for point in health.names(session)}
+    assert set(told) == {"panel.example.com", "console.example.com"}
+    assert "davit apps:rename -a panel NEW-NAME" in told["panel.example.com"]
+
+
 def _hostnames(session: Session, app: App) -> list[str]:
     return [domain.hostname for domain in domains.all_of(session, app)]
 

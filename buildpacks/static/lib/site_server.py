@@ -34,6 +34,7 @@ class Site(WhiteNoise):
     def __init__(self, application: Callable[..., Iterable[bytes]], root: Path, settings: dict[str, Any]) -> None:
         self.inside = os.path.join(os.path.realpath(root), "")
         self.is_repository = settings.get("root") == "."
+        self.guarded = bool(settings.get("basic_auth"))
         self.headers_by_pattern = [(pattern_of(path), dict(values)) for path, values in (settings.get("headers") or {}).items()]
         super().__init__(
             application, root=str(root), index_file=True, max_age=60, allow_all_origins=False, charset=str(settings.get("encoding", "utf-8")).lower(),
@@ -49,6 +50,8 @@ class Site(WhiteNoise):
 
     def _more_headers(self, headers: Any, path: str, url: str) -> None:
         headers["X-Content-Type-Options"] = "nosniff"
+        if self.guarded and headers.get("Cache-Control"):  # "public" lets a shared cache give it to who knows no password
+            headers["Cache-Control"] = headers["Cache-Control"].replace("public", "private")
         for pattern, values in self.headers_by_pattern:
             if pattern.fullmatch(url):
                 for name, value in values.items():
