@@ -40,7 +40,7 @@ PACKS = 20
 """Packs that a repository may have before they are put together."""
 LOOSE_REFS = 50
 """Refs in files of their own that a repository may have before they are put into one."""
-STALE_LOCK_SECONDS = 15
+STALE_LOCK_SECONDS = 30
 """Age at which a lock of git's (``*.lock`` beside what it is for) is a killed process's: writing a ref takes milliseconds."""
 _LOCKED = ("HEAD", "packed-refs", "config", "shallow")
 """What git locks by such a file beside it, besides each ref."""

@@ -125,6 +125,8 @@ class Room:
             if time.monotonic() < self._vain_until:
                 return
             sizes = self._sizes()
+            # asked again: who held the lock has freed what would count as another program's now
+            found = memory(self._redis.execute_command("INFO", "memory")) or found
             total = sum(sizes.values())
             bound = found.bound or UNBOUNDED
             other = max(0, found.used - total) if found.bound else 0

@@ -175,7 +175,7 @@ class ContainerDyno(RunningDyno):
         self._see_off(init, told)
 
     def _see_off(self, init: Process, told: set[int]) -> None:
-        if self._seeing_off is None:
+        if self._seeing_off is None or self._seeing_off.done():
             self._seeing_off = self._driver.host.keep(self._until_nobody_is_left(init, told))
 
     async def _until_nobody_is_left(self, init: Process, told: set[int]) -> None:
@@ -185,14 +185,21 @@ class ContainerDyno(RunningDyno):
             told: who has got SIGTERM. A child of one that died of it, forked just before, is the init's by then, and is told.
         """
         pause = 0.005
-        while staying := self._staying():
-            for pid in staying - told:
-                if children.parent(pid) == self.pid:
-                    told.add(pid)
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, SIGTERM)
+        while True:
             began = time.monotonic()
-            await children.until_ended(staying, seconds=1)
+            try:
+                staying = await self._driver.host.in_thread(self._staying)  # there may be thousands
+                if not staying:
+                    break
+                for pid in staying - told:
+                    if children.parent(pid) == self.pid:
+                        told.add(pid)
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, SIGTERM)
+                await children.until_ended(staying, seconds=1)
+            except OSError as error:  # no descriptor or memory at the moment: the init must not stay as it is
+                log.warning("processes that are asked to end cannot be seen: %s", error, extra={"dyno": self.spec_id})
+                pause = 1
             await asyncio.sleep(began + pause - time.monotonic())  # an app that forks all the time does not keep Davit busy
             pause = min(pause * 2, 1)
         init.send(SIGCONT)

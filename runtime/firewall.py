@@ -29,6 +29,8 @@ OF_ROOT = (8000, 65077)
 CONNECTIONS = 8192
 """How many connections one dyno or build may have at once: the table in which the kernel keeps them (nf_conntrack_max) is one for
 all, and the host's own are in it."""
+FRESH = 2000
+"""How many new ones it may begin in a second, beyond as many as it may have at once."""
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
@@ -70,7 +72,13 @@ def ruleset(instance: Instance, policy: Policy, dynos: Iterable[int] = ()) -> st
     proxies = "".join(f"    ip daddr {address} tcp dport {port} accept\n" for address, port in policy.proxies)
     doors = (f"ip daddr {address} tcp dport {port}" if address else f"tcp dport {port}" for address, port in policy.router)
     router = "".join(f"    {door} accept\n" for door in doors)
-    few = f"    ct state new add @connections {{ ip saddr ct count over {CONNECTIONS} }} reject with icmpx admin-prohibited\n"
+    # Of each flow the first packet alone is looked at (none that was let through is unconfirmed): kernels of before 2026 count
+    # every one that nobody answers anew, and forget but so many in a second (nf_conncount), hence there are not to be more.
+    first = "    ct state new ct status & confirmed == 0 add"
+    few = (
+        f"{first} @fresh {{ ip saddr limit rate over {FRESH}/second burst {CONNECTIONS} packets }} drop\n"
+        f"{first} @connections {{ ip saddr ct count over {CONNECTIONS} }} reject with icmpx admin-prohibited\n"
+    )
     beyond = "".join(map(_allows, policy.allowed))
     here = "".join(_allows(allowed) for allowed in policy.allowed if allowed.network.num_addresses == 1 and allowed.port)
     return f"""\
@@ -81,6 +89,12 @@ table inet {t} {{
     type ipv4_addr
     size 65535
     flags dynamic
+  }}
+  set fresh {{
+    type ipv4_addr
+    size 65535
+    flags dynamic,timeout
+    timeout 1m
   }}
   chain prerouting {{
     type filter hook prerouting priority filter; policy accept;

@@ -75,7 +75,7 @@ class Planner:
         return Dyno(
             id=new_id(), app_id=state.app.id, release_id=release.id, release_version=release.version, name=name, type=wanted.type,
             size=wanted.size.name, isolation=wanted.isolation, command=release.process_types[wanted.type], state="idle",
-            leaving=False, routed=False, held=False, crashes=0, one_off=False, restart_requested=False,
+            leaving=False, routed=False, held=False, crashes=0, one_off=False, restart_requested=False, restarts=wanted.restarts,
         )  # fmt: skip
 
 

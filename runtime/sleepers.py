@@ -77,7 +77,8 @@ class Sleepers:
             await attempt.outlast(self._asides[row.name], ASIDE_SECONDS)
         snapshot = await asyncio.to_thread(self.snapshots.take, self.app_id, row.name, row.id)
         await self.clear([row.name])
-        same = all(getattr(slept, name) == getattr(row, name) for name in ("release_id", "size", "isolation", "command"))
+        alike = ("release_id", "size", "isolation", "command", "restarts")  # who was to be restarted meanwhile starts anew
+        same = all(getattr(slept, name) == getattr(row, name) for name in alike)
         if snapshot is not None and not same:
             await asyncio.to_thread(self.snapshots.drop, snapshot)
             return None

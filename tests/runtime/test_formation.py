@@ -1701,6 +1701,10 @@ def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old
         await world.settled(world.deploy())
         await awake()
         assert world.events.count("resume web.1") == 1
+        await asleep()
+        world.change(formation.restart)
+        await awake()
+        assert world.events.count("resume web.1") == 1
 
     play(world, story)
 
