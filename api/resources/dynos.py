@@ -23,6 +23,7 @@ from state.models import Dyno
 resource = Resource("dynos")
 
 ORDER = ranges.Order({"name": lambda row: row.name, "id": lambda row: row.id}, {})
+USAGE_ORDER = ranges.Order({"name": lambda row: row["name"]}, {})
 LONGEST_SECONDS = 24 * 3600
 MOVE_SECONDS = 600
 """More than a dyno takes to move: its twin starts, its memory goes, its guest answers again (each has a bound of its own)."""
@@ -55,13 +56,14 @@ def index(call: Call) -> Reply:
 
 
 @resource.on("GET", "/apps/<app>/dyno-usage", needs="view", scope="read", writes=False, ours=True, gives=shapes.many(_USAGE))
-def usage(call: Call) -> Any:
+def usage(call: Call) -> Reply:
     """What each running dyno uses: bytes of memory and disk, CPU seconds, processes; its own kernel's uptime where that tells."""
     told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": call.app.id}, timeout=10).result["dynos"]
-    return [
+    rows = [
         {"name": name, **{key: stats[key] for key in ("memory", "disk", "cpu", "uptime")}, "processes": stats["pids"]}
         for name, stats in sorted(told.items(), key=lambda pair: (pair[0].rpartition(".")[0], int(pair[0].rpartition(".")[2])))
     ]
+    return call.short_listing(rows, USAGE_ORDER, lambda row: row, as_it_is=True)
 
 
 @resource.on("GET", "/apps/<app>/dynos/<dyno>", needs="view", scope="read", gives=shapes.DYNO)

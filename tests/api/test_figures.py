@@ -44,4 +44,6 @@ def test_what_dynos_use_now_is_asked_of_who_runs_them(api: Api, neighbour: Calla
     assert [row["name"] for row in found] == ["clock.1", "web.2", "web.10"]
     assert found[1] == {"name": "web.2", "memory": 30, "disk": 4, "cpu": 1.5, "processes": 2, "uptime": 75.0}
     assert runtime.calls == [("stats", {"app_id": api.app_id})]
+    part = api.get(place, headers={"Range": "name ..; max=2"})
+    assert part.status_code == 206 and [row["name"] for row in part.json] == ["clock.1", "web.10"]
     assert api.get(place, as_="stranger").status_code == 404

@@ -60,6 +60,7 @@ _PLACES = {"app": "timely", "user": "~", "pipeline": "the-line", "promotion": "n
 
 def _lists() -> list[Operation]:
     every = [one for one in operations() if one.method == "GET" and one.gives.many and not one.path.startswith(_OURS)]
+    every = [one for one in every if one.path != "/apps/<app>/dyno-usage"]  # the runtime's word, which is not here
     return [one for one in every if "addon" not in one.path and one.path not in ("/teams", "/spaces") and "<promotion>" not in one.path]
 
 
