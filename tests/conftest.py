@@ -29,6 +29,8 @@ hypothesis_settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis_settings.load_profile("busy")  # how fast examples are drawn says how busy the machine is, not whether something holds
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup(1) every program that a test starts would ignore it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell's script, likewise
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 POSTGRES_PORT = 5432
 """Only names the socket file: the private cluster listens on no TCP address."""
