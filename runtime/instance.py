@@ -21,8 +21,9 @@ INSTANCES = Path("/run/davit/instances")
 NUMBERS = range(32)
 SLOTS = range(1, 1024)
 UID_RANGE = 65536
-PATIENCE_SECONDS = 2.0
-"""How long the lock of a Davit that was just killed is waited for."""
+PATIENCE_SECONDS = 6.0
+"""How long the lock of a Davit that was just killed is waited for: what it was starting may hold it for some seconds more
+(:mod:`runtime.userns`)."""
 _NETWORKS = ipaddress.IPv4Network("198.18.0.0/15")  # RFC 2544: routed nowhere, and unlike 10/8 used by hardly any network
 
 

@@ -21,6 +21,8 @@ RANGE = 65536
 _CLONE_NEWUSER = 0x10000000
 _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_GET_SECUREBITS, _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 3, 4, 27, 28, 1 << 2
 _SYS_SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147}
+LIFE_SECONDS = 5
+"""For so long a namespace's first process lives when nobody ends it; opening the namespace takes milliseconds."""
 _UNCHANGED = ctypes.c_long(-1)
 _changing = threading.Lock()
 """One at a time: whether its memory may be looked at is the whole process's."""
@@ -36,8 +38,9 @@ def create(base: int, size: int = RANGE) -> int:
 def mapped(uids: str, gids: str, owner: int = 0) -> int:
     """A user namespace of the user ``owner`` with the given maps (user_namespaces(7): inside, outside, count).
 
-    The namespace is born with a process that runs nothing but libc's ``pause`` (forking Python, with its threads, would be
-    neither safe nor quick) and that is ended as soon as the descriptor is open.
+    The namespace is born with a process that runs nothing but libc's ``sleep`` (forking Python, with its threads, would be
+    neither safe nor quick) and that is ended as soon as the descriptor is open. When this process is killed before that, it ends
+    by itself, for it holds copies of all descriptors: the lock on the instance among them.
 
     Returns:
         a descriptor of the namespace; the caller closes it.
@@ -47,9 +50,9 @@ def mapped(uids: str, gids: str, owner: int = 0) -> int:
     """
     stack = ctypes.create_string_buffer(64 * 1024)
     top = (ctypes.addressof(stack) + len(stack)) & ~0xF
-    pause = ctypes.cast(_libc.pause, ctypes.c_void_p)
+    sleep = ctypes.cast(_libc.sleep, ctypes.c_void_p)
     with _as(owner):
-        pid: int = _libc.clone(pause, top, _CLONE_NEWUSER | signal.SIGCHLD, None)
+        pid: int = _libc.clone(sleep, top, _CLONE_NEWUSER | signal.SIGCHLD, LIFE_SECONDS)
         reason = os.strerror(ctypes.get_errno())
     if pid < 0:
         raise MountFailed(f"The kernel refused a user namespace: {reason}. See the sysctl user.max_user_namespaces.")
