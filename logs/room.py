@@ -98,7 +98,7 @@ class Room:
         self._stride = int((found.bound or UNBOUNDED) * STRIDE)
         busy = self._thread is not None and self._thread.is_alive()
         if found.used > (found.bound or UNBOUNDED) * HIGH and not busy and time.monotonic() >= self._vain_until:
-            self._thread = threading.Thread(target=self._shorten_aside, args=(found,), name="log-room", daemon=True)
+            self._thread = threading.Thread(target=self._shorten_aside, name="log-room", daemon=True)
             self._thread.start()
 
     def make(self) -> bool:
@@ -107,26 +107,25 @@ class Room:
         Raises:
             Exception: Redis cannot be reached.
         """
-        found = memory(self._redis.execute_command("INFO", "memory"))
-        if found is None:
-            return False
-        self._shorten(found)
+        self._shorten()
         left = memory(self._redis.execute_command("INFO", "memory"))
         return left is not None and (not left.bound or left.used < left.bound)
 
-    def _shorten_aside(self, found: Memory) -> None:
+    def _shorten_aside(self) -> None:
         try:
-            self._shorten(found)
+            self._shorten()
         except Exception as error:  # Redis is away: it is looked again with the next lines
             log.debug("windows could not be shortened: %s", error)
 
-    def _shorten(self, found: Memory) -> None:
+    def _shorten(self) -> None:
         with self._lock:
             if time.monotonic() < self._vain_until:
                 return
             sizes = self._sizes()
-            # asked again: who held the lock has freed what would count as another program's now
-            found = memory(self._redis.execute_command("INFO", "memory")) or found
+            # asked behind the lock: what its holder before has freed would count as another program's
+            found = memory(self._redis.execute_command("INFO", "memory"))
+            if found is None:
+                return
             total = sum(sizes.values())
             bound = found.bound or UNBOUNDED
             other = max(0, found.used - total) if found.bound else 0

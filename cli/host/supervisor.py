@@ -257,10 +257,7 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a log without room
-            self._print(text)
-
-    def _print(self, text: str) -> None:
-        print(f"{now():%Y-%m-%dT%H:%M:%S} davit: {text}", file=sys.stderr, flush=True)
+            print(f"{now():%Y-%m-%dT%H:%M:%S} davit: {text}", file=sys.stderr, flush=True)
 
 
 def end(entries: Sequence[record.Entry]) -> None:

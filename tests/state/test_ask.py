@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -19,6 +18,7 @@ from runtime import records
 from state import accounts, apps, db, releases
 from state.models import Account, App, Dyno, Slug
 from tests.state.conftest import forget_caches
+from tests.state.waiting import until_one_waits
 
 
 def test_times_are_compared_as_they_are_stored(database: str) -> None:
@@ -107,15 +107,6 @@ def test_writers_that_wait_for_each_other_are_told_to_try_again(database: str) -
             session.execute(first)
             assert has_it.wait(60)
             may_go_on.set()
-            _wait_until_one_waits()
+            until_one_waits("advisory")
             session.execute(second)
         done.result(60)
-
-
-def _wait_until_one_waits() -> None:
-    for _ in range(3000):
-        with db.snapshot() as session:
-            if session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")):
-                return
-        time.sleep(0.01)
-    pytest.fail("nobody waits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import event, select, text
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from cli.host import home
@@ -22,6 +21,7 @@ from foundation.settings import settings
 from state import accounts, apps, builds, config, db, domains, formation, health, own_names, releases, sleep, vault, web_sessions
 from state.models import Account, App, AuditEvent, Base, Domain, Release, Slug
 from tests.e2e.errors_page import assert_says
+from tests.state.waiting import until_one_waits
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJv0h0bZKkXqT8i0S7m0m1y2oO5yY3m0n5m1y2oO5yY3 ann@laptop"
 
@@ -385,7 +385,7 @@ def test_who_takes_what_another_takes_in_the_same_moment_is_told_so(
             take(session, owner, session.get_one(App, app.id))
             session.flush()
             done = pool.submit(other)
-            _wait_until_one_waits()
+            until_one_waits()
         done.result(60)
 
 
@@ -411,14 +411,6 @@ def test_a_start_has_apps_own_names_follow(database: str, monkeypatch: pytest.Mo
     with db.snapshot() as session:
         assert _hostnames(session, app) == ["bright-bay.apps.example.com"]
 
-
-def _wait_until_one_waits() -> None:
-    for _ in range(3000):
-        with db.snapshot() as session:
-            if session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
-                return
-        time.sleep(0.01)
-    pytest.fail("nobody waits")
 
 
 def test_a_domain_belongs_to_one_app(session: Session, owner: Account) -> None:
