@@ -199,14 +199,15 @@ def check_ports(settings: Settings) -> Iterator[Point]:
     """Each address is free, or this Davit's own."""
     proxies = processes.haproxies(settings.home)
     kept_by = keeper.find(settings)
+    kept = {one.name: one for one in keeper.survey(settings, kept_by)} if kept_by is not None else {}
     running = {entry.name for entry in record.read(settings.run).living()}
 
     def ours(name: str, address: Address) -> bool:
         if name == "haproxy" and kept_by is not None and not proxies:  # in another pid namespace; the router answers for it
-            return any(one.name == "router" and one.works for one in keeper.survey(settings, kept_by))
+            return "router" in kept and kept["router"].works
         if name == "haproxy":
             return processes.listen(proxies, address.port)
-        return name in running if kept_by is None else keeper.listens(settings, kept_by, name, address)
+        return name in running if kept_by is None else keeper.listens(kept.get(name), address)
 
     for variable, address, name in (
         ("DAVIT_HTTP", settings.http, "haproxy"),

@@ -99,9 +99,8 @@ def survey(settings: Settings, kept_by: Keeper) -> list[Process]:
     return found
 
 
-def listens(settings: Settings, kept_by: Keeper, name: str, address: Address) -> bool:
-    """Whether the process ``name`` is who listens at ``address``; where processes cannot be seen, whether one like it does."""
-    process = next((one for one in survey(settings, kept_by) if one.name == name), None)
+def listens(process: Process | None, address: Address) -> bool:
+    """Whether that is who listens at ``address``; where processes cannot be seen, whether one like it does."""
     if process is None or not process.works:
         return False
     return process.pid is None or processes.listen({process.pid, *processes.descendants([process.pid])}, address.port)
