@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from foundation.errors import DavitError
 from foundation.settings import Settings
-from runtime import cgroups, children, firewall, mounts, passage
+from runtime import cgroups, children, conntrack, firewall, mounts, passage
 from runtime.driver import RunningDyno
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.images import Images, Mounter
@@ -87,6 +87,7 @@ class Host:
         self._ruling = threading.Lock()
         self._names = firewall.Names()
         self._passed = 0.0
+        self._remembers = False
         self._surveyed: list[tuple[Record, bool]] = []
         self._claimed: set[str] = set()
         self._open = False
@@ -182,6 +183,16 @@ class Host:
     async def _left(self, slot: int) -> None:
         if slot in self._admitted:
             await self.in_thread(self._expel, slot)
+        await self.in_thread(self._forget_connections, conntrack.forget, self.instance.address(slot))
+
+    def _forget_connections(self, forget: Callable[..., int], *of: Any) -> None:
+        """Nothing that an address had open counts against its next dyno, or leads to it."""
+        try:
+            forget(*of)
+        except OSError as error:
+            if not self._remembers:
+                log.warning("connections of dynos that have ended are remembered by the kernel until they expire: %s", error)
+            self._remembers = True
 
     def _expel(self, slot: int) -> None:
         with self._ruling:
@@ -235,6 +246,8 @@ class Host:
         for slot in self.network.cables() - used:
             self.network.disconnect(slot)
         self.network.keep_neighbours(used)
+        held = [self.instance.gateway, *map(self.instance.address, used)]
+        self._forget_connections(conntrack.forget_strays, self.instance.network, held)
 
     # -- dynos of earlier processes ---------------------------------------------------------------------------------
 

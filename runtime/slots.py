@@ -145,6 +145,14 @@ class Pool:
         task.add_done_callback(self._leaving.discard)
 
     async def _free(self, number: int) -> None:
+        try:
+            await self._take_away(number)
+        except Exception:
+            log.exception("something of a place for a dyno was not taken away; who has it next makes it anew")
+        finally:
+            self._used.discard(number)
+
+    async def _take_away(self, number: int) -> None:
         """The kernel takes namespace and cable away together, some ten milliseconds after their last user."""
         name = self.instance.veth(number)
         for _ in range(100):
@@ -155,7 +163,6 @@ class Pool:
             await self._run(self.network.disconnect, number)
         await self._run(self.network.forget, number)
         await self._left(number)
-        self._used.discard(number)
 
     async def close(self) -> None:
         """Give the warm slots up and wait until everything that was given back is gone."""

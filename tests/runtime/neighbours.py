@@ -1,19 +1,21 @@
 """Run in a network namespace of its own: two dynos' cables on the real bridge behind the real rules, and in one somebody who asks
-for as many neighbours as there are addresses.
+for as many neighbours as there are addresses, and begins as many connections as there may be.
 
 Prints a JSON object of what came of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
-from runtime import firewall
+from runtime import conntrack, firewall
 from runtime.instance import Instance
 from runtime.network import Network
 
@@ -25,6 +27,19 @@ ASKS_ONCE = f"""
 import socket
 question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 question.sendto(b"others do", ("{INSTANCE.gateway}", 53))
+"""
+ASKS_WHAT_IT_HEARS = f"""
+import socket
+question = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+question.connect(("{INSTANCE.gateway}", 53))
+question.settimeout(1)
+for _ in range(60):  # that it is refused it hears once a second at the most
+    try:
+        question.send(b"who is new here")
+        print(question.recv(9).decode())
+    except TimeoutError: continue
+    except OSError as error: print(error.errno)
+    break
 """
 ASKS = f"""
 import json, os, socket
@@ -89,7 +104,7 @@ def main() -> dict[str, object]:
     dyno, other = network.connect(DYNO), network.connect(OTHER)
     resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     resolver.bind((INSTANCE.gateway, 53))
-    resolver.settimeout(60)
+    resolver.settimeout(120)
     found: dict[str, object] = {"the host knows both": neighbours() == for_good(DYNO, OTHER)}
     with subprocess.Popen(inside(dyno, sys.executable, "-c", ASKS), stdout=subprocess.PIPE) as app:
         assert app.stdout
@@ -113,6 +128,32 @@ def main() -> dict[str, object]:
     network.keep_neighbours({OTHER, LATER})
     found["those that another process finds"] = neighbours() == for_good(OTHER, LATER)
     os.close(dyno), os.close(other)
+    return found | remembered(network, resolver)
+
+
+def remembered(network: Network, resolver: socket.socket) -> dict[str, object]:
+    """What comes of the connections of a dyno that is no more, for the next one with its address and for another's."""
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                said, asker = resolver.recvfrom(100)
+                if said.startswith(b"who"):
+                    resolver.sendto(b"answered", asker)
+
+    def heard() -> str:
+        return subprocess.run(inside(dyno, sys.executable, "-c", ASKS_WHAT_IT_HEARS), check=True, capture_output=True).stdout.decode()
+
+    threading.Thread(target=answer, daemon=True).start()
+    network.disconnect(DYNO)
+    dyno = network.connect(DYNO)
+    found: dict[str, object] = {"the next has none": heard().strip()}
+    found["they are forgotten"] = conntrack.forget(INSTANCE.address(DYNO)) >= FEW
+    found["no other's are"] = conntrack.forget(INSTANCE.address(OTHER))
+    found["the next has its own"] = heard().strip()
+    kept = [INSTANCE.gateway, INSTANCE.address(OTHER)]
+    found["strays"] = [conntrack.forget_strays(INSTANCE.network, used) for used in ([*kept, INSTANCE.address(DYNO)], kept, kept)]
+    os.close(dyno)
     return found
 
 

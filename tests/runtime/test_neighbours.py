@@ -16,4 +16,6 @@ def test_a_dyno_has_one_neighbour_whatever_it_calls_and_both_know_each_other_wit
         "the host knows both": True, "another dyno": 113, "the resolver": "answered", "neighbours": True,
         "a connection too many": 113, "those before": True,
         "the host still does": True, "one has gone": True, "those that another process finds": True,
+        "the next has none": "113", "they are forgotten": True, "no other's are": 1, "the next has its own": "answered",
+        "strays": [0, 1, 0],
     }  # fmt: skip

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime import firewall
+from runtime import conntrack, firewall
 from runtime.osv import management, signals
 from tests.runtime.bench_of_driver import Bench
 from tests.runtime.contract import CONNECT
@@ -83,12 +83,17 @@ def test_a_container_of_an_app_reaches_a_service_of_this_host_and_that_of_a_buil
             known = ["ip", "neigh", "show", str(waiting.address), "dev", bench.host.instance.bridge, "nud", "permanent"]
             subprocess.run(["ip", "neigh", "del", *known[3:6]], check=True)  # as if a version had started it that did not do this
             bench.open()
+            gateway = bench.host.instance.gateway
+            assert conntrack.forget_strays(network, [gateway]) == 0, "what those that have ended left is forgotten at the start"
             assert bench.host.instance.mac(waiting.slot).encode() in subprocess.run(known, check=True, capture_output=True).stdout
             (adopted,) = (dyno for dyno in bench.run(bench.driver.adopt()) if dyno.spec_id == waiting.spec_id)
             bench.until(adopted.listeners, "listening")
             assert adopted.address
             socket.create_connection((adopted.address, 5000), 60).close()
             assert json.loads(bench.output(adopted)) == {here: "connected"}, "another runtime process took it over"
+            bench.remove_all()
+            bench.until(lambda: not bench.host.pool.leaving, "free slots")
+            assert conntrack.forget_strays(network, [gateway]) == 0, "a connection that is just over would be remembered for minutes"
         finally:
             bench.close()
     assert bench.leftovers_on_host() == []

@@ -34,3 +34,22 @@ def test_a_slot_that_cannot_be_made_is_told_and_leaves_its_number_free(tmp_path:
 
     asyncio.run(story())
     assert "no warm slot" in caplog.text and "Task exception" not in caplog.text
+
+
+def test_what_cannot_be_taken_away_costs_no_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(number: int) -> None:
+        raise ValueError("netlink says what nobody expects")
+
+    async def left(number: int) -> None:
+        pass
+
+    async def story() -> None:
+        instance: Any = SimpleNamespace(veth=lambda number: f"dvnone{number}")
+        network: Any = SimpleNamespace(forget=refuse)
+        pool = Pool(instance, network, tmp_path, tmp_path, warm=0, disk=1 << 20, left=left)
+        pool.free(pool.reserve())
+        await pool.close()
+        assert not pool._used
+
+    asyncio.run(story())
+    assert "netlink says what nobody expects" in caplog.text and "Task exception" not in caplog.text
