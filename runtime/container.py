@@ -482,7 +482,7 @@ class ContainerDriver(Driver):
         for name, image in (("slug", spec.slug), ("stack", spec.stack)):
             if image is not None:
                 source = self.host.images.use(image)
-                plan.images.append(image)
+                plan.images.append(source)
                 layer = self._point(plan, name)
                 mounts.idmapped(source, layer, slot.userns)
                 lower.append(layer)
@@ -490,8 +490,7 @@ class ContainerDriver(Driver):
         root = self._point(plan, "rootfs")
         if spec.readonly:
             if len(lower) == 1:
-                mounts.idmapped(self.host.images.use(spec.stack), root, slot.userns)
-                self.host.images.done(spec.stack)
+                mounts.idmapped(plan.images[0], root, slot.userns)
             else:
                 mounts.overlay_readonly(root, lower)
             return
@@ -642,8 +641,8 @@ class ContainerDriver(Driver):
             self._close_plan(plan)
             group.remove()
             self.oci.forget(plan.spec.id)
-            for image in plan.images:
-                self.host.images.done(image)
+            for point in plan.images:
+                self.host.images.done(point)
             plan.directory.remove()
 
         await self.host.in_thread(undo)
@@ -702,8 +701,8 @@ class ContainerDriver(Driver):
             if not dyno.cgroup.remove():
                 log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
             self.oci.forget(dyno.spec_id)
-            for image in dyno.images:
-                self.host.images.done(image)
+            for point in dyno.images:
+                self.host.images.done(point)
 
         await self.host.in_thread(away)
         if dyno.terminal_fd is not None:

@@ -82,17 +82,17 @@ class OsvImages:
             ImageFailed, RofsFailed: an image cannot be made.
             TooLargeForMemory: the guest could not hold the slug.
         """
-        stack_at = self._mounted.use(stack)
-        slug_at = self._mounted.use(slug) if slug is not None else None
+        used = [stack_at := self._mounted.use(stack)]
         try:
-            app = slug_at / "app" if slug_at is not None else None
+            if slug is not None:
+                used.append(self._mounted.use(slug))
+            app = used[1] / "app" if slug is not None else None
             launch = osvcommand.translate(line, environment, View(stack_at, app))
             made = self._slug(slug, app, memory) if slug is not None and app is not None else None
             return Sources(self._root(stack, stack_at, launch.runtime), made, launch)
         finally:
-            self._mounted.done(stack)
-            if slug is not None:
-                self._mounted.done(slug)
+            for point in used:
+                self._mounted.done(point)
 
     def _root(self, stack: Path, mounted: Path, runtime: str) -> Path:
         certificates = _CERTIFICATES if _CERTIFICATES.exists() else None
