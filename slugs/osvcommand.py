@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from foundation.errors import DavitError
+from slugs import osvline
 from slugs.elf import X86_64
 from slugs.view import View
 
@@ -434,7 +435,7 @@ class _Translation:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHON_COLORS": "0",  # every file says that it is a terminal
-            "DAVIT_SITE": self._site(version),
+            osvline.SITE: self._site(version),
             "LANG": self._given.get("LANG", "C.UTF-8"),
         }
         words = ["-m", module, *rest] if module else list(rest)

@@ -10,7 +10,8 @@ Three parsers read what we write, and each has its own rules (measured, and read
   expanded likewise and the first ``?=`` in the word, wherever it stands, is taken for another kind of assignment.
 
 So what a word cannot hold travels as an environment variable set by a loader option, and the word ends with its name. The
-kernel's line is short, the runscript is not: only what needs it goes on the line.
+kernel's line is short, the runscript is not: only what needs it goes on the line. The kernel takes any name for a variable's:
+those of Davit's own begin with a point, as no config var's does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ LONGEST_LINE = 3600
 LONGEST_ON_DISK = 1023
 """Bytes of the command line that a boot disk holds."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_CARRIER = "DAVIT_W"
+OWN = "."
+"""What the names of Davit's own variables begin with: no config var can have such a name."""
+SITE, SIGNALS = f"{OWN}site", f"{OWN}signals"
+"""For Davit's modules in Python and Node.js: where the app's packages are, and the port for signals."""
+
+_NAME = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_]*")
 _UNQUOTABLE = re.compile(r"[^\x01-\x7f]|\$")
 _ESCAPED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
 
@@ -139,7 +144,7 @@ def _carried(prefix: str, value: str, carriers: dict[str, str]) -> str | None:
     if not rest:
         return word(prefix + plain)
     known = next((name for name, carried in carriers.items() if carried == rest), None)
-    name = known or f"{_CARRIER}{len(carriers)}"
+    name = known or f"{OWN}{len(carriers)}"
     carriers[name] = rest
     # the word's own `$` is meant: the guest puts the variable's value in its place and does not look at that again
     return word(prefix + plain)[:-1] + f'${name}"'

@@ -34,7 +34,8 @@ from runtime.qmp import Monitor, MonitorFailed
 
 log = logging.getLogger("runtime")
 
-QEMU = qemu.Need("MicroVMs", (6, 2), "`davit stack:build --vm` as root installs it (or apt-get install qemu-system-x86)")
+QEMU = qemu.Need("MicroVMs", (7, 0), "`davit stack:build --vm` as root installs it (or apt-get install qemu-system-x86)")
+"""7.0 is the first that leaves the keyboard controller out (``i8042=off``)."""
 BOOT_SECONDS = {True: 30.0, False: 180.0}
 """From QEMU's start to the guest agent's first word: with and without acceleration."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")

@@ -13,8 +13,9 @@ import re
 from signal import SIGABRT, SIGKILL, SIGSEGV
 
 from runtime.driver import Exit
+from slugs.osvline import OWN
 
-MARKER = "DAVIT_DYNO"
+MARKER = f"{OWN}dyno"
 """The variable that is set last."""
 LONGEST = 16384
 """Bytes of a line that are passed on before its end is seen."""

@@ -223,7 +223,7 @@ class OsvDriver:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
         if launch.record.facts["agent"] and agent is None:
-            environment["DAVIT_SIGNALS"] = str(signals.PORT)
+            environment[osvline.SIGNALS] = str(signals.PORT)
         before = [[f"{osvimage.CONFIG}/{signals.NAME}", str(signals.PORT)]] if agent else []
         if launch.record.facts["managed"]:
             before.append([f"/{management.SERVER}"])

@@ -1,8 +1,8 @@
 // Node.js on OSv: signals from outside come over TCP, a number a line. OSv has no way to interrupt the thread that waits for
 // events, so that Node's own handlers would never run. Loaded by NODE_OPTIONS, before the app.
 'use strict';
-const port = Number(process.env.DAVIT_SIGNALS || 0);
-delete process.env.DAVIT_SIGNALS;
+const port = Number(process.env['.signals'] || 0);
+for (const name of Object.keys(process.env)) if (name.startsWith('.')) delete process.env[name]; // Davit's own
 if (port && require('node:worker_threads').isMainThread) {
   const names = Object.entries(require('node:os').constants.signals);
   const server = require('node:net').createServer((connection) => {

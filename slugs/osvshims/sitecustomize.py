@@ -107,7 +107,7 @@ def _install() -> None:
 
 def _add_site() -> None:
     """The app's packages, as its virtual environment would add them."""
-    place = os.environ.pop("DAVIT_SITE", "")
+    place = os.environ.pop(".site", "")
     if place:
         sys.path = [entry for entry in sys.path if not entry.endswith(("/dist-packages", "/site-packages"))]
         site.addsitedir(place)
@@ -116,7 +116,7 @@ def _add_site() -> None:
 if sys.platform == "linux" and "OSV_VERSION" in os.environ:
     _install()
     _add_site()
-    if _port := os.environ.pop("DAVIT_SIGNALS", ""):
+    if _port := os.environ.pop(".signals", ""):
         threading.Thread(target=_take_signals, args=(int(_port),), name="signals", daemon=True).start()
-    for _name in [name for name in os.environ if name.startswith("DAVIT_W")]:
+    for _name in [name for name in os.environ if name.startswith(".")]:  # Davit's own; no config var has such a name
         del os.environ[_name]

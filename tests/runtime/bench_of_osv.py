@@ -18,7 +18,7 @@ from tests.runtime.imitation_guest import POWER_OFF, REPEAT, STAND_STILL
 
 _T = TypeVar("_T")
 LIMITS = Limits(memory=128 * MIB, memory_max=256 * MIB, cpu_quota=1.0, pids=64)
-STARTED = "\nSetting in environment: DAVIT_DYNO={id}\n"
+STARTED = "\nSetting in environment: .dyno={id}\n"
 
 
 class OsvBench(Bench):

@@ -269,8 +269,9 @@ class TestBadInput:
         with pytest.raises(Unsupported, match="not installed") as missing:
             qemu.find(QEMU, "qemu-system-that-is-not-there")
         assert_says("microvm-no-qemu", missing.value.message)
-        with pytest.raises(Unsupported, match=r"need QEMU 6\.2 or newer; this host has 4\.2\.1"):
-            qemu.parse_version(QEMU, "QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)")
+        with pytest.raises(Unsupported, match=r"need QEMU 7\.0 or newer; this host has 6\.2\.0"):
+            qemu.parse_version(QEMU, "QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2ubuntu6.26)")
+        assert qemu.parse_version(QEMU, "QEMU emulator version 7.0.0") == (7, 0, 0)
         with pytest.raises(Unsupported, match="no QEMU"):
             qemu.parse_version(QEMU, "hello")
 

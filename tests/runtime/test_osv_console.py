@@ -13,10 +13,10 @@ PRELUDE = b"""OSv v0.57.0-300-g0e34e4dc\r
 eth0: 198.18.0.5\r
 Booted up in 312.41 ms\r
 Cmdline: runscript "/etc/davit/run"\r
-runscript expand fn='/etc/davit/run' line=0 '"--env=SECRET=s3cret" "--env=DAVIT_DYNO=id-1" /app/server'\r
+runscript expand fn='/etc/davit/run' line=0 '"--env=SECRET=s3cret" "--env=.dyno=id-1" /app/server'\r
 Setting in environment: SECRET=s3cret\r
 second line of the s3cret\r
-Setting in environment: DAVIT_DYNO=id-1\r
+Setting in environment: .dyno=id-1\r
 """
 END = b"VFS: unmounting /dev\r\nVFS: unmounting /proc\r\nROFS: spent 1.20 ms reading from disk\r\nPowering off.\r\n"
 
@@ -50,13 +50,13 @@ def test_nothing_before_the_marker_is_ever_passed_on(secret: bytes, piece: int) 
     """Whatever bytes a value holds, and cut off as the kernel cuts what is longer than 511 bytes."""
     shown = b"Setting in environment: SECRET=" + secret
     text, console = read(
-        PRELUDE.split(b"Setting")[0] + shown + b"Setting in environment: DAVIT_DYNO=id-1\r\n" + b"out\r\n", piece
+        PRELUDE.split(b"Setting")[0] + shown + b"Setting in environment: .dyno=id-1\r\n" + b"out\r\n", piece
     )
     assert console.booted and text == "out\n"
 
 
 def test_a_secret_that_imitates_the_kernel_ends_the_secret_keeping_of_its_own_app_only() -> None:
-    other = PRELUDE.replace(b"s3cret\r\nsecond", b"x\r\nSetting in environment: DAVIT_DYNO=id-2\r\nsecond")
+    other = PRELUDE.replace(b"s3cret\r\nsecond", b"x\r\nSetting in environment: .dyno=id-2\r\nsecond")
     text, console = read(other + b"out\r\n")
     assert text == "out\n" and console.booted
 
@@ -137,7 +137,7 @@ def test_a_kernel_that_crashes_at_boot_says_so_and_no_secret() -> None:
     assert console.failure == "trying to execute or access missing symbol"
     _, console = read(b"OSv v0.57.0\r\nno memory for x\r\n\r\n[backtrace]\r\n" + FRAMES)
     assert console.failure == "its kernel crashed before it started the app (no memory for x)"
-    _, console = read(PRELUDE.split(b"Setting in environment: DAVIT")[0] + b"\r\n[backtrace]\r\n" + FRAMES)
+    _, console = read(PRELUDE.split(b"Setting in environment: .dyno")[0] + b"\r\n[backtrace]\r\n" + FRAMES)
     assert console.failure == "its kernel crashed before it started the app"
 
 

@@ -181,7 +181,8 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_environment_arrives(bench: KernelBench, environment: dict[str, str], arguments: list[str]) -> None:
     words = {f"WORD_{number}": value for number, value in enumerate(arguments)}
-    given_environment = {**ENV, **environment, "X_TRAP": "a?=b $PATH \"q\" 'r' \\ &! ; ü\nsecond", "X_LONG": "y" * 20_000}
+    davits = {"DAVIT_W0": "mine", "DAVIT_SITE": "$theirs", "DAVIT_SIGNALS": "many", "DAVIT_DYNO": "ü"}
+    given_environment = {**ENV, **environment, **davits, "X_TRAP": "a?=b $PATH \"q\" 'r' \\ &! ; ü\nsecond", "X_LONG": "y" * 20_000}
     line = " ".join(["./say", *(f'"${name}"' for name in words)])
     text = bench.printed(bench.started(line, env={**given_environment, **words}))
     found, seen = decoded(text)

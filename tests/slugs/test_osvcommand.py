@@ -104,7 +104,7 @@ def test_a_python_app_finds_its_packages_and_the_shims(view: View) -> None:
     assert launch.runtime == "python"
     assert launch.environment["PYTHONHOME"] == "/usr"
     assert launch.environment["PYTHONPATH"].split(":") == ["/etc/davit/python", "/app"]
-    assert launch.environment["DAVIT_SITE"] == "/app/.heroku/python/lib/python3.13/site-packages"
+    assert launch.environment[".site"] == "/app/.heroku/python/lib/python3.13/site-packages"
     assert launch.environment["PATH"].startswith("/app/.heroku/python/bin:/app/.heroku/node/bin:")
 
 

@@ -162,10 +162,14 @@ async def main():
     loop.add_signal_handler(signal.SIGTERM, got.set_result, 'signal')
     os.kill(os.getpid(), signal.SIGTERM)
     return await asyncio.wait_for(got, 20)
-assert 'DAVIT_W0' not in os.environ
+assert not [name for name in os.environ if name.startswith('.')]
+assert {name: value for name, value in os.environ.items() if name.startswith('DAVIT_')} == {
+    'DAVIT_W0': 'mine', 'DAVIT_WEBHOOK_SECRET': 's', 'DAVIT_SITE': '/x', 'DAVIT_SIGNALS': 'many'}
 print(asyncio.run(main()))
 """
-    assert shimmed("-c", code, cwd=tmp_path, DAVIT_W0="carried").communicate()[0] == "signal\n"
+    davits = {".0": "carried", ".site": str(tmp_path), ".dyno": "web.1"}
+    theirs = {"DAVIT_W0": "mine", "DAVIT_WEBHOOK_SECRET": "s", "DAVIT_SITE": "/x", "DAVIT_SIGNALS": "many"}
+    assert shimmed("-c", code, cwd=tmp_path, **davits, **theirs).communicate()[0] == "signal\n"
 
 
 def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
@@ -179,11 +183,11 @@ def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
             return connection.recv(9)
 
     code = "import signal, time\ndef stop(*_): print('told', flush=True); raise SystemExit(9)\nsignal.signal(15, stop); print('up', flush=True); time.sleep(600)"
-    handled = shimmed("-c", code, cwd=tmp_path, DAVIT_SIGNALS=str(port))
+    handled = shimmed("-c", code, cwd=tmp_path, **{".signals": str(port)})
     assert handled.stdout is not None and handled.stdout.readline() == "up\n"
     assert send(15) == b"ok\n"
     assert (handled.communicate(timeout=60)[0], handled.returncode) == ("told\n", 9)
-    unhandled = shimmed("-c", "import time; print('up', flush=True); time.sleep(600)", cwd=tmp_path, DAVIT_SIGNALS=str(port))
+    unhandled = shimmed("-c", "import time; print('up', flush=True); time.sleep(600)", cwd=tmp_path, **{".signals": str(port)})
     assert unhandled.stdout is not None and unhandled.stdout.readline() == "up\n"
     assert send(15) == b"ok\n"
     unhandled.communicate(timeout=60)
@@ -199,7 +203,7 @@ def test_signals_come_over_tcp_to_nodes_own_handlers(tmp_path: Path) -> None:
         env = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "NODE_OPTIONS": f"--require={SHIMS / 'davit_signals.cjs'}",
-            "DAVIT_SIGNALS": str(port),
+            ".signals": str(port),
         }
         node = subprocess.Popen(["node", "-e", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert node.stdout is not None
@@ -210,7 +214,7 @@ def test_signals_come_over_tcp_to_nodes_own_handlers(tmp_path: Path) -> None:
             assert connection.recv(9) == b"ok\n"
         return node.communicate(timeout=120)[0], node.returncode
 
-    wait = "setTimeout(() => console.log('up', process.env.DAVIT_SIGNALS), 50); setInterval(() => {}, 1000);"
+    wait = "setTimeout(() => console.log('up', process.env['.signals']), 50); setInterval(() => {}, 1000);"
     assert run(f"process.on('SIGTERM', () => {{ console.log('told'); process.exit(9); }}); {wait}") == ("told\n", 9)
     assert run(wait) == ("", 143)
 
