@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _SLICE = 2.0  # seconds of one blocking read: below any client's socket timeout
 _FIELD = b"line"
+_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
 class Line(NamedTuple):
@@ -307,7 +309,8 @@ def since(
     after = _cursor(after_id or "")
     if after:
         found = _kept(redis, app_id, after)
-        seen = found[-1][0] if found else after
+        # a client's word that no line has yet is not believed: others of the app would wait for that line with it
+        seen = found[-1][0] if found else min(after, newest(redis, app_id), key=order)
         return seen, [(id, line) for id, line in found if matches(line, source, dyno)]
     seen = newest(redis, app_id)
     shown = recent(redis, app_id, lines, source, dyno)
@@ -352,8 +355,9 @@ def _read_command(app_id: str, after: str, left: float) -> tuple[object, ...]:
 
 def _cursor(id: str) -> str:
     """The id when it is one (it may come from a client), else nothing."""
-    first, _, second = id.partition("-")
-    return id if first.isdecimal() and (second.isdecimal() or not second) and len(id) < 42 and id.isascii() else ""
+    if not _ID.fullmatch(id) or max(order(id)) >= 1 << 64:  # Redis takes no larger numbers
+        return ""
+    return id
 
 
 def order(id: str) -> tuple[int, int]:

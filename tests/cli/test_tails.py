@@ -126,6 +126,20 @@ def test_a_tail_goes_on_after_the_last_line_that_was_seen(davit: Davit, app: tup
     assert again.texts() == ["while away", "after"]
 
 
+@pytest.mark.parametrize("last", ["18446744073709551615-0", "18446744073709551615-18446744073709551615", "9" * 30 + "-1", "99999999999999"])
+def test_who_says_to_have_seen_what_is_still_to_come_silences_nobody(davit: Davit, app: tuple[str, str], follow: Follow, last: str) -> None:
+    name, app_id = app
+    _say(davit, app_id, "before")
+    url = _url(davit, name)
+    forger = follow(url, last=last)
+    assert forger.until("\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    other = follow(url)
+    other.until("before\n")
+    _say(davit, app_id, "x")
+    for tail in (forger, other):
+        tail.until("web.1]: x\n")
+
+
 def test_filters_hold_for_new_lines_too(davit: Davit, app: tuple[str, str], follow: Follow) -> None:
     name, app_id = app
     tail = follow(_url(davit, name, source="app", dyno="web.1"))
