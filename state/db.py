@@ -300,8 +300,12 @@ def after_commit(session: Session, action: Callable[[], object]) -> None:
     session.info.setdefault("after", []).append(action)
 
 
-def upgrade() -> None:
-    """Bring the database to the newest schema; safe to call at every start and by several processes at once."""
+def upgrade(to: str = "head") -> None:
+    """Bring the database to the newest schema; safe to call at every start and by several processes at once.
+
+    Processes of the version before may be at work meanwhile, and until they are replaced: a migration adds, and takes away only
+    what that version did not know any more (:data:`state.models.LEAVING`).
+    """
     from alembic import command
     from alembic.config import Config
 
@@ -311,4 +315,4 @@ def upgrade() -> None:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7031415)")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)

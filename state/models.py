@@ -582,3 +582,8 @@ class AuditEvent(Identified, Base):
     app_id: Mapped[str | None] = mapped_column(String(36))
     app_name: Mapped[str | None] = mapped_column(String(30))
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+LEAVING = {("apps", "restarted_at"), ("formations", "restarted_at")}
+"""Tables and columns that this version knows no more and the one before reads, as its processes do while `docker compose up`
+replaces them one by one. A migration of a later version drops them where they are there."""

@@ -19,7 +19,7 @@ from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound, Unauthorized
 from foundation.settings import settings
 from state import accounts, apps, builds, config, db, domains, formation, health, own_names, releases, sleep, vault, web_sessions
-from state.models import Account, App, AuditEvent, Base, Domain, Release, Slug
+from state.models import Account, App, AuditEvent, Domain, Release, Slug
 from tests.e2e.errors_page import assert_says
 from tests.state.waiting import until_one_waits
 
@@ -36,19 +36,6 @@ def deploy(session: Session, app: App, owner: Account, digest: str = "sha256:aa"
     session.refresh(release)
     releases.succeed(session, release)
     return release
-
-
-def test_the_migrations_make_what_the_models_say(database: str) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    with db.engine().connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": False})
-        assert compare_metadata(context, Base.metadata) == []
-
-
-def test_upgrading_twice_changes_nothing(database: str) -> None:
-    db.upgrade()
 
 
 def test_a_new_app_has_a_first_release_and_a_domain(session: Session, owner: Account) -> None:

@@ -10,5 +10,4 @@ down_revision = '0014'
 def upgrade() -> None:
     for table in ('apps', 'formations', 'dynos'):
         op.add_column(table, sa.Column('restarts', sa.Integer(), server_default='0', nullable=False))
-    for table in ('apps', 'formations'):
-        op.drop_column(table, 'restarted_at')
+    # restarted_at stays where it is: processes of the version before read it until they are replaced (state.models.LEAVING)
