@@ -7,9 +7,11 @@ and every git process has a ceiling on memory and processor time.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from foundation import programs
@@ -39,7 +41,7 @@ CONFIG: Mapping[str, str] = {
     "receive.autogc": "false",
     # The repositories belong to the user that runs Davit, which need not be the one that runs this process.
     "safe.directory": "*",
-    # A ref is on the disk before its file has its name (packs are by default; git 2.36 and newer).
+    # A ref is on the disk before its file has its name (packs are by default); see syncs_refs.
     "core.fsync": "reference",
     "tar.umask": "0022",
     "uploadpack.allowFilter": "true",
@@ -88,10 +90,20 @@ def command(*words: str) -> list[str]:
 
 
 def run(
-    env: Mapping[str, str], *words: str, input: bytes | None = None, check: bool = True, timeout: float = CPU_SECONDS
-) -> subprocess.CompletedProcess[bytes]:
+    env: Mapping[str, str], *words: str, input: bytes | None = None, check: bool = True, timeout: float = CPU_SECONDS,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
     """Run ``git WORDS`` to its end; see :func:`foundation.programs.run`."""
-    return programs.run(command(*words), env=env, input=input, check=check, timeout=timeout)
+    return programs.run(command(*words), env=env, input=input, check=check, timeout=timeout, pass_fds=pass_fds)
+
+
+@lru_cache(maxsize=1)
+def syncs_refs() -> bool:
+    """Whether this host's git knows ``core.fsync`` (2.36; Ubuntu 22.04 has 2.34): an older one gives a ref's file its name, and
+    packs refs, before anything of it is on the disk."""
+    told = run({"PATH": os.environ.get("PATH", os.defpath)}, "version").stdout
+    found = re.search(rb"(\d+)\.(\d+)", told)
+    return found is not None and tuple(map(int, found.groups())) >= (2, 36)
 
 
 @contextmanager

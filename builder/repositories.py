@@ -41,7 +41,10 @@ PACKS = 20
 LOOSE_REFS = 50
 """Refs in files of their own that a repository may have before they are put into one."""
 STALE_LOCK_SECONDS = 30
-"""Age at which a lock of git's (``*.lock`` beside what it is for) is a killed process's: writing a ref takes milliseconds."""
+"""Age at which a lock of git's (``*.lock`` beside what it is for) is a killed process's, when no git of Davit's moves refs: what
+moves thousands syncs each before it gives up the first lock."""
+_REFS_LOCK = "davit-refs.lock"
+"""Held shared by who reads or moves refs, a git itself included; exclusively by who packs them or removes locks of the dead."""
 _LOCKED = ("HEAD", "packed-refs", "config", "shallow")
 """What git locks by such a file beside it, besides each ref."""
 LEFT_OVER_SECONDS = 3600
@@ -216,6 +219,17 @@ class Repositories:
             return moved
 
     def _update(self, app_id: str, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:
+        moved = self._move(app_id, moves, atomic=atomic)
+        self._sync_refs(app_id, [ref for ref, done in moved.items() if done])
+        return moved
+
+    def _sync_refs(self, app_id: str, refs: Iterable[bytes]) -> None:
+        """Have refs that have just moved on the disk, where git does not see to it."""
+        for ref in () if git.syncs_refs() else refs:
+            with contextlib.suppress(FileNotFoundError):  # it was deleted
+                disk.sync(self.path(app_id) / os.fsdecode(ref))
+
+    def _move(self, app_id: str, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:
         lines = [_transaction_line(move) for move in moves]
         if self._commit(app_id, b"".join(lines)):
             return {move.ref: True for move in moves}
@@ -227,8 +241,12 @@ class Repositories:
 
     def _commit(self, app_id: str, lines: bytes) -> bool:
         """A transaction of git's: whether all of it came about."""
-        env = git.environment(self.path(app_id))
-        return git.run(env, "update-ref", "-z", "--stdin", input=lines, check=False).returncode == 0
+        return self._moving(app_id, "update-ref", "-z", "--stdin", input=lines).returncode == 0
+
+    def _moving(self, app_id: str, *words: str, input: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Run a git that moves refs. It holds the lock itself: nobody takes its own from it, also when this process is killed."""
+        with self._locked(app_id, fcntl.LOCK_SH, name=_REFS_LOCK) as held:
+            return git.run(git.environment(self.path(app_id)), *words, input=input, check=False, pass_fds=[held])
 
     def _break_locks(self, app_id: str, moves: Sequence[Move]) -> bool:
         """Wait for who holds the locks that moving these refs needs, or take them from the dead; whether there were any."""
@@ -245,10 +263,11 @@ class Repositories:
         return bool(found)
 
     def _remove_stale(self, app_id: str, locks: Iterable[Path]) -> None:
-        """Remove those that are too old to have a living owner; one process at a time, so that none takes what is new."""
+        """Remove those that are too old to have a living owner, while no git moves refs; one process at a time, so that none
+        takes what is new."""
         stale = [lock for lock in locks if _older(lock, STALE_LOCK_SECONDS)]
         if stale:
-            with self._locked(app_id, fcntl.LOCK_EX, name="davit-refs.lock"):
+            with self._locked(app_id, fcntl.LOCK_EX, name=_REFS_LOCK):
                 for lock in stale:
                     if _older(lock, STALE_LOCK_SECONDS):
                         log.warning("a lock that a killed process left was removed", extra={"app": app_id, "lock": lock.name})
@@ -394,10 +413,9 @@ class Repositories:
                 self._point_head(app_id, ref)
 
     def _point_head(self, app_id: str, ref: str) -> None:
-        env = git.environment(self.path(app_id))
-        if git.run(env, "symbolic-ref", "HEAD", ref, check=False).returncode != 0:
+        if self._moving(app_id, "symbolic-ref", "HEAD", ref).returncode != 0:
             self._break_locks(app_id, [])
-            git.run(env, "symbolic-ref", "HEAD", ref)
+            git.run(git.environment(self.path(app_id)), "symbolic-ref", "HEAD", ref)
         disk.sync(self.path(app_id) / "HEAD")
 
     def unpin(self, build_id: str) -> None:
@@ -436,6 +454,7 @@ class Repositories:
             refs = [line.split(b" ", 1) for line in git.run(env, "bundle", "unbundle", str(file)).stdout.splitlines()]
             lines = [b"create " + ref + b"\0" + sha + b"\0" for sha, ref in refs if ref.startswith(b"refs/")]
             git.run(env, "update-ref", "-z", "--stdin", input=b"".join(lines))
+            self._sync_refs(app_id, [ref for _, ref in refs if ref.startswith(b"refs/")])
         if head.strip():  # a Davit without syncs may have backed an empty one up
             git.run(env, "symbolic-ref", "HEAD", head.decode())
 
@@ -519,16 +538,16 @@ class Repositories:
 
     def _pack_refs(self, app_id: str, repository: Path, env: dict[str, str]) -> None:
         self._remove_stale(app_id, [*(repository / f"{name}.lock" for name in _LOCKED), *(repository / "refs").rglob("*.lock")])
-        if sum(len(files) for _, _, files in os.walk(repository / "refs")) > LOOSE_REFS:
-            with self._locked(app_id, fcntl.LOCK_EX, name="davit-refs.lock"):
-                git.run(env, "pack-refs", "--all")
+        if git.syncs_refs() and sum(len(files) for _, _, files in os.walk(repository / "refs")) > LOOSE_REFS:
+            with self._locked(app_id, fcntl.LOCK_EX, name=_REFS_LOCK) as held:
+                git.run(env, "pack-refs", "--all", pass_fds=[held])
 
     @contextlib.contextmanager
     def _reading_refs(self, app_id: str) -> Iterator[Repo]:
         """The repository while no ref moves from its own file into the common one: dulwich, which reads both in turn, could
         find it in neither."""
         path = self.ensure(app_id)
-        with self._locked(app_id, fcntl.LOCK_SH, name="davit-refs.lock"), contextlib.closing(Repo(str(path))) as repo:
+        with self._locked(app_id, fcntl.LOCK_SH, name=_REFS_LOCK), contextlib.closing(Repo(str(path))) as repo:
             yield repo
 
     def _mark_garbage(self, app_id: str) -> None:
@@ -541,12 +560,12 @@ class Repositories:
         return found
 
     @contextlib.contextmanager
-    def _locked(self, app_id: str, how: int, *, name: str = "davit.lock") -> Iterator[None]:
-        """Hold the repository: shared to bring something in, exclusively to throw something away."""
+    def _locked(self, app_id: str, how: int, *, name: str = "davit.lock") -> Iterator[int]:
+        """Hold the repository: shared to bring something in, exclusively to throw something away; the lock's descriptor."""
         fd = os.open(self.path(app_id) / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, how)
-            yield
+            yield fd
         finally:
             os.close(fd)
 

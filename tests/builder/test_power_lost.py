@@ -21,8 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from builder.repositories import Repositories
+from builder import git
+from builder.quarantine import ZERO, Move
+from builder.repositories import LOOSE_REFS, Repositories
 from foundation.authority import Authority
+from foundation.disk import sync
 from tests.builder.building import REPOSITORY
 
 JOURNAL_SECONDS = 1
@@ -40,6 +43,14 @@ def mounted(image: Path, place: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
+def made(image: Path) -> Path:
+    """An empty file system."""
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
+    return image
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="dvl", dir="/tmp"))
@@ -49,11 +60,8 @@ def scratch() -> Iterator[Path]:
 
 @pytest.mark.root
 def test_what_was_told_as_done_outlives_a_power_cut(scratch: Path) -> None:
-    image, copies, work = scratch / "disk.img", [scratch / "at-once.img", scratch / "later.img"], scratch / "work"
+    image, copies, work = made(scratch / "disk.img"), [scratch / "at-once.img", scratch / "later.img"], scratch / "work"
     work.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
     with mounted(image, scratch / "disk", f"commit={JOURNAL_SECONDS}") as disk, davit(disk / "home", work) as told:
         for copy in copies:  # the first is made before the file system has written anything by itself
             subprocess.run(["cp", "--sparse=always", image, copy], check=True)
@@ -61,6 +69,46 @@ def test_what_was_told_as_done_outlives_a_power_cut(scratch: Path) -> None:
     for number, copy in enumerate(copies):
         with mounted(copy, scratch / str(number), "rw") as disk:
             look(disk / "home", told)
+
+
+OLD = """#!/bin/sh
+[ "$1" = version ] && exec echo git version 2.34.1
+exec {git} -c core.fsync=-reference "$@"
+"""
+
+
+@pytest.fixture
+def old_git(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In place of a git of before 2.36, as Ubuntu 22.04 has it: one that says so, and syncs no more than that."""
+    (scratch / "bin").mkdir()
+    (scratch / "bin" / "git").write_text(OLD.format(git=shutil.which("git")))
+    (scratch / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scratch / 'bin'}:{os.environ['PATH']}")
+    git.syncs_refs.cache_clear()
+    yield
+    git.syncs_refs.cache_clear()
+
+
+@pytest.mark.root
+def test_refs_outlive_a_power_cut_where_git_does_not_sync_them(scratch: Path, old_git: None) -> None:
+    image, copy, app_id = made(scratch / "disk.img"), scratch / "copy.img", "0f0f0f0f-app"
+    with mounted(image, scratch / "disk", f"commit={JOURNAL_SECONDS}") as disk:
+        repositories = Repositories(disk / "repos")
+        repositories.incoming.mkdir(parents=True)
+        identity = {f"GIT_{who}_{what}": "me" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        env = git.environment(repositories.ensure(app_id)) | identity
+        tree = git.run(env, "mktree").stdout.decode().strip()
+        commit = git.run(env, "commit-tree", tree, "-m", "x").stdout.strip()
+        tags = [b"refs/tags/%d" % number for number in range(LOOSE_REFS + 1)]
+        with repositories.receiving(app_id) as quarantine:
+            assert all(repositories.store(app_id, quarantine, [Move(tag, ZERO, commit) for tag in tags], atomic=False).values())
+        repositories.tidy(app_id)
+        repositories.move_ref(app_id, "refs/heads/main", ZERO.decode(), commit.decode())
+        sync(disk)  # the names of all that is there, as the file system does it by itself
+        subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+    with mounted(copy, scratch / "after", "rw") as disk:
+        found = {ref: (disk / "repos" / f"{app_id}.git" / os.fsdecode(ref)).read_bytes().strip() for ref in (*tags, b"refs/heads/main")}
+    assert set(found.values()) == {commit}, found
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from builder.receive import plan
 from builder.repositories import FetchFirst, Repositories
 from foundation.errors import Conflict, InvalidParams, NotFound
 from tests.builder.git_doors import clean_environment
+from tests.conftest import wait_until
 
 APP = "0f0f0f0f-app"
 
@@ -327,6 +328,37 @@ def test_a_lock_that_a_killed_git_left_holds_a_branch_up_only_for_a_moment(copy:
     assert copy.current() == first
     held = repository / "davit-refs.lock"
     assert held.exists(), "what is flocked is no lock of git's"
+
+
+SLOW = """#!/bin/sh
+[ "$1" = update-ref ] || exec {git} "$@"
+touch -d @0 "$GIT_DIR/refs/heads/old.lock"
+touch "$GIT_DIR/at-work"
+for i in $(seq 1200); do [ -e "$GIT_DIR/go" ] && break; sleep 0.05; done
+rm "$GIT_DIR/refs/heads/old.lock"
+exec {git} "$@"
+"""
+"""A git whose locks are old because a disk is slow: it syncs all refs before it commits one."""
+
+
+def test_no_lock_is_taken_from_a_git_that_is_still_at_work(copy: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = copy.commit(a="1")
+    copy.bring(commit, "b1")
+    repository = copy.repositories.path(APP)
+    (tmp_path / "git").write_text(SLOW.format(git=shutil.which("git")))
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    moving = threading.Thread(target=copy.repositories.move_ref, args=(APP, "refs/heads/main", ZERO.decode(), commit, "b1"))
+    tidying = threading.Thread(target=copy.repositories.tidy, args=(APP,))
+    moving.start()
+    wait_until((repository / "at-work").exists, "git at work")
+    tidying.start()
+    tidying.join(1)
+    assert (repository / "refs" / "heads" / "old.lock").exists()
+    (repository / "go").touch()
+    moving.join()
+    tidying.join()
+    assert copy.current() == commit
 
 
 def test_housekeeping_removes_old_locks_and_drafts_and_leaves_new_ones(copy: Copy) -> None:
