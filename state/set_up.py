@@ -31,6 +31,11 @@ def secret(session: Session) -> str | None:
     return signatures.sign(_KIND, {"account": account.id}, SECONDS)
 
 
+def done(session: Session) -> bool:
+    """Whether somebody can sign in by password; until then the link is the way in."""
+    return session.scalar(select(Account.id).where(Account.password_hash.is_not(None)).limit(1)) is not None
+
+
 def whom(session: Session, text: str) -> Account:
     """The account that a link sets up.
 

@@ -42,7 +42,11 @@ def show(visit: Visit) -> Response:
     if visit.signed and not visit.problem:
         return go(to)
     step = visit.text("step") if isinstance(visit.problem, TwoFactorRequired) or visit.form.get("step") else ""
-    return visit.page("sign_in.html", to=to, by_token="token" in request.args or "token" in visit.form, step=step)
+    return _page(visit, to, by_token="token" in request.args or "token" in visit.form, step=step)
+
+
+def _page(visit: Visit, to: str, *, by_token: bool, step: str) -> Response:
+    return visit.page("sign_in.html", to=to, by_token=by_token, step=step, is_set_up=first.done(visit.session))
 
 
 @pages.on("POST", "/sign-in", needs="nothing", writes=False)
@@ -56,7 +60,7 @@ def sign_in(visit: Visit) -> Response:
         if problem.status == 401:
             problem = InvalidParams(_wrong(visit), status=403)
         visit.problem = problem
-        return visit.page("sign_in.html", to=to, by_token=bool(visit.form.get("token")), step=g.get("step", ""))
+        return _page(visit, to, by_token=bool(visit.form.get("token")), step=g.get("step", ""))
 
 
 def _wrong(visit: Visit) -> str:

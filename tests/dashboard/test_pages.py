@@ -1107,12 +1107,14 @@ def test_the_owners_link_works_once(desk: Desk) -> None:
     with db.snapshot() as session:
         secret = set_up.secret(session)
     somebody = desk.somebody()
+    assert all("Nobody has set this up yet" in somebody.get(f"/sign-in{way}").text for way in ("", "?token"))
     page = f"/set-up/{secret}"
     data = {"email": "Ann@example.com", "password": "correct horse battery", "again": "correct horse"}
     assert somebody.post(page, data, page=page).status_code == 422
     assert somebody.post(page, {**data, "again": data["password"]}, page=page).status_code == 303
     assert somebody.get("/account").status_code == 200 and "ann@example.com" in somebody.get("/account").text
     assert desk.somebody().get(page).status_code == 404
+    assert "set this up" not in desk.somebody().get("/sign-in").text
     with db.snapshot() as session:
         assert set_up.secret(session) is None
 
