@@ -50,9 +50,7 @@
     if ("submits" in event.target.dataset) event.target.form.requestSubmit();
   });
   document.addEventListener("submit", (event) => {
-    const name = event.target.dataset.typed;  // destroying takes typing the name
-    if (name && event.target.elements.confirm.value !== name) event.preventDefault();
-    else setTimeout(() => event.target.querySelectorAll("button:not([type=button])").forEach((button) => { button.disabled = true; }), 0);
+    setTimeout(() => event.target.querySelectorAll("button:not([type=button])").forEach((button) => { button.disabled = true; }), 0);
   });
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) document.querySelectorAll("form button:disabled").forEach((button) => { button.disabled = false; });

@@ -219,7 +219,7 @@ def _destroy(page: Page, app: App) -> None:
     button = page.get_by_role("button", name="Destroy daily")
     page.get_by_label("Type daily to confirm").fill("dail")
     button.click()
-    expect(page.get_by_role("heading", name="Destroy the app")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_text("To destroy daily, type its name.")
     page.get_by_label("Type daily to confirm").fill("daily")
     button.click()
     expect(page.get_by_role("heading", name="No apps yet")).to_be_visible()

@@ -297,6 +297,17 @@ def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromiu
     expect(names).to_have_text(["heroku/nodejs", "heroku/python", "heroku/static"])
 
 
+def test_who_mistypes_what_destroys_is_told_so(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/apps/storefront/settings")
+    page.get_by_label("Type storefront to confirm").fill("storefrnt")
+    page.keyboard.press("Enter")
+    refusal = page.locator("#at-destroy").get_by_role("alert")
+    expect(refusal).to_have_text("To destroy storefront, type its name.")
+    expect(refusal).to_be_focused()
+    expect(refusal).to_be_in_viewport()
+
+
 def test_a_terminal_opens_inside_a_running_dyno(davit: Davit, chromium: Browser) -> None:
     page = _ann(chromium, davit)
     page.goto("/dashboard/apps/storefront/resources")
