@@ -5,7 +5,7 @@
   const lines = document.getElementById("lines"), form = document.getElementById("filters");
   const dyno = document.getElementById("dyno"), source = document.getElementById("source"), find = document.getElementById("find");
   const pause = document.getElementById("pause"), wrap = document.getElementById("wrap");
-  const count = document.getElementById("count"), waiting = document.getElementById("waiting");
+  const download = document.getElementById("download"), count = document.getElementById("count"), waiting = document.getElementById("waiting");
   let paused = false, held = [], left = 0, total = 0, shown = 0, block = null, room = 0;
 
   function passes(line) {
@@ -59,6 +59,7 @@
       line.hidden = !passes(line);
       shown += line.hidden ? 0 : 1;
     }
+    download.search = new URLSearchParams({ dyno: dyno.value, source: source.value, q: find.value });
     lines.classList.toggle("few", shown < 2000);
     lines.scrollTop = lines.scrollHeight;
     tell();

@@ -33,11 +33,16 @@ def _filters() -> tuple[str, str]:
     return source if source in ("app", "heroku") else "", dyno if _DYNO.fullmatch(dyno) else ""
 
 
+def _words() -> str:
+    """What is searched for."""
+    return request.args.get("q", "")[:200]
+
+
 @pages.on("GET", "/apps/<app>/logs", does="POST /apps/<app>/log-sessions")
 def show(visit: Visit) -> Response:
     """The log; a script goes on with it where this page ends."""
     source, dyno = _filters()
-    words = request.args.get("q", "")[:200]
+    words = _words()
     trouble, lines, newest = "", [], "0-0"
     try:
         newest = stream.newest(_redis(), visit.app.id)  # before the lines: what comes in between is the stream's to bring
@@ -65,10 +70,11 @@ def _names(visit: Visit) -> list[str]:
 
 @pages.on("GET", "/apps/<app>/logs/download", does="POST /apps/<app>/log-sessions")
 def download(visit: Visit) -> Response:
-    """The lines that are kept, as a text file."""
+    """The lines that are kept and that the page's filters let through, as a text file."""
     source, dyno = _filters()
+    words = _words()
     lines: list[tuple[str, Line]] = stream.recent(_redis(), visit.app.id, WINDOW, source, dyno)
-    text = "".join(f"{stream.format_line(line)}\n" for _, line in lines)
+    text = "".join(f"{stream.format_line(line)}\n" for _, line in lines if _has(line, words))
     answer = Response(text, content_type="text/plain; charset=utf-8")
     answer.headers["Content-Disposition"] = f'attachment; filename="{visit.app.name}.log"'
     return answer

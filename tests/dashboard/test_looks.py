@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,6 +232,8 @@ def test_a_log_shows_its_end_on_a_phone_and_stays_there(davit: Davit, chromium: 
     page.get_by_label("Search in the log").fill("served item 10")
     expect(page.locator("#count")).to_contain_text("5 of 304 lines")
     expect(page.locator(".l:visible").first).to_be_in_viewport()
+    page.get_by_label("Process").select_option("web")
+    expect(page.get_by_role("link", name="Download")).to_have_attribute("href", re.compile(r"\?dyno=web&source=&q=served\+item\+10$"))
 
 
 def test_news_that_come_while_a_question_is_open_wait_for_the_answer(davit: Davit, chromium: Browser) -> None:

@@ -747,6 +747,21 @@ def test_a_line_that_comes_while_a_filtered_log_is_read_is_not_lost(
         assert told == ["in between"], "the page's stream brings it, once"
 
 
+def test_what_is_downloaded_of_a_log_is_what_its_page_shows(
+    desk: Desk, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = stream.connect(redis_server)
+    monkeypatch.setattr(logs, "_redis", lambda: redis)
+    said = [("app", "web.1", "one pear"), ("app", "worker.1", "one plum"), ("app", "worker.1", "two pears"), ("heroku", "worker.1", "up")]
+    stream.emit(redis, desk.app_id, [stream.Line(now(), *words) for words in said])
+    assert stream.flush(redis)
+    viewer = desk.person("viewer")
+    for asked, told in (("", 4), ("?dyno=worker", 3), ("?dyno=worker&q=PEAR", 1), ("?source=app&q=one", 2), ("?q=worker.1", 3)):
+        [link] = re.findall(r'id="download" href="([^"]+)"', viewer.get(f"/apps/timely/logs{asked}").text)
+        text = viewer.get(html.unescape(link)).text
+        assert text.count("\n") == told, (asked, text)
+
+
 def test_a_page_that_answered_a_form_leads_back_to_a_page(desk: Desk) -> None:
     owner = desk.person("owner")
     for path, data, status in (("reveal", {}, 200), ("domains", {"hostname": "no host"}, 422)):
