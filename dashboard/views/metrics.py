@@ -64,7 +64,7 @@ def in_short(visit: Visit) -> list[Short]:
     for type, found in measured.items():
         for series in found.memory[:1]:
             words = f"{shown.size(charts.last(series.values) or 0.0)}" + (f" of {shown.size(found.quota)}" if found.quota else "")
-            lines.append(_line(f"Memory of {type}", series, words))
+            lines.append(_line(f"Memory of all {type} dynos", series, words))
     return lines
 
 
@@ -103,8 +103,8 @@ def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str,
         ("Requests a second", found.requests, shown.number, None),
         ("Response time", found.response, _milliseconds, None),
         ("Responses a second, by status", found.statuses, shown.number, None),
-        ("Memory", found.memory, shown.size, found.quota),
-        ("CPU cores", found.cpu, shown.number, None),
+        ("Memory of all dynos together", found.memory, shown.size, found.quota),
+        ("CPU cores of all dynos together", found.cpu, shown.number, None),
         ("Restarts", found.restarts, shown.number, None),
     )
     drawn = []
@@ -113,7 +113,7 @@ def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str,
             top = charts.nice_size if write is shown.size else charts.nice
             picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit, top=top)
             legend = [(f"s{place}", _told(line, write)) for place, line in enumerate(series)]
-            drawn.append((title, picture, [*legend, *([("quota", f"quota {write(limit)}")] if limit else [])]))
+            drawn.append((title, picture, [*legend, *([("quota", f"quota of all {write(limit)}")] if limit else [])]))
     return drawn
 
 

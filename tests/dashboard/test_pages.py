@@ -624,9 +624,12 @@ def test_the_overview_has_the_last_hour_in_short_and_the_list_the_share_of_error
     assert "Nothing was measured in the last hour" in viewer.get("/apps/timely").text
     scenery.figures(desk.app_id)
     page = viewer.get("/apps/timely").text
-    for words in ("Requests<", "Response time<", "p95 ", "Memory of web<", " of 2.0 GiB", "% errors"):
+    for words in ("Requests<", "Response time<", "p95 ", "Memory of all web dynos<", " of 2.0 GiB", "% errors"):
         assert words in page, words
-    assert "Memory of web" in viewer.get("/apps/timely/figures").text
+    assert "Memory of all web dynos" in viewer.get("/apps/timely/figures").text
+    whole = viewer.get("/apps/timely/metrics").text
+    for words in (">Memory of all dynos together<", ">CPU cores of all dynos together<", "quota of all 2.0 GiB"):
+        assert words in whole, words
     assert desk.person("stranger").get("/apps/timely/figures").status_code == 404
     assert re.search(r'class="errors">\d+\.\d% errors', viewer.get("/").text)
 
