@@ -379,15 +379,21 @@ def measure(pushing: Pushing, by_hand: Dockers, rounds: int, firsts: int) -> lis
         theirs.append(by_hand.deploy())
         show("docker build, rm, run", theirs[-1])
     print(f"\nDavit\n{step_table(ours)}\n\nDocker\n{step_table(theirs)}", flush=True)
-    warm_figure = figure("push of a one-line change, warm", ours, theirs, least="≤ 1.5 × and ≤ 1.5 s")
-    return [warm_figure, failures(ours, theirs), first_figure]
+    warm_figure = figure("push of a one-line change, warm", ours, theirs)
+    return [warm_figure, least(ours, theirs), failures(ours, theirs), first_figure]
 
 
-def figure(what: str, ours: Sequence[Deploy], theirs: Sequence[Deploy], least: str = "") -> Figure:
+def figure(what: str, ours: Sequence[Deploy], theirs: Sequence[Deploy]) -> Figure:
     """Davit's median beside Docker's."""
     ratio = median(ours) / median(theirs)
-    goal = "≤ Docker" + (f" (least: {least})" if least else "")
-    return Figure("push", what, ms(median(ours)), f"Docker (classic builder) {ms(median(theirs))}", ratio, goal, ratio <= 1)
+    return Figure("push", what, ms(median(ours)), f"Docker (classic builder) {ms(median(theirs))}", ratio, "≤ Docker", ratio <= 1)
+
+
+def least(ours: Sequence[Deploy], theirs: Sequence[Deploy]) -> Figure:
+    """What a warm push must reach where it is slower than Docker."""
+    ratio, seconds = median(ours) / median(theirs), median(ours)
+    met = ratio <= 1.5 and seconds <= 1.5
+    return Figure("push", "the same, the least", ms(seconds), "", ratio, "≤ 1.5 × and ≤ 1.5 s", met)
 
 
 def failures(ours: Sequence[Deploy], theirs: Sequence[Deploy]) -> Figure:
@@ -400,7 +406,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="warm deploys of each")
-    parser.add_argument("--firsts", type=int, default=3, help="first deploys of each")
+    parser.add_argument("--firsts", type=int, default=5, help="first deploys of each")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
     with dockers() as by_hand, running(Davit(home)) as davit:

@@ -1,6 +1,7 @@
-"""What receiving a push costs, beside ``git http-backend`` behind the same server: ``python -m bench.receive [--runs 5]``.
+"""What receiving a push costs, beside ``git http-backend`` behind gunicorn: ``python -m bench.receive [--runs 5]``.
 
-Both are WSGI applications in gunicorn's gthread worker with one worker; the client is the real git. The same pushes over SSH
+Davit is a whole one that ``davit up`` started, with its own accounts and database; ``git http-backend`` is a CGI program behind
+gunicorn's gthread worker, with nobody to ask. The client is the real git. The same pushes over SSH
 stand beside them. A push goes to a branch
 that is not deployed, so that receiving is all that is measured: credentials, protocol, index, connectivity check, ref.
 Interleaved; medians of the wall time, and by how much the server with all its children grew at the most (PSS, sampled).
@@ -10,6 +11,7 @@ Ratios travel, absolute times do not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import shutil
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.tables import Figure, hand_over, ms
+from tests.e2e.conftest import running
+from tests.e2e.world import Davit
 
 ROOT = Path(__file__).parents[1]
 PUSHES = ("1 MB", "5,000 files", "300 MB blob")
@@ -31,22 +35,6 @@ GOAL_RATIO, GOAL_GROWTH = 1.2, 32
 
 
 # The servers
-
-
-def davit(home: Path) -> Any:
-    """Davit's HTTP door, with a platform that lets one account in."""
-    from builder.http import HttpDoor
-    from builder.platform import Pusher, Target
-    from builder.repositories import Repositories
-
-    class Open:
-        def by_token(self, token: str) -> Pusher:
-            return Pusher("bench", "bench@example.com")
-
-        def app(self, pusher: Pusher, name: str) -> Target:
-            return Target(name, name)
-
-    return HttpDoor(Repositories(home / "repos"), Open(), 1 << 30)  # type: ignore[arg-type]
 
 
 def http_backend(home: Path) -> Any:
@@ -86,36 +74,8 @@ def http_backend(home: Path) -> Any:
     return app
 
 
-def serve_ssh(home: Path) -> None:
-    """Davit's SSH door, on a free port written to HOME/ssh.port."""
-    import asyncio
-
-    from builder.platform import Pusher, Target
-    from builder.repositories import Repositories
-    from builder.ssh import SshDoor
-    from foundation.settings import Address
-
-    class Open:
-        def by_key(self, key: str) -> Pusher:
-            return Pusher("bench", "bench@example.com")
-
-        def app(self, pusher: Pusher, name: str) -> Target:
-            return Target(name, name)
-
-    async def run() -> None:
-        door = SshDoor(Repositories(home / "repos"), Open(), 1 << 30, home / "host_key")  # type: ignore[arg-type]
-        port = await door.start(Address("127.0.0.1", 0))
-        (home / "ssh.new").write_text(str(port))
-        (home / "ssh.new").rename(home / "ssh.port")
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
-def serve(which: str, home: Path) -> None:
-    """Run one of them in this process, on a free port written to HOME/WHICH.port."""
-    if which == "ssh":
-        return serve_ssh(home)
+def serve(home: Path) -> None:
+    """Run ``git http-backend`` in this process, on a free port written to HOME/port."""
     from gunicorn.app.base import BaseApplication
 
     class Server(BaseApplication):  # type: ignore[misc]
@@ -125,11 +85,11 @@ def serve(which: str, home: Path) -> None:
                 self.cfg.set(key, value)
 
         def load(self) -> Any:
-            return {"davit": davit, "http-backend": http_backend}[which](home)
+            return http_backend(home)
 
     def ready(arbiter: Any) -> None:
-        (home / f"{which}.new").write_text(str(arbiter.LISTENERS[0].sock.getsockname()[1]))
-        (home / f"{which}.new").rename(home / f"{which}.port")
+        (home / "port.new").write_text(str(arbiter.LISTENERS[0].sock.getsockname()[1]))
+        (home / "port.new").rename(home / "port")
 
     sys.argv = sys.argv[:1]
     Server().run()
@@ -241,39 +201,45 @@ def main() -> int:
     """Print the table; the exit status is 1 when a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("WHICH", "HOME"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", metavar="HOME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve[0], Path(options.serve[1]))
+        serve(Path(options.serve))
     home = Path(tempfile.mkdtemp(prefix="dvbench", dir="/tmp"))
-    servers: dict[str, subprocess.Popen[bytes]] = {}
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+        davit = stack.enter_context(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")))))
+        argv = [sys.executable, "-m", "bench.receive", "--serve", str(home)]
+        backend = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
+        stack.callback(backend.wait)
+        stack.callback(backend.terminate)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "key"], check=True)
-        for which in ("davit", "http-backend", "ssh"):
-            argv = [sys.executable, "-m", "bench.receive", "--serve", which, str(home)]
-            servers[which] = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
-            while not (home / f"{which}.port").exists():
-                time.sleep(0.02)
-        return _table(home, {which: process.pid for which, process in servers.items()}, options.runs)
-    finally:
-        for process in servers.values():
-            process.terminate()
-            process.wait()
-        shutil.rmtree(home)
+        davit.cli("keys:add", str(home / "key.pub"))
+        while not (home / "port").exists():
+            time.sleep(0.02)
+        pids = davit.pids()
+        return _table(davit, home, {"davit": pids["web"][0], "http-backend": backend.pid, "ssh": pids["ssh"][0]}, options.runs)
 
 
-def _table(home: Path, pids: dict[str, int], runs: int) -> int:
+def _urls(davit: Davit, home: Path, name: str) -> dict[str, str]:
+    """A repository that does not exist yet, or an app's that is empty, of each server."""
+    over_http, over_ssh = davit.create().name, davit.create().name
+    return {
+        "davit": f"http://x:{davit.token}@127.0.0.1:{davit.api}/{over_http}.git",
+        "http-backend": f"http://127.0.0.1:{(home / 'port').read_text()}/{name}.git",
+        "ssh": f"ssh://git@127.0.0.1:{davit.ssh}/{over_ssh}.git",
+    }
+
+
+def _table(davit: Davit, home: Path, pids: dict[str, int], runs: int) -> int:
     missed = 0
     print(f"{'push':<14}{'davit':>9}{'backend':>9}{'ratio':>8}{'ssh':>9}   {'grows (MiB)':>12}{'backend':>9}{'ssh':>7}")
     for kind in PUSHES:
         source = working_copy(kind, home / kind.replace(" ", "-"))
         found: dict[str, list[tuple[float, float]]] = {which: [] for which in pids}
-        for run in range(runs + 1):  # the first warms both up and does not count
-            for which, pid in pids.items():
-                port = (home / f"{which}.port").read_text()
-                name = f"{kind.replace(' ', '-').replace(',', '')}-{run}.git"
-                scheme = "ssh://git" if which == "ssh" else "http://x:token"
-                result = measure(f"{scheme}@127.0.0.1:{port}/{which}-{name}", source, pid, home / "key")
+        for run in range(runs + 1):  # the first warms all up and does not count
+            for which, url in _urls(davit, home, f"{kind.replace(' ', '-').replace(',', '')}-{run}").items():
+                result = measure(url, source, pids[which], home / "key")
                 if run:
                     found[which].append(result)
         seconds = {which: statistics.median(s for s, _ in rows) for which, rows in found.items()}
@@ -286,15 +252,15 @@ def _table(home: Path, pids: dict[str, int], runs: int) -> int:
             Figure("receive", f"{kind}: the server grows by", f"{most:.1f} MiB", f"http-backend {growth['http-backend']:.1f} MiB",
                    None, f"≤ {GOAL_GROWTH} MiB", most <= GOAL_GROWTH),
         ])  # fmt: skip
-        missed += ratio > GOAL_RATIO or max(growth["davit"], growth["ssh"]) > GOAL_GROWTH
+        missed += ratio > GOAL_RATIO or most > GOAL_GROWTH
         print(
             f"{kind:<14}{seconds['davit']:>8.2f}s{seconds['http-backend']:>8.2f}s{ratio:>8.2f}"
             f"{seconds['ssh']:>8.2f}s   {growth['davit']:>12.1f}{growth['http-backend']:>9.1f}{growth['ssh']:>7.1f}",
             flush=True,
         )
-        for which in ("repos", "backend"):
-            shutil.rmtree(home / which)
-            (home / which / "incoming").mkdir(parents=True)
+        shutil.rmtree(home / "backend")
+        for app in davit.client().get("/apps").raise_for_status().json():
+            davit.cli("apps:destroy", "--app", app["name"], "--confirm", app["name"])
     print(f"goal: ratio ≤ {GOAL_RATIO}, growth ≤ {GOAL_GROWTH} MiB; {runs} runs, medians of the time, the most of the growth")
     return 1 if missed else 0
 

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -104,7 +104,7 @@ class Run:
     cpu: float
     rate: float
     p99: float
-    requests: int
+    requests: float
 
 
 def free_port() -> int:
@@ -230,20 +230,38 @@ class Bench:
         return (time.perf_counter() - started) * 1000
 
 
-async def lines_lost(bench: Bench, router: service.Router, directory: Path) -> tuple[float, int, int]:
-    """Ask at a steady pace; the rate, and how many lines did not reach the log, and how many of those were counted as lost.
+async def lines_lost(bench: Bench, router: service.Router, script: Path | None = None) -> tuple[float, int, int]:
+    """Ask, as fast as it goes or as a script of wrk's says; the rate, and how many lines did not reach the log, and how many of
+    those were counted as lost.
 
     A request that wrk breaks off at the end leaves a line too: what is lost is never counted too high, and too low by one per
     connection at the most.
     """
     assert router.current
-    script = directory / "paced.lua"
-    script.write_text(f"function delay() return {PACED_MS} end\n")
     await _settled(bench)
-    before, counted = bench.lines, router.status()["lines_dropped"]
+    before, counted = bench.lines, dropped(router)
     run = await wrk(router.current.pid, bench.port, "app-1.localhost", 2 * SECONDS, script, PACED_CONNECTIONS)
     await _settled(bench)
-    return run.rate, max(0, run.requests - (bench.lines - before)), int(str(router.status()["lines_dropped"])) - int(str(counted))
+    return run.rate, max(0, int(run.requests) - (bench.lines - before)), dropped(router) - counted
+
+
+def dropped(router: service.Router) -> int:
+    """How many log lines the router counted as lost so far."""
+    return int(str(router.status()["lines_dropped"]))
+
+
+async def losses(bench: Bench, router: service.Router, directory: Path) -> list[Figure]:
+    """At the promised rate none may be lost; as fast as it goes, each that is lost must be counted."""
+    script = directory / "paced.lua"
+    script.write_text(f"function delay() return {PACED_MS} end\n")
+    rate, lost, counted = await lines_lost(bench, router, script)
+    print(f"        at {rate:,.0f} requests/s: {lost} log lines lost, {counted} counted as lost", flush=True)
+    top, gone, told = await lines_lost(bench, router)
+    print(f"        at {top:,.0f} requests/s: {gone} log lines lost, {told} counted as lost", flush=True)
+    return [
+        Figure("router", f"log lines lost at {rate:,.0f}/s", str(lost), "", None, "0 at 8,000/s", lost == 0),
+        Figure("router", f"log lines lost at {top:,.0f}/s", str(gone), f"{told} counted", None, "each counted", gone <= told),
+    ]
 
 
 async def _settled(bench: Bench) -> None:
@@ -254,22 +272,55 @@ async def _settled(bench: Bench) -> None:
         await asyncio.sleep(0.5)
 
 
-def figures(
-    apps: int, cpu: float, to_minimal: float, to_headers: float, to_one: float, rate: float, p99: float, change: float,
-    worst: float, fresh: float, memory: float, lost: int,
-) -> list[Figure]:  # fmt: skip
-    """What is promised, beside what was measured."""
-    of = f"{apps:,} app{'s' * (apps != 1)}"
-    found = [
-        Figure("router", f"{of}: a route change", f"{change:.2f} ms", f"at most {worst:.1f} ms", None, "≤ 10 ms", change <= 10),
-        Figure("router", f"{of}: memory (PSS)", f"{memory:.1f} MiB", "", None, "≤ 200 MiB", memory <= 200),
-        Figure("router", f"{of}: log lines lost", str(lost), "", None, "0", lost == 0),
-    ]
-    if apps == 1:
-        return [Figure("router", "CPU per request", f"{cpu:.1f} µs", "minimal HAProxy", to_minimal, "≤ 1.1", to_minimal <= 1.1),
-                Figure("router", "CPU per request", f"{cpu:.1f} µs", "hand-written, same headers", to_headers),
-                Figure("router", "p99", "", "minimal HAProxy", p99), *found]  # fmt: skip
-    return [Figure("router", f"{of}: CPU per request", f"{cpu:.1f} µs", "one app", to_one, "≤ 1.2", to_one <= 1.2), *found]
+@dataclass
+class Row:
+    """What was measured with so many apps: medians of Davit's router, of the minimal proxy, of the one with the same headers."""
+
+    apps: int
+    ours: Run
+    minimal: Run
+    headers: Run
+    to_one: float
+    change: float
+    worst: float
+    fresh: float
+    memory: float
+    lost: int
+
+    def __str__(self) -> str:
+        to_minimal, to_headers = self.ours.cpu / self.minimal.cpu, self.ours.cpu / self.headers.cpu
+        return (
+            f"{self.apps:6d}  {self.ours.cpu:10.1f}  {to_minimal:8.2f}  {to_headers:13.2f}  {self.to_one:8.2f}"
+            f"  {self.ours.rate / self.minimal.rate:8.2f}  {self.ours.p99 / self.minimal.p99:7.2f}"
+            f"  {self.change:8.2f} ({self.worst:4.1f})  {self.fresh:10.2f}  {self.memory:7.1f}  {self.lost:10}"
+        )
+
+    def figures(self) -> list[Figure]:
+        """What is promised, beside what was measured."""
+        of = f"{self.apps:,} app{'s' * (self.apps != 1)}"
+        cpu = f"{self.ours.cpu:.1f} µs"
+        found = [
+            Figure("router", f"{of}: a route change", f"{self.change:.2f} ms", f"at most {self.worst:.1f} ms", None, "≤ 10 ms",
+                   self.change <= 10),
+            Figure("router", f"{of}: memory (PSS)", f"{self.memory:.1f} MiB", "", None, "≤ 200 MiB", self.memory <= 200),
+        ]  # fmt: skip
+        if self.apps != 1:
+            return [Figure("router", f"{of}: CPU per request", cpu, "one app", self.to_one, "≤ 1.2", self.to_one <= 1.2), *found]
+        more = self.ours.cpu / self.minimal.cpu
+        rate, p99 = self.ours.rate / self.minimal.rate, self.ours.p99 / self.minimal.p99
+        return [
+            Figure("router", "CPU per request", cpu, f"minimal HAProxy {self.minimal.cpu:.1f} µs", more, "≤ 1.1", more <= 1.1),
+            Figure("router", "CPU per request", cpu, f"hand-written, same headers {self.headers.cpu:.1f} µs",
+                   self.ours.cpu / self.headers.cpu),
+            Figure("router", "requests/s", f"{self.ours.rate:,.0f}", f"minimal HAProxy {self.minimal.rate:,.0f}", rate),
+            Figure("router", "p99", f"{self.ours.p99:.2f} ms", f"minimal HAProxy {self.minimal.p99:.2f} ms", p99),
+            *found,
+        ]  # fmt: skip
+
+
+def median(runs: Sequence[Run]) -> Run:
+    """Each figure's own median."""
+    return Run(*(statistics.median(values) for values in zip(*(astuple(run) for run in runs), strict=True)))
 
 
 async def main() -> None:
@@ -286,7 +337,6 @@ async def main() -> None:
         headers_pid = stack.enter_context(haproxy(headers, directory, "headers", logged=True))
         bench = Bench(directory, target)
         stack.callback(service.stop, bench.settings)
-        table = []
         one_app = 0.0
         for apps in APPS:
             for number in range(1, apps + 1):
@@ -296,7 +346,7 @@ async def main() -> None:
             assert router.current
             pid = router.current.pid
             ours, theirs, alike = [], [], []
-            for _ in range(ROUNDS if apps in (1, APPS[-1]) else 3):
+            for _ in range(ROUNDS):
                 theirs.append(await wrk(minimal_pid, minimal_port, "app-1.localhost"))
                 alike.append(await wrk(headers_pid, headers_port, "app-1.localhost"))
                 ours.append(await wrk(pid, bench.port, f"app-{apps // 2 + 1 if apps > 1 else 1}.localhost"))
@@ -311,40 +361,21 @@ async def main() -> None:
                 del bench.rows[app_id]
                 await router.sync(app_id)
             assert router.reloads == reloads, "a change needed a reload"
-            cpu = statistics.median(run.cpu for run in ours)
-            one_app = one_app or cpu
-            table.append(
-                (
-                    apps,
-                    cpu,
-                    cpu / statistics.median(run.cpu for run in theirs),
-                    cpu / statistics.median(run.cpu for run in alike),
-                    cpu / one_app,
-                    statistics.median(run.rate for run in ours) / statistics.median(run.rate for run in theirs),
-                    statistics.median(run.p99 for run in ours) / statistics.median(run.p99 for run in theirs),
-                    statistics.median(changes),
-                    max(changes),
-                    statistics.median(fresh),
-                    pss_mib(pid),
-                    router.status()["lines_dropped"],
-                )
-            )
-            row = table[-1]
+            typical = median(ours)
+            one_app = one_app or typical.cpu
+            row = Row(
+                apps, typical, median(theirs), median(alike), typical.cpu / one_app, statistics.median(changes), max(changes),
+                statistics.median(fresh), pss_mib(pid), dropped(router),
+            )  # fmt: skip
             if apps == APPS[0]:
                 print(
                     "  apps  CPU/req µs  ÷minimal  ÷same headers  ÷one app  rate÷min  p99÷min  change ms (max)"
                     "  new app ms  PSS MiB  lines lost"
                 )
-            print(
-                f"{row[0]:6d}  {row[1]:10.1f}  {row[2]:8.2f}  {row[3]:13.2f}  {row[4]:8.2f}  {row[5]:8.2f}  {row[6]:7.2f}"
-                f"  {row[7]:8.2f} ({row[8]:4.1f})  {row[9]:10.2f}  {row[10]:7.1f}  {row[11]:10}",
-                flush=True,
-            )
-            hand_over(figures(*row))
+            print(row, flush=True)
+            hand_over(row.figures())
             if apps == 1:
-                rate, lost, counted = await lines_lost(bench, router, directory)
-                print(f"        at {rate:,.0f} requests/s: {lost} log lines lost, {counted} counted as lost", flush=True)
-                hand_over([Figure("router", f"log lines lost at {rate:,.0f}/s", str(lost), "", None, "0 at 8,000/s", lost == 0)])
+                hand_over(await losses(bench, router, directory))
             await router.close()
             service.stop(bench.settings, patience=1)
 
