@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any, ClassVar
@@ -225,7 +226,7 @@ class MicroVmDriver:
             self.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
         if record.network:
             launch.fds[machine.TAP] = self.host.network.tap(record.slot)
-        self.limit(cgroups.Cgroup(record.cgroup), launch.limits, launch.machine.memory)
+        self.limit(cgroups.Cgroup(record.cgroup), launch.limits, launch.machine.memory, kvm=launch.machine.kvm)
 
     def open_disk(self, launch: Launch, number: int, kept: int, fd: int) -> None:
         """Hand ``fd`` to QEMU as a disk, and once more for whoever looks for it later."""
@@ -239,12 +240,20 @@ class MicroVmDriver:
             launch.fds[kept] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             launch.fds[number] = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-    def limit(self, group: cgroups.Cgroup, limits: Limits, memory: int, machines: int = 1) -> list[Path]:
-        """Put QEMU's limits in force: the guest's memory and what emulating it takes, for ``machines`` of them."""
+    def limit(self, group: cgroups.Cgroup, limits: Limits, memory: int, *, kvm: bool, machines: int = 1) -> list[Path]:
+        """Put QEMU's limits in force: the guest's memory and what emulating it takes, for ``machines`` of them.
+
+        Args:
+            kvm: whether these machines are accelerated; which the host's answer of today does not tell.
+        """
         joined = group.create()
-        most = machines * (memory + _OVERHEAD[self.kvm])
+        most = machines * (memory + _OVERHEAD[kvm])
         group.update(replace(limits, memory_max=most, pids=machines * qemu.threads()))
         return joined
+
+    async def limit_running(self, dyno: MicroVm, limits: Limits, memory: int) -> None:
+        """Put the limits of a machine that runs in force."""
+        await self.host.in_thread(partial(self.limit, dyno.cgroup, limits, memory, kvm=dyno.record.facts["kvm"]))
 
     def uid(self, slot: int) -> int:
         """What QEMU runs as in ``slot``."""
@@ -259,13 +268,14 @@ class MicroVmDriver:
         await self.host.in_thread(self._spawn, launch)
         launch.process = Process(launch.record.pid or 0)
         launch.monitor = await Monitor.connect(self.socket(launch.record, "monitor"), BOOT_SECONDS[False])
+        launch.record.facts["qemu"] = list(launch.monitor.version)  # its package may have been upgraded since it was looked for
         if not launch.machine.incoming:
             await self.reach(launch)
 
     async def reach(self, launch: Launch) -> None:
         """Connect to the guest agent; ends early when its machine or QEMU does."""
         assert launch.process is not None and launch.monitor is not None
-        booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), BOOT_SECONDS[self.kvm]))
+        booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), BOOT_SECONDS[launch.machine.kvm]))
         gone = asyncio.ensure_future(launch.process.wait())
         stopped = asyncio.ensure_future(launch.monitor.event("SHUTDOWN", "GUEST_PANICKED", timeout=None))
         waiting: set[asyncio.Future[Any]] = {booting, gone, stopped}
@@ -295,7 +305,7 @@ class MicroVmDriver:
         group = cgroups.Cgroup(record.cgroup)
         argv = confine.argv(
             machine.command(self.qemu, launch.machine), root=root, uid=self.uid(record.slot), cgroups=group.create(),
-            shown=self.kernel.directory, kvm=self.kvm,
+            shown=self.kernel.directory, kvm=launch.machine.kvm,
         )  # fmt: skip
         try:
             pid = self.host.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT)

@@ -162,7 +162,7 @@ class MicroVm:
             status = str((await self.monitor.execute("query-status"))["status"])
         if status in ("internal-error", "guest-panicked", "shutdown"):
             return f"QEMU has stopped it ({status})"
-        if silent < SILENCE[self.driver.kvm]:
+        if silent < SILENCE[self.record.facts["kvm"]]:
             return ""
         try:
             await self.look()

@@ -86,7 +86,9 @@ async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
                 await driver.launch(target)
                 assert target.monitor is not None and target.process is not None
                 _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
-                await _hand_over(driver, source, target.monitor, ours.fileno(), lambda: held.enter_async_context(hold()))
+                await _hand_over(
+                    dyno.record.facts["kvm"], source, target.monitor, ours.fileno(), lambda: held.enter_async_context(hold())
+                )
                 if dyno.ended:
                     raise MoveFailed("it has ended meanwhile")
             except BaseException as error:
@@ -118,10 +120,10 @@ async def _refuse_another_qemu(driver: MicroVmDriver, dyno: MicroVm) -> None:
 
 
 async def _hand_over(
-    driver: MicroVmDriver, source: Monitor, target: Monitor, descriptor: int, hold: Callable[[], Awaitable[None]]
+    kvm: bool, source: Monitor, target: Monitor, descriptor: int, hold: Callable[[], Awaitable[None]]
 ) -> None:
     """The memory goes to the target; both stand still when this returns."""
-    if driver.kvm:
+    if kvm:
         await _send(source, descriptor, hold)
     else:
         await hold()
@@ -197,7 +199,7 @@ def _twin(driver: MicroVmDriver, dyno: MicroVm, incoming: int) -> Launch:
     if dyno.record.network:
         twin.fds[machine.TAP] = take_descriptor(dyno.pid, machine.TAP)
     memory = facts["memory"] + facts["plugged_memory"]
-    driver.limit(dyno.cgroup, twin.limits, memory, machines=2)
+    driver.limit(dyno.cgroup, twin.limits, memory, kvm=facts["kvm"], machines=2)
     return twin
 
 
@@ -206,7 +208,7 @@ def described(driver: MicroVmDriver, record: Record, *, incoming: bool) -> Machi
     facts = record.facts
     return Machine(
         name=f"{facts['app']}/{record.name}", memory=facts["memory"], pluggable=facts["pluggable"],
-        processors=facts["processors"], most_processors=facts["most_processors"], kvm=driver.kvm,
+        processors=facts["processors"], most_processors=facts["most_processors"], kvm=facts["kvm"],
         mac=driver.host.instance.mac(record.slot) if record.network else None, slug=facts["slug"], scratch=facts["scratch"],
         fifos=record.fifos, incoming=incoming,
     )  # fmt: skip
@@ -287,7 +289,7 @@ async def _limit_one(driver: MicroVmDriver, dyno: MicroVm) -> None:
     facts = dyno.record.facts
     memory = facts["memory"] + facts["plugged_memory"]
     with suppress(OSError):
-        await driver.host.in_thread(driver.limit, dyno.cgroup, Limits(**facts["limits"]), memory)
+        await driver.limit_running(dyno, Limits(**facts["limits"]), memory)
 
 
 def _note(driver: MicroVmDriver, dyno: MicroVm, **facts: Any) -> None:
@@ -403,7 +405,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     Raises:
         MoveFailed: it is damaged or of another version; nothing runs.
     """
-    facts = await driver.host.in_thread(_read, driver, snapshot, spec)
+    facts = await driver.host.in_thread(_read, driver, snapshot, spec, await driver.current_qemu())
     launch = driver.plan(spec, incoming=True)
     launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
     launch.machine = replace(
@@ -437,13 +439,13 @@ def images(spec: DynoSpec) -> list[str]:
     return [str(spec.stack), str(spec.slug)]
 
 
-def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec) -> dict[str, Any]:
+def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec, qemu: tuple[int, ...]) -> dict[str, Any]:
     try:
         meta = json.loads((snapshot / _META).read_text())
         facts = dict(meta["facts"])
         whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and _digest(snapshot / _MEMORY) == meta["digest"]
         whole = whole and (not facts["scratch"] or (snapshot / _SCRATCH).exists())
-        same = tuple(facts["qemu"]) == driver.qemu_version and facts["kernel"] == driver.kernel.version
+        same = tuple(facts["qemu"]) == qemu and facts["kernel"] == driver.kernel.version
         same = same and facts["kvm"] == driver.kvm and facts.get("images") == images(spec)
     except (OSError, ValueError, KeyError, TypeError):
         whole, same, facts = False, False, {}

@@ -55,7 +55,7 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
         )
     plugged = facts["plugged_memory"]
     try:
-        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, max(before, wanted))
+        await driver.limit_running(dyno, limits, max(before, wanted))
         if wanted > before:
             await _memory(dyno, more)
         await _tell(dyno, limits, processors)
@@ -63,7 +63,7 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
             await _memory(dyno, more)
         await _balloon(dyno, min(facts["memory"], wanted))
         if wanted < before:
-            await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
+            await driver.limit_running(dyno, limits, facts["memory"] + facts["plugged_memory"])
     except (DavitError, OSError):
         await _as_before(driver, dyno, plugged)
         raise
@@ -82,7 +82,7 @@ async def _as_before(driver: MicroVmDriver, dyno: MicroVm, plugged: int) -> None
     with suppress(DavitError):
         await _memory(dyno, plugged)
     with suppress(OSError):
-        await driver.host.in_thread(driver.limit, dyno.cgroup, limits, facts["memory"] + facts["plugged_memory"])
+        await driver.limit_running(dyno, limits, facts["memory"] + facts["plugged_memory"])
 
 
 async def _tell(dyno: MicroVm, limits: Limits, processors: int) -> None:

@@ -121,15 +121,17 @@ class ImitationDriver(MicroVmDriver):
 
     Attributes:
         limited: the memory limits that were put in force, in order.
+        accelerated: for each of these, whether it was a machine with KVM's.
         freed: the slots that were given back.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.limited: list[int] = []
+        self.accelerated: list[bool] = []
         self.freed: list[int] = []
         self.others: dict[int, Imitation] = {}
-        instance = SimpleNamespace(directory=home, address=lambda slot: "198.18.0.2")
+        instance = SimpleNamespace(directory=home, address=lambda slot: "198.18.0.2", mac=lambda slot: "02:00:00:00:00:02")
         self.kept: set[asyncio.Task[Any]] = set()
         host = SimpleNamespace(
             instance=instance, dynos=home / "dynos", in_thread=asyncio.to_thread, forget=lambda pid: None, keep=self._keep,
@@ -148,8 +150,9 @@ class ImitationDriver(MicroVmDriver):
     async def current_qemu(self) -> tuple[int, ...]:
         return self.qemu_version
 
-    def limit(self, group: Any, limits: Limits, memory: int, machines: int = 1) -> list[Path]:
+    def limit(self, group: Any, limits: Limits, memory: int, *, kvm: bool, machines: int = 1) -> list[Path]:
         self.limited.append(memory * machines)
+        self.accelerated.append(kvm)
         return []
 
     async def start_imitation(self, id: str = "dyno") -> tuple[MicroVm, Imitation]:

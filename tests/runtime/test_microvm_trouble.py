@@ -166,6 +166,24 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_an_emulated_machine_stays_one_when_the_host_has_kvm_by_now(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A "no" to KVM is doubted when Davit starts; the dynos that run are what they were: they stand still while they move,
+        and may take what emulating takes."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            driver.kvm = True
+            assert not moving.described(driver, dyno.record, incoming=True).kvm
+            twin = await begin_move(driver, dyno, monkeypatch)
+            twin.answers["qom-get"] = lambda _: 0
+            await dyno.migrate(holding([]))
+            assert qemu.asked.index("stop") < qemu.asked.index("migrate")
+            await dyno.update(replace(LIMITS, memory=64 * MIB))
+            assert driver.accelerated and not any(driver.accelerated)
+
+        play(tmp_path, story)
+
     def test_another_qemu_is_told_before_anything_happens(self, tmp_path: Path) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             driver.qemu_version = (8, 0, 1)
