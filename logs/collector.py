@@ -37,6 +37,7 @@ from logs.budget import Budget
 from logs.control import Control
 from logs.drains import Drains
 from logs.lines import Splitter
+from logs.room import HIGH
 from logs.sender import Redis
 
 log = logging.getLogger("logs")
@@ -109,7 +110,7 @@ class Collector:
     def __init__(self, dynos: Path, redis: Redis, socket: Path, drains: Drains | None = None) -> None:
         dynos.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._root = dynos
-        self._sender = stream.sender(redis)
+        self._sender = stream.sender(redis, HIGH)
         self._dynos: dict[str, Dyno] = {}
         self._sources: dict[int, Source] = {}
         self._partial: set[Source] = set()

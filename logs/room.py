@@ -4,6 +4,9 @@ Redis has one bound for all that is in it (``maxmemory``), and one that is full 
 now and then how full it is; from :data:`HIGH` on the largest windows are shortened, all to the same size, until what is used is
 :data:`LOW`. The windows of apps that say little stay whole: with ten thousand apps in 256 MiB, each may have 16 KiB.
 
+It is the process ``logs`` that does it. The others, which would all do the same work at once, and some of which have better to do
+(requests wait for the router), do it from :data:`LATE` on: where ``logs`` is not there, or has nothing to say itself.
+
     Room(redis).make()
 """
 
@@ -20,8 +23,8 @@ from logs.window import app_of, aside, key, shorten
 
 log = logging.getLogger("logs")
 
-HIGH, LOW = 3 / 4, 5 / 8
-"""Parts of Redis's bound: used at which windows are shortened, and until which."""
+HIGH, LATE, LOW = 3 / 4, 7 / 8, 5 / 8
+"""Parts of Redis's bound: used at which windows are shortened by ``logs``, and by others; and until which."""
 LEAST = 1 / 8
 """The part that windows may have whatever else fills it."""
 UNBOUNDED = 256 << 20
@@ -69,10 +72,11 @@ class Room:
 
     Args:
         redis: a blocking client.
+        high: the part of Redis's bound from which windows are shortened.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, high: float = LATE) -> None:
+        self._redis, self._high = redis, high
         self._lock = threading.Lock()
         self._look_at = 0.0
         self._added, self._stride = 0, int(UNBOUNDED * STRIDE)
@@ -97,9 +101,12 @@ class Room:
             return
         self._stride = int((found.bound or UNBOUNDED) * STRIDE)
         busy = self._thread is not None and self._thread.is_alive()
-        if found.used > (found.bound or UNBOUNDED) * HIGH and not busy and time.monotonic() >= self._vain_until:
+        if self._fills(found) and not busy and time.monotonic() >= self._vain_until:
             self._thread = threading.Thread(target=self._shorten_aside, name="log-room", daemon=True)
             self._thread.start()
+
+    def _fills(self, found: Memory) -> bool:
+        return found.used > (found.bound or UNBOUNDED) * self._high
 
     def make(self) -> bool:
         """Redis refuses what would take memory: whether there is room again, whoever made it.
@@ -108,8 +115,11 @@ class Room:
             Exception: Redis cannot be reached.
         """
         self._shorten()
-        left = memory(self._redis.execute_command("INFO", "memory"))
+        left = self._memory()
         return left is not None and (not left.bound or left.used < left.bound)
+
+    def _memory(self) -> Memory | None:
+        return memory(self._redis.execute_command("INFO", "memory"))
 
     def _shorten_aside(self) -> None:
         try:
@@ -121,11 +131,12 @@ class Room:
         with self._lock:
             if time.monotonic() < self._vain_until:
                 return
+            found = self._memory()
+            if found is None or not self._fills(found):
+                return  # whoever had the lock, or another process, has done it
             sizes = self._sizes()
-            # asked behind the lock: what its holder before has freed would count as another program's
-            found = memory(self._redis.execute_command("INFO", "memory"))
-            if found is None:
-                return
+            # asked once more: what others have freed meanwhile would count as another program's
+            found = self._memory() or found
             total = sum(sizes.values())
             bound = found.bound or UNBOUNDED
             other = max(0, found.used - total) if found.bound else 0

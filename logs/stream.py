@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from foundation.errors import Unavailable
 from logs import lines as safe
 from logs.resp import Client
-from logs.room import Room
+from logs.room import LATE, Room
 from logs.sender import Redis, Sender
 from logs.window import BACKSTOP, RESERVE, SHARES, WINDOW, aside, fair, key, share, trim
 
@@ -101,12 +101,16 @@ _senders: WeakKeyDictionary[Redis, Sender] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def sender(redis: Redis) -> Sender:
-    """The buffer in front of ``redis`` in this process."""
+def sender(redis: Redis, high: float = LATE) -> Sender:
+    """The buffer in front of ``redis`` in this process.
+
+    Args:
+        high: the part of Redis's bound from which it shortens windows; who asks first decides.
+    """
     with _lock:
         found = _senders.get(redis)
         if found is None:
-            found = _senders[redis] = Sender(redis, append, overflow, trim, Room(redis))
+            found = _senders[redis] = Sender(redis, append, overflow, trim, Room(redis, high))
         return found
 
 

@@ -16,7 +16,7 @@ from foundation.clock import now
 from logs import stream
 from logs.lines import LIMIT
 from logs.resp import Client, Refused
-from logs.room import HIGH, Memory, Room, level, memory
+from logs.room import HIGH, LATE, Memory, Room, level, memory
 from logs.sender import LINES
 from logs.stream import Line
 from logs.window import BYTES, RESERVE_BYTES, SLACK_BYTES, aside, key
@@ -37,9 +37,16 @@ def small_redis(davit_home: Path) -> Iterator[OwnRedis]:
 
 @pytest.fixture
 def client(small_redis: OwnRedis) -> Iterator[Client]:
-    client = stream.connect(small_redis.url)
+    client = connected(small_redis)
     yield client
     client.close()
+
+
+def connected(redis: OwnRedis) -> Client:
+    """A client whose lines are added as `logs` adds them."""
+    client = stream.connect(redis.url)
+    stream.sender(client, HIGH)
+    return client
 
 
 def say(redis: Any, app_id: str, *texts: str, source: str = "app", process: str = "web.1") -> None:
@@ -109,7 +116,7 @@ def test_binary_output_of_many_apps_leaves_the_queue_its_room(client: Client) ->
 def test_many_apps_share_what_there_is_and_the_quiet_ones_stay_whole(small_redis: OwnRedis, scripts: bool) -> None:
     if not scripts:
         stream.connect(small_redis.url).execute_command("ACL", "SETUSER", "default", "-eval")
-    client = stream.connect(small_redis.url)
+    client = connected(small_redis)
     quiet, loud = [f"quiet-{n}" for n in range(20)], [f"loud-{n}" for n in range(30)]
     for app_id in quiet:
         say(client, app_id, *(f"{n} ".ljust(200, "q") for n in range(20)))
@@ -176,14 +183,42 @@ def test_room_is_made_for_who_wants_some(client: Client) -> None:
     assert used(client) > BOUND * HIGH
     assert Room(client).make()
     assert used(client) < BOUND * HIGH
+    asked = commands(client, "scan")
+    assert Room(client).make() and commands(client, "scan") == asked, "who comes after that looks for nothing"
     assert client.execute_command("SET", "job", "x" * 1000) == b"OK"
     assert all(texts(client, f"app-{n}") for n in range(5))
+
+
+def test_others_leave_it_to_the_process_logs_until_it_is_late(small_redis: OwnRedis, client: Client) -> None:
+    other = stream.connect(small_redis.url)
+    number = 0
+
+    def add(lines: Client) -> None:
+        nonlocal number
+        number += 1
+        say(lines, f"app-{number % 5}", *["x" * 2000] * 20)
+
+    while used(client) < BOUND * (HIGH + LATE) / 2:
+        add(other)
+    assert commands(client, "scan") == 0
+    wait_until(lambda: add(client) or used(client) < BOUND * HIGH, "the windows being shortened by `logs`")
+    asked = commands(client, "scan")
+    assert asked > 0
+    while used(client) < BOUND * LATE and commands(client, "scan") == asked:
+        add(other)
+    wait_until(lambda: add(other) or commands(client, "scan") > asked, "the windows being shortened by another where `logs` says nothing")
+
+
+def commands(redis: Any, name: str) -> int:
+    """How often Redis was asked this."""
+    told = redis.execute_command("INFO", "commandstats").decode()
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in told.splitlines() if line.startswith(f"cmdstat_{name}:"))
 
 
 def test_a_redis_without_a_bound_is_given_one(own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("logs.room.UNBOUNDED", BOUND)
     monkeypatch.setattr("logs.room.VAIN_UNBOUNDED", 0.0)
-    client = stream.connect(own_redis.url)
+    client = connected(own_redis)
     client.execute_command("SET", "something-else", "x" * BOUND)
     for n in range(20):
         say(client, f"app-{n}", *["x" * 1000] * 600)
@@ -206,6 +241,7 @@ def test_the_collector_keeps_a_dyno_that_prints_binary_from_filling_redis(davit_
         wait_until(lambda: all(_added(logs.client, app_id) == 150 for app_id in dynos), "150 lines of each", 60)
         assert all(texts(logs.client, app_id)[-1] == "?" * 9999 for app_id in dynos)
         assert queued(logs.client, "rq:job:1")
+        assert used(logs.client) < BOUND * (HIGH + LATE) / 2
     finally:
         logs.close()
 
