@@ -121,7 +121,8 @@ def _times(start: datetime, end: datetime) -> str:
     words = [f'<text x="0" y="{HEIGHT - 6}">UTC</text>']
     while at <= end:
         text = f"{at:%d %b}" if every >= 86400 else f"{at:%H:%M}"
-        words.append(f'<text x="{_x(at, start, end):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{text}</text>')
+        x = min(_x(at, start, end), WIDTH - 20)  # half of the text is right of it
+        words.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{text}</text>')
         at += timedelta(seconds=every)
     return "".join(words)
 

@@ -25,18 +25,20 @@
     if (menu && !menu.contains(event.target)) menu.open = false;
     if (!target) return;
     if ("copy" in target.dataset) {
-      copy(target.previousElementSibling);
-      target.textContent = "Copied";
-      setTimeout(() => { target.textContent = "Copy"; }, 1500);
+      copy(target.previousElementSibling).then((done) => {
+        target.textContent = done ? "Copied" : "Not copied";
+        setTimeout(() => { target.textContent = "Copy"; }, 1500);
+      });
     } else if (target.dataset.opens) {
       document.getElementById(target.dataset.opens).showModal();
     } else if ("closes" in target.dataset) {
       target.closest("dialog").close();
     }
   });
-  function copy(from) {  // pages that came without TLS from elsewhere than this machine have no clipboard, but may copy what is selected
-    if (navigator.clipboard) navigator.clipboard.writeText(from.textContent.trim());
-    else { getSelection().selectAllChildren(from); document.execCommand("copy"); }
+  async function copy(from) {  // pages that came without TLS from elsewhere than this machine have no clipboard, but may copy what is selected
+    try { await navigator.clipboard.writeText(from.textContent.trim()); return true; } catch { /* no clipboard, or none for us */ }
+    getSelection().selectAllChildren(from);
+    return document.execCommand("copy");
   }
   document.addEventListener("keydown", (event) => {
     const menu = document.querySelector("details.menu[open]");
@@ -160,7 +162,7 @@
   async function refused() {
     let answer;
     try { answer = await fetch(body.dataset.here, { method: "HEAD", redirect: "manual" }); } catch { /* away */ }
-    if (answer?.status === 404 || answer?.type === "opaqueredirect") gone();
+    if ([403, 404].includes(answer?.status) || answer?.type === "opaqueredirect") gone();
     else setTimeout(open, Math.min(30000, 1000 * 2 ** retry++));
   }
   function gone() {  // renamed, destroyed, or not for this visitor any more: an app's id leads to it whatever it is called
@@ -172,19 +174,22 @@
     const link = document.createElement("a");
     link.href = where;
     link.textContent = "Look again";
-    told.replaceChildren("This page has another address now, or is gone. ", link);
+    told.replaceChildren("This page has another address now, is gone, or is not open to you any more. ", link);
   }
   if (body.dataset.app && location.pathname.includes(`/apps/${body.dataset.app}`)) {
     history.replaceState(history.state, "", location.pathname.replace(`/apps/${body.dataset.app}`, `/apps/${body.dataset.name}`) + location.search + location.hash);
   }
 
   // A part that could not be loaded anew, because Davit was away, is loaded when it is back.
-  let missed = false;
+  let missed = false, coming = 0, failed = 0, last = 0;
   for (const name of ["htmx:sendError", "htmx:responseError"]) document.addEventListener(name, (event) => {
     if (!event.detail.requestConfig?.triggeringEvent?.type?.startsWith("live:")) return;
-    if (event.detail.xhr?.status === 404) { gone(); return; }
+    if ([403, 404].includes(event.detail.xhr?.status)) { gone(); return; }
     missed = true;
-    setTimeout(again, 3000);
+    if (coming) return;
+    failed = Date.now() - last < 60000 ? failed + 1 : 0;
+    last = Date.now();
+    coming = setTimeout(() => { coming = 0; again(); }, Math.min(30000, 3000 * 2 ** failed));
   });
   function again() {
     if (!missed || source?.readyState !== EventSource.OPEN) return;

@@ -92,7 +92,7 @@
   }
   pause.addEventListener("click", () => {
     paused = !paused;
-    pause.setAttribute("aria-pressed", paused);
+    pause.classList.toggle("first", paused);
     pause.textContent = paused ? "Go on" : "Pause";
     if (!paused && held.length) release();
     tell();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from state import apps, db
 from state.models import App, Dyno
 from tests.api.conftest import use_home
 from tests.cli.living import Davit, serving
+from tests.conftest import wait_until
 from tests.dashboard import scenery
 from tests.dashboard.browsing import PATIENCE, Browser, sign_in, violations
 from tests.dashboard.rooms import NAMES, ONCE, Visitors
@@ -262,6 +264,14 @@ def test_news_take_nothing_out_of_the_hands_and_follow_an_app_that_is_renamed(da
 
     page.goto("/dashboard/apps/empty")
     expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    pressed = """() => new Promise((told) => {
+        const button = document.querySelector("[data-copy]");
+        navigator.clipboard.writeText = () => Promise.reject(new Error("not allowed"));
+        document.execCommand = () => false;
+        new MutationObserver(() => told(button.textContent)).observe(button, { childList: true });
+        button.click();
+    })"""
+    assert page.evaluate(pressed) == "Not copied"
     page.locator("#source-url").fill("https://example.com/project.git")
     page.locator("#main").focus()
     with db.transaction() as session:
@@ -284,6 +294,41 @@ def test_news_take_nothing_out_of_the_hands_and_follow_an_app_that_is_renamed(da
         assert app
         apps.destroy(session, app.owner, app)
     expect(page.get_by_role("heading", name="Nothing is here")).to_be_visible()
+
+
+def test_an_open_page_asks_ever_less_often_while_it_fails_and_not_at_all_when_it_may_not(davit: Davit, chromium: Browser) -> None:
+    def let(*permissions: str) -> None:
+        with db.transaction() as session:
+            app = session.scalar(select(App).where(App.name == "storefront"))
+            assert app
+            apps.add_collaborator(session, app.owner, app, "viewer@example.com", ["view", *permissions])
+
+    let("operate")
+    page = chromium.person(davit.url)
+    sign_in(page, "viewer@example.com", scenery.PASSWORD)
+    page.route("**/state", lambda route: route.fulfill(status=503))
+    page.clock.install()
+    page.goto("/dashboard/apps/storefront/run")
+    expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    page.clock.pause_at(time.time() + 3600)
+    page.evaluate("window.failed = 0; document.addEventListener('htmx:responseError', () => { window.failed++; })")
+    page.evaluate("htmx.trigger(document.body, 'live:app')")
+
+    def failed(count: int) -> None:
+        wait_until(lambda: page.evaluate("window.failed") == count, f"{count} answers that failed")
+
+    failed(1)
+    page.clock.run_for(3000)
+    failed(2)
+    page.clock.run_for(5000)
+    page.evaluate("fetch('/dashboard/apps/storefront/state')")  # what was asked before it has been answered, too
+    assert page.evaluate("window.failed") == 2
+    page.clock.run_for(1000)
+    failed(3)
+    page.clock.resume()
+    let()
+    expect(page.get_by_role("main")).to_contain_text("operate")
+    expect(page.get_by_label("Command")).to_have_count(0)
 
 
 def test_buildpacks_are_ordered_by_buttons_and_by_dragging(davit: Davit, chromium: Browser) -> None:

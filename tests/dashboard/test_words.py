@@ -106,6 +106,9 @@ def test_a_chart_says_in_words_what_it_shows_and_survives_gaps() -> None:
     assert ">v3</text>" in told and ">v5</text>" in told and ">v4</text>" not in told, "words do not lie on each other"
     assert told.count("Deploy &lt;b&gt;") == 3
     assert [charts.nice_size(count) for count in (0, 3 << 20, 512 << 20, 600 << 20)] == [1, 4 << 20, 512 << 20, 1 << 30]
+    hour = charts.chart("Memory", [("used", [1.0] * 61)], start, 60, str)
+    times = re.findall(r'<text x="([\d.]+)" [^>]*>(\d\d:\d\d)</text>', hour)
+    assert times[-1][1] == "01:00" and float(times[-1][0]) <= charts.WIDTH - 20, "the last is not cut"
     assert "nan" not in charts.chart("Nothing", [], start, 60, str)
     assert "The quota is 4 &lt;MiB&gt;." in picture and ">UTC</text>" in picture
 
