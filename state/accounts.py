@@ -210,6 +210,20 @@ def owner_token_file() -> Path:
     return settings().home / "owner-token"
 
 
+def owner_token(session: Session) -> Token | None:
+    """The token in the owner's file, when there is one and it is known."""
+    try:
+        text = owner_token_file().read_text().strip()
+    except OSError:
+        return None
+    return session.scalar(select(Token).where(Token.sha256 == _digest(text)))
+
+
+def write_owner_token(text: str) -> None:
+    """From now on commands on this machine work with this token."""
+    disk.write(owner_token_file(), text.encode() + b"\n")
+
+
 def ensure_owner(session: Session) -> None:
     """On the first start make the owner's account (an admin); make sure that the owner's token works."""
     account = session.scalar(select(Account).where(Account.is_admin).order_by(Account.created_at).limit(1))
@@ -223,7 +237,7 @@ def ensure_owner(session: Session) -> None:
         except Unauthorized:
             pass
     text, _ = issue_token(session, account, "the owner of this machine")
-    disk.write(path, text.encode() + b"\n")
+    write_owner_token(text)
 
 
 def count(session: Session) -> int:

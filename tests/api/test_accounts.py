@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from state import throttle
+from state import accounts, db, throttle
 from tests.api.conftest import Api
+from tests.e2e.errors_page import assert_says
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG" + "A" * 42 + " me@laptop"
 
@@ -75,6 +76,28 @@ def test_a_token_is_renamed_and_renewed(either_api: Api) -> None:
     assert new["expires_in"] in (3599, 3600)
     assert api.get("/account", as_=old).status_code == 401
     assert api.get("/account", as_=new["token"]).status_code == 200
+
+
+@pytest.mark.row("token-owners")
+def test_the_token_that_davit_works_with_on_this_machine_is_renewed_and_not_taken_away(either_api: Api) -> None:
+    api, file = either_api, accounts.owner_token_file()
+    assert api.get("/oauth/authorizations/~", as_="admin").json["resource"] == "authorization", "there is none here yet"
+    with db.transaction() as session:
+        accounts.ensure_owner(session)
+    old = file.read_text().strip()
+    key = api.get("/oauth/authorizations/~", as_=old).json
+    shown = key["access_token"]["token"]
+    assert old.startswith(shown.partition("*")[0]) and old.endswith(shown[-4:]), "heroku logout knows it by that, and leaves it"
+    for path in (f"/oauth/authorizations/{key['id']}", "/oauth/authorizations/~", f"/oauth/tokens/{key['id']}"):
+        refused = api.delete(path, as_=old)
+        assert refused.status_code == 409
+        assert_says("token-owners", refused.json["message"])
+    assert api.get("/account", as_=old).status_code == 200
+    assert api.get("/oauth/authorizations/~", as_="stranger").status_code == 404
+    assert not api.get("/oauth/authorizations/~", as_="admin").json["access_token"]["token"].endswith(old[-4:]), "another of his tokens"
+    new = api.post(f"/oauth/authorizations/{key['id']}/actions/regenerate-tokens", as_=old).json["access_token"]["token"]
+    assert file.read_text().strip() == new and file.stat().st_mode & 0o777 == 0o600
+    assert [api.get("/account", as_=token).status_code for token in (old, new)] == [401, 200]
 
 
 def test_a_client_acts_for_who_allows_it_as_far_as_they_allow(either_api: Api) -> None:

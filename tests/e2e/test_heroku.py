@@ -380,6 +380,11 @@ def logins(app: App) -> None:
         assert heroku.start("whoami", check=False).returncode != 0
         with app.davit.client(used[1]) as client, app.davit.client(made["access_token"]["token"]) as other:
             assert [client.get("/account").status_code, other.get("/account").status_code] == [401, 200], "its token, and no other"
+        with Heroku(app.davit, app=app) as owners:
+            owners.start("logout")
+            assert owners.start("whoami").stdout == "owner@localhost\n", "what heroku:env printed is not taken away"
+        assert app.name in app.davit.cli("apps").stdout
+        app.deploy(tiny("first"))
 
         window = heroku.terminal("login")
         window.expect("Press any key", 60)
