@@ -22,9 +22,10 @@ def all_of(session: Session, account: Account) -> list[Token]:
 
 
 def find(session: Session, account: Account, identity: str) -> Token:
-    """One of the account's tokens, by id; ``~`` is its API key, by Heroku's word for the token that more than one client relies on.
+    """One of the account's tokens, by id.
 
-    Here that is the token that ``davit`` works with on this machine, and only its owner's account has one.
+    ``~`` is its API key, Heroku's word for the token that more than one client relies on. Here that is what ``davit`` works with
+    on this machine, and only its owner's account has one.
 
     Raises:
         NotFound: it has none such.

@@ -20,6 +20,10 @@ _NEW_SLUG = Fields(
     process_types=Texts(), stack=Reference(), checksum=Text(most=100), commit=Text(most=64, line=True),
     commit_description=Text(most=1000), buildpack_provided_description=Text(most=200, line=True),
 )  # fmt: skip
+DESCRIPTION = 200
+"""Characters that are kept of what a client calls a release. More come: `heroku releases:retry` sends the whole name of the
+release before, which for config vars has all of theirs, and a retry of a retry would get longer each time.
+"""
 ORDER = ranges.Order({"version": lambda row: row.version, "id": lambda row: row.id}, {"version": int})
 
 
@@ -54,7 +58,7 @@ def show(call: Call, release: str) -> Any:
 
 @resource.on(
     "POST", "/apps/<app>/releases", needs="deploy",
-    takes=Fields(release=Reference(number=True, most=100), slug=Reference(), description=Text(most=200, line=True)),
+    takes=Fields(release=Reference(number=True, most=100), slug=Reference(), description=Text(most=100_000, line=True)),
     gives=shapes.RELEASE,
 )  # fmt: skip
 def create(call: Call) -> Reply:
@@ -76,6 +80,7 @@ def _release_slug(call: Call, identity: str | None) -> Release:
     if slug.digest is None:
         raise InvalidParams("That slug is no longer kept; push its code again.")
     description = call.body.text("description") or f"Deploy {(slug.commit or slug.id)[:8]}"
+    description = description[:DESCRIPTION]
     return releases.create(call.session, call.app, call.account, kind="deploy", description=description, slug=slug)
 
 

@@ -168,6 +168,9 @@ def test_releases_are_listed_newest_first_when_asked_and_rolled_back(either_api:
     assert api.get("/apps/timely/config-vars").json == {}
     again = api.post("/apps/timely/releases", {"slug": answer.json["slug"]["id"], "description": "once more"})
     assert (again.status_code, again.json["description"]) == (201, "once more")
+    long = f"Retry of v9: Set {'A_NAME, ' * 5000}"
+    again = api.post("/apps/timely/releases", {"slug": answer.json["slug"]["id"], "description": long})
+    assert (again.status_code, again.json["description"]) == (201, long[:200])
 
 
 def test_a_rollback_to_nothing_is_refused(api: Api) -> None:
