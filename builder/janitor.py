@@ -7,13 +7,19 @@ import shutil
 
 from builder import queue
 from foundation.settings import settings
+from state import identity
 from state.db import ask
 
 log = logging.getLogger("builder")
 
 
 def sweep() -> list[str]:
-    """Remove the files of builds that have no row any more and that nobody works on; returns their ids."""
+    """Remove the files of builds that have no row any more and that nobody works on; returns their ids.
+
+    Raises:
+        WrongDatabase: this home's rows are in another one.
+    """
+    identity.confirm()
     root = settings().home / "builds"
     there = {path.name for path in root.iterdir()} if root.is_dir() else set()
     if not there:

@@ -37,6 +37,7 @@ from foundation.errors import BadRequest, DavitError
 from foundation.pace import WINDOW_SECONDS, Pace, TooSlow
 from foundation.settings import Address, Settings, settings
 from logs import announce
+from state import identity
 
 log = logging.getLogger("ssh")
 
@@ -407,6 +408,7 @@ def _keep_house(repositories: Repositories, platform: Platform) -> None:
     """Bring order in at the start, and then every hour: another process may have been killed in the meantime."""
     while True:
         try:
+            identity.confirm()
             repositories.housekeeping(platform.standing)
         except Exception:
             log.exception("housekeeping failed; it will be tried again")

@@ -16,10 +16,12 @@ from runtime.instance import Instance
 from runtime.life import GRACE_SECONDS
 from runtime.oci import USER
 from runtime.process import Runtime
+from state import identity
 
 
 async def _serve() -> None:
     announce.install()
+    identity.confirm()  # with another home's database every dyno would be a stranger's
     instance = Instance.claim(settings())
     runtime = Runtime(settings(), Drivers(Host(settings(), instance)), lambda slot: instance.uids(slot) + USER)
     stop = asyncio.Event()

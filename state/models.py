@@ -69,6 +69,12 @@ class Identified:
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
 
 
+class Home(Identified, Base):
+    """The DAVIT_HOME that this database belongs to, whose file ``identity`` has the same id; one row (:mod:`state.identity`)."""
+
+    __tablename__ = "homes"
+
+
 class Account(Identified, Base):
     __tablename__ = "accounts"
 

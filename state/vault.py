@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,22 @@ def reveal(sealed: bytes) -> dict[str, str]:
             f"Config vars cannot be decrypted: none of the keys in {key_file()} made them; restore that file from a backup."
         ) from None
     return values
+
+
+def opens(home: Path, sealed: list[bytes]) -> bool:
+    """Whether the keys of a home, which need not be this process's, decrypt one of what :func:`seal` made somewhere."""
+    path = home / "keys" / "config.keys"
+    if not sealed or not disk.is_written(path):
+        return False
+    try:
+        keys = MultiFernet([Fernet(line) for line in path.read_bytes().split()])
+    except ValueError:
+        return False  # damaged; who needs them says so
+    for text in sealed:
+        with suppress(InvalidToken):
+            keys.decrypt(text)
+            return True
+    return False
 
 
 def is_newest(sealed: bytes) -> bool:

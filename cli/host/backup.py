@@ -5,7 +5,7 @@ printed. It is taken while Davit runs: the database first, as it is at one momen
 but do not change. What can be made anew (stacks, build caches, unikernels' roots) is not in it; nor is what lives for a day.
 
     database.sqlite | database.dump    SQLite's file, or pg_dump's custom format
-    keys/… owner-token                 as in DAVIT_HOME
+    keys/… owner-token identity        as in DAVIT_HOME
     slugs/… builds/ID/… releases/ID/… metrics/…
     repositories/APP_ID/bundle         git-bundle(1), and beside it what a bundle does not hold: HEAD, shallow
     whole                              the last entry: who finds it has read all of it
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 SQLITE, POSTGRESQL, WHOLE = "database.sqlite", "database.dump", "whole"
 TREES = ("keys", "slugs", "builds", "releases", "metrics")
 """Directories of DAVIT_HOME that are in a backup as they are; there they are complete before the database names them."""
-FILES = ("owner-token",)
+FILES = ("owner-token", "identity")
 _SCRATCH = ("workspace.img",)
 """What a build works in while it goes on."""
 DRAFT = "restoring"

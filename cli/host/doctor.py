@@ -19,7 +19,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cli.host import keeper, processes, record, registries, wayout
-from foundation.errors import DavitError
+from foundation.errors import DavitError, Unavailable
 from foundation.settings import Address, Settings
 
 Level = Literal["ok", "warn", "fail"]
@@ -324,7 +324,16 @@ def check_microvm(settings: Settings) -> Point:
 
 
 def check_database(settings: Settings) -> Point:
-    """The database answers; an SQLite file that is not there yet will be made."""
+    """The database answers, and is this home's; an SQLite file that is not there yet will be made."""
+    from state import identity
+
+    try:
+        if os.access(settings.home, os.R_OK | os.X_OK):
+            identity.check(settings)
+    except identity.WrongDatabase as error:
+        return Point("database", "fail", error.message)
+    except Unavailable:
+        return Point("database", "fail", "the database of DATABASE_URL does not answer.", "Start it, or correct DATABASE_URL.")
     if settings.database_url.startswith("sqlite"):
         path = settings.home / "davit.db"
         return Point("database", "ok", f"SQLite, {path}" + ("" if path.exists() else " (will be made)"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from foundation.errors import DavitError
@@ -26,7 +27,11 @@ def prepare(settings: Settings) -> None:
 
     Raises:
         HomeError: it cannot be made or written.
+        WrongDatabase: DATABASE_URL names a database that is not this home's; nothing was written.
     """
+    from state import identity
+
+    identity.check(settings)
     make_directories(settings.home)
     if settings.redis_url is None:
         (settings.run / "redis.conf").write_text(redis_configuration(settings.run))
@@ -79,11 +84,12 @@ def redis_configuration(run: Path) -> str:
 
 
 def _open_database() -> None:
-    from state import accounts, db, domains, signatures, vault
+    from state import accounts, db, domains, identity, signatures, vault
 
     vault.ensure_keys()
     signatures.ensure_key()
     db.upgrade()
+    identity.unite()
     with db.transaction() as session:
         accounts.ensure_owner(session)
         domains.follow(session)
@@ -94,8 +100,11 @@ def main() -> None:
     from foundation.settings import settings
     from runtime import stacks
 
-    prepare(settings())
-    stacks.ensure(settings().stacks, mirror=settings().mirror, progress=lambda line: print(line, flush=True))
+    try:
+        prepare(settings())
+        stacks.ensure(settings().stacks, mirror=settings().mirror, progress=lambda line: print(line, flush=True))
+    except DavitError as error:
+        sys.exit(error.message)
 
 
 if __name__ == "__main__":

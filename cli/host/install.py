@@ -16,6 +16,7 @@ from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from foundation.settings import Settings, from_environment
 from hosts import units
+from state import identity
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = Path("/etc/systemd/system")
@@ -47,6 +48,7 @@ def install(file: Path, user: str | None, say: Say, *, start: bool) -> None:
     Raises:
         CannotInstall: not root, no systemd, or ``davit up`` runs.
         SettingError: a setting cannot be used.
+        WrongDatabase: DATABASE_URL names a database that is not this home's.
     """
     if os.geteuid() != 0:
         raise CannotInstall("`davit install` must run as root, because it writes systemd units: try `sudo davit install`.")
@@ -57,6 +59,8 @@ def install(file: Path, user: str | None, say: Say, *, start: bool) -> None:
     settings = from_environment(variables)
     if start and record.running_supervisor(settings.run) is not None:
         raise CannotInstall(f"`davit up` runs the Davit in {settings.home}: `davit down --keep-apps` first, and apps serve on.")
+    if start:
+        identity.check(settings)
     user = user or owner(settings.home)
     _make_user(user, settings.home, say)
     _compile()

@@ -18,6 +18,7 @@ from sqlalchemy import select, text
 
 from builder.repositories import Repositories
 from cli.host import backup
+from cli.host import home as home_made
 from foundation.errors import DavitError
 from foundation.settings import settings
 from slugs.store import Store
@@ -121,7 +122,8 @@ def facts() -> dict[str, object]:
 
 def test_all_of_it_comes_back(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
     a_day(davit_home, tmp_path)
-    before = facts()
+    home_made.prepare(settings())
+    before, identity = facts(), (davit_home / "identity").read_text()
     assert before["config"] == SECRET and len(before["refs"]) == 3  # type: ignore[arg-type]
     file = tmp_path / "davit.tar"
     backup.backup(settings(), file, silent)
@@ -134,10 +136,18 @@ def test_all_of_it_comes_back(elsewhere: Callable[[], Path], davit_home: Path, t
     backup.restore(settings(), file, silent)
     assert facts() == before
     assert not (home / backup.DRAFT).exists()
-    db.upgrade()
-    with db.transaction() as session:
-        accounts.ensure_owner(session)  # as `davit up` does
-    assert facts()["token"] == before["token"]
+    home_made.prepare(settings())  # as `davit up` does
+    assert facts()["token"] == before["token"] and (home / "identity").read_text() == identity
+
+
+def test_a_backup_of_before_there_were_identities_gets_one(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
+    a_day(davit_home, tmp_path)
+    backup.backup(settings(), tmp_path / "davit.tar", silent)
+    home = elsewhere()
+    backup.restore(settings(), tmp_path / "davit.tar", silent)
+    assert not (home / "identity").exists()
+    home_made.prepare(settings())
+    assert (home / "identity").exists() and facts()["config"] == SECRET
 
 
 def test_it_goes_through_pipes(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
