@@ -6,20 +6,21 @@ Sources: cloud-init's module reference; systemd-networkd.service(8); apt.conf(5)
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 from typing import Any
 
 import yaml
 
-from hosts.plan import Host
+from foundation.settings import from_environment
+from hosts.plan import STACKS, Host
 from hosts.vocabulary import check
 
 SETUP = "/usr/local/sbin/davit-host-setup"
 CHECKOUT = "/opt/davit"
 ENVIRONMENT = "/etc/davit/davit.env"
-STACKS = "/var/cache/davit/stacks"
-PORTS = (22, 80, 443, 2222, 5000)
-"""What the host's firewall lets in: SSH, apps, git over SSH, API."""
+SSH_PORT = 22
+"""Of the host's own SSH server."""
 
 _SYSCTL = """\
 # many dynos, each with processes, files and connections of its own
@@ -105,9 +106,9 @@ say() {{ printf '%s\\n' "davit-host-setup: $*"; }}
 
 fetch() {{ # URL SHA256 FILE
     [ -e "$3" ] && echo "$2  $3" | sha256sum --check --status && return
-    say "fetching $1"
+    say "fetching $3"
     curl --fail --silent --show-error --location --retry 5 --retry-connrefused --output "$3.part" "$1"
-    echo "$2  $3.part" | sha256sum --check --status || {{ say "$1 is not what its checksum says"; rm -f "$3.part"; exit 1; }}
+    echo "$2  $3.part" | sha256sum --check --status || {{ say "$3 is not what its checksum says"; rm -f "$3.part"; exit 1; }}
     mv "$3.part" "$3"
 }}
 
@@ -151,6 +152,7 @@ fi"""
 
 _GIT = """\
 [ -d {checkout}/.git ] || git clone --quiet {url} {checkout}
+chmod 600 {checkout}/.git/config # the address may hold a token
 if [ "$(cat {checkout}/.release 2>/dev/null)" != {ref} ]; then
     git -C {checkout} fetch --quiet --tags origin
     git -C {checkout} checkout --quiet {ref}
@@ -235,7 +237,7 @@ def _files(host: Host) -> list[dict[str, Any]]:
         "/etc/needrestart/conf.d/davit.conf": _NEEDRESTART,
         "/etc/systemd/networkd.conf.d/davit.conf": _NETWORKD,
         "/etc/systemd/network/05-davit.network": _BRIDGES,
-        "/etc/davit/firewall.nft": _FIREWALL.format(ports=", ".join(map(str, PORTS))),
+        "/etc/davit/firewall.nft": _FIREWALL.format(ports=", ".join(map(str, ports(host)))),
         "/etc/systemd/system/davit-firewall.service": _FIREWALL_UNIT,
     }
     files = [{"path": path, "content": text} for path, text in texts.items()]
@@ -244,18 +246,23 @@ def _files(host: Host) -> list[dict[str, Any]]:
     return files
 
 
+def ports(host: Host) -> list[int]:
+    """What the host's firewall lets in: its SSH server, and all at which Davit listens (apps, API, git over SSH)."""
+    settings = from_environment(host.environment)
+    addresses = [one for one in (settings.http, settings.https, settings.api, settings.ssh, settings.exec) if one is not None]
+    return sorted({SSH_PORT, *(one.port for one in addresses if one.port and not _is_loopback(one.host))})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def environment(host: Host) -> str:
     """The settings, as systemd reads an EnvironmentFile."""
-    values = {
-        "DAVIT_DOMAIN": host.domain,
-        "DAVIT_HTTP": "0.0.0.0:80",
-        "DAVIT_HTTPS": "0.0.0.0:443",
-        "DAVIT_API": "0.0.0.0:5000",
-        "DAVIT_SSH": "0.0.0.0:2222",
-        "DAVIT_STACKS": STACKS,
-        **host.settings,
-    }
-    escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in values.items()}
+    escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in host.environment.items()}
     return "".join(f'{name}="{value}"\n' for name, value in escaped.items())
 
 

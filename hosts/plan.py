@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from urllib.parse import urlsplit
 
 from foundation.errors import InvalidParams
+from foundation.settings import SettingError, Settings, from_environment
 
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
 _KEY = re.compile(
@@ -17,9 +20,12 @@ _SUM = re.compile(r"[0-9a-f]{64}\Z")
 _URL = re.compile(r"https?://[^\s'\"\\]{1,2000}\Z")
 _GIT = re.compile(r"(https?|git|ssh)://[^\s'\"\\]{1,2000}\Z")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}\Z")
-_SETTING = re.compile(r"(DAVIT_[A-Z_]{1,60}|DATABASE_URL|REDIS_URL)\Z")
+_SETTINGS = frozenset(one.metadata["variable"] for one in fields(Settings))
 SECRETS = frozenset(("DATABASE_URL", "REDIS_URL"))
 """Settings that may hold a password."""
+
+
+STACKS = "/var/cache/davit/stacks"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Host:
         hostname: the host's name; the cloud's choice when None.
         swap: MiB of swap.
         settings: further settings of Davit (docs/settings.md) by variable.
-        secrets: whether settings that may hold a password may be in it: user-data can be read by everything on the host.
+        secrets: whether settings that may hold a password, and addresses that hold one, may be in it: user-data can be read by
+            everything on the host.
         certificates: PEM texts of further authorities that the host trusts (a company's proxy).
         mirror: the Debian or Ubuntu mirror that packages come from; the image's own when None.
     """
@@ -87,12 +94,43 @@ class Host:
         for text in self.certificates:
             if not text.lstrip().startswith("-----BEGIN CERTIFICATE-----"):
                 raise InvalidParams("A certificate must be PEM text that begins with -----BEGIN CERTIFICATE-----.")
+        self._check_secrets()
         self._check_settings()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings of the host's Davit, by variable."""
+        return {
+            "DAVIT_DOMAIN": self.domain,
+            "DAVIT_HTTP": "0.0.0.0:80",
+            "DAVIT_HTTPS": "0.0.0.0:443",
+            "DAVIT_API": "0.0.0.0:5000",
+            "DAVIT_SSH": "0.0.0.0:2222",
+            "DAVIT_STACKS": STACKS,
+            **self.settings,
+        }
+
+    def _check_secrets(self) -> None:
+        if self.secrets:
+            return
+        for what, url in self._addresses():
+            if _holds_secret(url):
+                raise InvalidParams(
+                    f"The {what}'s address holds a password or token, and user-data can be read by every program on the host and "
+                    "by whoever manages the cloud; let the host fetch it without, or allow it by --with-secrets."
+                )
+
+    def _addresses(self) -> Iterator[tuple[str, str]]:
+        downloads = (("archive", self.release), ("stack", self.stack))
+        yield from ((what, download.url) for what, download in downloads if download is not None)
+        yield from ((what, url) for what, url in (("repository", self.git), ("mirror", self.mirror)) if url is not None)
 
     def _check_settings(self) -> None:
         for name, value in self.settings.items():
-            if not _SETTING.match(name):
-                raise InvalidParams(f"{name} is no setting of Davit's; docs/settings.md lists them.")
+            if name not in _SETTINGS:
+                near = difflib.get_close_matches(name, _SETTINGS, 1)
+                meant = f"did you mean {near[0]}?" if near else "docs/settings.md lists them."
+                raise InvalidParams(f"{name} is no setting of Davit's; {meant}")
             if not value.isprintable():
                 raise InvalidParams(f"The value of {name} has control characters in it.")
             if name in SECRETS and not self.secrets:
@@ -100,6 +138,19 @@ class Host:
                     f"{name} may hold a password, and user-data can be read by every program on the host and by whoever manages "
                     "the cloud; write it to /etc/davit/davit.env on the host, or allow it by --with-secrets."
                 )
+        try:
+            from_environment(self.environment)
+        except SettingError as error:
+            raise InvalidParams(error.message) from None
+
+
+def _holds_secret(url: str) -> bool:
+    """Whether there is a password in it; of HTTP also a name alone, which may be a token."""
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or (parts.scheme in ("http", "https") and bool(parts.username))
+    except ValueError:
+        return "@" in url
 
 
 def _check_download(what: str, download: Download) -> None:

@@ -31,7 +31,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--hostname", help="The host's name."),
             click.option("--swap", type=int, default=2048, show_default=True, help="MiB of swap."),
             click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Davit's."),
-            click.option("--with-secrets", is_flag=True, help="Allow settings that may hold a password."),
+            click.option("--with-secrets", is_flag=True, help="Allow settings and addresses with a password in them."),
             click.option("--ca", "certificates", multiple=True, type=click.Path(exists=True), help="A PEM file to trust."),
             click.option("--mirror", help="Where the host's packages come from."),
         ]
@@ -43,7 +43,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("host:user-data")
 @_options
 def user_data(**options: Any) -> None:
-    """Print the user-data (#cloud-config) that turns a blank Debian or Ubuntu cloud image into a Davit host."""
+    """Print the user-data (#cloud-config) that turns a blank cloud image (Debian 12 or 13, Ubuntu 24.04) into a Davit host."""
     from hosts import cloudconfig
 
     text = cloudconfig.user_data(_host(options))

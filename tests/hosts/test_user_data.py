@@ -17,7 +17,7 @@ from cli.host import install
 from cli.main import cli
 from foundation.errors import InvalidParams
 from foundation.settings import from_environment
-from hosts import cloudconfig, seed, units, vocabulary
+from hosts import cloudconfig, plan, seed, units, vocabulary
 from hosts.plan import Download, Host
 from tests.e2e.errors_page import assert_says
 
@@ -88,7 +88,7 @@ def test_a_stack_that_cannot_be_fetched_ends_the_set_up(tmp_path: Path) -> None:
             f"set -eu\nsay() {{ :; }}\nfetch() {{ touch {tmp_path}/asked; return {status}; }}\ntar() {{ :; }}\nmkdir() {{ :; }}\n"
         )
         done = subprocess.run(
-            ["sh", "-c", stand_ins + beside.replace(cloudconfig.STACKS, str(tmp_path / "none")) + "echo on"],
+            ["sh", "-c", stand_ins + beside.replace(plan.STACKS, str(tmp_path / "none")) + "echo on"],
             capture_output=True,
             text=True,
         )
@@ -130,6 +130,50 @@ def test_no_secret_is_in_it_unless_asked_for() -> None:
     assert "s3cret" in cloudconfig.user_data(replace(told, secrets=True))
 
 
+@pytest.mark.row("user-data-secret")
+@pytest.mark.parametrize("change", [
+    {"git": "https://ann:s3cret@code.example.com/davit.git"},
+    {"git": "https://s3cret@code.example.com/davit.git"},
+    {"git": "ssh://git:s3cret@code.example.com/davit.git"},
+    {"git": None, "release": Download("https://ann:s3cret@example.com/davit.tar", SUM)},
+    {"stack": Download("https://ann:s3cret@example.com/stack.tar", SUM)},
+    {"mirror": "http://ann:s3cret@mirror.example.com/debian"},
+], ids=str)  # fmt: skip
+def test_no_address_with_a_password_is_in_it_unless_asked_for(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParams, match="holds a password or token") as refused:
+        cloudconfig.user_data(replace(HOST, **change))
+    assert_says("user-data-secret", refused.value.message)
+    assert "s3cret" not in refused.value.message
+    allowed = cloudconfig.user_data(replace(HOST, **change, secrets=True))
+    assert "s3cret" in allowed
+
+
+def test_a_name_that_is_no_secret_is_none() -> None:
+    assert "ssh://git@code.example.com" in cloudconfig.user_data(replace(HOST, git="ssh://git@code.example.com/davit.git"))
+
+
+def test_the_firewall_lets_in_where_davit_listens() -> None:
+    assert cloudconfig.ports(HOST) == [22, 80, 443, 2222, 5000]
+    moved = {"DAVIT_SSH": "0.0.0.0:22222", "DAVIT_API": "[::]:8443", "DAVIT_HTTP": "127.0.0.1:8080", "DAVIT_EXEC": "127.0.0.2:80"}
+    assert cloudconfig.ports(replace(HOST, settings=moved)) == [22, 443, 8443, 22222]
+    assert "tcp dport { 22, 443, 8443, 22222 } accept" in files(replace(HOST, settings=moved))["/etc/davit/firewall.nft"]
+
+
+def test_a_host_whose_kernel_is_too_old_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    """Also where the stack, whose building would tell, comes from elsewhere; an image is not built where it runs."""
+    setup = (Path(__file__).parents[2] / "scripts/setup").read_text()
+    stand_ins = "uname() { echo 5.15.0-100-generic; }\npackages() { echo installing; }\npython_environment() { :; }\nalone() { :; }\n"
+    (tmp_path / "setup").write_text(setup.replace('\nmain "$@"', f'\n{stand_ins}main "$@"'))
+    env = {"PATH": "/usr/bin:/bin", "DAVIT_CACHE": str(tmp_path / "cache"), "SETUP_STACK": "no"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", tmp_path / "setup", *words], env=env, capture_output=True, text=True)
+
+    host = run("run", "host")
+    assert host.returncode == 1 and "Linux 5.15.0-100-generic is older than 5.19" in host.stderr and host.stdout == ""
+    assert (run("run").returncode, run("run").stdout) == (0, "installing\n")
+
+
 WRONG = {
     "a domain that is none": ({"domain": "http://x"}, "The domain “http://x” is no host name"),
     "a key that is none": ({"admin_keys": ("rm -rf /",)}, "is no SSH public key"),
@@ -142,6 +186,9 @@ WRONG = {
     "an option as the version": ({"ref": "--upload-pack=x"}, "is no repository and version"),
     "too much swap": ({"swap": 1 << 20}, "must be between 0 and 65536"),
     "an unknown setting": ({"settings": {"PATH": "/tmp"}}, "PATH is no setting of Davit's"),
+    "a setting that there is not": ({"settings": {"DAVIT_BUILDSLOTS": "2"}}, "is no setting of Davit's; did you mean DAVIT_BUILD_SLOTS?"),
+    "a setting's value": ({"settings": {"DAVIT_BUILD_SLOTS": "many"}}, "DAVIT_BUILD_SLOTS is “many”; it must be a whole number"),
+    "a setting's list": ({"settings": {"DAVIT_NAMES": "http://x"}}, "DAVIT_NAMES has “http://x”; it must be host names"),
     "a setting of two lines": ({"settings": {"DAVIT_MIRROR": "a\nDAVIT_HOME=/x"}}, "has control characters"),
     "a certificate that is none": ({"certificates": ("hello",)}, "must be PEM text"),
 }  # fmt: skip
