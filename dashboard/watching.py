@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, or_, select
 from sqlalchemy.orm import Session
 
+from state import db
 from state.models import (
     Account,
     App,
@@ -43,9 +44,9 @@ def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
     wanted = sorted(set(ids))
     facts: dict[str, list[object]] = {id: [] for id in wanted}
     for table in _OF_APP:
-        query = select(table.app_id, func.count(), func.max(table.updated_at)).where(table.app_id.in_(wanted))
-        for id, count, newest in session.execute(query.group_by(table.app_id)):
-            facts[id].append((table.__tablename__, count, str(newest)))
+        query = select(table.app_id, func.count(), db.sum_of(table.updated_at)).where(table.app_id.in_(wanted))
+        for id, count, moments in session.execute(query.group_by(table.app_id)):
+            facts[id].append((table.__tablename__, count, str(moments)))
     events = select(AuditEvent.app_id, func.count(), func.max(AuditEvent.created_at)).where(AuditEvent.app_id.in_(wanted))
     for id, count, newest in session.execute(events.group_by(AuditEvent.app_id)):
         facts[str(id)].append(("audit", count, str(newest)))

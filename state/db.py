@@ -2,7 +2,7 @@
 
 SQLite runs in WAL mode: readers never wait, writers queue (``BEGIN IMMEDIATE``, so that two writers wait for each other
 instead of failing half-way). What is committed is on the disk (``synchronous=FULL``: one fdatasync a commit), but for what
-:func:`transaction` is told to be of the moment. PostgreSQL needs nothing special.
+:func:`transaction` is told to be of the moment. PostgreSQL is told that a snapshot is one (REPEATABLE READ).
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from foundation.errors import Conflict, DiskFull, Unavailable
 from foundation.settings import settings
@@ -240,7 +243,8 @@ def snapshot() -> Iterator[Session]:
     Raises:
         Unavailable: the database does not answer.
     """
-    with _in_sentences(), Session(engine(), expire_on_commit=False) as session:
+    reading = engine().execution_options(isolation_level="REPEATABLE READ") if _is_postgresql() else engine()  # else each of its
+    with _in_sentences(), Session(reading, expire_on_commit=False) as session:  # statements had a state of its own
         yield session
 
 
@@ -293,6 +297,32 @@ def _as_stored(value: str | datetime) -> str:
 def lock_app(session: Session, app_id: str) -> None:
     """Changes to one app wait for each other from here to the end of the transaction (on SQLite all writers do anyway)."""
     session.execute(select(App.id).where(App.id == app_id).with_for_update())
+
+
+class _Microseconds(FunctionElement[int]):
+    """A moment as a number, since 1970."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(_Microseconds)
+def _on_postgresql(element: _Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    return f"CAST(extract(epoch FROM {compiler.process(element.clauses, **options)}) * 1000000 AS BIGINT)"
+
+
+@compiles(_Microseconds, "sqlite")
+def _on_sqlite(element: _Microseconds, compiler: SQLCompiler, **options: Any) -> str:
+    moment = compiler.process(element.clauses, **options)  # as _as_stored writes it
+    return f"(strftime('%s', {moment}) * 1000000 + substr({moment}, 21))"
+
+
+def sum_of(moments: Any) -> ColumnElement[int]:
+    """Of a column of moments, a number that is another one as soon as any of them is.
+
+    The newest would not do: on PostgreSQL a transaction may commit after one whose moments are later, and clocks are set back.
+    """
+    return func.sum(_Microseconds(moments) % 1_000_000_007)  # a prime, so that any number of rows has a sum within 64 bits
 
 
 def after_commit(session: Session, action: Callable[[], object]) -> None:

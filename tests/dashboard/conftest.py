@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,20 @@ def desk(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPa
     """The dashboard on SQLite."""
     shutil.copy(template_database, davit_home / "davit.db")
     use_home(davit_home, monkeypatch)
+    yield _furnished(davit_home)
+    _forget()
+
+
+@pytest.fixture
+def desk_on_postgresql(davit_home: Path, postgres_server: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """The dashboard on PostgreSQL."""
+    use_home(davit_home, monkeypatch, DATABASE_URL=postgres_server())
+    db.upgrade()
+    yield _furnished(davit_home)
+    _forget()
+
+
+def _furnished(davit_home: Path) -> Desk:
     vault.ensure_keys()
     (davit_home / "run").mkdir(exist_ok=True)
     from dashboard.web import create_app
@@ -81,8 +95,7 @@ def desk(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPa
         allowed = {"viewer": ["view"], "deployer": ["deploy"], "operator": ["operate"], "manager": ["manage"]}
         for name, permissions in allowed.items():
             apps.add_collaborator(session, people["owner"], app, f"{name}@example.com", permissions)
-    yield Desk(create_app(), davit_home, app.id, secrets)
-    _forget()
+    return Desk(create_app(), davit_home, app.id, secrets)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from api.door import Plain
@@ -19,7 +21,7 @@ from dashboard import live, watching
 from foundation.clock import now
 from logs import stream, window
 from state import accounts, apps, config, db, formation, vault, web_sessions
-from state.models import Account, App, Build
+from state.models import Account, App, Build, Dyno
 from tests.api.conftest import give_code, use_home
 from tests.cli.living import Davit, owner_app, serving
 from tests.conftest import wait_until
@@ -267,6 +269,34 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
     with db.snapshot() as session:
         found = watching.every(session, [admin, owner.id])
         assert found[admin] != found[owner.id]
+
+
+@pytest.mark.parametrize("where", ["desk", "desk_on_postgresql"])
+def test_what_is_committed_after_something_of_a_later_moment_is_told(request: pytest.FixtureRequest, where: str) -> None:
+    id = request.getfixturevalue(where).app_id
+
+    def fingerprint() -> str:
+        with db.snapshot() as session:
+            return watching.apps(session, [id])[id]
+
+    def write(name: str, moment: timedelta) -> None:
+        with db.transaction() as session:
+            session.execute(update(Dyno).where(Dyno.app_id == id, Dyno.name == name).values(updated_at=start + moment))
+
+    start = now()
+    with db.transaction() as session:
+        app = session.get(App, id)
+        assert app
+        for name in ("web.1", "web.2"):
+            scenery.dyno(session, app, name, "up")
+    write("web.2", timedelta(seconds=10))
+    seen = [fingerprint()]
+    for moment in (timedelta(seconds=1), timedelta(seconds=1, microseconds=1), timedelta(days=-400)):
+        write("web.1", moment)
+        seen.append(fingerprint())
+    write("web.2", timedelta(seconds=9))
+    seen.append(fingerprint())
+    assert len({*seen}) == len(seen) and fingerprint() == seen[-1]
 
 
 def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:

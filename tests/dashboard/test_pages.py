@@ -88,6 +88,19 @@ def test_pages_of_an_app_are_for_those_who_may_see_it(desk: Desk, path: str) -> 
     assert "timely" not in desk.person("stranger").get("/").text
 
 
+def test_every_page_is_shown_on_postgresql_too(desk_on_postgresql: Desk) -> None:
+    give_code(desk_on_postgresql.app_id)
+    scenery.figures(desk_on_postgresql.app_id)
+    owner, admin = desk_on_postgresql.person("owner"), desk_on_postgresql.person("admin")
+    pipeline = owner.post("/pipelines/new", {"name": "project"}, page="/pipelines/new").headers["Location"]
+    assert owner.post(f"{pipeline}/apps", {"app": "timely", "stage": "staging"}, page=pipeline).status_code == 303
+    pages = [f"/apps/timely{path}" for path in (*APP_PAGES, "/releases/v2", "/run", "/state", "/figures")]
+    for person, path in ((owner, "/"), (owner, "/?q=time"), (owner, pipeline), (owner, "/account"), *((owner, page) for page in pages)):
+        assert person.get(path).status_code == 200, path
+    for path in ("/", "/admin", "/admin/people", "/admin/audit", "/apps/timely"):
+        assert admin.get(path).status_code == 200, path
+
+
 @pytest.mark.parametrize(
     ("path", "data", "least"),
     [

@@ -534,6 +534,16 @@ def test_what_a_rolled_back_transaction_was_to_tell_is_never_told(database: str)
     assert told == ["yes"]
 
 
+def test_a_snapshot_is_one_state_whatever_is_committed_meanwhile(database: str) -> None:
+    with db.snapshot() as reading:
+        assert accounts.count(reading) == 0
+        with db.transaction() as session:
+            accounts.create(session, None, "ann@example.com")
+        assert accounts.count(reading) == 0
+    with db.snapshot() as reading:
+        assert accounts.count(reading) == 1
+
+
 def test_the_owner_gets_an_account_and_a_token_that_works(database: str) -> None:
     for _ in range(2):
         with db.transaction() as session:
