@@ -431,9 +431,9 @@ class TestSnapshots:
         return snapshot
 
     def read(self, snapshot: Path) -> dict[str, Any]:
-        driver = SimpleNamespace(qemu_version=(7, 2, 0), kernel=SimpleNamespace(version="1"), kvm=False)
+        driver = SimpleNamespace(kernel=SimpleNamespace(version="1"), kvm=False)
         spec = SimpleNamespace(stack=Path("/stack/1"), slug=Path("/slug"))
-        return moving._read(driver, snapshot, spec)  # type: ignore[arg-type]
+        return moving._read(driver, snapshot, spec, (7, 2, 0))  # type: ignore[arg-type]
 
     def test_what_is_whole_is_taken(self, tmp_path: Path) -> None:
         assert self.read(self.written(tmp_path)) == self.FACTS
