@@ -468,8 +468,9 @@ class Repositories:
         """
         for repository in sorted(self.root.glob("*.git")):
             with _one_that_fails_keeps_no_other():
-                self.ensure(app_id := repository.name.removesuffix(".git"))
-                self._forget_empty_refs(app_id)
+                _complete(repository)  # which is not made anew when its app has just been destroyed
+                disk.sweep(repository, repository / "info")
+                self._forget_empty_refs(repository.name.removesuffix(".git"))
         for quarantine in self._quarantines():
             with _one_that_fails_keeps_no_other():
                 self._settle(quarantine, standing)

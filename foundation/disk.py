@@ -6,18 +6,30 @@ half a minute after the rename that gave it its name, so what is found then is a
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
+LEFT_OVER_SECONDS = 600
+"""Age at which a draft has lost its process: writing one takes seconds on the slowest disk."""
+
 
 def sync(*paths: Path) -> None:
-    """Have files (their content) and directories (the names in them) on the disk when this returns."""
+    """Have files (their content) and directories (the names in them) on the disk when this returns.
+
+    Some file systems (FUSE, VirtualBox's shared folders) cannot be asked for a directory's names: they write them as they like.
+    """
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise
         finally:
             os.close(descriptor)
 
@@ -63,6 +75,15 @@ def write_first(path: Path, data: bytes, mode: int = 0o600) -> None:
         draft.unlink(missing_ok=True)
 
 
+def sweep(*directories: Path) -> None:
+    """Remove the drafts that killed processes left in these directories; no error where there is no such directory."""
+    for directory in directories:
+        for draft in directory.glob(".*.new"):
+            with suppress(FileNotFoundError):
+                if draft.lstat().st_mtime < time.time() - LEFT_OVER_SECONDS:
+                    draft.unlink()
+
+
 def is_written(path: Path) -> bool:
     """Whether there is a file with something in it."""
     try:
@@ -81,6 +102,7 @@ def _draft(path: Path, data: bytes, mode: int) -> Path:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask of who started Davit is
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -28,7 +28,8 @@ OF_ROOT = (8000, 65077)
 """Ports of dynos that this host's root alone may ask: OSv's REST server and the agent that raises signals know no password."""
 CONNECTIONS = 8192
 """How many connections one dyno or build may have at once: the table in which the kernel keeps them (nf_conntrack_max) is one for
-all, and the host's own are in it."""
+all, and the host's own are in it. They are counted anew when the rules change (a network of this host comes or goes, another name
+server): those of before are not among them."""
 FRESH = 2000
 """How many new ones it may begin in a second, beyond as many as it may have at once."""
 _RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))

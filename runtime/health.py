@@ -120,9 +120,9 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
     body = bytearray()
     for _ in range(_PIECES):
         size = int((await reader.readline()).partition(b";")[0], 16)
-        if not 0 < size <= _BODY - len(body):
+        body += await reader.readexactly(max(0, min(size, _BODY - len(body))))
+        if size <= 0 or len(body) == _BODY:
             break
-        body += await reader.readexactly(size)
         await reader.readline()
     return bytes(body)
 

@@ -70,14 +70,10 @@ class OneOffs:
         except asyncio.CancelledError:  # the caller has gone: what is begun must not run on without anybody
             beginning.add_done_callback(self._end_unwanted)
             raise
-        attached = bool(params.get("terminal") or call.fds)
         if params.get("terminal") and dyno.terminal_fd is not None:
             call.reply_fds.append(os.dup(dyno.terminal_fd))
-        seconds = int(params.get("time_to_live") or LONGEST_SECONDS)
-        self._keep(self._until_over(row, dyno, seconds))
-        if not attached:
-            await self._let_go_on(row, now() + timedelta(seconds=seconds))
-        else:
+        self._keep(self._until_over(row, dyno, _seconds(params)))
+        if _is_attached(params, call.fds):
             call.at_hangup(lambda: self._keep(self._client_gone(row)))
         # more than the name: it may have ended, and its row be gone, before anybody can look
         version = {"release_id": row.release_id, "release_version": row.release_version}
@@ -91,6 +87,7 @@ class OneOffs:
             Conflict: it has no code.
             InvalidParams: these are no three descriptors.
         """
+        attached = _is_attached(params, fds)
         try:
             state = await asyncio.to_thread(records.read_app, str(params["app_id"]))
             if state is None or state.app.destroying:
@@ -112,6 +109,8 @@ class OneOffs:
                 os.close(fd)
         try:
             there = await asyncio.to_thread(records.read_app, row.app_id)
+            if not attached:
+                await self._let_go_on(row, now() + timedelta(seconds=_seconds(params)))
         except BaseException:
             await self._clean_up(row, dyno)
             raise
@@ -448,3 +447,12 @@ class OneOffs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _is_attached(params: Mapping[str, Any], fds: list[int]) -> bool:
+    """Whether somebody is connected to it, with whom it goes."""
+    return bool(params.get("terminal") or fds)
+
+
+def _seconds(params: Mapping[str, Any]) -> int:
+    return int(params.get("time_to_live") or LONGEST_SECONDS)

@@ -69,7 +69,8 @@ def mapped(uids: str, gids: str, owner: int = 0) -> int:
 @contextmanager
 def _as(user: int) -> Iterator[None]:
     """What this thread makes is ``user``'s, and it may do what it may do as root; the other threads stay who they are, which the
-    C library's own functions would not leave them (nptl(7))."""
+    C library's own functions would not leave them (nptl(7)). Where it could not keep that (root without CAP_SETPCAP) it stays
+    root: all dynos have one count then, and run."""
     number = _SYS_SETRESUID.get(platform.machine())
     if not user or number is None:
         yield
@@ -80,7 +81,9 @@ def _as(user: int) -> Iterator[None]:
 
 def _changed(number: int, user: int) -> Iterator[None]:
     bits, dumpable = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
-    _libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0)
+    if _libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0) < 0:
+        yield
+        return
     root = os.geteuid()
     try:
         if _libc.syscall(number, _UNCHANGED, user, _UNCHANGED) < 0:

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from foundation import disk
 from foundation.errors import DavitError
 from foundation.settings import Settings
 
@@ -33,6 +34,7 @@ def prepare(settings: Settings) -> None:
 
     identity.check(settings)
     make_directories(settings.home)
+    disk.sweep(settings.home, settings.home / "keys", settings.home / "keys" / "endpoints")
     if settings.redis_url is None:
         (settings.run / "redis.conf").write_text(redis_configuration(settings.run))
     _open_database()

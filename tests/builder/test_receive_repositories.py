@@ -427,6 +427,23 @@ def test_a_build_whose_moves_a_power_cut_took_moves_its_own_ref(copy: Copy) -> N
     assert copy.pinned() == [] and "a" in members(copy, second)
 
 
+def test_the_repository_of_an_app_that_is_destroyed_meanwhile_is_not_made_anew(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for app_id in ("a", "b"):
+        copy.repositories.ensure(app_id)
+    real = copy.repositories._forget_empty_refs
+
+    def destroyed(app_id: str) -> None:
+        real(app_id)
+        if app_id == "a":
+            copy.repositories.remove("b")
+
+    monkeypatch.setattr(copy.repositories, "_forget_empty_refs", destroyed)
+    copy.repositories.housekeeping(lambda build: None)
+    assert [path.name for path in copy.repositories.root.glob("*.git")] == ["a.git"]
+
+
 def test_what_makes_trouble_keeps_housekeeping_from_nothing_else(copy: Copy) -> None:
     def standing(build: str) -> str | None:
         assert build != "b1", "trouble"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
@@ -31,6 +32,34 @@ def test_a_file_is_replaced_whole_readable_by_whom_it_says_and_leaves_no_draft(t
     with pytest.raises(OSError, match="directory"):
         disk.write(tmp_path / "taken", b"x")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "taken"]
+
+
+@pytest.mark.parametrize("write", [disk.write, disk.write_first])
+def test_who_may_read_it_does_not_depend_on_who_started_davit(tmp_path: Path, write: Callable[..., None]) -> None:
+    before = os.umask(0o077)
+    try:
+        write(tmp_path / "file", b"x", mode=0o444)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o444
+
+
+def test_a_file_system_that_syncs_no_directories_is_borne() -> None:
+    with pytest.raises(OSError, match="Invalid argument"), open("/proc/version") as file:
+        os.fsync(file.fileno())
+    disk.sync(Path("/proc"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        disk.sync(Path("/proc/version"))
+
+
+def test_drafts_of_killed_processes_go_and_new_ones_stay(tmp_path: Path) -> None:
+    names = [".config.keys.0123456789ab.new", ".other.new", "kept.new", ".new"]
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names[:1] + names[2:]:
+        os.utime(tmp_path / name, (0, 0))
+    disk.sweep(tmp_path, tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new", ".other.new", "kept.new"]
 
 
 def test_the_first_of_several_decides_and_an_empty_file_was_none(tmp_path: Path) -> None:

@@ -331,7 +331,8 @@ class DriverContract(LifeContract):
     def test_an_app_below_a_shell_may_take_its_time(self, bench: Bench, above: str, status: int) -> None:
         script = above % f"/usr/bin/python3 -c {shlex.quote(SAYS_GOODBYE)}"
         # when it may go: a moment after the shell above it has gone
-        dyno = bench.start(f"(trap 'sleep 0.5; touch go' TERM; while [ ! -e go ]; do sleep 0.1; done) & {script}")
+        helper = "(trap 'sleep 0.5; touch go' TERM; touch trapped; while [ ! -e go ]; do sleep 0.1; done)"
+        dyno = bench.start(f"{helper} & while [ ! -e trapped ]; do sleep 0.01; done; {script}")
         bench.up(dyno)
         bench.run(dyno.signal(signal.SIGTERM, everyone=True))
         assert bench.run(dyno.wait()) == Exit(status)

@@ -8,6 +8,8 @@ import shlex
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from fcntl import ioctl
@@ -193,3 +195,19 @@ class TestWithRunc:
     test_sys = DriverContract.test_sys_is_hidden_and_proc_sys_is_readonly
     test_system_calls = SharedKernelContract.test_dangerous_system_calls_are_refused
     test_terminal = DriverContract.test_a_terminal_has_a_size_that_changes
+
+
+_MAKES_A_NAMESPACE = f"""
+import fcntl, os, struct
+from runtime import userns
+namespace = userns.create(1 << 28)
+print(struct.unpack("I", fcntl.ioctl(namespace, {_NS_GET_OWNER_UID}, bytes(4)))[0], os.geteuid())
+"""
+
+
+@pytest.mark.parametrize(("without", "owner"), [([], 1 << 28), (["setpriv", "--bounding-set=-setpcap"], 0)])
+def test_a_root_that_may_not_keep_its_powers_as_somebody_else_makes_its_own_namespaces(without: list[str], owner: int) -> None:
+    """It would lose them with the user's number; where only root may make namespaces there would be no dyno at all."""
+    words = [*without, sys.executable, "-c", _MAKES_A_NAMESPACE]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == ([str(owner), "0"], "")

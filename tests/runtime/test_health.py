@@ -50,9 +50,10 @@ def _asked(check: Check, *pieces: bytes, stays: bool = False) -> str | None:
         (_OK + b"\r\n", b"all is ", b"well"),
         (_OK, b"Content-Length: 11\r\n\r\n", b"all is well"),
         (_OK + b"Transfer-Encoding: chunked\r\n\r\n", b"7\r\nall is \r\n", b"4;x=y\r\nwell\r\n", b"0\r\n\r\n"),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n", b"200000\r\nall is well", b" " * 0x1FFFF5 + b"\r\n0\r\n\r\n"),
         (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", _OK + b"\r\nall is well"),
     ],
-    ids=["headers first", "with its length", "in chunks", "after hints"],
+    ids=["headers first", "with its length", "in chunks", "in a large chunk", "after hints"],
 )
 def test_the_expected_text_is_found_however_it_comes(pieces: tuple[bytes, ...]) -> None:
     assert _asked(Check("/up", timeout=60, content="all is well"), *pieces) is None
