@@ -68,6 +68,8 @@ class Tail:
         events: whether it reads server-sent events rather than plain text.
         may_read: whether its reader may still see the app; asks the database.
         give_back: gives its slot back.
+        chunked: whether what it is sent goes in chunks, as HTTP/1.1 has them (RFC 9112, 7.1). Without them a body has no end
+            but the connection's, and Python's ``requests`` hands over no line of it before 512 bytes have come.
     """
 
     sock: Any
@@ -78,6 +80,7 @@ class Tail:
     events: bool
     may_read: Callable[[], bool]
     give_back: Callable[[], None]
+    chunked: bool = False
     pending: bytearray = field(default_factory=bytearray)
     lost: int = 0
     lost_since: float = 0.0
@@ -89,6 +92,15 @@ class Tail:
     def kind(self) -> tuple[str | None, str | None, bool]:
         """What decides which bytes it gets."""
         return self.source, self.dyno, self.events
+
+    def framed(self, data: bytes) -> bytes:
+        """Some of the body as the connection has it."""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked and data else data
+
+    @property
+    def last(self) -> bytes:
+        """What says on the connection that the body is whole."""
+        return b"0\r\n\r\n" if self.chunked else b""
 
 
 def render(id: str | None, line: Line, events: bool) -> bytes:
@@ -189,11 +201,11 @@ class Hub:
             return
         if tail.lost:
             text = f"Error L11 (tail buffer overflow): {tail.lost} messages dropped since {stream.iso(tail.lost_since)}."
-            tail.pending += render(None, Line(now(), "heroku", "logplex", text), tail.events)
+            tail.pending += tail.framed(render(None, Line(now(), "heroku", "logplex", text), tail.events))
             tail.lost, tail.lost_since = 0, 0.0
         if not tail.pending:
             tail.wrote = time.monotonic()
-        tail.pending += data
+        tail.pending += tail.framed(data)
         self._flush(tail)
 
     def _flush(self, tail: Tail) -> None:
@@ -228,13 +240,20 @@ class Hub:
         self._looked = present
         for tail in list(self._tails.values()):
             if not streams.working() or (tail.pending and present > tail.wrote + STUCK_SECONDS):
-                self._end(tail)
+                self._finish(tail)
             elif present > tail.checked + RECHECK_SECONDS:
                 tail.checked = present
                 if not tail.may_read():
-                    self._end(tail)
+                    self._finish(tail)
             elif tail.events and not tail.pending and present > tail.wrote + QUIET_SECONDS:
                 self._write(tail, b": still here\n\n", 0)
+
+    def _finish(self, tail: Tail) -> None:
+        """End it from this side: as a whole body, unless its reader has not taken all before."""
+        with contextlib.suppress(OSError):
+            if not tail.pending:
+                tail.sock.send(tail.last)
+        self._end(tail)
 
     def _end(self, tail: Tail) -> None:
         fd = tail.sock.fileno()
@@ -254,7 +273,7 @@ def begin(tail: Tail, hub: Hub, head: bytes, backlog: bytes) -> None:
     tail.sock.taken = True
     try:
         tail.sock.settimeout(30)
-        tail.sock.sendall(head + backlog)
+        tail.sock.sendall(head + tail.framed(backlog))
         tail.sock.setblocking(False)
     except OSError:
         tail.sock.close()

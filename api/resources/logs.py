@@ -81,8 +81,10 @@ def _hand_over(line: Any, what: dict[str, Any], events: bool, kind: str, after: 
     """Answer with the lines that are there, and let the hub do the rest on this connection."""
     seen, backlog = stream.since(_redis(), what["app"], what["lines"], what["source"], what["dyno"], after_id=after)
     give_back = tails.slots.take(what["account"])
-    tail = tails.Tail(line, what["app"], seen, what["source"], what["dyno"], events, lambda: _may_read(what), give_back)
+    chunked = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+    tail = tails.Tail(line, what["app"], seen, what["source"], what["dyno"], events, lambda: _may_read(what), give_back, chunked)
     lines = [f"Content-Type: {kind}", "Cache-Control: no-store", "X-Accel-Buffering: no", "Connection: close"]
+    lines += ["Transfer-Encoding: chunked"] if chunked else []
     head = "\r\n".join(["HTTP/1.1 200 OK", *lines, "", ""]).encode()
     body = b"".join(tails.render(id, one, events) for id, one in backlog)
     return Handover(lambda: tails.begin(tail, hub, head, body))

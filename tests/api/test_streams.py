@@ -268,6 +268,20 @@ def test_two_accounts_cannot_take_all_log_tails() -> None:
             slots.take(f"modest {n}")
 
 
+@pytest.mark.parametrize(("chunked", "end"), [(True, b"5\r\nhello\r\n0\r\n\r\n"), (False, b"hello")])
+def test_a_tail_whose_reader_was_removed_ends_as_a_whole_body(
+    monkeypatch: pytest.MonkeyPatch, redis_server: str, chunked: bool, end: bytes
+) -> None:
+    monkeypatch.setattr(tails, "RECHECK_SECONDS", -1.0)
+    here, there = socket.socketpair()
+    tail = tails.Tail(here, "app", "0-0", None, None, False, lambda: False, lambda: None, chunked)
+    here.sendall(tail.framed(b"hello"))
+    there.settimeout(60)
+    tails.Hub(lambda: stream.connect(redis_server)).add(tail)
+    assert b"".join(iter(lambda: there.recv(65536), b"")) == end
+    there.close()
+
+
 def test_a_stream_that_has_ended_gives_its_place_back(api: Api) -> None:
     url = _url(api)
     for _ in range(streams.EACH + 1):

@@ -70,7 +70,7 @@ def test_an_app_lives_from_its_creation_to_its_end(davit: Davit, client: Any) ->
         asked = {dyno.name: dyno.restart_requested for dyno in session.scalars(select(Dyno).where(Dyno.app_id == str(app.id)))}
     assert asked == {started.name: False, "web.1": True}
     told = stream.connect(davit.env["REDIS_URL"])
-    stream.emit(told, str(app.id), [stream.Line(datetime.now(timezone.utc), "app", "web.1", "hello")], wait=5)
+    _say(told, app, "web.1", "hello")
     assert app.get_log(lines=50).endswith("app[web.1]: hello\n")
     app.delete()
     assert "pythonic" not in {one.name for one in client.apps()}
@@ -94,12 +94,24 @@ def test_builds_features_keys_and_a_log_that_is_followed(davit: Davit, client: A
     key.delete()
     assert not client.keys()
     told = stream.connect(davit.env["REDIS_URL"])
-    lines = iter(app.stream_log(lines=10))
-    for word in ("first", "second"):  # the library reads 512 bytes at a time
-        said = [stream.Line(datetime.now(timezone.utc), "app", "web.1", text) for text in (word, *["x" * 300] * 4)]
-        stream.emit(told, str(app.id), said, wait=5)
-        assert any(line.endswith(f"app[web.1]: {word}".encode()) for line in lines)
+    _say(told, app, "web.1", "before")
+    lines = app.stream_log(dyno="web.1", lines=1, timeout=60)
+    assert _said(lines) == "before"
+    for word in ("first", "second"):  # each line when it is said, however short, and no other dyno's
+        _say(told, app, "worker.1", "another's")
+        _say(told, app, "web.1", word)
+        assert _said(lines) == word
+    assert [line.split(": ")[1] for line in app.get_log(dyno="web.1", lines=2).splitlines()] == ["first", "second"]
+    assert "another's" not in app.get_log(source="app", dyno="web") and "web.1" not in app.get_log(source="heroku")
     app.delete()
+
+
+def _say(told: Any, app: Any, process: str, text: str) -> None:
+    stream.emit(told, str(app.id), [stream.Line(datetime.now(timezone.utc), "app", process, text)], wait=5)
+
+
+def _said(lines: Iterator[bytes]) -> str:
+    return next(lines).decode().split(": ", 1)[1]
 
 
 def test_a_command_is_run_attached_though_its_secret_ends_without_a_line_end(
