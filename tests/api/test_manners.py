@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import string
+import sys
 import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.cache import LRUCache
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from sqlalchemy import event
 
 from api import attach, body, fields
 from api.resources import explanations
 from api.routing import Operation, Resource
-from api.web import RESOURCES
+from api.web import RESOURCES, operations
 from foundation import wire
 from foundation.errors import DavitError
 from foundation.settings import settings as davits_settings
@@ -239,49 +246,103 @@ def test_no_range_and_no_query_makes_a_list_crash(either_api: Api) -> None:
             assert answer.status_code < 500 or answer.json["id"] in ("not_implemented", "unavailable"), (path, query, headers, answer.text)
 
 
+FEW = 4
+MANY = int(os.environ.get("DAVIT_TEST_REQUESTS", "100"))
+
+
+@pytest.fixture
+def _as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypothesis draws constants of the code, too: of the modules that are loaded just then, which differs from run to run."""
+    monkeypatch.setattr(providers, "_get_local_constants", Constants)
+    monkeypatch.setattr(providers, "CONSTANTS_CACHE", LRUCache(1024))
+
+
+@pytest.mark.usefixtures("_as_ever")
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
 def test_no_input_makes_it_crash(api: Api, resource: Resource) -> None:
     """The same few requests each time; ``make test-requests`` tries many others."""
     for operation in resource.operations:
-        _try(api, operation, max_examples=4, derandomize=True)
+        assert _try(api, operation, max_examples=FEW, derandomize=True) == FEW
+
+
+@pytest.mark.usefixtures("_as_ever")
+def test_the_few_requests_are_the_same_whatever_has_been_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def requests() -> list[Request]:
+        seen: list[Request] = []
+
+        @settings(database=None, deadline=None, phases=[Phase.generate], max_examples=40, derandomize=True)
+        @given(data=st.data())
+        def draw(data: st.DataObject) -> None:
+            seen.append(_draw(patch, data))
+
+        draw()
+        return seen
+
+    patch = next(one for one in operations() if (one.method, one.path) == ("PATCH", "/apps/<app>"))
+    before = requests()
+    (tmp_path / "full_of_constants.py").write_text(f"WORDS = {[f'constant {n}' for n in range(1000)]}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("full_of_constants")
+    try:
+        assert requests() == before
+    finally:
+        del sys.modules["full_of_constants"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * MANY)
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
 def test_no_input_of_many_makes_it_crash(either_api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
     """DAVIT_TEST_REQUESTS drawn requests to each endpoint, others each time, on each database; a failure tells how it is drawn again."""
-    requests = int(os.environ.get("DAVIT_TEST_REQUESTS", "100"))
     monkeypatch.setenv("DAVIT_RATE_LIMIT", "1000000000")  # else the most of them were refused before anything is looked at
     davits_settings.cache_clear()
     for operation in resource.operations:
-        _try(either_api, operation, max_examples=requests, print_blob=True)
+        _try(either_api, operation, max_examples=MANY, print_blob=True)
 
 
-def _try(api: Api, operation: Operation, **choices: Any) -> None:
+def _try(api: Api, operation: Operation, **choices: Any) -> int:
+    """Ask, and say how often."""
     phases = [Phase.generate] if choices.get("derandomize") else [Phase.generate, Phase.shrink]
+    asked = 0
 
     @settings(database=None, deadline=None, phases=phases, suppress_health_check=list(HealthCheck), **choices)
     @given(data=st.data())
     def no_input_makes_it_crash(data: st.DataObject) -> None:
-        _ask(api, operation, data)
+        nonlocal asked
+        _ask(api, operation, _draw(operation, data))
+        asked += 1
 
     no_input_makes_it_crash()
+    return asked
 
 
-def _ask(api: Api, operation: Operation, data: st.DataObject) -> None:
-    if api.get("/apps/timely").status_code == 404:  # an example before has destroyed or renamed it
-        assert api.post("/apps", {"name": "timely"}).status_code == 201
-        give_code(api.get("/apps/timely").json["id"])
+@dataclass(frozen=True)
+class Request:
+    """A drawn request: who asks, for which path, what is sent, and what Flask's client is told besides."""
+
+    who: str
+    path: str
+    sent: Any
+    options: dict[str, Any]
+
+
+def _draw(operation: Operation, data: st.DataObject) -> Request:
     filled = operation.path.replace("<app>", "timely")
     path = re.sub(r"<[^>]+>", lambda match: urllib.parse.quote(data.draw(_SEGMENTS), safe=""), filled)
     ranged = {"Range": data.draw(_RANGES)} if data.draw(st.booleans()) else {}
     options: dict[str, Any] = {"headers": ranged | data.draw(_HEADERS)}
     options |= {"query_string": data.draw(st.dictionaries(st.sampled_from(_QUERIES), st.sampled_from(_VALUES), max_size=2))}
     who = data.draw(st.sampled_from(["owner", "admin", "viewer"]))
-    sent = data.draw(published.bodies(published.link_of(operation)))
-    answer = api.call(operation.method, path, sent, as_=who, **options)
+    return Request(who, path, data.draw(published.bodies(published.link_of(operation))), options)
+
+
+def _ask(api: Api, operation: Operation, request: Request) -> None:
+    if api.get("/apps/timely").status_code == 404:  # an example before has destroyed or renamed it
+        assert api.post("/apps", {"name": "timely"}).status_code == 201
+        give_code(api.get("/apps/timely").json["id"])
+    answer = api.call(operation.method, request.path, request.sent, as_=request.who, **request.options)
     if answer.status_code >= 500:
-        assert answer.json["id"] in ("unavailable", "not_implemented", "too_many_streams"), (operation, path, answer.text)
+        assert answer.json["id"] in ("unavailable", "not_implemented", "too_many_streams"), (operation, request, answer.text)
     answer.close()
 
 
