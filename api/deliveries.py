@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from foundation import outbound
 from foundation.clock import now
 from foundation.errors import DavitError, Unavailable
-from state import outbox, webhooks
+from state import domains, outbox, webhooks
 from state.db import ask, snapshot, transaction
 from state.models import WebhookDelivery, new_id
 
@@ -104,7 +104,8 @@ def deliver(row: WebhookDelivery) -> None:
     attempt = new_id()
     try:
         message = webhooks.message(row, attempt, _encode)
-        code = outbound.exchange("POST", message.place, body=message.body, headers=message.headers, timeout=TIMEOUT).status
+        place = domains.marked(message.place)
+        code = outbound.exchange("POST", place, body=message.body, headers=message.headers, timeout=TIMEOUT).status
     except DavitError as problem:
         error = problem.id
     except Exception:  # counts as any other that failed, else it would be due again at once, for ever

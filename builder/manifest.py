@@ -20,6 +20,7 @@ from builder import sources
 from foundation import outbound
 from foundation.errors import DavitError
 from foundation.settings import settings
+from state import domains
 
 SCHEMES = ("https", "http")
 TIMEOUT = 30.0
@@ -63,7 +64,7 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
         place = outbound.parse(url, SCHEMES, field="source_blob.url")
         connection = http.client.HTTPConnection(place.host, place.port)
         try:
-            connection.sock = outbound.connect(place, TIMEOUT)
+            connection.sock = outbound.connect(domains.marked(place), TIMEOUT)
             connection.request("GET", place.path, headers=_headers(place))
             answer = connection.getresponse()
             if answer.status in (301, 302, 303, 307, 308):

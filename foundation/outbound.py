@@ -4,6 +4,7 @@ A URL of a stranger's must not make Davit speak to itself, to this host or to th
 when it is given, for a clear answer, and its addresses again at every connection, because names change where they lead:
 
     place = outbound.parse(url, ("https", "http"), field="url")   # pure; InvalidParams says what is wrong
+    place = domains.marked(place)      # of state: whether an app has that name
     outbound.check(place)              # resolves the name; Blocked when it leads where it must not. Takes as long as DNS
                                        # does: never inside a write transaction (serve such a route with writes=False)
     answer = outbound.exchange("POST", place, body=b"…", headers={…}, timeout=5)   # one request; no redirects
@@ -77,6 +78,7 @@ class Place:
         path: path and query, as a request line has them.
         user, password: from the URL's userinfo; empty when there is none.
         field: what the URL is called in the request, for sentences.
+        ours: whether Davit leads the host's name to an app; who has the database says so (``state.domains.marked``).
     """
 
     url: str = field(repr=False)
@@ -87,6 +89,7 @@ class Place:
     user: str = ""
     password: str = field(default="", repr=False)
     field: str = "url"
+    ours: bool = False
 
     @property
     def encrypted(self) -> bool:
@@ -169,7 +172,8 @@ def _resolve(place: Place) -> list[Ip]:
 def _judge(place: Place, address: Ip) -> None:
     allowed = settings().outbound_allow
     reason = refusal(address, place.port, allowed)
-    if reason is None and _is_davits(place.host) and not _holds(allowed, address, place.port):
+    own = place.ours or _is_davits(place.host) or _is_davits(str(address))
+    if reason is None and own and not _holds(allowed, address, place.port):
         reason = "this Davit itself"
     if reason:
         where = f"{place.host}" if str(address) == place.host else f"{place.host} ({address})"
@@ -180,7 +184,8 @@ def _judge(place: Place, address: Ip) -> None:
 
 
 def _is_davits(host: str) -> bool:
-    """Whether a host name is Davit's or an app's. Where addresses are translated on the way here (NAT), none of them tells."""
+    """Whether a host name, or an address as DAVIT_NAMES may have it, is Davit's or below DAVIT_DOMAIN. Where addresses are
+    translated on the way here (NAT), none of this host's own tells."""
     name, domain = host.rstrip(".").lower(), settings().domain.lower()
     own = {domain, *settings().names, settings().api.reachable.host.lower()}
     return name in own or name.endswith(f".{domain}")

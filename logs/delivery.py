@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from foundation import outbound
@@ -165,7 +165,7 @@ class Delivery:
 
     def _send(self, lines: Sequence[Line], id: str) -> None:
         if self._line is None:
-            place = outbound.parse(self.drain.url, tuple(outbound.PORTS))
+            place = replace(outbound.parse(self.drain.url, tuple(outbound.PORTS)), ours=self.drain.ours)
             self._line = _Https(place) if place.scheme.startswith("http") else _Syslog(place)
         self._line.send(lines, self.drain, id)
 

@@ -38,12 +38,13 @@ END_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class Drain:
-    """A drain as the database has it."""
+    """A drain as the database has it; ``ours``: its host is an app's, and would feed itself with what it is sent."""
 
     id: str
     app_id: str
     token: str
     url: str
+    ours: bool = False
 
 
 class Drains:
@@ -160,26 +161,35 @@ def _resumed(kept: str) -> tuple[Place, Lost]:
 
 def read_database() -> list[Drain]:
     """The drains in the database; SQLAlchemy is not loaded for it, and neither is anything else where there are none."""
-    query = "SELECT id, app_id, token, url FROM log_drains"
+    rows = _rows("SELECT id, app_id, token, url FROM log_drains")
+    if not rows:
+        return []
+    from urllib.parse import urlsplit
+
+    from state import vault
+
+    urls: Mapping[str, str] = {row[0]: vault.reveal(bytes(row[3]))["url"] for row in rows}
+    hosts = {id: (urlsplit(url).hostname or "").rstrip(".") for id, url in urls.items()}
+    wanted = sorted(set(hosts.values()))
+    marks = ", ".join("?" * len(wanted))
+    own = {row[0] for row in _rows(f"SELECT hostname FROM domains WHERE hostname IN ({marks})", wanted)}  # noqa: S608
+    return [Drain(row[0], row[1], row[2], urls[row[0]], hosts[row[0]] in own) for row in rows]
+
+
+def _rows(question: str, values: Sequence[str] = ()) -> Sequence[Any]:
+    """Of a SELECT with ``?`` for each of the values."""
     url = settings().database_url
     if url.startswith("sqlite:///"):
         import sqlite3
 
         connection = sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True, timeout=5)
         try:
-            rows: Sequence[Any] = connection.execute(query).fetchall()
+            return connection.execute(question, values).fetchall()
         except sqlite3.OperationalError:
-            rows = []  # not migrated yet
+            return []  # not migrated yet
         finally:
             connection.close()
-    else:
-        import psycopg
+    import psycopg
 
-        with psycopg.connect(url.replace("postgres://", "postgresql://", 1), connect_timeout=5) as link:
-            rows = link.execute(query).fetchall()
-    if not rows:
-        return []
-    from state import vault
-
-    revealed: Mapping[str, str] = {row[0]: vault.reveal(bytes(row[3]))["url"] for row in rows}
-    return [Drain(row[0], row[1], row[2], revealed[row[0]]) for row in rows]
+    with psycopg.connect(url.replace("postgres://", "postgresql://", 1), connect_timeout=5) as link:
+        return link.execute(question.replace("?", "%s"), values).fetchall()

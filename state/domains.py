@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from foundation.errors import Conflict, InvalidParams, NotFound
+from foundation.outbound import Place
 from foundation.settings import settings
 from state import audit, notify, own_names
-from state.db import unless_taken
+from state.db import ask, unless_taken
 from state.models import Account, App, Domain
 
 LIMIT = 1000
@@ -71,6 +73,16 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
     notify.announce(session, app.id, f"Add domain {text} by user {account.email}")
     notify.router(session, app.id)
     return row
+
+
+def marked(place: Place) -> Place:
+    """The place, marked when its host is an app's: Davit calls none for anybody, wherever its name leads.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    found = ask("SELECT id FROM domains WHERE hostname = :hostname", hostname=place.host.rstrip(".").lower())
+    return replace(place, ours=bool(found))
 
 
 def _taken(hostname: str) -> str:

@@ -14,7 +14,7 @@ from api.routing import Call, Reply, Resource
 from builder import manifest, setup, sources
 from foundation import outbound
 from foundation.errors import InvalidParams
-from state import setups
+from state import domains, setups
 from state.db import after_commit, transaction
 from state.models import AppSetup
 
@@ -49,7 +49,7 @@ def create(call: Call) -> Reply:
     stack, env, buildpacks = check_stack(app.reference("stack")), overrides.texts("env"), _buildpacks(call, overrides)
     if place is not None:
         with streams.looking_up(call.session, call.account.id):
-            outbound.check(place)
+            outbound.check(domains.marked(place))
     with transaction() as session:
         account = call.within(session).account
         row = setups.create(session, account, wanted, name=app.text("name"), stack=stack, env=env, buildpacks=buildpacks)

@@ -8,7 +8,7 @@ from api import ranges, serialize, shapes, streams
 from api.fields import Fields, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
-from state import drains
+from state import domains, drains
 from state.db import transaction
 from state.models import LogDrain
 
@@ -36,7 +36,7 @@ def create(call: Call) -> Reply:
     url = call.body.need("url")
     place = drains.parse(url)
     with streams.looking_up(call.session, call.account.id):
-        outbound.check(place)
+        outbound.check(domains.marked(place))
     with transaction() as session:
         now = call.within(session)
         row = drains.add(session, now.account, now.app, url)

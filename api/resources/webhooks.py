@@ -11,7 +11,7 @@ from api.fields import Fields, Items, Text
 from api.routing import Call, Reply, Resource
 from foundation import outbound
 from foundation.errors import InvalidParams
-from state import webhooks
+from state import domains, webhooks
 from state.db import transaction
 from state.models import Webhook
 
@@ -48,7 +48,7 @@ def create(call: Call) -> Reply:
     wish = webhooks.check(call.body.need("url"), call.body.items("include") or [], call.body.need("level"))
     secret, authorization = _secrets(call)
     with streams.looking_up(call.session, call.account.id):
-        outbound.check(wish.place)
+        outbound.check(domains.marked(wish.place))
     with transaction() as session:
         now = call.within(session)
         row, text = webhooks.create(session, now.account, now.app, wish, secret=secret, authorization=authorization)
@@ -63,7 +63,7 @@ def update(call: Call, webhook: str) -> Reply:
     wish = webhooks.check(call.body.text("url") or known.url, include, call.body.text("level") or known.level)
     secret, authorization = _secrets(call)
     with streams.looking_up(call.session, call.account.id):
-        outbound.check(wish.place)
+        outbound.check(domains.marked(wish.place))
     with transaction() as session:
         now = call.within(session)
         row = webhooks.find(session, now.app, webhook)

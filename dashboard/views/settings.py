@@ -312,7 +312,7 @@ def add_drain(visit: Visit) -> Response:
     url = visit.text("drain", 2000)
     place = drains.parse(url)
     with streams.looking_up(visit.session, visit.account.id):
-        outbound.check(place)
+        outbound.check(domains.marked(place))
     with transaction() as session:
         account, app = _again(visit, session)
         drains.add(session, account, app, url)
@@ -370,7 +370,7 @@ def add_webhook(visit: Visit) -> Response:
     """Have changes told to a URL; the secret that signs them is shown once."""
     wish = webhooks.check(visit.text("url", 2000), visit.form.getlist("include"), visit.text("level", 20))
     with streams.looking_up(visit.session, visit.account.id):
-        outbound.check(wish.place)
+        outbound.check(domains.marked(wish.place))
     with transaction() as session:
         account, app = _again(visit, session)
         _, secret = webhooks.create(session, account, app, wish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from api import streams
 from foundation.authority import Authority
 from foundation.clock import now
+from logs.drains import read_database
 from state import db, rotation
 from state.models import App, LogDrain
 from tests.api.conftest import Api
@@ -74,6 +76,30 @@ def test_a_drain_at_davit_itself_the_host_or_a_private_network_is_refused(api: A
     answer = api.post("/apps/timely/log-drains", {"url": url})
     assert (answer.status_code, answer.json["id"]) == (422, "destination_refused")
     assert_says("drain-refused", answer.json["message"])
+
+
+def test_a_drain_or_webhook_to_an_apps_custom_domain_is_refused_wherever_that_leads(
+    either_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind NAT: the router's public address is on no interface of this host, and each line that is sent there makes another."""
+    api = either_api
+    assert api.post("/apps/timely/domains", {"hostname": "www.example.com"}).status_code == 201
+    leads = lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 443))]  # noqa: E731
+    hook = {"url": "https://www.example.com/", "include": ["api:app"], "level": "notify"}
+    calls = [
+        ("/apps/timely/log-drains", {"url": "https://WWW.example.com./logs"}), ("/apps/timely/webhooks", hook),
+        ("/app-setups", {"source_blob": {"url": "https://www.example.com/x.tgz"}}),
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", leads)
+        for path, body in calls:
+            answer = api.post(path, body)
+            assert (answer.status_code, answer.json["id"]) == (422, "destination_refused"), path
+            assert "(203.0.113.9) is this Davit itself" in answer.json["message"]
+    api.post("/apps/timely/log-drains", {"url": "https://later.example.com/"})
+    assert [one.ours for one in read_database()] == [False]
+    api.post("/apps/timely/domains", {"hostname": "later.example.com"})
+    assert [one.ours for one in read_database()] == [True], "the process that sends looks again"
 
 
 @pytest.mark.row("drain-invalid")

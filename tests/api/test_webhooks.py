@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -263,6 +264,19 @@ def test_a_place_that_turned_private_is_refused_when_it_is_called(api: Api, rece
     row = api.get("/apps/timely/webhook-deliveries").json[0]
     assert (row["status"], row["last_attempt"]["error_class"]) == ("retrying", "destination_refused")
     assert receiver.heard == []
+
+
+def test_a_name_that_became_an_apps_domain_is_not_called_any_more(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = {"url": "https://www.example.com/", "include": ["api:app"], "level": "sync"}
+    assert api.post("/apps/timely/webhooks", hook).status_code == 201
+    assert api.post("/apps/timely/domains", {"hostname": "www.example.com"}).status_code == 201
+    api.patch("/apps/timely", {"maintenance": True})
+    leads = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 443))]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: leads)
+        _deliver()
+    row = api.get("/apps/timely/webhook-deliveries").json[0]
+    assert (row["status"], row["last_attempt"]["error_class"]) == ("retrying", "destination_refused")
 
 
 def test_the_deliverer_sends_what_is_due_and_a_slow_receiver_holds_up_only_its_own(

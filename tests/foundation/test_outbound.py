@@ -121,6 +121,10 @@ def test_davits_own_names_are_refused_wherever_they_lead(monkeypatch: pytest.Mon
                 call(place)
             for row in ("drain-refused", "webhook-refused"):
                 assert_says(row, refused.value.message)
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment({**own, "DAVIT_NAMES": "203.0.113.9"}))
+    with pytest.raises(Blocked, match=r"elsewhere.example \(203.0.113.9\) is this Davit itself"):
+        outbound.check(outbound.parse("https://elsewhere.example/", BOTH))
+    monkeypatch.setattr(outbound, "settings", lambda: from_environment(own))
     for host in ("notapps.example.com", "example.com", "apps.example.com.evil.net", "davit.example.net.evil.net"):
         outbound.check(outbound.parse(f"https://{host}/", BOTH))
     monkeypatch.setattr(outbound, "settings", lambda: from_environment({**own, "DAVIT_OUTBOUND_ALLOW": "203.0.113.9:443"}))

@@ -341,6 +341,17 @@ def test_what_an_earlier_davit_kept_of_a_drain_is_gone_on_from(run: Run, client:
     wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}").endswith(b" 2 0 0"), "its place being noted anew")
 
 
+def test_a_drain_to_an_apps_own_domain_is_not_followed_there(
+    run: Run, client: Client, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 443))]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: leads)
+        run(Drain(f"drain-{app_id}", app_id, "d.1", "https://www.example.com/", ours=True))
+        say(client, app_id, "secret")
+        wait_until(lambda: any("this Davit itself" in line.text for _, line in stream.recent(client, app_id, 10)), "the complaint")
+
+
 def test_a_drain_to_this_host_is_not_followed_there(run: Run, client: Client, app_id: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbound, "settings", lambda: from_environment({}))
     run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
