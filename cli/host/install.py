@@ -7,7 +7,7 @@ import pwd
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cli.host import doctor, environment, home, procfile, ready, record, revision
@@ -63,6 +63,8 @@ def install(file: Path, user: str | None, say: Say, *, start: bool) -> None:
         identity.check(settings)
     user = user or owner(settings.home)
     _make_user(user, settings.home, say)
+    if warning := as_root(user, settings.home):
+        say(warning)
     _compile()
     texts = compose(file, variables, settings, user)
     changed = write(texts, UNITS)
@@ -110,12 +112,14 @@ def _is_prepared() -> bool:
     return run(["systemctl", "--quiet", "is-active", units.PREPARE], check=False).returncode == 0
 
 
-def _remove(names: Iterable[str], say: Say) -> None:
+def _remove(names: Collection[str], say: Say) -> None:
     """Units of processes that this Davit has no longer: an own Redis, say, where REDIS_URL names another."""
     for name in names:
         run(["systemctl", "stop", name], timeout=120)
         (UNITS / name).unlink()
         say(f"Removed {name}.")
+    if names:
+        run(["systemctl", "daemon-reload"])  # else systemd goes on knowing them
 
 
 def _prepared() -> None:
@@ -221,6 +225,14 @@ def _compile() -> None:
 def owner(directory: Path) -> str:
     """Whose processes may work in this DAVIT_HOME: a `davit up` of before may have made it, as root."""
     return directory.owner() if directory.exists() else USER
+
+
+def as_root(user: str, directory: Path) -> str | None:
+    """What is said where all processes run as root for want of another owner of DAVIT_HOME; None where they do not."""
+    if user != "root":
+        return None
+    steps = f"systemctl stop davit.target && davit install --user {USER} && chown -R {USER}: {directory} && davit install --start"
+    return f"All of Davit's processes run as root, because {directory} is root's; as {USER} by: {steps}"
 
 
 def _make_user(user: str, directory: Path, say: Say) -> None:

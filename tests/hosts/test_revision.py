@@ -158,3 +158,29 @@ def test_the_code_of_this_checkout_is_looked_at_whole(tmp_path: Path) -> None:
     (tmp_path / "dashboard" / "templates" / "new.html").write_text("x")
     assert revision.code(tmp_path) != same
     assert same == before
+
+
+def test_it_is_said_when_everything_runs_as_root_because_root_made_the_home(tmp_path: Path) -> None:
+    """As after getting started, whose commands root gives."""
+    said = install.as_root(install.owner(tmp_path), tmp_path)
+    assert (said is None) == (tmp_path.owner() != "root")
+    said = install.as_root("root", tmp_path)
+    assert said and f"run as root, because {tmp_path} is root's" in said and "\n" not in said
+    assert f"davit install --user davit && chown -R davit: {tmp_path}" in said
+    assert install.as_root(install.owner(tmp_path / "new"), tmp_path / "new") is None
+
+
+def test_what_systemd_knew_of_a_removed_unit_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    (tmp_path / "davit-redis.service").write_text("[Unit]\n")
+
+    def run(words: list[str], **_: object) -> None:
+        """systemctl's place: a real one would stop this machine's."""
+        asked.append((*words[1:], str(sorted(path.name for path in tmp_path.iterdir()))))
+
+    monkeypatch.setattr(install, "UNITS", tmp_path)
+    monkeypatch.setattr(install, "run", run)
+    install._remove(["davit-redis.service"], lambda line: None)
+    assert asked == [("stop", "davit-redis.service", "['davit-redis.service']"), ("daemon-reload", "[]")]
+    install._remove([], lambda line: None)
+    assert len(asked) == 2
