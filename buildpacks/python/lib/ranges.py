@@ -35,7 +35,7 @@ def _fits(clause: str, version: Version) -> bool:
         raise UnknownRange(clause)
     operator, named, wildcard = match[1], tuple(map(int, match[2].split("."))), bool(match[3])
     if operator in ("", "=", "==", "===", "!="):
-        prefix = wildcard or len(named) < 3  # who writes 3.12 means any 3.12
+        prefix = wildcard or (len(named) < 3 and operator != "!=")  # who writes 3.12 means any 3.12; who excludes it, 3.12.0
         same = version[: len(named)] == named if prefix else _padded(version) == _padded(named)
         return same != (operator == "!=")
     if operator in ("~", "~=", "^"):

@@ -26,8 +26,10 @@ def lines_of(content: bytes) -> list[str]:
 
 def line_decides(line: str) -> bool:
     """Whether a line of a requirements file (PEP 508 and pip's options) decides by itself what is installed."""
-    if not line or INCLUDED.match(line):
+    if not line:
         return True
+    if included := INCLUDED.match(line):
+        return "://" not in included[1]  # a file is read with the rest; what an address gives may be another at each build
     if re.match(r"-f\b|--find-links", line):
         return False
     if match := re.match(r"(?:-i|--index-url|--extra-index-url)[\s=]*(\S+)", line):

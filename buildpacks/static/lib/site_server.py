@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from whitenoise import WhiteNoise
 
@@ -138,6 +139,15 @@ NOT_FOUND = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name=
 """
 
 
+def target_of(environ: dict[str, Any]) -> str:
+    """Path and query as they were asked for; a proxy may be asked with the whole URL (RFC 9112, 3.2.2)."""
+    asked = str(environ.get("RAW_URI", "/"))
+    if asked.startswith("/"):
+        return asked
+    parts = urlsplit(asked)
+    return f"/{parts.path.lstrip('/')}{'?' + parts.query if parts.query else ''}"
+
+
 class HttpsOnly:
     """``https_only``: plain requests are sent to the same address with https."""
 
@@ -147,8 +157,7 @@ class HttpsOnly:
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ.get("HTTP_X_FORWARDED_PROTO", "https") == "https":
             return self.application(environ, start)
-        query = environ.get("QUERY_STRING", "")
-        location = f"https://{environ.get('HTTP_HOST', '')}{environ.get('RAW_URI', '/').partition('?')[0]}{'?' + query if query else ''}"
+        location = f"https://{environ.get('HTTP_HOST', '')}{target_of(environ)}"
         start("301 Moved Permanently", [("Location", location), ("Content-Length", "0")])
         return []
 
@@ -162,8 +171,7 @@ class OneHost:
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ.get("HTTP_HOST", "").partition(":")[0].lower() == self.host.partition(":")[0].lower():
             return self.application(environ, start)
-        path, _, query = environ.get("RAW_URI", "/").partition("?")
-        location = f"{environ.get('HTTP_X_FORWARDED_PROTO', 'http')}://{self.host}{path}{'?' + query if query else ''}"
+        location = f"{environ.get('HTTP_X_FORWARDED_PROTO', 'http')}://{self.host}{target_of(environ)}"
         start("301 Moved Permanently", [("Location", location), ("Content-Length", "0")])
         return []
 
