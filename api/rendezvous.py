@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from api import attach
 from api.attach import EndOfInput, Input, Order
-from foundation.nonblocking import CHUNK, WAIT, notice_vanishing, send_what_fits
+from foundation.nonblocking import notice_vanishing, receive_what_came, send_what_fits
 
 log = logging.getLogger("web")
 
@@ -86,12 +86,9 @@ class Rendezvous:
 
     def receive(self) -> Iterator[Order]:
         """What was typed."""
-        try:
-            data = self.socket.recv(CHUNK)
-        except WAIT:
+        data = receive_what_came(self.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if data:
             self._moved = time.monotonic()
             yield from self._typed(data)

@@ -36,7 +36,7 @@ from api.dyno_files import DynoFiles
 from api.streams import TooManyStreams
 from builder.sshserver import OPTIONS, Crowd, KeyServer, ensure_host_key
 from foundation.errors import DavitError, NotFound
-from foundation.nonblocking import CHUNK, WAIT, send_what_fits
+from foundation.nonblocking import CHUNK, WAIT, receive_what_came, send_what_fits
 from foundation.settings import Address, settings
 from state import accounts, apps, formation, signatures
 from state.db import snapshot
@@ -134,12 +134,9 @@ class Piped:
 
     def receive(self) -> Iterator[Order]:
         """What was typed."""
-        try:
-            data = self.socket.recv(CHUNK)
-        except WAIT:
+        data = receive_what_came(self.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if data:
             self._ended = data.endswith(b"\x04")
             yield Input(data)

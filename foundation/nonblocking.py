@@ -1,4 +1,4 @@
-"""Sockets that do not block: what they raise when there is nothing to do, and the one way to write what one takes."""
+"""Sockets that do not block: what they raise when there is nothing to do, and the one way to read from and to write to one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ import ssl
 CHUNK = 65536
 WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What a socket that does not block raises when there is nothing to do at the moment."""
+
+
+def receive_what_came(line: socket.socket) -> bytes | None:
+    """What has come: nothing at the end, or when the other side has gone, and None when nothing is here at the moment."""
+    try:
+        return line.recv(CHUNK)
+    except WAIT:
+        return None
+    except OSError:
+        return b""
 
 
 def send_what_fits(line: socket.socket, pending: bytearray) -> bool:

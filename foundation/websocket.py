@@ -15,7 +15,7 @@ from wsproto import WSConnection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 from wsproto.utilities import RemoteProtocolError
 
-from foundation.nonblocking import CHUNK, WAIT, send_what_fits
+from foundation.nonblocking import receive_what_came, send_what_fits
 
 BUFFER = 1 << 18
 """Bytes that :func:`relay` holds of each direction, and as many more as come in one piece."""
@@ -56,12 +56,9 @@ class Messages:
 
     def receive(self) -> Iterator[Event]:
         """The messages that have come; :attr:`open` is false once the client has gone."""
-        try:
-            data = self.socket.recv(CHUNK)
-        except WAIT:
+        data = receive_what_came(self.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._lost()
             return
@@ -134,7 +131,7 @@ def relay(web: Messages, line: socket.socket, going: Callable[[], bool] = lambda
         )
         if ready.get(web.socket, 0) & selectors.EVENT_READ:
             heed(web.receive())
-        if ready.get(line, 0) & selectors.EVENT_READ and (data := _taken(line)) is not None:
+        if ready.get(line, 0) & selectors.EVENT_READ and (data := receive_what_came(line)) is not None:
             web.send(BytesMessage(data) if data else TextMessage(END))
             from_line = bool(data)
         web.flush()
@@ -155,13 +152,3 @@ def _ready(masks: Mapping[socket.socket, int]) -> dict[Any, int]:
             if mask:
                 selector.register(line, mask)
         return {key.fileobj: events for key, events in selector.select(1.0)}
-
-
-def _taken(line: socket.socket) -> bytes | None:
-    """What has come: nothing at the end, None when nothing has come after all."""
-    try:
-        return line.recv(CHUNK)
-    except WAIT:
-        return None
-    except OSError:
-        return b""

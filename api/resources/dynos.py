@@ -58,7 +58,9 @@ def index(call: Call) -> Reply:
 @resource.on("GET", "/apps/<app>/dyno-usage", needs="view", scope="read", writes=False, ours=True, gives=shapes.many(_USAGE))
 def usage(call: Call) -> Reply:
     """What each running dyno uses: bytes of memory and disk, CPU seconds, processes; its own kernel's uptime where that tells."""
-    told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": call.app.id}, timeout=10).result["dynos"]
+    app_id = call.app.id
+    call.session.rollback()  # the runtime may take its time, and nothing of the database is held meanwhile
+    told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": app_id}, timeout=10).result["dynos"]
     rows = [
         {"name": name, **{key: stats[key] for key in ("memory", "disk", "cpu", "uptime")}, "processes": stats["pids"]}
         for name, stats in sorted(told.items(), key=lambda pair: (pair[0].rpartition(".")[0], int(pair[0].rpartition(".")[2])))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from foundation import wire
 from metrics import dynos
 from metrics.dynos import Sample
+from state import db
 from tests.api.conftest import Api, Neighbour, give_code
 
 
@@ -39,11 +41,17 @@ def test_what_dynos_use_now_is_asked_of_who_runs_them(api: Api, neighbour: Calla
     assert api.get(place).status_code == 503, "nobody is there who could tell"
     used = {"memory": 30, "disk": 4, "cpu": 1.5, "pids": 2, "uptime": None}
     told = {"web.10": used, "web.2": {**used, "uptime": 75.0}, "clock.1": used}
-    runtime = neighbour(api.home / "run" / "runtime.sock", {"stats": lambda call: {"dynos": told}})
+    held: list[int] = []
+
+    def stats(call: wire.Call) -> dict[str, object]:
+        held.append(db.engine().pool.checkedout())  # type: ignore[attr-defined]
+        return {"dynos": told}
+
+    runtime = neighbour(api.home / "run" / "runtime.sock", {"stats": stats})
     found = api.get(place, as_="viewer").json
     assert [row["name"] for row in found] == ["clock.1", "web.2", "web.10"]
     assert found[1] == {"name": "web.2", "memory": 30, "disk": 4, "cpu": 1.5, "processes": 2, "uptime": 75.0}
-    assert runtime.calls == [("stats", {"app_id": api.app_id})]
+    assert runtime.calls == [("stats", {"app_id": api.app_id})] and held == [0], "nothing of the database waits for the runtime"
     part = api.get(place, headers={"Range": "name ..; max=2"})
     assert part.status_code == 206 and [row["name"] for row in part.json] == ["clock.1", "web.10"]
     assert api.get(place, as_="stranger").status_code == 404
