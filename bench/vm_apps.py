@@ -28,8 +28,8 @@ LEAST_FREE = 1 << 30
 
 @dataclass
 class Served:
-    """Of one isolation: requests a second; seconds; dynos that run and bytes of the host that each takes, and why there are no
-    more."""
+    """Of one isolation: requests a second; seconds; dynos that run and bytes of the host that each takes, why there are no more,
+    and for how many there is room when the host was not filled."""
 
     rate: float = 0.0
     wake: float = 0.0
@@ -39,15 +39,16 @@ class Served:
     dynos: int = 0
     each: float = 0.0
     why: str = ""
+    room: float | None = None
 
 
-def measure(isolations: list[str], seconds: int, most: int) -> dict[str, Served]:
+def measure(isolations: list[str], seconds: int, most: int, filling: float) -> dict[str, Served]:
     """All of it for each isolation.
 
     Args:
         isolations: those that this host can have.
         seconds: how long there is load.
-        most: dynos at which the filling of the host is given up.
+        most, filling: dynos, and seconds, at which the filling of the host is given up.
     """
     kept = {name: os.environ[name] for name in ("DAVIT_OSV_KERNEL", "DAVIT_OSV_MODULES") if name in os.environ}
     extra = {"DAVIT_SLEEP_AFTER": str(SLEEP_AFTER), "DAVIT_BOOT_TIMEOUT": "300", **kept}
@@ -60,14 +61,14 @@ def measure(isolations: list[str], seconds: int, most: int) -> dict[str, Served]
                 app.cli("ps:sleep", "off")
                 app.cli("ps:isolation", f"web={isolation}")
                 _until_up(app, 1, isolation)
-                found[isolation] = _one(davit, app, isolation, seconds, most)
+                found[isolation] = _one(davit, app, isolation, seconds, most, filling)
             except AssertionError as error:
                 print(f"{isolation}, behind a Davit: not measured: {str(error)[:300]}", flush=True)
             app.cli("apps:destroy", "--confirm", app.name)
     return found
 
 
-def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int) -> Served:
+def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int, filling: float) -> Served:
     into = Served()
     into.rate = requests_a_second(davit, app, seconds)
     if isolation == "microvm":
@@ -76,7 +77,7 @@ def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int) -> Ser
         into.pause, into.held = told(said, "stood still"), told(said, "were held")
         into.longest = max(waits)
     into.wake = woken(app)
-    fill(app, isolation, most, into)
+    fill(app, isolation, most, filling, into)
     return into
 
 
@@ -131,22 +132,30 @@ def asking(app: App) -> Iterator[list[float]]:
         asker.join()
 
 
-def fill(app: App, isolation: str, most: int, into: Served) -> None:
-    """Scale up, one dyno after the other, until the host is full, one is refused, or there are ``most``."""
+def fill(app: App, isolation: str, most: int, seconds: float, into: Served) -> None:
+    """Scale up, an eighth at a time, until the host is full, one is refused, or there are ``most``, or ``seconds`` are over."""
     free, into.dynos, into.why = available(), 1, f"given up at {most}, there is room"
+    end = time.monotonic() + seconds
     while into.dynos < most:
         if available() < LEAST_FREE:
             into.why = "less than 1 GiB of memory is left"
             break
-        done = app.cli("ps:scale", f"web={into.dynos + 1}", check=False)
+        if time.monotonic() > end:
+            into.why = f"given up after {seconds / 60:.0f} minutes, there is room"
+            break
+        wanted = min(most, into.dynos + max(1, into.dynos // 8))
+        done = app.cli("ps:scale", f"web={wanted}", check=False)
         try:
             assert done.returncode == 0, done.stderr
-            _until_up(app, into.dynos + 1, isolation)
+            _until_up(app, wanted, isolation)
         except AssertionError as error:
             into.why = f"the next did not come up: {str(error).strip().splitlines()[-1][:100]}"
             break
-        into.dynos += 1
-    into.each = (free - available()) / max(1, into.dynos - 1)
+        into.dynos = wanted
+    left = available()
+    into.each = (free - left) / max(1, into.dynos - 1)
+    if into.why.startswith("given up") and into.each > 0:
+        into.room = into.dynos + max(0, left - LEAST_FREE) // into.each
 
 
 def _until_up(app: App, number: int, isolation: str) -> None:

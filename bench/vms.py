@@ -1,11 +1,13 @@
-"""The isolations side by side: ``python -m bench.vms [--runs 3] [--seconds 5] [--most 12]``.
+"""The isolations side by side: ``python -m bench.vms [--runs 3] [--seconds 5] [--most 1000] [--minutes 20]``.
 
 The same server from the same stack image as a container, as a microVM and, where there is a kernel of it, as an OSv unikernel.
 Of the drivers alone: from the request to start it to the first 200, its end, the memory that it has for itself beyond a
 container's, new limits while it runs, how long a unikernel's images take for each MB of slug; of microVMs also the pause of a
 move, and a new beginning from a file. Behind a whole Davit (:mod:`bench.vm_apps`): requests a second through its router, the
-request that wakes an app, what visitors wait while a microVM moves, and how many dynos this host takes. Which acceleration was
-in use stands on top: without KVM a processor is emulated, and figures of virtual machines are several times worse.
+request that wakes an app, what visitors wait while a microVM moves, and how many dynos this host takes: until less than 1 GiB of
+its memory is left, or one of the bounds (--most, --minutes) is met, which is said then, with how many there would be room for.
+Which acceleration was in use stands on top: without KVM a processor is emulated, and figures of virtual machines are several
+times worse.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from runtime.drivers import Drivers
 from runtime.host import Host
 from runtime.instance import Instance
 
-PORT = 8000
+PORT = 8080
+"""Not 8000, where OSv's REST server listens."""
 MIB = 1 << 20
 LIMITS = Limits(memory=256 * MIB, memory_max=512 * MIB, cpu_shares=1024, cpu_quota=2.0)
 GROWN = replace(LIMITS, memory=512 * MIB, memory_max=1024 * MIB, cpu_shares=2048)
@@ -240,6 +243,7 @@ def figures(found: dict[str, Measured], served: dict[str, Served]) -> list[Figur
         say(isolation, "requests held by the router meanwhile", app.held, None, ms)
         say(isolation, "longest that a visitor waited meanwhile", app.longest, None, ms)
         say(isolation, f"dynos that run at once ({app.why})", app.dynos, None, lambda value: f"{value:.0f}")
+        say(isolation, "for how many there is room, by what each takes", app.room, None, lambda value: f"{value:.0f}")
         say(isolation, "of the host's memory, each of them", app.each, base_served.each, _mib)
     return shown
 
@@ -253,7 +257,8 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of load")
     parser.add_argument("--only", choices=("container", "microvm", "osv"), action="append", help="isolations; all by default")
-    parser.add_argument("--most", type=int, default=12, help="dynos that fill the host; 0: no Davit at all")
+    parser.add_argument("--most", type=int, default=1000, help="dynos that fill the host; 0: no Davit at all")
+    parser.add_argument("--minutes", type=int, default=20, help="that filling the host may take for each isolation")
     options = parser.parse_args()
     stack = stacks.current(settings().stacks).run
     mounts.isolate()
@@ -281,7 +286,9 @@ async def main() -> None:
                     print(f"{isolation}: not measured: {error}", flush=True)
         finally:
             await drivers.close(stop_dynos=True)
-    served = await asyncio.to_thread(serve, list(found), options.seconds, options.most) if options.most else {}
+    served = (
+        await asyncio.to_thread(serve, list(found), options.seconds, options.most, options.minutes * 60) if options.most else {}
+    )
     report(figures(found, served))
 
 
