@@ -161,6 +161,14 @@ class Host:
             firewall.apply(self.instance, policy, self._admitted)
             self._policy = policy
 
+    @property
+    def names_since(self) -> int:
+        """A number that is another one when the dynos' resolv.conf has been written anew."""
+        try:
+            return self.resolv_conf.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def _slots_of_dynos(self) -> set[int]:
         """The slots of the apps' dynos that earlier runtime processes started: they must not be cut off for a moment."""
         boot = boot_id()

@@ -201,6 +201,7 @@ class DynoLife:
         except Exception as error:  # a full disk, for example: whoever asked for this stops it, then
             if not isinstance(error, Unsupported):
                 log.warning("a dyno could not be put aside and is stopped: %s", error, extra={"dyno": self.name})
+                applog.say(self.row.app_id, self.name, "What it has in memory could not be kept: it starts anew when it wakes")
             self.stopping = False
             return False
         await records.strike_off([self.row.id])

@@ -342,6 +342,8 @@ class Agent:
             await asyncio.wait_for(asyncio.shield(channel.started), timeout)
         except asyncio.TimeoutError:
             channel.abandon()
+            self.send(protocol.frame(protocol.CLOSE, channel.number))  # should it begin after all
+            self._channels.pop(channel.number, None)
             raise GuestFailed(f"its guest did not start the command within {timeout:g} seconds") from None
         except GuestFailed:
             channel.abandon()

@@ -184,7 +184,7 @@ class MicroVmDriver:
             spec.id, spec.app_id, spec.name, slot, cgroup, boot_id(), network=spec.network, fifos=fifos,
             isolation=self.isolation, allowed=spec.allowed,
         )  # fmt: skip
-        cores = os.cpu_count() or 1
+        cores = min(os.cpu_count() or 1, machine.MOST_PROCESSORS)
         memory = machine.rounded(spec.limits.memory) + machine.RESERVE
         wanted = Machine(
             name=f"{spec.app}/{spec.name}",
@@ -343,6 +343,11 @@ class MicroVmDriver:
             shm=f"{max(16, min(limits.memory >> 22, 1024))}m",
             clock=time.time_ns(),
         )
+
+    def news(self) -> Callable[[], Order]:
+        """What changes on a host while a guest runs; blocking. The time is that of the call of what this gives."""
+        resolv = _text(self.host.resolv_conf) or None
+        return lambda: Order(resolv=resolv, clock=time.time_ns())
 
     async def failed(self, launch: Launch, name: str, error: BaseException) -> BaseException:
         """Undo a start, and give the exception that explains it."""

@@ -39,6 +39,8 @@ ANSWER_SECONDS = 60.0
 """A guest on a busy host without acceleration may take this long to start a further command."""
 WATCH_SECONDS = 5.0
 """How often one looks whether the guest still says something; it tells what it uses as often."""
+TELL_SECONDS = 600.0
+"""How often a guest is told what time it is: nothing in it keeps time with anybody."""
 SILENCE = {True: 60.0, False: 180.0}
 """Seconds without a word after which a guest is asked for one: with and without acceleration."""
 _MOST_CPU = 1e10
@@ -79,6 +81,7 @@ class MicroVm:
         self._again: asyncio.Task[None] | None = None
         self._eye: asyncio.Task[None] | None = None
         self._why = ""
+        self._told: tuple[float, int] | None = None
         self._arrived = asyncio.Event()
         self._arrived.set()
 
@@ -150,6 +153,27 @@ class MicroVm:
             await asyncio.sleep(WATCH_SECONDS)
             if not self.moving.locked() and (trouble := await self._trouble()) and not self.moving.locked():
                 return self.give_up(trouble)
+            if not self.moving.locked() and self._has_news():
+                async with self.moving:
+                    await self.tell()
+
+    def _has_news(self) -> bool:
+        """Whether there is something to tell the guest: a while has gone by, or the host's name servers are others."""
+        if self._told is None:
+            return True
+        when, names = self._told
+        return time.monotonic() - when > TELL_SECONDS or names != self.driver.host.names_since
+
+    async def tell(self) -> None:
+        """Tell the guest what changes on the host while it runs: the time, and the name servers. Whoever has ``moving`` calls
+        this; a guest that does not answer is told again."""
+        if self.agent is None or self.ended:
+            return
+        names = self.driver.host.names_since
+        news = await self.driver.host.in_thread(self.driver.news)
+        with contextlib.suppress(DavitError):
+            await self.agent.ask(lambda number: protocol.order(protocol.APPLY, number, news()), ANSWER_SECONDS)
+            self._told = time.monotonic(), names
 
     async def _trouble(self) -> str:
         """Why there is nothing to be hoped for any more; empty while there is."""

@@ -12,6 +12,9 @@ RESERVE = 96 * MIB
 LARGEST = 16 << 30
 """Memory that can be plugged in while it runs, at the most."""
 
+MOST_PROCESSORS = 64
+"""Of one machine; QEMU's q35 ends at 255."""
+
 # descriptors that QEMU is started with; what it never hears of is there to be found again by a later runtime process
 AGENT, MONITOR, STACK, SLUG, SCRATCH, TAP, OUT, ERR, INCOMING = range(3, 12)
 KEPT_OUT, KEPT_ERR, KEPT_STACK, KEPT_SLUG, KEPT_SCRATCH = range(12, 17)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -32,7 +34,7 @@ from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
 from runtime.microvm import machine, protocol
 from runtime.microvm.agent import Agent
-from runtime.microvm.dyno import ANSWER_SECONDS, MicroVm
+from runtime.microvm.dyno import ANSWER_SECONDS, SILENCE, MicroVm
 from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Order
 from runtime.qmp import Monitor, MonitorFailed
@@ -40,10 +42,16 @@ from runtime.qmp import Monitor, MonitorFailed
 if TYPE_CHECKING:
     from runtime.microvm.driver import Launch, MicroVmDriver
 
+log = logging.getLogger("runtime")
+
 SECONDS = 120.0
 """For the memory to get across."""
 DOWNTIME_MS = 100
 """QEMU stops the machine when it can send the rest within this."""
+RESERVE_MEMORY = 256 << 20
+"""Bytes that a host must have left beside the second copy of a machine that moves."""
+RESERVE_DISK = 1 << 30
+"""Bytes that must stay free for Davit itself, its database and builds, where a machine is written down."""
 _META, _MEMORY, _SCRATCH = "machine.json", "memory", "scratch"
 
 
@@ -74,6 +82,7 @@ async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
             it has ended.
     """
     await _refuse_another_qemu(driver, dyno)
+    refuse_without_memory(dyno.record.name, *await driver.host.in_thread(lambda: (dyno.cgroup.memory(), available_memory())))
     source = dyno.monitor
     assert source is not None
     ours, theirs = socket.socketpair()
@@ -117,6 +126,42 @@ async def _refuse_another_qemu(driver: MicroVmDriver, dyno: MicroVm) -> None:
             f"The dyno {dyno.record.name} runs in QEMU {theirs}, and this host has {ours} by now, which is another machine; "
             "`davit ps:restart` starts it anew."
         )
+
+
+def refuse_without_memory(name: str, uses: int, available: int) -> None:
+    """See that there is room for a second copy of a machine: else the kernel ends somebody else's dyno.
+
+    Args:
+        uses, available: bytes that it takes now, and that the host has for it.
+
+    Raises:
+        Unsupported: there is none; it runs on where it was.
+    """
+    if uses + RESERVE_MEMORY > available:
+        raise Unsupported(
+            f"The dyno {name} cannot be moved now and runs on: its {uses >> 20} MB of memory are there twice while it moves, and "
+            f"this host has {available >> 20} MB left, of which it keeps {RESERVE_MEMORY >> 20}. End something, or "
+            "`davit ps:restart` it."
+        )
+
+
+def refuse_without_disk(name: str, uses: int, free: int) -> None:
+    """See that a machine can be written down and leaves Davit room on the disk.
+
+    Raises:
+        MoveFailed: it cannot; it runs on.
+    """
+    if uses + RESERVE_DISK > free:
+        raise MoveFailed(
+            f"The dyno {name} could not be put aside and runs on: its {uses >> 20} MB of memory do not fit on the disk, which "
+            f"has {free >> 20} MB free, of which {RESERVE_DISK >> 20} are Davit's own."
+        )
+
+
+def available_memory() -> int:
+    """Bytes of memory that processes of this host could get now (MemAvailable, proc(5))."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    return int(found[1]) << 10 if found else 0
 
 
 async def _hand_over(
@@ -172,6 +217,7 @@ async def _reach(driver: MicroVmDriver, dyno: MicroVm) -> None:
     assert dyno.process is not None
     try:
         dyno.talk_to(await Agent.connect(driver.socket(dyno.record, "agent"), ANSWER_SECONDS))
+        await dyno.tell()  # its clock stood still as long as it did
     except (DavitError, OSError):
         dyno.give_up("Its guest does not answer any more since it was moved")
         raise MoveFailed(f"The dyno {dyno.record.name} was moved, and does not answer any more; it is ended.") from None
@@ -308,6 +354,11 @@ async def settle(driver: MicroVmDriver, record: Record) -> Record:
             record = there
             await _go_on(driver, record)
         else:
+            if not group.holds(pid) and record.pid is not None and await _left(driver, record):
+                # the other one may have run, and written to the disk, before it ended: this one must not go on upon that
+                log.warning("a microVM that was moving is ended: nobody knows whether it ran", extra={"dyno": record.id})
+                with suppress(ProcessLookupError):
+                    os.kill(record.pid, SIGKILL)
             record = replace(record, facts={**record.facts, "moving_to": None})
             await _go_on(driver, record)
         DynoDirectory(driver.host.dynos / record.id).write(record)
@@ -353,11 +404,13 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         MoveFailed: it could not be written; it runs on, and ``to`` is gone.
     """
     assert dyno.monitor is not None and dyno.process is not None
+    room = await driver.host.in_thread(lambda: (dyno.cgroup.memory(), shutil.disk_usage(to.parent).free))
+    refuse_without_disk(dyno.record.name, *room)
     try:
         to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
-        await _write_memory(dyno.monitor, to / _MEMORY)
-        await driver.host.in_thread(_write_rest, dyno, to)
+        size, digest = await _write_memory(driver, dyno.monitor, to / _MEMORY)
+        await driver.host.in_thread(_write_rest, dyno, to, size, digest)
     except (DavitError, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
         with suppress(DavitError):
@@ -369,15 +422,48 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     await dyno.wait()
 
 
-async def _write_memory(monitor: Monitor, path: Path) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+async def _write_memory(driver: MicroVmDriver, monitor: Monitor, path: Path) -> tuple[int, int]:
+    """Write the machine's memory into the new file ``path``; gives its size and digest.
+
+    It comes through a socket: into a plain file QEMU writes no more by a descriptor (deprecated in 9.1, refused later), and by a
+    name it may open none.
+
+    Raises:
+        MonitorFailed: it could not be sent.
+        OSError: it could not be written: a full disk.
+    """
+    ours, theirs = socket.socketpair()
+    taking = driver.host.keep(driver.host.in_thread(_take, ours, path))
     try:
-        await _send(monitor, fd)
+        await _send(monitor, theirs.fileno())
+    except MonitorFailed:
+        with suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)  # whatever QEMU does with its end
+        await taking  # raises why nobody took it, when that was the reason
+        raise
     finally:
-        os.close(fd)
+        theirs.close()
+    return await taking
 
 
-def _write_rest(dyno: MicroVm, to: Path) -> None:
+def _take(source: socket.socket, path: Path) -> tuple[int, int]:
+    """Write all that comes into a new file; gives size and digest, which is against damage and not against malice: only root can
+    write there."""
+    size = digest = 0
+    with source, open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
+        while block := source.recv(1 << 20):
+            file.write(block)
+            size, digest = size + len(block), zlib.crc32(block, digest)
+    return size, digest
+
+
+def _give(target: socket.socket, path: Path) -> None:
+    """Send a file's content; whoever reads it says when it was not whole."""
+    with target, suppress(OSError), path.open("rb") as file:
+        target.sendfile(file)
+
+
+def _write_rest(dyno: MicroVm, to: Path, size: int, digest: int) -> None:
     if dyno.record.facts["scratch"]:
         held = f"/proc/{dyno.pid}/fd/{machine.KEPT_SCRATCH}"
         try:
@@ -385,13 +471,13 @@ def _write_rest(dyno: MicroVm, to: Path) -> None:
         except OSError:  # another disk, or a file system without nameless files
             run(["cp", "--sparse=always", held, to / _SCRATCH], timeout=600)
         (to / _SCRATCH).chmod(0o600)
-    meta = {"facts": dyno.record.facts, "digest": _digest(to / _MEMORY), "size": (to / _MEMORY).stat().st_size}
+    meta = {"facts": dyno.record.facts, "digest": digest, "size": size}
     (to / _META).touch(mode=0o600)
     (to / _META).write_text(json.dumps(meta))
 
 
 def _digest(path: Path) -> int:
-    """Against damage, not against malice: only root can write there."""
+    """Its checksum, as :func:`_take` counts it."""
     sum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -414,6 +500,9 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     )
     try:
         await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)
+        ours, theirs = socket.socketpair()
+        launch.fds[machine.INCOMING] = theirs.detach()
+        driver.host.keep(driver.host.in_thread(_give, ours, snapshot / _MEMORY))  # ends when QEMU does, too
         await driver.launch(launch)
         assert launch.monitor is not None
         await _until_read(launch.monitor)
@@ -459,7 +548,6 @@ def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec, qemu: tuple[int
 
 
 def _open_snapshot(driver: MicroVmDriver, launch: Launch, snapshot: Path) -> None:
-    launch.fds[machine.INCOMING] = os.open(snapshot / _MEMORY, os.O_RDONLY | os.O_CLOEXEC)
     if launch.machine.scratch:
         image = os.open(snapshot / _SCRATCH, os.O_RDWR | os.O_CLOEXEC)
         driver.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
@@ -475,7 +563,8 @@ async def _wake(driver: MicroVmDriver, launch: Launch, spec: DynoSpec) -> MicroV
     order = Order(
         hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
     )
-    await launch.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), ANSWER_SECONDS)
+    patience = SILENCE[launch.machine.kvm]
+    await launch.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), patience)
     dyno = driver.dyno(launch)
     dyno.bind_main()
     dyno.watch()

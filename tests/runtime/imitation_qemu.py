@@ -135,7 +135,7 @@ class ImitationDriver(MicroVmDriver):
         self.kept: set[asyncio.Task[Any]] = set()
         host = SimpleNamespace(
             instance=instance, dynos=home / "dynos", in_thread=asyncio.to_thread, forget=lambda pid: None, keep=self._keep,
-            pool=SimpleNamespace(free=self.freed.append),
+            pool=SimpleNamespace(free=self.freed.append), resolv_conf=home / "resolv.conf", names_since=1,
         )  # fmt: skip
         super().__init__(host, kvm=False)  # type: ignore[arg-type]
         self._open, self.qemu_version = True, (7, 2, 0)
@@ -170,7 +170,7 @@ class ImitationDriver(MicroVmDriver):
         directory = DynoDirectory(self.host.dynos / id)
         directory.create(record)
         dyno = MicroVm(self, record, Process(pid))
-        dyno.cgroup = SimpleNamespace(ooms=lambda: 0, kill=lambda: None, remove=lambda: True)  # type: ignore[assignment]
+        dyno.cgroup = SimpleNamespace(memory=lambda: 0, ooms=lambda: 0, kill=lambda: None, remove=lambda: True)  # type: ignore[assignment]
         dyno.monitor = await Monitor.connect(self.socket(record, "monitor"), 60)
         dyno.agent = await Agent.connect(self.socket(record, "agent"), 60)
         dyno.bind_main()

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,10 +24,11 @@ import pytest
 
 from runtime import qemu
 from runtime.driver import Bind, Exit, Unsupported
-from runtime.microvm import kernel, machine
+from runtime.microvm import kernel, machine, protocol
 from runtime.microvm.driver import QEMU, MicroVmDriver
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
+from runtime.microvm.protocol import Order
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
@@ -172,6 +174,26 @@ class TestSharedGuest:
         bench.run(command.signal(signal.SIGKILL))
         assert bench.run(command.wait()) == Exit(137)
         bench.run(command.remove())
+
+    def test_the_time_and_the_name_servers_are_the_hosts_also_later(self, bench: MicroVmBench) -> None:
+        """Nothing in a guest keeps time with anybody, and its resolv.conf is its own."""
+        dyno = bench.share()
+        assert dyno.agent is not None
+
+        def said(command: str) -> str:
+            return bench.command(dyno, ["/bin/bash", "-c", command], ENV)[1]  # type: ignore[arg-type]
+
+        async def tell() -> None:
+            async with dyno.moving:
+                await dyno.tell()
+
+        bench.run(tell())  # which is done for the first time within seconds of its start, and after ten minutes then
+        wrong = Order(clock=time.time_ns() + 10**9 * 86400 * 365, resolv="nameserver 192.0.2.1\n")
+        bench.run(dyno.agent.ask(lambda number: protocol.order(protocol.APPLY, number, wrong), 120))
+        assert int(said("echo $EPOCHSECONDS")) > time.time() + 86400 and "192.0.2.1" in said("cat /etc/resolv.conf")
+        bench.run(tell())
+        assert abs(int(said("echo $EPOCHSECONDS")) - time.time()) < 3600
+        assert said("cat /etc/resolv.conf") == bench.host.resolv_conf.read_text()
 
     def test_binds_are_refused_with_a_sentence(self, bench: MicroVmBench, tmp_path: Path) -> None:
         with pytest.raises(Unsupported, match="directories of the host"):

@@ -184,11 +184,61 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_its_clock_is_set_where_it_has_arrived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It stood still as long as it did; and an emulated one does for all of the move."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            await dyno.migrate(holding([]))
+            assert bytes([protocol.APPLY]) in twin.told
+
+        play(tmp_path, story)
+
+    @pytest.mark.row("microvm-move")
+    def test_one_for_which_there_is_no_room_twice_stays(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        moving.refuse_without_memory("web.1", 300 * MIB, 300 * MIB + moving.RESERVE_MEMORY)
+        monkeypatch.setattr(moving, "available_memory", lambda: 400 * MIB)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.cgroup.memory = lambda: 300 * MIB  # type: ignore[method-assign]
+            with pytest.raises(Unsupported, match=r"its 300 MB .* has 400 MB left, of which it keeps 256") as refused:
+                await dyno.migrate(holding([]))
+            assert_says("microvm-move", refused.value.message)
+            assert qemu.asked == ["qmp_capabilities"] and not dyno.ended
+
+        play(tmp_path, story)
+
+    def test_one_whose_memory_would_fill_the_disk_is_not_written_down(self, tmp_path: Path) -> None:
+        assert moving.available_memory() > 0
+        moving.refuse_without_disk("web.1", 300 * MIB, 300 * MIB + moving.RESERVE_DISK)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.cgroup.memory = lambda: 1 << 60  # type: ignore[method-assign]
+            with pytest.raises(MoveFailed, match=r"could not be put aside and runs on: its \d+ MB of memory do not fit"):
+                await dyno.suspend(tmp_path / "aside")
+            assert "stop" not in qemu.asked and not dyno.ended and not (tmp_path / "aside").exists()
+
+        play(tmp_path, story)
+
     def test_another_qemu_is_told_before_anything_happens(self, tmp_path: Path) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             driver.qemu_version = (8, 0, 1)
             with pytest.raises(Unsupported, match=r"runs in QEMU 7\.2\.0, and this host has 8\.0\.1"):
                 await dyno.migrate(holding([]))
+
+        play(tmp_path, story)
+
+    def test_when_the_other_end_has_ended_and_may_have_run_it_goes_on_nowhere(self, tmp_path: Path) -> None:
+        """Its runtime was killed in the middle of the move: the other may have written to the disk."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            moving_to = {**dyno.record.facts, "moving_to": [1 << 22, 0, 2]}
+            await moving.settle(driver, replace(dyno.record, facts=moving_to))
+            assert not dyno.ended and "cont" not in qemu.asked  # it had not sent everything away: it has never stopped
+            qemu.status = "postmigrate"
+            settled = await moving.settle(driver, replace(dyno.record, facts=moving_to))
+            assert settled.facts["moving_to"] is None and (await dyno.wait()).status == 137
+            assert "cont" not in qemu.asked
 
         play(tmp_path, story)
 
@@ -306,6 +356,35 @@ class TestWatchdog:
             while qemu.told.count(bytes([protocol.LOOK])) < 3:
                 await asyncio.sleep(0.01)
             assert not dyno.ended
+
+        play(tmp_path, story)
+
+
+class TestNews:
+    """What changes on the host while a guest runs, and nobody else tells it."""
+
+    def test_it_is_told_the_time_again_and_again_and_name_servers_when_they_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.02)
+
+        async def told(qemu: Imitation, times: int) -> None:
+            while qemu.told.count(bytes([protocol.APPLY])) < times:
+                await asyncio.sleep(0.01)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            driver.host.resolv_conf.write_text("nameserver 192.0.2.1\n")
+            await told(qemu, 1)  # one that is found again, say, knows nothing yet
+            rounds = 0
+            while rounds < 5:  # and nothing more, as long as there is nothing new
+                await asyncio.sleep(0.02)
+                rounds += 1
+            before = qemu.told.count(bytes([protocol.APPLY]))
+            assert before == 1
+            driver.host.names_since = 2  # type: ignore[misc]
+            await told(qemu, 2)
+            monkeypatch.setattr(microvm, "TELL_SECONDS", 0.0)
+            await told(qemu, 4)
 
         play(tmp_path, story)
 
