@@ -17,7 +17,7 @@ class Row:
     Attributes:
         process: its name in Procfile, or ``supervisor`` or ``haproxy``.
         state: running, waiting (for its next start), stopped. Where another than ``davit up`` keeps it, running means that it
-            answers.
+            answers, and silent that its process is there and does not: it is still starting, or hangs.
         pids: its own pid first, then its children's (dynos are not among them).
         since: seconds since the epoch.
         restarts: how often it was started again; None where nobody counts.
@@ -93,7 +93,8 @@ def _kept(settings: Settings, kept_by: keeper.Keeper, proxies: list[int]) -> lis
     for process in keeper.survey(settings, kept_by):
         pids = _whole(process.pid, proxies) if process.pid else []
         begun = processes.since(process.pid) if process.pid else None
-        rows.append(_row(process.name, "running" if process.works else "stopped", pids, begun, process.restarts))
+        state = "running" if process.works else "silent" if process.pid else "stopped"
+        rows.append(_row(process.name, state, pids, begun, process.restarts))
     return rows
 
 

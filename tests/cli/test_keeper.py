@@ -110,6 +110,17 @@ def test_all_that_run_and_answer_are_whole_whoever_keeps_them() -> None:
     assert not status.whole([*rows, status.Row("ssh", "stopped", [], None, None, 0)], other)
 
 
+def test_a_process_that_is_there_and_does_not_answer_is_silent(davit_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still starting, or hangs: either way it is not stopped, and not all is well."""
+    settings = from_environment({"DAVIT_HOME": str(davit_home)})
+    found = [keeper.Process("router", False, os.getpid(), 1), keeper.Process("web", False, None, 0)]
+    monkeypatch.setattr(keeper, "survey", lambda settings, kept_by: found)
+    systemd = keeper.Keeper(keeper.SYSTEMD, "", "", {})
+    rows = status.survey(settings, systemd)
+    assert [(row.process, row.state) for row in rows] == [("router", "silent"), ("web", "stopped")]
+    assert rows[0].pid == os.getpid() and not status.whole(rows, systemd)
+
+
 def test_where_nothing_runs_there_is_no_keeper(davit_home: Path) -> None:
     assert keeper.find(from_environment({"DAVIT_HOME": str(davit_home)})) is None
 
