@@ -26,6 +26,7 @@ from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.kernel import Kernel
 from runtime.microvm.machine import MIB
 from runtime.microvm.moving import MoveFailed
+from runtime.microvm.protocol import Order
 from runtime.qmp import MonitorFailed
 from tests.e2e.errors_page import assert_says
 from tests.runtime.imitation_qemu import LIMITS, Imitation, ImitationDriver, ended
@@ -473,6 +474,21 @@ class TestHostileGuest:
             assert "does not read" in guest.agent.breach
             with pytest.raises(GuestFailed, match="connection"):  # who waits for an answer is told at once
                 await asking
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_a_command_that_does_not_begin_in_time_is_closed_and_forgotten(self) -> None:
+        """A guest that starts it after all must not run it unseen."""
+
+        async def story() -> None:
+            guest, reader = Guest(), protocol.Reader()
+            with pytest.raises(GuestFailed, match="did not start the command"):
+                await guest.agent.further(Order(["true"]), Streams.nothing(), 0.05)
+            assert not guest.agent._channels
+            said: list[protocol.Frame] = []
+            while protocol.CLOSE not in [frame.type for frame in said]:
+                said += reader.feed(await asyncio.to_thread(guest.socket.recv, 1 << 16))
+            assert said[-1].channel == said[0].channel != 0
 
         asyncio.run(asyncio.wait_for(story(), 120))
 
