@@ -1,8 +1,9 @@
 """Lines on their way to Redis: a bounded buffer and a thread that empties it, so that nobody waits for Redis.
 
 While Redis is away, or full, the buffer keeps the newest lines of every app. What had to go is counted, and said in the app's
-log (L12) before its next line. Delivery is in order per app; a batch whose answer was lost is sent again, so that at
-most one batch can appear twice and none is missing.
+log (L12) before its next line. Delivery is in order per app: a line that a full Redis refuses while it takes a later one of
+the app is lost, and told. A batch whose answer was lost is sent again, so that at most one batch can appear twice and none is
+missing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from logs.room import Room
@@ -52,6 +53,14 @@ class Redis(Protocol):
 
     def pipeline(self, transaction: bool = True) -> Any:
         """A :class:`Pipeline`."""
+
+
+class Entry(NamedTuple):
+    """A packed line on its way, or the ``report`` of a loss before it."""
+
+    app_id: str
+    line: bytes
+    report: bool = False
 
 
 class Sender:
@@ -145,16 +154,16 @@ class Sender:
                 time.sleep(pause)
                 pause = min(_RETRY[1], pause * 2)
 
-    def _take(self) -> tuple[list[tuple[str, bytes]], dict[str, tuple[int, float]]]:
+    def _take(self) -> tuple[list[Entry], dict[str, tuple[int, float]]]:
         """The next batch, the apps in turn, a fair part of each; called with the lock held."""
-        batch: list[tuple[str, bytes]] = []
+        batch: list[Entry] = []
         losses: dict[str, tuple[int, float]] = {}
         apps = min(BATCH, len(self._waiting))
         fair, fair_bytes = BATCH // apps, BATCH_BYTES // apps
         for app_id in list(self._waiting)[:apps]:
             if app_id in self._lost:
                 losses[app_id] = self._lost.pop(app_id)
-                batch.append((app_id, self._overflow(*losses[app_id])))
+                batch.append(Entry(app_id, self._overflow(*losses[app_id]), report=True))
             queue = self._waiting.pop(app_id)  # and to the end of the row, when more of it waits
             taken = [queue.popleft() for _ in range(min(fair, len(queue)))]
             size = _size(taken)
@@ -163,25 +172,25 @@ class Sender:
                 size -= len(queue[0]) + _OVERHEAD
             self._bytes -= size
             self._untrimmed[app_id] += max(len(taken), size >> 10)
-            batch += [(app_id, line) for line in taken]
+            batch += [Entry(app_id, line) for line in taken]
             if queue:
                 self._waiting[app_id] = queue
         return batch, losses
 
-    def _send(self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]]) -> bool:
+    def _send(self, batch: list[Entry], losses: dict[str, tuple[int, float]]) -> bool:
         try:
             pipeline = self._redis.pipeline(transaction=False)
-            for app_id, line in batch:
+            for app_id, line, _ in batch:
                 pipeline.execute_command(*self._append(app_id, line))
-            for app_id in {app_id for app_id, _ in batch if self._untrimmed[app_id] >= SOME}:
+            for app_id in {entry.app_id for entry in batch if self._untrimmed[entry.app_id] >= SOME}:
                 pipeline.execute_command(*self._trim(app_id))
                 del self._untrimmed[app_id]
-            looks = self._room.wants_look(sum(len(line) for _, line in batch))
+            looks = self._room.wants_look(sum(len(entry.line) for entry in batch))
             if looks:
                 pipeline.execute_command("INFO", "memory")
             answers = pipeline.execute(raise_on_error=False)
         except Exception as error:  # whatever the client raises: its lines wait, and nobody's program stops
-            self._put_back(_without_reports(batch, losses), losses, error)
+            self._put_back([entry for entry in batch if not entry.report], losses, error)
             return False
         if any(isinstance(answer, Exception) for answer in answers) and not self._bear_refusals(batch, losses, answers):
             return False
@@ -195,28 +204,25 @@ class Sender:
             self._changed.notify_all()
         return True
 
-    def _bear_refusals(
-        self, batch: list[tuple[str, bytes]], losses: dict[str, tuple[int, float]], answers: Sequence[Any]
-    ) -> bool:
+    def _bear_refusals(self, batch: list[Entry], losses: dict[str, tuple[int, float]], answers: Sequence[Any]) -> bool:
         """Some commands were refused: lines that Redis may take later wait, others are lost; whether all went well but those."""
-        told = set(losses)
-        waiting: list[tuple[str, bytes]] = []
+        answered = list(enumerate(zip(batch, answers, strict=False)))
+        newest = {entry.app_id: number for number, (entry, answer) in answered if not isinstance(answer, Exception)}
+        waiting: list[Entry] = []
         untold: dict[str, tuple[int, float]] = {}
         lost: list[str] = []
         passing: Exception | None = None
-        for (app_id, line), answer in zip(batch, answers, strict=False):
-            report = app_id in told  # the first line of these is the report of the loss
-            told.discard(app_id)
+        for number, (entry, answer) in answered:
             if not isinstance(answer, Exception):
                 continue
             if _passes(answer):
                 passing = answer
-            if report:
-                untold[app_id] = losses[app_id]
-            elif _passes(answer):
-                waiting.append((app_id, line))
-            else:
-                lost.append(app_id)
+            if entry.report:
+                untold[entry.app_id] = losses[entry.app_id]
+            elif _passes(answer) and number > newest.get(entry.app_id, -1):
+                waiting.append(entry)
+            else:  # or it would come after what was said later: room was made in the middle of the batch
+                lost.append(entry.app_id)
         refusal = next(answer for answer in answers if isinstance(answer, Exception))
         if not self._complained and passing is None:
             self._complained = True
@@ -240,14 +246,14 @@ class Sender:
         except Exception as error:  # the lines wait all the same
             log.debug("no room could be made: %s", error)
 
-    def _put_back(self, batch: Sequence[tuple[str, bytes]], losses: dict[str, tuple[int, float]], error: Exception) -> None:
+    def _put_back(self, batch: Sequence[Entry], losses: dict[str, tuple[int, float]], error: Exception) -> None:
         with self._changed:
             if not self.away:
                 what = "full" if _full(error) else "away"
                 log.warning(f"Redis is {what}; log lines wait", extra={"reason": f"{type(error).__name__}: {error}"})
             self.away, self.prompt = True, False
             back: dict[str, list[bytes]] = {}
-            for app_id, line in batch:
+            for app_id, line, _ in batch:
                 back.setdefault(app_id, []).append(line)
             for app_id, lines in back.items():
                 self._waiting.setdefault(app_id, deque()).extendleft(reversed(lines))
@@ -263,18 +269,6 @@ class Sender:
         for app_id, (count, since) in losses.items():
             later = self._lost.get(app_id, (0, since))
             self._lost[app_id] = (count + later[0], since)
-
-
-def _without_reports(batch: Sequence[tuple[str, bytes]], losses: dict[str, tuple[int, float]]) -> list[tuple[str, bytes]]:
-    """The batch without the reports of losses, the first line of those apps."""
-    told = set(losses)
-    lines = []
-    for app_id, line in batch:
-        if app_id in told:
-            told.discard(app_id)
-        else:
-            lines.append((app_id, line))
-    return lines
 
 
 def _size(lines: Sequence[bytes]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,47 @@ def test_lines_that_a_full_redis_refuses_are_told_when_it_is_not(client: Client,
     [report] = [line.text for line in said if line.process == "logplex"]
     assert report.startswith("Error L12 (local buffer overflow): 7 messages dropped since ")
     assert said[-1].text == str(LINES + 6)
+
+
+class HasRoomAgain:
+    """A Redis that is full for some lines of the first batch and has room for the others: what a real one is only now and then."""
+
+    def __init__(self, client: Client, *refused: bytes) -> None:
+        self.execute_command, self._client, self._refused = client.execute_command, client, refused
+
+    def pipeline(self, transaction: bool = True) -> Any:
+        refused, self._refused = self._refused, ()
+        return FullFor(self._client, refused) if refused else self._client.pipeline(transaction)
+
+
+class FullFor:
+    """Its pipeline."""
+
+    def __init__(self, client: Client, refused: Sequence[bytes]) -> None:
+        self._client, self._refused = client, refused
+        self._commands: list[tuple[Any, ...]] = []
+
+    def execute_command(self, *command: Any) -> None:
+        self._commands.append(command)
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        full = Refused("OOM command not allowed when used memory > 'maxmemory'.")
+        return [full if self._is_refused(command) else self._client.execute_command(*command) for command in self._commands]
+
+    def _is_refused(self, command: Sequence[Any]) -> bool:
+        return isinstance(command[-1], bytes) and command[-1].endswith(tuple(b" " + word for word in self._refused))
+
+
+def test_lines_stay_in_order_though_room_is_made_in_the_middle_of_a_batch(client: Client, app_id: str) -> None:
+    def say_to(redis: Any, *words: str) -> None:
+        stream.sender(redis).put(app_id, [stream.pack(n, "app", "web.1", word.encode()) for n, word in enumerate(words)])
+        assert stream.flush(redis, 30)
+
+    redis = HasRoomAgain(client, b"one", b"two", b"five", b"seven", b"eight")
+    say_to(redis, "one", "two", "three", "four", "five", "six", "seven", "eight")
+    *said, report, seven, eight = texts(client, app_id)
+    assert said == ["three", "four", "six"] and report.startswith("Error L12 (local buffer overflow): 3 messages dropped since ")
+    assert (seven, eight) == ("seven", "eight"), "what nothing came after is not lost"
 
 
 def test_a_line_that_is_refused_for_its_own_sake_is_counted(client: Client, app_id: str) -> None:
