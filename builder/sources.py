@@ -2,7 +2,7 @@
 
 A source is a file ``DAVIT_HOME/sources/ID`` for a day; its URLs are signed (:mod:`state.signatures`), and a build names it
 ``source:ID``. What is in it is read inside the build's sandbox only. An id begins with the account that uploads it, and what
-the files of an account take together is bounded.
+the files of an account take together is bounded; where that is reached, what has been built makes room.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from foundation import disk
+from foundation.clock import now
 from foundation.errors import NO_ROOM, BadRequest, DavitError, DiskFull, InvalidParams, NotFound
 from foundation.settings import settings
+from state.db import ask
 from state.models import new_id
 
 KEPT_SECONDS = 24 * 3600
@@ -31,6 +34,10 @@ _ID = re.compile(r"([0-9a-f-]{36}\.)?[0-9a-f-]{36}")
 """One without an account is from before the ids had it."""
 COUNTED = 1 << 20
 """Bytes that a file counts at the least, so that their number is bounded, too."""
+_USES = (
+    "SELECT source_url, status FROM builds WHERE created_at > :since AND source_url LIKE :own "
+    "UNION SELECT source_url, status FROM app_setups WHERE created_at > :since AND source_url LIKE :own"
+)
 LOOK = 16 << 20
 """Bytes after which an upload looks again whether there is room: others of the account's may be under way."""
 
@@ -130,7 +137,7 @@ def receive(id: str, read: Callable[[int], bytes], whole: int | None = None) -> 
 
 
 def _demand_room(id: str, more: int = 0) -> None:
-    """Refuse what takes more than the account that uploads ``id`` may have here.
+    """Refuse what takes more than the account that uploads ``id`` may have here; what has been built already goes before that.
 
     Args:
         more: bytes that are to come.
@@ -140,11 +147,33 @@ def _demand_room(id: str, more: int = 0) -> None:
     """
     account, dot, _ = id.partition(".")
     quota = settings().source_quota << 20
-    if dot and _kept_of(f"{account}.") + max(more, COUNTED) > quota:
-        raise SourceQuota(
-            f"Your uploads of the last 24 hours take the {quota >> 20} MiB that this Davit keeps for one account; upload again "
-            "when the oldest are a day old, push with git, or ask its owner to raise DAVIT_SOURCE_QUOTA."
-        )
+    if not dot or _fits(account, more, quota):
+        return
+    for built in _built(account):
+        if built != id:
+            (directory() / built).unlink(missing_ok=True)
+            if _fits(account, more, quota):
+                return
+    raise SourceQuota(
+        f"Your uploads of the last 24 hours take the {quota >> 20} MiB that this Davit keeps for one account; upload again "
+        "when the oldest are a day old, push with git, or ask its owner to raise DAVIT_SOURCE_QUOTA."
+    )
+
+
+def _fits(account: str, more: int, quota: int) -> bool:
+    return _kept_of(f"{account}.") + max(more, COUNTED) <= quota
+
+
+def _built(account: str) -> list[str]:
+    """What an account uploaded that every build and set-up that it was for is done with, the oldest first."""
+    rows = ask(_USES, since=now() - timedelta(seconds=KEPT_SECONDS), own=f"{PREFIX}{account}.%")
+    done = {url for url, _ in rows} - {url for url, status in rows if status == "pending"}
+    found = []
+    for url in done:
+        with suppress(FileNotFoundError):
+            place = directory() / str(url).removeprefix(PREFIX)
+            found.append((place.stat().st_mtime, place.name))
+    return [name for _, name in sorted(found)]
 
 
 def _kept_of(beginning: str) -> int:

@@ -97,7 +97,10 @@ class Settings:
         "DAVIT_BOOT_TIMEOUT", "60", "seconds that a web dyno has to listen on $PORT; longer for apps that are slow to start"
     )
     push_limit: int = _setting("DAVIT_PUSH_LIMIT", "1024", "MiB that one git push may send")
-    source_quota: int = _setting("DAVIT_SOURCE_QUOTA", "4096", "MiB that one account's uploaded tarballs of a day may take")
+    source_quota: int = _setting(
+        "DAVIT_SOURCE_QUOTA", "4096",
+        "MiB that one account's uploaded tarballs of a day may take; those that have been built make room for others",
+    )  # fmt: skip
     repository_limit: int = _setting("DAVIT_REPOSITORY_LIMIT", "4096", "MiB that the git repository of one app may take")
     repository_refs: int = _setting("DAVIT_REPOSITORY_REFS", "2000", "branches and tags that one app's git repository may have")
     releases_kept: int = _setting(

@@ -118,6 +118,28 @@ def test_what_an_account_uploads_in_a_day_is_bounded(api: Api, monkeypatch: pyte
     assert api.put(urlsplit(api.post("/sources", {}, as_="deployer").json["source_blob"]["put_url"]).path, data=b"x", as_=None).status_code == 413
 
 
+def test_what_has_been_built_makes_room_the_oldest_first(either_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bot that deploys all day is not stopped by what nobody needs any more."""
+    api = either_api
+    monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "4")
+    settings.cache_clear()
+    blobs = [api.post("/sources", {}).json["source_blob"] for _ in range(8)]
+    puts = [urlsplit(blob["put_url"]).path for blob in blobs]
+    for n in range(4):
+        assert api.put(puts[n], data=tarball(), as_=None).status_code == 200
+        build = api.post("/apps/timely/builds", {"source_blob": {"url": blobs[n]["get_url"]}}).json["id"] if n < 3 else None
+        with db.transaction() as session:
+            if build:
+                session.get_one(Build, build).status = ("succeeded", "pending", "failed")[n]
+    kept = lambda: [api.get(urlsplit(blob["get_url"]).path, as_=None).status_code == 200 for blob in blobs[:6]]  # noqa: E731
+    assert kept() == [True] * 4 + [False] * 2
+    assert api.put(puts[4], data=tarball(), as_=None).status_code == 200
+    assert kept() == [False, True, True, True, True, False]
+    assert api.put(puts[5], data=tarball(), as_=None).status_code == 200
+    assert kept() == [False, True, False, True, True, True], "what waits for its build, or for being asked for, stays"
+    assert api.put(puts[6], data=tarball(), as_=None).status_code == 413
+
+
 def test_an_upload_of_unknown_length_ends_where_the_room_ends(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAVIT_SOURCE_QUOTA", "40")
     settings.cache_clear()
