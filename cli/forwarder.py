@@ -4,34 +4,56 @@ One port takes HTTP, HTTPS and rendezvous, as Davit's own does (:mod:`api.door`)
 connection, with a header that says where this forwarder stands, so that the URLs in answers lead back through it. It adds no
 credentials: who connects needs a token of their own.
 
-    python -m cli.forwarder URL    serves until SIGTERM, or until nobody has come for a day
+    python -m cli.forwarder URL    serves until SIGTERM, or until nobody has come for a week
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable
+import zlib
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cli import hosts
+from cli import hosts, output
+from foundation import disk
 from foundation.authority import Authority
 from foundation.errors import DavitError
 
-IDLE_SECONDS = 24 * 3600
+IDLE_SECONDS = 7 * 24 * 3600
+LOWEST_PORT, PORTS = 18_000, 10_000
+"""Where a forwarder's port is looked for."""
 START_SECONDS = 30
 RENDEZVOUS = b"davit-run-"
 SECRET_BYTES = len(RENDEZVOUS) + 48
 HEAD_BYTES = 65536
 CHUNK = 65536
+
+
+@dataclass(frozen=True)
+class Running:
+    """A forwarder that answers.
+
+    Attributes:
+        edition: the program that it runs; an upgrade has another.
+    """
+
+    port: int
+    pid: int
+    edition: str
 
 
 def _directory() -> Path:
@@ -45,36 +67,108 @@ def _notes(url: str) -> Path:
 def ensure(url: str) -> tuple[str, str]:
     """The forwarder for the Davit at ``url``, started when none runs: its base URL, and the authority to trust (PEM).
 
+    It is at the same port as ever: checkouts' remotes have it. Where somebody else has that port by now, the user is told.
+
     Raises:
         DavitError: it could not be started.
     """
     authority = Authority(_directory() / "ca.pem").pem.decode()
-    if (port := _running(url)) is None:
-        _notes(url).unlink(missing_ok=True)
-        log = (_directory() / "log").open("ab")
+    with _alone(url):
+        before = _noted(url)
+        there = _running(url, authority)
+        if there is not None and there.edition != _edition():
+            _end(there)
+            there = None
+        if there is None:
+            there = _start(url, authority)
+    if before not in (None, there.port):
+        output.warn(
+            f"Port {before}, where {url} was reached until now, is somebody else's; now it is port {there.port}. "
+            "In checkouts made before: `heroku git:remote -a APP`."
+        )
+    return f"https://localhost:{there.port}", authority  # https: whoever else gets the port one day gets no token with it
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    with _notes(url).with_suffix(".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(url: str, authority: str) -> Running:
+    with (_directory() / "log").open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "cli.forwarder", url], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
         )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
-        while (port := _running(url)) is None:
-            if child.poll() is not None or time.monotonic() > deadline:
-                raise DavitError(f"The forwarder to {url} did not start; {_directory() / 'log'} says why.")
-            time.sleep(0.05)
-    return f"http://127.0.0.1:{port}", authority
+    deadline = time.monotonic() + START_SECONDS
+    while (there := _running(url, authority)) is None:
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise DavitError(f"The forwarder to {url} did not start; {_directory() / 'log'} says why.")
+        time.sleep(0.05)
+    return there
 
 
-def _running(url: str) -> int | None:
+def _end(there: Running) -> None:
+    """Have a forwarder of before an upgrade leave its port."""
+    deadline = time.monotonic() + START_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(there.pid, signal.SIGTERM)
+        while _listens(there.port) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _noted(url: str) -> int | None:
+    """The port of the forwarder to ``url``: the present one's, or the last one's."""
     try:
-        port = int(json.loads(_notes(url).read_text())["port"])
-        with socket.create_connection(("127.0.0.1", port), 5) as line:
+        return int(json.loads(_notes(url).read_text())["port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _running(url: str, authority: str) -> Running | None:
+    """What answers at the noted port, if it is a forwarder of this user's to ``url``: TLS tells it from whoever else is there."""
+    port = _noted(url)
+    if port is None:
+        return None
+    try:
+        context = ssl.create_default_context(cadata=authority)
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as line,
+        ):
             line.sendall(b"GET /.forwarder HTTP/1.1\r\n\r\n")
             said = b""
             while piece := line.recv(1000):
                 said += piece
-        return port if said.endswith(url.encode()) else None
+        told = json.loads(said.partition(b"\r\n\r\n")[2])
+        return Running(port, int(told["pid"]), str(told["edition"])) if told["url"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _edition() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def _listen(url: str) -> socket.socket:
+    """At the port of before; else at one that is the same for this Davit on every machine of its user's, unless it is taken.
+
+    Both are below those that systems give to clients by themselves (32768 and up on Linux, 49152 on others).
+    """
+    first = zlib.crc32(url.encode()) % PORTS
+    candidates = [LOWEST_PORT + (first + step) % PORTS for step in range(100)]
+    for port in (_noted(url), *candidates, 0):
+        if port is not None:
+            with contextlib.suppress(OSError):
+                return socket.create_server(("127.0.0.1", port))
+    raise DavitError("There is no free port on this machine.")
 
 
 class Forwarder:
@@ -92,12 +186,13 @@ class Forwarder:
         self.host, self.authority = parts.hostname or "", parts.netloc
         self.port = parts.port or (443 if trust else 80)
         self.base = ""
+        self.about = json.dumps({"url": url, "pid": os.getpid(), "edition": _edition()})
         self.last = time.monotonic()
         self.busy = 0
 
     async def serve(self, listener: socket.socket) -> None:
         """Until nobody has come for :data:`IDLE_SECONDS`."""
-        self.base = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.base = f"localhost:{listener.getsockname()[1]}"
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
         tasks: set[asyncio.Task[None]] = set()
@@ -141,7 +236,7 @@ class Forwarder:
         else:
             head = self._head(start + await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30), secure)
         if head.startswith(b"GET /.forwarder "):
-            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{self.url}".encode())
+            writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{self.about}".encode())
             await writer.drain()
             return
         try:
@@ -226,11 +321,8 @@ def main(url: str) -> int:
     local = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     local.load_cert_chain(certificate)
     trust = ssl.create_default_context() if url.startswith("https://") else None
-    listener = socket.create_server(("127.0.0.1", 0))
-    notes = _notes(url)
-    fresh = notes.with_suffix(".new")
-    fresh.write_text(json.dumps({"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}))
-    fresh.rename(notes)
+    listener = _listen(url)
+    disk.write(_notes(url), json.dumps({"port": listener.getsockname()[1], "pid": os.getpid(), "url": url}).encode())
     try:
         asyncio.run(Forwarder(url, local, trust).serve(listener))
     except KeyboardInterrupt:

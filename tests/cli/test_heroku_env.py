@@ -10,14 +10,16 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from cli import heroku
+from cli import forwarder, heroku
 from cli.client import Client
 from tests.cli.living import ROOT, Davit, owner_app
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("_own_directory")
 
@@ -68,34 +70,90 @@ def test_which_hosts_the_heroku_command_takes(url: str, takes: bool) -> None:
 
 
 @pytest.fixture
-def forwarded(davit: Davit, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment for a Davit that is not this machine's own: as for one on another machine."""
-    elsewhere = {
-        "DAVIT_URL": davit.url, "DAVIT_TOKEN": davit("auth:token").stdout.strip(),
-        "DAVIT_HOME": str(tmp_path / "none"), "DAVIT_API": "127.0.0.1:1",
+def elsewhere(davit: Davit, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What is set where this Davit is another machine's, reached by TLS and known by an authority of its own."""
+    yield {
+        "DAVIT_URL": davit.url.replace("http://", "https://"), "DAVIT_TOKEN": davit("auth:token").stdout.strip(),
+        "DAVIT_HOME": str(tmp_path / "none"), "DAVIT_API": "127.0.0.1:1", "SSL_CERT_FILE": str(davit.home / "keys" / "ca.pem"),
     }  # fmt: skip
+    _end_forwarder(tmp_path)
+
+
+def _end_forwarder(home: Path) -> None:
+    for note in home.rglob("forwarder/*.json"):
+        told = json.loads(note.read_text())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(told["pid"], signal.SIGTERM)
+        wait_until(lambda port=told["port"]: not _listens(port), "the forwarder's end")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def forwarded(davit: Davit, elsewhere: dict[str, str]) -> dict[str, str]:
+    """The environment for it."""
     values = _exports(davit("heroku:env", **elsewhere).stdout)
-    try:
-        assert _exports(davit("heroku:env", **elsewhere).stdout) == values, "the same forwarder is used again"
-        yield values
-    finally:
-        for note in tmp_path.rglob("forwarder/*.json"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)
+    assert _exports(davit("heroku:env", **elsewhere).stdout) == values, "the same forwarder is used again"
+    return values
+
+
+def test_checkouts_find_the_forwarder_where_it_was_before(davit: Davit, elsewhere: dict[str, str], forwarded: dict[str, str], tmp_path: Path) -> None:
+    _end_forwarder(tmp_path)
+    again = davit("heroku:env", **elsewhere)
+    assert _exports(again.stdout) == forwarded and not again.stderr
+    _end_forwarder(tmp_path)
+    port = urlsplit(forwarded["HEROKU_HOST"]).port
+    with socket.create_server(("127.0.0.1", port or 0)):
+        moved = davit("heroku:env", **elsewhere)
+    assert urlsplit(_exports(moved.stdout)["HEROKU_HOST"]).port != port
+    assert "heroku git:remote -a APP" in moved.stderr
+    assert not davit("heroku:env", **elsewhere).stderr, "it is told once"
+
+
+def test_shells_that_begin_at_once_share_a_forwarder(davit: Davit, elsewhere: dict[str, str], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as shells:
+        printed = [shells.submit(davit, "heroku:env", **elsewhere) for _ in range(3)]
+    assert len({one.result().stdout for one in printed}) == 1
+    running = [word for word in _command_lines() if word[1:] == ["-m", "cli.forwarder", elsewhere["DAVIT_URL"]]]
+    assert len(running) == 1, running
+
+
+def _command_lines() -> Iterator[list[str]]:
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield process.read_text().rstrip("\0").split("\0")
+
+
+def test_a_forwarder_of_before_an_upgrade_is_followed_by_the_new_one(
+    davit: Davit, elsewhere: dict[str, str], forwarded: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (note,) = tmp_path.rglob("forwarder/*.json")
+    before = json.loads(note.read_text())
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    for name, value in {"HOME": str(tmp_path), **elsewhere}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(forwarder, "_edition", lambda: "another")
+    assert forwarder.ensure(elsewhere["DAVIT_URL"])[0] == forwarded["HEROKU_HOST"]
+    after = json.loads(note.read_text())
+    assert (after["port"], after["pid"] != before["pid"]) == (before["port"], True)
 
 
 def test_a_davit_elsewhere_is_reached_through_a_forwarder(davit: Davit, forwarded: dict[str, str]) -> None:
-    here = forwarded["HEROKU_HOST"]
-    assert here != davit.url and urlsplit(here).hostname == "127.0.0.1"
+    secure = forwarded["HEROKU_HOST"]
+    assert urlsplit(secure).scheme == "https" and urlsplit(secure).hostname == "localhost", "nobody else can have that certificate"
+    here = secure.replace("https:", "http:")
     owner_app("afar")
     davit.has_code("afar")
     client = Client(here, forwarded["HEROKU_API_KEY"])
     assert client.get("/apps/afar")["name"] == "afar"
     session = client.post("/apps/afar/log-sessions", {"lines": 1})
     assert session["logplex_url"].startswith(f"{here}/streams/"), "what is handed out leads back through it"
-    subprocess.run(
-        ["curl", "-sSf", "--cacert", forwarded["NODE_EXTRA_CA_CERTS"], here.replace("http:", "https:")], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(["curl", "-sSf", "--cacert", forwarded["NODE_EXTRA_CA_CERTS"], secure], check=True, stdout=subprocess.DEVNULL)
+    remote = f"{secure.replace('https://', 'https://heroku:' + forwarded['HEROKU_API_KEY'] + '@')}/afar.git"
+    subprocess.run(["git", "ls-remote", remote], env={**davit.env, **forwarded}, cwd=davit.work, check=True, capture_output=True)
     dyno = client.post("/apps/afar/dynos", {"command": "read word; echo got $word", "attach": True, "force_no_tty": True})
     url = urlsplit(dyno["attach_url"])
     assert url.port == urlsplit(here).port

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tests.e2e import seen
 from tests.e2e.terminal import Terminal
-from tests.e2e.world import App, Davit
+from tests.e2e.world import DAVIT, App, Davit
 
 CLIENT = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "heroku"
 """Where ``make setup`` installs it."""
@@ -95,6 +95,7 @@ class Heroku:
     Args:
         token: HEROKU_API_KEY; the owner's by default, none when empty.
         app: the app that commands are about unless they say otherwise (HEROKU_APP).
+        afar: the URL by which the Davit is reached as one on another machine; its own address by default.
 
     Attributes:
         answers: how many answers to all of them were held against the published schema.
@@ -102,11 +103,13 @@ class Heroku:
 
     answers: ClassVar[int] = 0
 
-    def __init__(self, davit: Davit, *, token: str | None = None, app: App | None = None, **extra: str) -> None:
-        self.davit = davit
+    def __init__(self, davit: Davit, *, token: str | None = None, app: App | None = None, afar: str = "", **extra: str) -> None:
+        self.davit, self._afar = davit, afar
         self.home = Path(tempfile.mkdtemp(prefix="hk", dir=davit.home / "person"))
         shutil.copy(davit.home / "person" / ".gitconfig", self.home)
         self.cwd = app.checkout if app else self.home
+        if afar:
+            self.davit_here("login", afar, input=davit.token)
         self.environment = self._environment(davit.token if token is None else token) | extra
         if app:
             self.environment["HEROKU_APP"] = app.name
@@ -117,7 +120,8 @@ class Heroku:
 
     def _environment(self, token: str) -> dict[str, str]:
         """What ``davit heroku:env`` prints, read by a shell, and what keeps the tests to themselves."""
-        script = f"set -a; eval '{self.davit.cli('heroku:env').stdout.replace(chr(39), QUOTED)}'; env -0"
+        exports = (self.davit_here if self._afar else self.davit.cli)("heroku:env").stdout
+        script = f"set -a; eval '{exports.replace(chr(39), QUOTED)}'; env -0"
         kept = {name: value for name, value in os.environ.items() if name in ("LANG", "TZ", "TMPDIR")}
         kept |= {"HOME": str(self.home), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
         printed = subprocess.run(["sh", "-c", script], env=kept, capture_output=True, text=True, check=True).stdout
@@ -130,6 +134,16 @@ class Heroku:
             "NO_COLOR": "1", "HEROKU_NETRC_WRITE": "true", "HEROKU_SKIP_NEW_VERSION_CHECK": "true",
             "NODE_COMPILE_CACHE": str(CLIENT / ".compiled"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
         }  # fmt: skip
+
+    def davit_here(self, *words: str, input: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the ``davit`` command of this person, whose machine has no Davit of its own and trusts the one afar."""
+        own = {"HOME": str(self.home), "XDG_CONFIG_HOME": str(self.home / ".config"), "DAVIT_HOME": str(self.home / "none"), "DAVIT_API": "127.0.0.1:1"}
+        trusted = {"SSL_CERT_FILE": str(self.davit.home / "keys" / "ca.pem")}
+        done = subprocess.run(
+            [DAVIT, *words], env=self.davit.environment | own | trusted, input=input, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done
 
     def __call__(self, *words: str, check: bool = True) -> Done:
         """Run a command in batch mode; fails the test when the command does, unless ``check`` is false.

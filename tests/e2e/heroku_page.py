@@ -18,6 +18,20 @@ The `heroku` command (npm `heroku` {version}) works with Davit unmodified:
     eval "$(davit heroku:env)"
     heroku create && git push heroku main && heroku open && heroku logs --tail
 
+It wants Node 20 or newer. The first line is for each new shell: put it into `~/.bashrc` or `~/.zshrc`.
+
+For a Davit on another machine log in to it first (where its certificate is of its own authority,
+[as for the `davit` command](hosts.md#make-one)):
+
+    davit login https://davit.apps.example.com:5000
+    eval "$(davit heroku:env)"
+
+The `heroku` command takes no other machine as its host, so `heroku:env` starts a forwarder on yours, unless it runs. It is at
+`https://localhost:PORT`, the same port each time: `heroku create` and `heroku git:remote` write it into your checkouts. It ends at a
+reboot, and when a week long nobody has used it; `heroku:env` starts it again, also for shells that are open. Its log is
+`~/.config/davit/forwarder/log`. It keeps no token. Where the port is somebody else's one day, `heroku:env` says so; then
+`heroku git:remote -a APP` in your checkouts.
+
 This page is written by the tests, which call the real command against a real Davit and look at what it prints and at what is
 true afterwards. **works**: as on Heroku. **differs**: it works, with the difference named. **not yet**: the command was called and
 said what stands beside it. **not called**: no test calls it, for the reason beside it. {works} commands work, {differs} differ,

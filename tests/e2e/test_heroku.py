@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -18,7 +20,7 @@ from tests.e2e import heroku_page, heroku_unserved
 from tests.e2e.heroku import LEDGER, Heroku
 from tests.e2e.line import Line
 from tests.e2e.together import Together
-from tests.e2e.world import App, eventually, tiny
+from tests.e2e.world import TINY, App, eventually, tiny
 from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(1200)
@@ -258,6 +260,57 @@ def a_day(app: App) -> None:
         assert app.name in heroku.git("remote", "get-url", "other").stdout
         heroku.start("apps:destroy", "-a", mine.name, "--confirm", mine.name)
         assert mine.get().status_code == 404
+
+
+@scene
+def from_another_machine(app: App) -> None:
+    """The Davit is elsewhere, reached by TLS; the forwarder to it ends, as at a reboot, and the checkout knows nothing of that."""
+    line = Line(app.davit.api)
+    with Heroku(app.davit, afar=f"https://127.0.0.1:{line.port}") as heroku:
+        mine = App(app.davit, f"{app.name}-afar", heroku.home / "co")
+        mine.checkout.mkdir()
+        heroku.cwd = mine.checkout
+        heroku.git("init", "-q")
+        try:
+            _commit(heroku, mine, "first")
+            heroku.start("create", mine.name)
+            assert heroku.git("remote", "get-url", "heroku").stdout.strip() == f"{heroku.environment['HEROKU_HOST']}/{mine.name}.git"
+            heroku.git("push", "heroku", "main")
+            mine.assert_serves("first")
+            done = heroku.start("run", "-x", "--", "sh -c 'cat Procfile; exit 7'", check=False)
+            assert (done.returncode, done.stdout) == (7, TINY["Procfile"]), done
+            tail = heroku.begin("logs", "--tail")
+            try:
+                assert tail.stdout and any("app[web.1]: listening" in shown for shown in tail.stdout)
+                mine.cli("config:set", "GREETING=hi")
+                assert any("Set GREETING config var" in shown for shown in tail.stdout), "what happens is shown"
+            finally:
+                _stop(tail)
+            before = heroku.davit_here("heroku:env").stdout
+            _end_forwarder(heroku)
+            assert heroku.davit_here("heroku:env").stdout == before
+            _commit(heroku, mine, "second")
+            heroku.git("push", "heroku", "main")
+            mine.assert_serves("second")
+            assert re.search(r"web\.1: up", heroku.start("ps").stdout), "the app is found by the checkout's remote"
+        finally:
+            mine.cli("apps:destroy", "--confirm", mine.name, check=False)
+            _end_forwarder(heroku)
+            line.close()
+
+
+def _commit(heroku: Heroku, app: App, version: str) -> None:
+    app.write(tiny(version))
+    heroku.git("add", "-A")
+    heroku.git("commit", "-q", "-m", version)
+
+
+def _end_forwarder(heroku: Heroku) -> None:
+    for note in (heroku.home / ".config" / "davit" / "forwarder").glob("*.json"):
+        told = json.loads(note.read_text())
+        if _listens(told["port"]):
+            os.kill(told["pid"], signal.SIGTERM)
+            eventually(lambda port=told["port"]: not _listens(port), "the forwarder has ended")
 
 
 @scene
