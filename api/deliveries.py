@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,8 +31,10 @@ LOOK_SECONDS = 2.0
 SWEEP_SECONDS = 3600.0
 TIMEOUT = 10.0
 """Seconds that the other side may take."""
-AT_ONCE = 8
-"""Messages under way at once, one to each webhook: a slow receiver holds up its own."""
+AT_ONCE, EACH = 16, 2
+"""Messages under way at once: in all, and of one app. There is one to each webhook, so that a slow receiver holds up its own; and
+however many webhooks an app has at receivers that are dead, others' messages go out.
+"""
 
 
 class Deliverer:
@@ -45,7 +48,7 @@ class Deliverer:
         self._going = going
         self._bell = threading.Event()
         self._lock = threading.Lock()
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}  # webhook → its app
         self._pool = ThreadPoolExecutor(AT_ONCE, "webhook")
         self._swept = 0.0
 
@@ -72,19 +75,32 @@ class Deliverer:
             self._swept = time.monotonic()
             with transaction() as session:
                 webhooks.sweep(session, now())
+        while self._give(*self._busy()):
+            pass
+
+    def _busy(self) -> tuple[list[str], list[str]]:
+        """Webhooks, and apps, that get no further message now."""
         with self._lock:
-            busy = list(self._under_way)
+            apps = Counter(self._under_way.values())
+            return list(self._under_way), [app for app, count in apps.items() if count >= EACH]
+
+    def _give(self, hooks: list[str], apps: list[str]) -> bool:
+        """Whether some of what is due was given to the senders: there may be more behind it, of other apps."""
+        if len(hooks) >= AT_ONCE:
+            return False
         with snapshot() as session:
-            rows = webhooks.due(session, now(), busy)
-        for row in rows:
-            if self._take(row):
-                self._pool.submit(self._send, row)
+            rows = webhooks.due(session, now(), hooks, apps)
+        taken = [row for row in rows if self._take(row)]
+        for row in taken:
+            self._pool.submit(self._send, row)
+        return bool(taken)
 
     def _take(self, row: WebhookDelivery) -> bool:
         with self._lock:
-            if len(self._under_way) >= AT_ONCE or row.webhook_id in self._under_way:
+            of_app = sum(app == row.app_id for app in self._under_way.values())
+            if len(self._under_way) >= AT_ONCE or row.webhook_id in self._under_way or of_app >= EACH:
                 return False
-            self._under_way.add(row.webhook_id)
+            self._under_way[row.webhook_id] = row.app_id
             return True
 
     def _send(self, row: WebhookDelivery) -> None:
@@ -94,7 +110,7 @@ class Deliverer:
             log.exception("a webhook's delivery failed", extra={"delivery": row.id})
         finally:
             with self._lock:
-                self._under_way.discard(row.webhook_id)
+                del self._under_way[row.webhook_id]
             self._bell.set()
 
 

@@ -230,9 +230,13 @@ def message(delivery: WebhookDelivery, attempt: str, encode: Any) -> Message:
     return Message(delivery.id, outbound.parse(hook.url, SCHEMES), body, headers)
 
 
-def due(session: Session, at: datetime, busy: Sequence[str] = (), most: int = 20) -> list[WebhookDelivery]:
-    """Deliveries whose time has come, those first that have waited longest; none of the webhooks in ``busy``."""
-    query = select(WebhookDelivery).where(WebhookDelivery.next_attempt_at <= at, WebhookDelivery.webhook_id.not_in(busy))
+def due(
+    session: Session, at: datetime, hooks: Sequence[str] = (), apps: Sequence[str] = (), most: int = 20
+) -> list[WebhookDelivery]:
+    """Deliveries whose time has come, those first that have waited longest; none of these webhooks, and none of these apps."""
+    query = select(WebhookDelivery).where(
+        WebhookDelivery.next_attempt_at <= at, WebhookDelivery.webhook_id.not_in(hooks), WebhookDelivery.app_id.not_in(apps)
+    )
     return list(session.scalars(query.order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.created_at).limit(most)))
 
 

@@ -308,6 +308,36 @@ def test_the_deliverer_sends_what_is_due_and_a_slow_receiver_holds_up_only_its_o
         slow.server.server_close()
 
 
+def test_an_app_whose_receivers_are_dead_holds_up_no_other_app(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Receiver()
+    going = True
+    try:
+        dead.hold.clear()
+        monkeypatch.setattr(deliveries, "TIMEOUT", 600.0)  # dead for as long as this test takes
+        monkeypatch.setenv("DAVIT_OUTBOUND_ALLOW", f"{receiver.address},{dead.address}")
+        settings.cache_clear()
+        _hook(api, receiver, "api:app")
+        with db.transaction() as session:
+            hook = session.query(Webhook).one()
+            other = apps.create(session, session.get(App, hook.app_id).owner, "other")
+            for _ in range(20):
+                session.add(Webhook(app_id=other.id, url=dead.url, include=["api:app"], level="sync", credentials=hook.credentials))
+        for on in (True, False, True):
+            api.patch("/apps/other", {"maintenance": on})
+        api.patch("/apps/timely", {"maintenance": True})
+        deliveries.Deliverer(lambda: going).start()
+        deadline = time.monotonic() + 60
+        while not receiver.heard and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [one["data"]["app"]["name"] if "app" in one["data"] else one["data"]["name"] for one in receiver.said()] == ["timely"]
+    finally:
+        going = False
+        outbox.bell = None
+        dead.hold.set()
+        dead.server.shutdown()
+        dead.server.server_close()
+
+
 @pytest.mark.parametrize(
     ("sent", "words"),
     [({}, "Field url"), ({"url": "https://example.com"}, "Field include"), ({"url": "https://example.com", "include": []}, "Field level"),
