@@ -2,9 +2,9 @@
 
 A request for events gives its connection away (:func:`taken`) and its thread back to the server; from then on it costs a
 file descriptor and a few kilobytes. The one thread looks for news for all pages together: whether the database changed at
-all (SQLite says so without a query), then one set of queries for all apps that are watched; one read for each build and log
-that is followed. Every event carries the whole cursor of its connection as its id, so a browser that comes back, also to
-another Davit process, goes on where it was.
+all (SQLite says so without a query), then one set of queries for all apps that are watched, and every few seconds one for all
+lists; one read for each build and log that is followed. Every event carries the whole cursor of its connection as its id, so a
+browser that comes back, also to another Davit process, goes on where it was.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ AGAIN_SECONDS = 1.0
 """From a failure to the next attempt."""
 STATE_SECONDS, TEXT_SECONDS, BEAT_SECONDS, CHECK_SECONDS = 0.5, 0.1, 15.0, 20.0
 """From one look at the database to the next; at outputs and logs; from one sign of life to the next; at permissions."""
+LISTS_SECONDS = 2.0
+"""From one look at lists to the next. A page loads its list anew every five seconds at the most; what a look costs grows with
+the accounts that have one open."""
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\n"
     b"X-Content-Type-Options: nosniff\r\nX-Accel-Buffering: no\r\n\r\nretry: 1000\n\n"
@@ -230,8 +233,9 @@ class _Round:
         self.selector.register(asleep, selectors.EVENT_READ)
         self.connection: Connection | None = None
         self.change: watching.Change | None = None
-        self.due = dict.fromkeys(("state", "text", "beat", "check"), 0.0)
-        self.fresh = True
+        self.due = dict.fromkeys(("state", "lists", "text", "beat", "check"), 0.0)
+        self.lists = watching.Lists()
+        self.stale, self.stale_lists = True, True  # something was written, or somebody came, since the last look
         self.redis: Any = None
 
     def run(self, arrived: Callable[[], list[Page]]) -> None:
@@ -268,7 +272,7 @@ class _Round:
 
     def _welcome(self, page: Page) -> None:
         self.pages.add(page)
-        self.fresh = True
+        self.stale = True
         self.due["state"] = 0.0
         with self._sparing(page):
             self.selector.register(page.line, selectors.EVENT_READ, page)
@@ -329,7 +333,7 @@ class _Round:
         except (SQLAlchemyError, DavitError) as error:
             log.warning("live pages: the database does not answer: %s", type(error).__name__)
             self._disconnect()
-            self.fresh = True
+            self.stale = True
             self.due["state"] = self.due["check"] = time.monotonic() + AGAIN_SECONDS
         if self._is_due("text", TEXT_SECONDS):
             self._look_at_builds()
@@ -341,16 +345,19 @@ class _Round:
     def _look_at_state(self) -> None:
         connection, change = self._database()
         with connection.begin():
-            changed = change.happened()
-            if not (changed or self.fresh):
+            self.stale = change.happened() or self.stale
+            self.stale_lists = self.stale or self.stale_lists
+            lists = self.stale_lists and self._is_due("lists", LISTS_SECONDS)
+            if not (self.stale or lists):
                 return
-            self.fresh = False
             with Session(connection) as session:
-                found = watching.apps(session, (page.watched.app for page in self.pages if page.watched.app))
-                every = watching.every(session, (page.watched.account_id for page in self.pages if page.watched.every))
+                found = watching.apps(session, {page.watched.app for page in self.pages} - {""}) if self.stale else {}
+                readers = {page.watched.account_id for page in self.pages if page.watched.every}
+                every = self.lists.look(session, readers) if lists else {}
+        self.stale, self.stale_lists = False, self.stale_lists and not lists
         for page in self.pages:
             self._compare(page, "app", found.get(page.watched.app, ""))
-            self._compare(page, "apps", every[page.watched.account_id] if page.watched.every else "")
+            self._compare(page, "apps", every.get(page.watched.account_id, "") if page.watched.every else "")
 
     def _compare(self, page: Page, topic: str, now: str) -> None:
         if now and page.watched.seen.get(topic) != now:

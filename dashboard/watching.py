@@ -7,10 +7,10 @@ whatever is lost on the way: who comes back with an old fingerprint is told at o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, or_, select
+from sqlalchemy import Connection, cast, func, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from state import db
@@ -32,11 +32,15 @@ _OF_APP: Sequence[Any] = (Dyno, Build, Release, Formation, Domain, Collaborator)
 _IN_LISTS: Sequence[tuple[Any, Any]] = (
     (App, App.id), *((table, table.app_id) for table in (Dyno, Formation, Collaborator, PipelineCoupling)),
 )  # fmt: skip
-"""What lists show, each with the app that it belongs to."""
+"""What lists show, each with the app that it belongs to; beside it what is under way, the last deploys, and pipelines."""
+_UNDER_WAY: Sequence[Any] = (Build, Release)
+_NONE, _NEVER = literal(0), cast(null(), Pipeline.updated_at.type)
+_FEW = 200
+"""Apps that are asked for one by one; where it is more, all are."""
 
 
 def _digest(facts: object) -> str:
-    return f"{zlib.crc32(repr(facts).encode()):08x}"
+    return f"{_number(facts):08x}"
 
 
 def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
@@ -57,33 +61,79 @@ def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
 
 def every(session: Session, account_ids: Iterable[str]) -> dict[str, str]:
     """For each account a fingerprint of all apps and pipelines that it sees, as its lists show them; administrators share one."""
-    wanted = set(account_ids)
-    admins = set(session.scalars(select(Account.id).where(Account.id.in_(wanted), Account.is_admin)))
-    found = {id: _every(session, id, admin=False) for id in wanted - admins}
-    return found | (dict.fromkeys(admins, _every(session, "", admin=True)) if admins else {})
+    return Lists().look(session, account_ids)
 
 
-def _every(session: Session, account_id: str, *, admin: bool) -> str:
-    shared = select(Collaborator.app_id).where(Collaborator.account_id == account_id)
-    mine = select(App.id).where(or_(App.owner_id == account_id, App.id.in_(shared)))
+class Lists:
+    """Lists' fingerprints for whoever looks again and again: two statements as long as nothing that any list shows has changed,
+    and one more, for all accounts together, when something has."""
 
-    def seen(query: Select[Any], app_id: Any) -> Select[Any]:
-        return query if admin else query.where(app_id.in_(mine))
+    def __init__(self) -> None:
+        self._of_all = ""
+        self._of_accounts: dict[str, str] = {}
 
-    facts: list[object] = [admin]
-    for table, app_id in _IN_LISTS:
-        query = select(func.count(), func.max(table.updated_at)).select_from(table)
-        facts.append(str(session.execute(seen(query, app_id)).one()))
-    for unfinished in (Build, Release):
-        query = select(func.count()).where(unfinished.status == "pending")
-        facts.append(session.execute(seen(query, unfinished.app_id)).scalar())
-    facts.append(str(session.execute(seen(select(func.max(App.released_at)), App.id)).scalar()))
-    through = seen(select(PipelineCoupling.pipeline_id), PipelineCoupling.app_id)
-    pipelines = select(func.count(), func.max(Pipeline.updated_at))
-    if not admin:
-        pipelines = pipelines.where(or_(Pipeline.owner_id == account_id, Pipeline.id.in_(through)))
-    facts.append(str(session.execute(pipelines).one()))
-    return _digest(facts)
+    def look(self, session: Session, account_ids: Iterable[str]) -> dict[str, str]:
+        """As :func:`every`."""
+        wanted = set(account_ids)
+        if not wanted:
+            return {}
+        admins = set(session.scalars(select(Account.id).where(Account.id.in_(wanted), Account.is_admin)))
+        if (of_all := _of_all(session)) != self._of_all:
+            self._of_all, self._of_accounts = of_all, {}
+        if unknown := wanted - admins - self._of_accounts.keys():
+            self._of_accounts |= _of_accounts(session, unknown)
+        return {id: of_all if id in admins else self._of_accounts[id] for id in wanted}
+
+
+def _of_all(session: Session) -> str:
+    """Of all that any list shows."""
+    parts: list[Any] = [select(func.count(), func.max(table.updated_at)).select_from(table) for table, _ in _IN_LISTS]
+    parts += [select(func.count(), _NEVER).where(table.status == "pending") for table in _UNDER_WAY]
+    parts += [select(func.count(), func.max(Pipeline.updated_at)), select(_NONE, func.max(App.released_at))]
+    whole = union_all(*(part.add_columns(literal(number)) for number, part in enumerate(parts)))  # a union has no order
+    return _digest(sorted((number, count, str(newest)) for count, newest, number in session.execute(whole)))
+
+
+def _of_accounts(session: Session, ids: Collection[str]) -> dict[str, str]:
+    """Of what each of these accounts sees. Apps are looked at once, however many accounts see them."""
+    owned = select(App.owner_id, App.id).where(App.owner_id.in_(ids))
+    shared = select(Collaborator.account_id, Collaborator.app_id).where(Collaborator.account_id.in_(ids))
+    seen = session.execute(union_all(owned, shared)).all()
+    of_apps = _of_apps(session, {app_id for _, app_id in seen})
+    sums = dict.fromkeys(ids, 0)
+    for account_id, app_id in seen:
+        sums[account_id] += of_apps[app_id]
+    own = select(Pipeline.owner_id, func.count(), func.max(Pipeline.updated_at)).where(Pipeline.owner_id.in_(ids))
+    for account_id, count, newest in session.execute(own.group_by(Pipeline.owner_id)):
+        sums[account_id] += _number("pipelines", count, str(newest))
+    return {id: _digest(total) for id, total in sums.items()}
+
+
+def _of_apps(session: Session, ids: Collection[str]) -> dict[str, int]:
+    """A number for each app, of what lists show of it: how many rows, how many under way, the newest change."""
+    parts: list[Any] = [
+        select(app_id.label("id"), func.count().label("rows"), _NONE.label("busy"), func.max(table.updated_at).label("newest"))
+        .group_by(app_id) for table, app_id in _IN_LISTS
+    ]  # fmt: skip
+    for table in _UNDER_WAY:
+        parts.append(select(table.app_id, _NONE, func.count(), _NEVER).where(table.status == "pending").group_by(table.app_id))
+    coupled = select(PipelineCoupling.app_id, _NONE, _NONE, Pipeline.updated_at)
+    parts += [
+        select(App.id, _NONE, _NONE, App.released_at), coupled.join(Pipeline, Pipeline.id == PipelineCoupling.pipeline_id)
+    ]  # fmt: skip
+    if len(ids) <= _FEW:
+        parts = [part.where(part.selected_columns[0].in_(ids)) for part in parts]
+    facts = union_all(*parts).subquery()
+    whole = select(facts.c.id, func.sum(facts.c.rows), func.sum(facts.c.busy), func.max(facts.c.newest))
+    sums = dict.fromkeys(ids, 0)
+    for id, rows, busy, newest in session.execute(whole.group_by(facts.c.id)):
+        if id in sums:
+            sums[id] = _number(id, int(rows), int(busy), str(newest))
+    return sums
+
+
+def _number(*facts: object) -> int:
+    return zlib.crc32(repr(facts).encode())
 
 
 def parse(cursor: str) -> dict[str, str]:

@@ -141,6 +141,7 @@
   let listing = 0, listed = 0;
   function list() {
     listing = 0;
+    if (document.hidden) return;  // who looks again has it loaded by that
     listed = Date.now();
     window.htmx?.trigger(body, "live:apps");
   }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
 from api.door import Plain
@@ -299,6 +299,39 @@ def test_what_is_committed_after_something_of_a_later_moment_is_told(request: py
     assert len({*seen}) == len(seen) and fingerprint() == seen[-1]
 
 
+def test_what_lists_cost_does_not_grow_with_the_accounts_that_look(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(template_database, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch)
+    vault.ensure_keys()
+    with db.transaction() as session:
+        people = [accounts.create(session, None, f"p{number}@example.com") for number in range(30)]
+        owned = [apps.create(session, person, f"app-{number}") for number, person in enumerate(people)]
+        apps.add_collaborator(session, people[0], owned[0], people[1].email, ["view"])
+    ids, statements = [person.id for person in people], []
+    event.listen(db.engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    lists = watching.Lists()
+
+    def look(of: watching.Lists, count: int = 30) -> tuple[dict[str, str], int]:
+        with db.snapshot() as session:
+            session.connection()
+            statements.clear()
+            return of.look(session, ids[:count]), len(statements)
+
+    few, of_few = look(watching.Lists(), 2)
+    every, of_every = look(lists)
+    assert of_every == of_few and few.items() <= every.items()
+    again, unchanged = look(lists)
+    assert (again, unchanged) == (every, 2)
+    with db.transaction() as session:
+        scenery.dyno(session, session.get(App, owned[0].id), "web.1", "up")
+    after, _ = look(lists)
+    assert {id for id in ids if after[id] != every[id]} == set(ids[:2]), "its owner and who works on it hear of it, nobody else"
+    assert after == look(watching.Lists())[0]
+    with db.transaction() as session:
+        session.get_one(Account, ids[2]).is_admin = True
+    assert look(lists)[0][ids[2]] == look(watching.Lists())[0][ids[2]] != after[ids[2]]
+
+
 def test_after_the_last_page_a_new_one_is_served(davit: Davit) -> None:
     app_id, secret = owner_app("watched"), signed_in()
     for _ in range(3):
@@ -380,7 +413,7 @@ def test_a_database_that_is_away_costs_no_page(audience: Audience, monkeypatch: 
 
 
 def test_the_thread_goes_on_after_a_failure_that_nobody_expected(audience: Audience, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.watching, "every", failing(1, live.watching.every))
+    monkeypatch.setattr(watching.Lists, "look", failing(1, watching.Lists.look))
     assert b"event: apps" not in until(audience.opens(every=True), b"event: apps"), "this one has to come back"
     assert b"event: apps" in until(audience.opens(every=True), b"event: apps")
     assert audience.live.count == 1

@@ -198,6 +198,7 @@ def test_cookies_are_closed_and_secure_over_tls(desk: Desk) -> None:
         answer = somebody.client.post("/sign-in", data=data, base_url=base)
         [cookie] = [text for text in answer.headers.getlist("Set-Cookie") if "davit_session=" in text]
         assert cookie.startswith(f"{prefix}davit_session=") and "HttpOnly" in cookie and "SameSite=Lax" in cookie
+        assert "Domain" not in cookie, "no other host gets it, an app's below this one neither"
         assert ("Secure" in cookie) == (scheme == "https")
         assert somebody.get("/", base_url=base).status_code == 200
 
