@@ -45,13 +45,18 @@ def create(session: Session, by: Account | None, email: str, *, name: str | None
     return account
 
 
+def normal(email: str) -> str:
+    """An e-mail address as it is kept and looked for, whatever letters it is written with."""
+    return email.strip().lower()
+
+
 def check_address(email: str) -> str:
     """An e-mail address as it is kept.
 
     Raises:
         InvalidParams: it is none.
     """
-    email = email.strip().lower()
+    email = normal(email)
     if not _EMAIL.fullmatch(email) or not line.is_one(email):
         raise InvalidParams(f"“{line.of(email)}” is not an e-mail address; it must look like name@example.com.")
     return email

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import Conflict, Forbidden, InvalidParams, NotFound
-from state import audit, notify, own_names, vault
+from state import accounts, audit, notify, own_names, vault
 from state.db import lock_app, unless_taken
 from state.meanwhile import ChangedMeanwhile
 from state.models import (
@@ -262,7 +262,7 @@ def add_collaborator(
     wanted = list(allowed) if allowed is not None else ["view", "deploy", "operate"]
     if unknown := [p for p in wanted if p not in PERMISSIONS]:
         raise InvalidParams(f"There is no permission “{unknown[0]}”; there are {', '.join(PERMISSIONS)}.")
-    other = session.scalar(select(Account).where(or_(Account.email == email.strip().lower(), Account.id == email)))
+    other = session.scalar(select(Account).where(or_(Account.email == accounts.normal(email), Account.id == email)))
     if other is None:
         raise NotFound(f"There is no account for {email}.")
     if other.id == app.owner_id:
@@ -291,9 +291,19 @@ def remove_collaborator(session: Session, account: Account, app: App, identity: 
     Raises:
         NotFound: there is no such collaborator.
     """
+    row = find_collaborator(session, app, identity)
+    session.delete(row)
+    audit.record(session, account, "access:remove", app, email=row.account.email)
+    return row
+
+
+def find_collaborator(session: Session, app: App, identity: str) -> Collaborator:
+    """The collaborator with this e-mail address or id (its own, or the account's).
+
+    Raises:
+        NotFound: there is none.
+    """
     for row in collaborators(session, app):
-        if identity in (row.id, row.account_id, row.account.email):
-            session.delete(row)
-            audit.record(session, account, "access:remove", app, email=row.account.email)
+        if identity in (row.id, row.account_id) or accounts.normal(identity) == row.account.email:
             return row
     raise NotFound(f"{identity} is not a collaborator on {app.name}.")

@@ -26,17 +26,26 @@ def all_of(session: Session, app: App) -> list[Domain]:
 
 
 def find(session: Session, app: App, identity: str) -> Domain:
-    """The app's domain with this host name or id.
+    """The app's domain with this host name, however it is spelt, or id.
 
     Raises:
         NotFound: it has none.
     """
     row = session.scalar(
-        select(Domain).where(Domain.app_id == app.id, or_(Domain.hostname == identity.lower(), Domain.id == identity))
+        select(Domain).where(Domain.app_id == app.id, or_(Domain.hostname == normal(identity), Domain.id == identity))
     )
     if row is None:
         raise NotFound("Couldn't find that domain name.")
     return row
+
+
+def normal(hostname: str) -> str:
+    """A host name as it is kept: in small letters, in ASCII (IDNA), without the root's dot; nothing where it cannot be one."""
+    text = hostname.strip().rstrip(".").lower()
+    try:
+        return text if text.isascii() else text.encode("idna").decode()
+    except UnicodeError:
+        return ""
 
 
 def add(session: Session, account: Account, app: App, hostname: object) -> Domain:
@@ -46,11 +55,7 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
         InvalidParams: not a host name, a name below Davit's own domain, one of Davit's own, or too many.
         Conflict: some app has it already.
     """
-    text = hostname.strip().rstrip(".").lower() if isinstance(hostname, str) else ""
-    try:
-        text = text.encode("idna").decode() if not text.isascii() else text
-    except UnicodeError:
-        text = ""
+    text = normal(hostname) if isinstance(hostname, str) else ""
     if text.startswith("*.") and _HOSTNAME.fullmatch(text[2:]):
         raise InvalidParams(f"Domain {text} is a wildcard, and Davit routes exact host names: add each name that the app serves.")
     if not _HOSTNAME.fullmatch(text) or text.replace(".", "").isdigit():

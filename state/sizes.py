@@ -46,7 +46,10 @@ SIZES = {
         Size("performance-2xl", "Performance-2XL", 129024, 65536, True, 32768, 8192),
     )
 }
-_ALIASES = {"1x": "standard-1x", "2x": "standard-2x", "pm": "performance-m", "pl": "performance-l"}
+_ALIASES = {
+    "1x": "standard-1x", "2x": "standard-2x", "pm": "performance-m", "pl": "performance-l",
+    "hobby": "basic", "free": "eco",  # Heroku's names of old, which still stand in people's app.json
+}  # fmt: skip
 DEFAULT = "basic"
 
 

@@ -45,7 +45,7 @@ def check_stack(name: str | None) -> str:
 
 def _pick(rows: list[dict[str, Any]], identity: str, what: str) -> dict[str, Any]:
     for row in rows:
-        if identity in (row["id"], row["name"]):
+        if identity.lower() in (row["id"], row["name"].lower()):
             return row
     raise NotFound(f"Couldn't find that {what}.")
 

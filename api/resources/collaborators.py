@@ -8,8 +8,7 @@ from api import ranges, serialize, shapes
 from api.fields import Fields, Items, Reference
 from api.routing import Call, Reply, Resource
 from foundation.errors import InvalidParams, NotFound
-from state import apps
-from state.models import Collaborator
+from state import accounts, apps
 
 resource = Resource("collaborators", reads="read")
 
@@ -37,7 +36,7 @@ def index(call: Call) -> Reply:
 def show(call: Call, user: str) -> Any:
     """One collaborator, by address or id."""
     for row in _everybody(call):
-        if user in (row["id"], row["user"]["id"], row["user"]["email"]):
+        if user in (row["id"], row["user"]["id"]) or accounts.normal(user) == row["user"]["email"]:
             return row
     raise NotFound(f"{user} is not a collaborator on {call.app.name}.")
 
@@ -60,7 +59,7 @@ def create(call: Call) -> Reply:
 )  # fmt: skip
 def update(call: Call, user: str) -> Any:
     """Change what a collaborator may do (permissions)."""
-    found = _collaborator(call, user)
+    found = apps.find_collaborator(call.session, call.app, user)
     allowed = _permissions(call)
     if allowed is None:
         raise InvalidParams("Field permissions (a list of names) is required.")
@@ -69,17 +68,10 @@ def update(call: Call, user: str) -> Any:
     return serialize.collaborator(call.app, row)
 
 
-def _collaborator(call: Call, user: str) -> Collaborator:
-    for row in apps.collaborators(call.session, call.app):
-        if user in (row.id, row.account_id, row.account.email):
-            return row
-    raise NotFound(f"{user} is not a collaborator on {call.app.name}.")
-
-
 @resource.on("DELETE", "/apps/<app>/collaborators/<user>", needs="view", gives=shapes.COLLABORATOR)
 def destroy(call: Call, user: str) -> Any:
     """End a collaboration: one's own, or (with the permission manage) anybody's."""
-    if user not in (call.account.email, call.account.id):
+    if user != call.account.id and accounts.normal(user) != call.account.email:
         call.need("manage")
         call.guard()
     return serialize.collaborator(call.app, apps.remove_collaborator(call.session, call.account, call.app, user))

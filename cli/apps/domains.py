@@ -45,7 +45,7 @@ def add(app: Target, hostname: str, cert: str | None, wait: bool, as_json: bool)
     with action(f"Adding {hostname} to {hexed(app.app)}"):
         row = app.client.post(f"{app.path}/domains", {"hostname": hostname, "sni_endpoint": cert})
         if wait:
-            _wait(app, hostname)
+            _wait(app, row["hostname"])
     if as_json:
         return output.print_json(row)
     output.warn(f"Configure your app's DNS provider to point to the DNS Target {row['cname']}.")
@@ -90,13 +90,13 @@ def update(app: Target, hostname: str, cert: str) -> None:
 @click.argument("hostname", required=False)
 def wait(app: Target, hostname: str | None) -> None:
     """Wait until a domain, or every one, is in force."""
-    _wait(app, hostname)
+    _wait(app, app.get(f"/domains/{quote(hostname, safe='')}")["hostname"] if hostname else None)
 
 
 def _wait(app: Target, hostname: str | None) -> None:
     while True:
         rows = [row for row in app.get("/domains") if hostname in (None, row["hostname"])]
-        if hostname and not rows:
+        if hostname and not rows:  # somebody removed it meanwhile
             raise DavitError(f"Couldn't find the domain {hostname}.")
         if failed := [row["hostname"] for row in rows if row["status"] == "failed"]:
             raise DavitError(f"{failed[0]} could not be made to work.")

@@ -107,7 +107,7 @@ def _end_build(api: Api, id: str, *, fails: bool = False) -> None:
 
 MANIFEST = {
     "env": {"PLAIN": "as it is", "SECRET_KEY": {"generator": "secret"}, "MAYBE": {"required": False}, "GIVEN": {"description": "x"}},
-    "formation": {"web": {"quantity": 2, "size": "standard-1x"}, "worker": {"quantity": 1}},
+    "formation": {"web": {"quantity": 2, "size": "standard-1x"}, "worker": {"quantity": 1, "size": "hobby"}},
     "buildpacks": [{"url": "heroku/python"}],
     "scripts": {"postdeploy": "python manage.py migrate"},
     "success_url": "/welcome", "name": "Ignored", "keywords": ["also"],

@@ -189,6 +189,7 @@ def test_domains_are_added_listed_and_removed(either_api: Api) -> None:
         "timely.localhost": "heroku", "www.example.com": "custom",
     }  # fmt: skip
     assert api.get("/apps/timely/domains/www.example.com").json == added.json
+    assert api.get("/apps/timely/domains/WWW.Example.com.").json == added.json
     assert api.post("/apps/timely/domains", {"hostname": "WWW.example.com"}).status_code == 422
     assert api.delete("/apps/timely/domains/www.example.com").status_code == 200
     assert api.delete("/apps/timely/domains/timely.localhost").status_code == 422
@@ -226,7 +227,9 @@ def test_collaborators_come_and_go(either_api: Api) -> None:
     rows = api.get("/apps/timely/collaborators").json
     assert {row["role"] for row in rows} == {"owner", "collaborator"}
     assert api.delete("/apps/timely/collaborators/viewer@example.com", as_="stranger").status_code == 403
-    assert api.delete("/apps/timely/collaborators/stranger@example.com", as_="stranger").status_code == 200
+    for spelt in ("Viewer@Example.com", " viewer@example.com"):
+        assert api.get(f"/apps/timely/collaborators/{spelt}").json["user"]["email"] == "viewer@example.com"
+    assert api.delete("/apps/timely/collaborators/Stranger@Example.com", as_="stranger").status_code == 200
     assert api.get("/apps/timely", as_="stranger").status_code == 404
     assert api.post("/apps/timely/collaborators", {"user": "nobody@example.com"}).status_code == 404
     assert api.post("/apps/timely/collaborators", {"user": "stranger@example.com", "permissions": ["fly"]}).status_code == 422
