@@ -30,5 +30,5 @@ def page(visit: Visit, tab: str, template: str, **values: Any) -> Response:
     seen = watching.apps(visit.session, [visit.app.id])[visit.app.id]
     return visit.page(
         template, tab=tab, tabs=tabs, glance=given or glance.one(visit.session, visit.app), seen=seen,
-        app_url=lambda app: settings().app_url(app.name), **values,
+        app_url=lambda app: settings().app_url(app.name), upload_limit=settings().push_limit << 20, **values,
     )  # fmt: skip

@@ -138,8 +138,8 @@ def _to_sign_in() -> Response:
 
 def _refuse_http(problem: HTTPException) -> Response:
     if isinstance(problem, RequestEntityTooLarge):
-        most = (request.max_content_length or routing.FORM_LIMIT) >> 10
-        return _page_of(413, f"That is larger than the {most:,} KB that this form may have.")
+        most = shown.size(request.max_content_length or routing.FORM_LIMIT)
+        return _page_of(413, f"That is larger than the {most} that this form may have.")
     if problem.code == 405 and request.method == "GET" and (page := routing.page_with_form()):
         return go(page)  # the address of a form's answer, typed or gone back to
     if problem.code == 404:

@@ -23,13 +23,13 @@ from playwright.sync_api import Page
 from tests.conftest import _stop, wait_until
 from tests.dashboard import scenery
 from tests.dashboard.browsing import launched
-from tests.dashboard.rooms import NAMES, Visitors
+from tests.dashboard.rooms import NAMES, ONCE, STATES, Visitors
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "docs" / "screenshots"
 QUALITY = 55
-LONGEST = 1800
-"""Pixels of a picture's height at the most."""
+LONGEST = 6000
+"""Pixels of a picture's height at the most: of all pages only the audit log's hundred rows are longer, on a phone."""
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 760}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 760}},
@@ -38,8 +38,9 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 def take(page: Page, path: Path) -> None:
-    """One picture of the whole page."""
-    height = min(LONGEST, int(page.evaluate("document.documentElement.scrollHeight")))
+    """One picture of the whole page; of the window when a dialog is open in it."""
+    asked = page.locator("dialog[open]").count()
+    height = min(LONGEST, int(page.evaluate("asked => asked ? innerHeight : document.documentElement.scrollHeight", asked)))
     width = page.evaluate("document.documentElement.clientWidth")
     debugger = page.context.new_cdp_session(page)
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
@@ -99,7 +100,8 @@ def _serve_and_take(home: Path, redis_url: str) -> None:
     vault.ensure_keys()
     db.upgrade()
     scenery.fill(more=200)
-    wanted = sys.argv[1:] or list(NAMES)
+    scenery.wire("storefront")
+    wanted = sys.argv[1:] or [*NAMES, *STATES, *ONCE]
     PLACE.mkdir(exist_ok=True)
     ssh = f"127.0.0.1:{free_port()}"
     with _beside(home, ssh), serving(home, home, redis_url, DAVIT_SSH=ssh) as davit, launched() as browser:

@@ -155,7 +155,46 @@ ONCE: dict[str, Callable[[Page], None]] = {
     "domain": _domain, "account-token": _token, "admin-invited": _invited, "webhook-secret": _webhook_secret, "refused": _refused,
     "viewer-forbidden": _forbidden,
 }  # fmt: skip
-"""Pages that are seen once, or after a mistake: checked as the others are, and not photographed."""
+"""Pages that are seen once, or after a mistake."""
+
+
+def _question(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront/resources")
+    page.get_by_role("button", name="Restart all…").click()
+    page.get_by_role("dialog").wait_for()
+
+
+def _promotion(page: Page) -> None:
+    page.goto("/dashboard/pipelines/project")
+    page.get_by_role("button", name="Promote to production").click()
+    page.get_by_role("dialog").wait_for()
+
+
+def _mistyped(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront/settings")
+    page.get_by_label("Type storefront to confirm").fill("storefrnt")
+    page.get_by_role("button", name="Destroy storefront").click()
+    page.get_by_role("alert").wait_for()
+
+
+def _terminal(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront/run?dyno=web.2")
+    page.get_by_label("Command").fill("sh")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Connected to sh in web.2").wait_for()
+    page.keyboard.type("uname -s; echo $((40+2))\n")
+    page.locator(".xterm-accessibility-tree").get_by_text("42", exact=True).wait_for()
+
+
+def _menu(page: Page) -> None:
+    page.goto("/dashboard/apps/storefront")
+    page.locator("details.menu summary").click()
+
+
+STATES: dict[str, Callable[[Page], None]] = {
+    "dialog": _question, "dialog-promote": _promotion, "settings-refused": _mistyped, "run-terminal": _terminal, "menu": _menu,
+}  # fmt: skip
+"""Pages of above while something is open on them: photographed, and checked where tests open the same."""
 NAMES = (*PAGES, *WAYS, *VIEWED)
 _STRANGERS = ("sign", "set-up", "invitation")
 
@@ -171,7 +210,7 @@ class Visitors:
     def enter(self, name: str) -> Page:
         """The page of this name, in the browser of who sees it."""
         page = self.stranger if name.startswith(_STRANGERS) else self.viewer if name.startswith("viewer-") else self.ann
-        if way := {**WAYS, **ONCE}.get(name):
+        if way := {**WAYS, **ONCE, **STATES}.get(name):
             way(page)
         else:
             page.goto(f"/dashboard{address({**PAGES, **VIEWED}[name])}")

@@ -26,6 +26,7 @@ from state import (
     crashes,
     db,
     domains,
+    drains,
     endpoints,
     formation,
     passwords,
@@ -33,6 +34,7 @@ from state import (
     releases,
     two_factor,
     vault,
+    webhooks,
 )
 from state.models import Account, App, AuditEvent, Build, Dyno, Release, SecondFactor, Slug
 
@@ -154,6 +156,21 @@ def fill(*, more: int = 0) -> None:
             apps.create(session, ann, f"team-{number:04d}")  # behind those that have something to show
     _log(serving, 300)
     figures(serving)
+
+
+def wire(name: str) -> None:
+    """Give an app what others are connected to it by, and the machine a stack, so that pictures show sections with something in."""
+    with db.transaction() as session:
+        app = session.scalar(select(App).where(App.name == name))
+        assert app
+        apps.set_buildpacks(session, app.owner, app, ["heroku/nodejs", "heroku/python"])
+        drains.add(session, app.owner, app, "syslog+tls://logs.example.com:6514")
+        wish = webhooks.check("https://hooks.example.com/davit", ["api:release", "api:build"], "notify")
+        webhooks.create(session, app.owner, app, wish)
+        _in_the_past(session, app)
+    place = settings().stacks / "davit-13" / "current"
+    place.mkdir(parents=True)
+    (place / "stack.json").write_text('{"version": "13.5-4"}')
 
 
 def _serving(session: Session, ann: Account, bob: Account) -> str:

@@ -26,7 +26,7 @@ from werkzeug.test import EnvironBuilder, encode_multipart, run_wsgi_app
 
 from api import limits, streams
 from api.resources import catalogue
-from dashboard import lookups, routing
+from dashboard import lookups, routing, shown
 from dashboard.views import PARTS, logs, overview
 from foundation.authority import Authority
 from foundation.clock import now
@@ -1126,6 +1126,15 @@ def test_arrow_keys_change_nothing_and_a_button_moves_an_app_in_its_pipeline(des
     assert owner.post("/pipelines/project/move", {**form, "stage": "production"}).status_code == 303
     with db.snapshot() as session:
         assert session.scalars(select(PipelineCoupling.stage)).all() == ["production"]
+
+
+def test_how_much_a_form_takes_is_said_before_and_after(desk: Desk) -> None:
+    owner = desk.person("owner")
+    most = shown.size(settings().push_limit << 20)
+    give_code(desk.app_id)
+    assert f"A .tar.gz of your project, {most} at the most" in owner.get("/apps/timely/deploy").text
+    refused = owner.post("/apps/timely/settings/config", {"dotenv": "x" * (2 << 20)})
+    assert refused.status_code == 413 and "larger than the 1.0 MiB that this form may have" in refused.text
 
 
 def test_destroying_takes_the_name(desk: Desk) -> None:
