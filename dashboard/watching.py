@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, cast, func, literal, null, select, union_all
+from sqlalchemy import BigInteger, Connection, cast, func, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from state import db
@@ -34,7 +34,7 @@ _IN_LISTS: Sequence[tuple[Any, Any]] = (
 )  # fmt: skip
 """What lists show, each with the app that it belongs to; beside it what is under way, the last deploys, and pipelines."""
 _UNDER_WAY: Sequence[Any] = (Build, Release)
-_NONE, _NEVER = literal(0), cast(null(), Pipeline.updated_at.type)
+_NONE, _NEVER = literal(0), cast(null(), BigInteger)
 _FEW = 200
 """Apps that are asked for one by one; where it is more, all are."""
 
@@ -87,11 +87,11 @@ class Lists:
 
 def _of_all(session: Session) -> str:
     """Of all that any list shows."""
-    parts: list[Any] = [select(func.count(), func.max(table.updated_at)).select_from(table) for table, _ in _IN_LISTS]
+    parts: list[Any] = [select(func.count(), db.sum_of(table.updated_at)).select_from(table) for table, _ in _IN_LISTS]
     parts += [select(func.count(), _NEVER).where(table.status == "pending") for table in _UNDER_WAY]
-    parts += [select(func.count(), func.max(Pipeline.updated_at)), select(_NONE, func.max(App.released_at))]
+    parts += [select(func.count(), db.sum_of(Pipeline.updated_at)), select(_NONE, db.sum_of(App.released_at))]
     whole = union_all(*(part.add_columns(literal(number)) for number, part in enumerate(parts)))  # a union has no order
-    return _digest(sorted((number, count, str(newest)) for count, newest, number in session.execute(whole)))
+    return _digest(sorted((number, count, str(moments)) for count, moments, number in session.execute(whole)))
 
 
 def _of_accounts(session: Session, ids: Collection[str]) -> dict[str, str]:
@@ -103,32 +103,31 @@ def _of_accounts(session: Session, ids: Collection[str]) -> dict[str, str]:
     sums = dict.fromkeys(ids, 0)
     for account_id, app_id in seen:
         sums[account_id] += of_apps[app_id]
-    own = select(Pipeline.owner_id, func.count(), func.max(Pipeline.updated_at)).where(Pipeline.owner_id.in_(ids))
-    for account_id, count, newest in session.execute(own.group_by(Pipeline.owner_id)):
-        sums[account_id] += _number("pipelines", count, str(newest))
+    own = select(Pipeline.owner_id, func.count(), db.sum_of(Pipeline.updated_at)).where(Pipeline.owner_id.in_(ids))
+    for account_id, count, moments in session.execute(own.group_by(Pipeline.owner_id)):
+        sums[account_id] += _number("pipelines", count, str(moments))
     return {id: _digest(total) for id, total in sums.items()}
 
 
 def _of_apps(session: Session, ids: Collection[str]) -> dict[str, int]:
-    """A number for each app, of what lists show of it: how many rows, how many under way, the newest change."""
+    """A number for each app, of what lists show of it: how many rows, how many under way, the moments of their changes."""
     parts: list[Any] = [
-        select(app_id.label("id"), func.count().label("rows"), _NONE.label("busy"), func.max(table.updated_at).label("newest"))
+        select(app_id.label("id"), func.count().label("rows"), _NONE.label("busy"), db.sum_of(table.updated_at).label("moments"))
         .group_by(app_id) for table, app_id in _IN_LISTS
     ]  # fmt: skip
     for table in _UNDER_WAY:
         parts.append(select(table.app_id, _NONE, func.count(), _NEVER).where(table.status == "pending").group_by(table.app_id))
-    coupled = select(PipelineCoupling.app_id, _NONE, _NONE, Pipeline.updated_at)
-    parts += [
-        select(App.id, _NONE, _NONE, App.released_at), coupled.join(Pipeline, Pipeline.id == PipelineCoupling.pipeline_id)
-    ]  # fmt: skip
+    coupled = select(PipelineCoupling.app_id, _NONE, _NONE, db.number_of(Pipeline.updated_at))
+    parts.append(select(App.id, _NONE, _NONE, db.number_of(App.released_at)))
+    parts.append(coupled.join(Pipeline, Pipeline.id == PipelineCoupling.pipeline_id))
     if len(ids) <= _FEW:
         parts = [part.where(part.selected_columns[0].in_(ids)) for part in parts]
     facts = union_all(*parts).subquery()
-    whole = select(facts.c.id, func.sum(facts.c.rows), func.sum(facts.c.busy), func.max(facts.c.newest))
+    whole = select(facts.c.id, func.sum(facts.c.rows), func.sum(facts.c.busy), func.sum(facts.c.moments))
     sums = dict.fromkeys(ids, 0)
-    for id, rows, busy, newest in session.execute(whole.group_by(facts.c.id)):
+    for id, rows, busy, moments in session.execute(whole.group_by(facts.c.id)):
         if id in sums:
-            sums[id] = _number(id, int(rows), int(busy), str(newest))
+            sums[id] = _number(id, int(rows), int(busy), str(moments))
     return sums
 
 

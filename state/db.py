@@ -322,7 +322,12 @@ def sum_of(moments: Any) -> ColumnElement[int]:
 
     The newest would not do: on PostgreSQL a transaction may commit after one whose moments are later, and clocks are set back.
     """
-    return func.sum(_Microseconds(moments) % 1_000_000_007)  # a prime, so that any number of rows has a sum within 64 bits
+    return func.sum(number_of(moments))
+
+
+def number_of(moment: Any) -> ColumnElement[int]:
+    """Of a column of moments, a number for each that is small enough for any number of rows to have a sum within 64 bits."""
+    return _Microseconds(moment) % 1_000_000_007  # microseconds: by chance nothing is changed just so much later
 
 
 def after_commit(session: Session, action: Callable[[], object]) -> None:

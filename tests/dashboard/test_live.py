@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event, select, update
 from sqlalchemy.exc import OperationalError
 
 from api.door import Plain
@@ -274,10 +274,14 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
 @pytest.mark.parametrize("where", ["desk", "desk_on_postgresql"])
 def test_what_is_committed_after_something_of_a_later_moment_is_told(request: pytest.FixtureRequest, where: str) -> None:
     id = request.getfixturevalue(where).app_id
+    with db.snapshot() as session:
+        app = session.get(App, id)
+        assert app
+        owner, admin = app.owner_id, session.scalars(select(Account.id).where(Account.is_admin)).one()
 
-    def fingerprint() -> str:
+    def fingerprints() -> tuple[str, ...]:
         with db.snapshot() as session:
-            return watching.apps(session, [id])[id]
+            return (watching.apps(session, [id])[id], *(watching.every(session, [who])[who] for who in (owner, admin)))
 
     def write(name: str, moment: timedelta) -> None:
         with db.transaction() as session:
@@ -290,13 +294,15 @@ def test_what_is_committed_after_something_of_a_later_moment_is_told(request: py
         for name in ("web.1", "web.2"):
             scenery.dyno(session, app, name, "up")
     write("web.2", timedelta(seconds=10))
-    seen = [fingerprint()]
+    seen = [fingerprints()]
     for moment in (timedelta(seconds=1), timedelta(seconds=1, microseconds=1), timedelta(days=-400)):
         write("web.1", moment)
-        seen.append(fingerprint())
+        seen.append(fingerprints())
     write("web.2", timedelta(seconds=9))
-    seen.append(fingerprint())
-    assert len({*seen}) == len(seen) and fingerprint() == seen[-1]
+    seen.append(fingerprints())
+    for found in zip(*seen, strict=True):
+        assert len({*found}) == len(seen), "each is told: to who looks at the app, at a list, and at the list of all"
+    assert fingerprints() == seen[-1]
 
 
 def test_what_lists_cost_does_not_grow_with_the_accounts_that_look(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
