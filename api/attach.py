@@ -97,6 +97,7 @@ def start(
     """Have the runtime start a one-off dyno that this process is attached to.
 
     Args:
+        account_id: who does it.
         params: ``oneoff.start``'s.
         size: (rows, columns) of its terminal; None for three pipes.
         may_go_on: see :class:`Attachment`.
@@ -105,7 +106,7 @@ def start(
     Raises:
         DavitError: it could not be started.
     """
-    give_back = streams.slots.take(account_id)
+    give_back, params = streams.slots.take(account_id), {**params, "by": account_id}
     try:
         line = wire.Connection(settings().run / "runtime.sock", timeout=90)
         try:

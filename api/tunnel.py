@@ -442,7 +442,7 @@ class Tunnel(Crowd):
         what: dict[str, Any] = chan.get_extra_info("ticket")
 
         def run(command: str) -> attach.Attachment:
-            params = {**_allowed(what)[0], "command": command, "env": {}}
+            params = {**_allowed(what)[0], "command": command, "env": {}, "files": True}
             may = streams.still(lambda session: _app(session, what))
             return attach.start(what["account"], params, None, may, call="oneoff.inside")
 

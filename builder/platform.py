@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from builder import output, queue
 from foundation.errors import Unauthorized
-from state import accounts, apps, builds, db, scopes
-from state.models import Account, Build
+from state import accounts, apps, audit, builds, db, scopes
+from state.models import Account, App, Build
+
+_NAMED = 50
+"""Refs of one push that the audit log names; of more it has the number."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Platform(Protocol):
             keep: called with the build's id before the request is in force; makes the commit outlast this process.
         """
 
+    def stored(self, pusher: Pusher, target: Target, refs: Mapping[str, str]) -> None:
+        """Branches and tags that do not deploy were moved: name → what each is at, 40 zeros where it was deleted."""
+
     def start(self, app_id: str) -> None:
         """Start the app's next build, when its turn has come."""
 
@@ -117,6 +123,13 @@ class Davit:
             keep(build.id)
         queue.tell_of_wait(build.id)
         return build.id
+
+    def stored(self, pusher: Pusher, target: Target, refs: Mapping[str, str]) -> None:
+        with db.transaction() as session:
+            app = session.get(App, target.app_id)
+            account = session.get(Account, pusher.account_id)
+            known = [f"{name} at {at}" if at.strip("0") else f"{name} deleted" for name, at in list(refs.items())[:_NAMED]]
+            audit.record(session, account, "refs:update", app, refs=known, more=len(refs) - len(known))
 
     def start(self, app_id: str) -> None:
         queue.enqueue_next(app_id)

@@ -338,6 +338,7 @@ class ReceivePack(ReceivePackHandler):
         if others and not (atomic and deploy):
             stored = self.repositories.store(self.target.app_id, quarantine, others, atomic=atomic)
             results.update({ref: b"ok" if moved else b"failed to update ref" for ref, moved in stored.items()})
+            self._tell_of([move for move in others if stored[move.ref]])
         if deploy:
             along = others if atomic else []
             results.update(self._deploy(quarantine, deploy, along))
@@ -395,7 +396,16 @@ class ReceivePack(ReceivePackHandler):
             except DavitError as error:
                 log.warning("a released branch was not moved", extra={"app": self.target.name, "why": error.message})
         there = {move.ref: self.repositories.current(app_id, move.ref) == move.new for move in along}
+        self._tell_of([move for move in along if there[move.ref]])
         return {deploy.ref: b"ok", **{ref: b"ok" if moved else b"failed to update ref" for ref, moved in there.items()}}
+
+    def _tell_of(self, moved: list[Move]) -> None:
+        """Have it on record who moved what does not deploy; the move stands whether that can be written or not."""
+        if refs := {move.ref.decode(errors="replace"): move.new.decode() for move in moved if move.new != move.old}:
+            try:
+                self.platform.stored(self.pusher, self.target, refs)
+            except DavitError as error:
+                log.warning("moved refs are not in the audit log", extra={"app": self.target.name, "why": error.message})
 
     # What the client hears
 

@@ -101,7 +101,7 @@ class OneOffs:
             row, spec = await self._enter(
                 state, release, str(params["command"]), type=str(params.get("type") or "run"), size=params.get("size"),
                 env=dict(params.get("env") or {}), terminal=terminal, fds=fds,
-                isolation=str(params.get("isolation") or isolations.DEFAULT),
+                isolation=str(params.get("isolation") or isolations.DEFAULT), by=params.get("by"),
             )  # fmt: skip
             dyno = await self._launch(row, spec)
         finally:
@@ -124,9 +124,10 @@ class OneOffs:
             self._keep(self._clean_up(*begun.result()))
 
     async def start_inside(self, call: Call) -> dict[str, Any]:
-        """``oneoff.inside {app_id, inside, command, env, terminal}``: a further command in a dyno that runs (its id).
+        """``oneoff.inside {app_id, inside, command, env, terminal, by, files}``: a further command in a dyno that runs (its id).
 
-        Answered as ``oneoff.start``; the id in the answer is the command's, for ``oneoff.wait`` and the others.
+        ``by`` is the account of who runs it; ``files``: to read a file. Answered as ``oneoff.start``; the id in the answer is the
+        command's, for ``oneoff.wait`` and the others.
         """
         params = call.params
         try:
@@ -137,6 +138,8 @@ class OneOffs:
             env = await asyncio.to_thread(self._environment_inside, row, dict(params.get("env") or {}))
             stdio = (call.fds[0], call.fds[1], call.fds[2]) if terminal is None else None
             words = environment.command(str(params["command"]))
+            if by := params.get("by"):
+                await asyncio.to_thread(records.enter, row, by, str(params["command"]), bool(params.get("files")))
             command = await dyno.exec(words, env, terminal=terminal, stdio=stdio)
         finally:
             for fd in call.fds:
@@ -209,8 +212,11 @@ class OneOffs:
         await self._find(call).resize_terminal(int(call.params["rows"]), int(call.params["columns"]))
 
     async def stop(self, call: Call) -> None:
-        """``oneoff.stop {dyno_id}``: SIGTERM, and SIGKILL after the grace period."""
-        dyno = self._find(call)
+        """``oneoff.stop {dyno_id, by}``: SIGTERM, and SIGKILL after the grace period."""
+        dyno, row = self._find(call), self.rows.get(str(call.params["dyno_id"]))
+        if row is not None and (by := call.params.get("by")):
+            await asyncio.to_thread(records.stop, row, by)
+            applog.say(row.app_id, row.name, "Stopping all processes with SIGTERM")
         await dyno.signal(signal.SIGTERM, everyone=True)
         self._keep(self._kill_later(dyno, GRACE_SECONDS))
 
@@ -350,11 +356,11 @@ class OneOffs:
 
     async def _enter(
         self, state: AppState, release: Release, line: str, *, type: str, size: str | None, env: Mapping[str, str],
-        terminal: tuple[int, int] | None, fds: list[int], isolation: str = isolations.DEFAULT,
+        terminal: tuple[int, int] | None, fds: list[int], isolation: str = isolations.DEFAULT, by: str | None = None,
     ) -> tuple[Dyno, DynoSpec]:  # fmt: skip
-        """Write down that it is about to start."""
+        """Write down that it is about to start, and who (an account's id) has it start."""
         row, spec = await asyncio.to_thread(self._plan, state, release, line, type, size, env, terminal, fds, isolation)
-        await asyncio.to_thread(records.insert, row)
+        await asyncio.to_thread(records.insert, row, by)
         return row, spec
 
     async def _launch(self, row: Dyno, spec: DynoSpec) -> RunningDyno:

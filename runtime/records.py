@@ -16,7 +16,7 @@ from foundation.clock import now
 from foundation.errors import DavitError
 from runtime import quota
 from runtime.driver import Exit
-from state import apps, builds, crashes, formation, outbox, releases, sizes, sleep
+from state import apps, builds, commands, crashes, formation, outbox, releases, sizes, sleep
 from state.db import ask, snapshot, transaction
 from state.models import App, Dyno, Formation, Release
 
@@ -105,6 +105,15 @@ def changed_since(moment: datetime) -> set[str]:
     return {app_id for (app_id,) in rows}
 
 
+def stacks_in_use() -> set[str]:
+    """The versions of the stack that current releases, those under way and running dynos have."""
+    rows = ask(
+        "SELECT stack_version FROM releases WHERE current OR status = 'pending'"
+        " OR id IN (SELECT release_id FROM dynos WHERE release_id IS NOT NULL)"
+    )
+    return {version for (version,) in rows if version}
+
+
 def rows_of_dynos() -> dict[str, Dyno]:
     """Every dyno's row, by id."""
     if not ask("SELECT id FROM dynos LIMIT 1"):
@@ -113,10 +122,24 @@ def rows_of_dynos() -> dict[str, Dyno]:
         return {row.id: row for row in session.scalars(select(Dyno))}
 
 
-def insert(dyno: Dyno) -> None:
-    """A dyno is about to start."""
-    with transaction(momentary=True) as session:
+def insert(dyno: Dyno, by: str | None = None) -> None:
+    """A dyno is about to start; ``by`` is the account of who starts a one-off."""
+    with transaction(momentary=by is None) as session:
         session.add(dyno)
+        if by is not None:
+            commands.started(session, by, dyno)
+
+
+def enter(dyno: Dyno, by: str, command: str, files: bool) -> None:
+    """Somebody is about to run a command in a dyno that runs."""
+    with transaction() as session:
+        commands.entered(session, by, dyno, command, files=files)
+
+
+def stop(dyno: Dyno, by: str) -> None:
+    """Somebody is about to stop a one-off."""
+    with transaction() as session:
+        commands.stopped(session, by, dyno)
 
 
 def insert_crashed(row: Dyno, times: int, exit: Exit | None, why: str) -> None:

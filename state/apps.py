@@ -248,6 +248,7 @@ def set_buildpacks(
         return
     app.buildpacks = list(buildpacks)
     audit.record(session, account, "buildpacks:set", app, buildpacks=len(buildpacks))
+    notify.announce(session, app.id, f"Set buildpacks by user {account.email}")
 
 
 def add_collaborator(
@@ -277,6 +278,7 @@ def add_collaborator(
     row.permissions = wanted
     session.flush()
     audit.record(session, account, "access:update" if known else "access:add", app, email=other.email, permissions=wanted)
+    notify.announce(session, app.id, f"{'Update' if known else 'Add'} {other.email} as collaborator by user {account.email}")
     return row
 
 
@@ -294,6 +296,7 @@ def remove_collaborator(session: Session, account: Account, app: App, identity: 
     row = find_collaborator(session, app, identity)
     session.delete(row)
     audit.record(session, account, "access:remove", app, email=row.account.email)
+    notify.announce(session, app.id, f"Remove {row.account.email} as collaborator by user {account.email}")
     return row
 
 

@@ -155,5 +155,6 @@ def remove(session: Session, account: Account, app: App, identity: str) -> Domai
         raise InvalidParams(f"{row.hostname} is the app's own name and stays with it; rename the app to change it.")
     session.delete(row)
     audit.record(session, account, "domains:remove", app, hostname=row.hostname)
+    notify.announce(session, app.id, f"Remove domain {row.hostname} by user {account.email}")
     notify.router(session, app.id)
     return row

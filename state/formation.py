@@ -152,6 +152,7 @@ def restart(session: Session, account: Account, app: App, target: str | None = N
         find(session, app, target).restarts = Formation.restarts + 1
     sleep.wake(session, app.id)
     audit.record(session, account, "ps:restart", app, target=target or "all")
+    notify.announce(session, app.id, f"Restart {target or 'all dynos'} by user {account.email}")
     notify.runtime(session, app.id)
 
 

@@ -16,7 +16,7 @@ from api.websocket import Handover, WebSocket
 from foundation import clock, wire
 from foundation.errors import BadRequest, InvalidParams, NotFound
 from foundation.settings import settings
-from state import apps, formation, isolations, sizes
+from state import apps, audit, formation, isolations, sizes
 from state.db import transaction
 from state.models import Dyno
 
@@ -99,7 +99,7 @@ def restart(call: Call, dyno: str) -> Reply:
     """Restart one dyno; a one-off dyno ends."""
     row = _dyno(call, dyno)
     if row.one_off:
-        _end(row)  # the runtime may take its time, and nobody may wait for the database meanwhile
+        _end(call, row)  # the runtime may take its time, and nobody may wait for the database meanwhile
         return _UNDER_WAY
     with transaction() as session:
         now = call.within(session)
@@ -122,11 +122,14 @@ def migrate(call: Call, dyno: str) -> Any:
     the router held requests from it."""
     row = _dyno(call, dyno)
     params = {"app_id": call.app.id, "name": row.name}
+    with transaction() as session:
+        now = call.within(session)
+        audit.record(session, now.account, "ps:migrate", now.app, dyno=row.name)
     return wire.call(settings().run / "runtime.sock", "migrate", params, timeout=MOVE_SECONDS).result
 
 
-def _end(row: Dyno) -> None:
-    wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id}, timeout=10)
+def _end(call: Call, row: Dyno) -> None:
+    wire.call(settings().run / "runtime.sock", "oneoff.stop", {"dyno_id": row.id, "by": call.account.id}, timeout=10)
 
 
 @resource.on("POST", "/apps/<app>/dynos", needs="operate", writes=False, takes=COMMAND, gives=shapes.DYNO)
@@ -186,6 +189,7 @@ def _parameters(call: Call) -> dict[str, Any]:
     size = body.reference("size")
     return {
         "app_id": call.app.id,
+        "by": call.account.id,
         "command": command,
         "type": type,
         "size": sizes.find(size).name if size else None,

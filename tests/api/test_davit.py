@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
+from builder.platform import Davit, Pusher, Target
 from foundation.settings import settings
 from state import health, notify
 from tests.api.conftest import Api
@@ -76,3 +77,13 @@ def test_the_audit_log_is_filtered_and_comes_in_pages(api: Api) -> None:
     assert api.get("/davit/audit?until=2020-01-01", as_="admin").json == []
     assert api.get("/davit/audit?since=2020-01-01T00:00:00Z&action=config", as_="admin").json
     assert "Parameter since" in api.get("/davit/audit?since=yesterday", as_="admin").json["message"]
+
+
+def test_refs_that_do_not_deploy_are_on_record(api: Api) -> None:
+    owner = api.get("/account").json["id"]
+    pusher, target = Pusher(owner, "owner@example.com"), Target(api.app_id, "timely")
+    Davit().stored(pusher, target, {"refs/heads/side": "a" * 40, "refs/tags/v1": "0" * 40, **{f"refs/tags/t{n}": "b" * 40 for n in range(60)}})
+    [row] = api.get("/davit/audit?action=refs", as_="admin").json
+    assert row["actor"] == "owner@example.com" and row["app"]["name"] == "timely" and row["details"]["more"] == 12
+    refs = row["details"]["refs"]
+    assert refs[:2] == [f"refs/heads/side at {'a' * 40}", "refs/tags/v1 deleted"] and len(refs) == 50

@@ -148,13 +148,14 @@ def test_who_says_nonsense_of_how_they_came_here_is_still_told_where_to_attach(
             os.close(fd)
         return {"dyno_id": "d" * 36, "name": "run.1", "size": "basic", "release_id": release.id, "release_version": release.version}
 
-    neighbour(settings().run / "runtime.sock", {"oneoff.start": start})
+    runtime = neighbour(settings().run / "runtime.sock", {"oneoff.start": start})
     sent = {"command": "x", "attach": True, "force_no_tty": True}
     environ = EnvironBuilder("/apps/timely/dynos", method="POST", json=sent, auth=("timely", api.people.owner)).get_environ()
     answer = Response.from_app(api.flask, environ | {f"HTTP_{header}": value})
     owner = api.get("/account").json["id"]
     attach.waiting.take("d" * 36, owner).close()
     assert answer.status_code == 201, answer.data
+    assert [params["by"] for name, params in runtime.calls] == [owner], "whose command it is goes on record"
     host = urlsplit(settings().api_url if header == "HOST" else "http://localhost:80").netloc
     assert json.loads(answer.data)["attach_url"].startswith(f"rendezvous://{host}/"), answer.data
     assert owner not in streams.slots._taken

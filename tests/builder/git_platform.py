@@ -15,7 +15,7 @@ import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from builder.platform import Outcome, Pusher, Target
@@ -65,6 +65,10 @@ class ScriptedPlatform:
         self._lines[build_id] = queue.Queue()
         self._pending.setdefault(target.app_id, []).append((build_id, commit, ref, old))
         return build_id
+
+    def stored(self, pusher: Pusher, target: Target, refs: Mapping[str, str]) -> None:
+        with (self.home / "stored").open("a") as file:
+            file.writelines(f"{pusher.account_id} {target.app_id} {name} {at}\n" for name, at in refs.items())
 
     def start(self, app_id: str) -> None:
         job = self._pending[app_id].pop(0)

@@ -144,6 +144,11 @@ def test_tags_are_stored_and_deleted(door: Door) -> None:
     assert {"refs/tags/light", "refs/tags/heavy"} < set(app.refs)
     assert app.push("davit", ":light", ":heavy")
     assert set(app.refs) == {"refs/heads/main"}
+    told = [line.split() for line in (door.doors.home / "stored").read_text().splitlines()]
+    moved = [(name, at) for who, which, name, at in told if (who, which) == ("alice", app.name)]
+    assert ("refs/tags/light", app.head()) in moved
+    assert {name for name, at in moved if at == "0" * 40} == {"refs/tags/light", "refs/tags/heavy"}
+    assert not [name for name, _ in moved if name == "refs/heads/main"], "the build has that on record"
 
 
 def test_a_branch_can_be_deleted_but_not_the_deployed_one(door: Door) -> None:

@@ -160,7 +160,7 @@ def _of_builds_and_dynos(desk: Desk) -> None:
     finally:
         runtime.close()
     asked = {name: params for name, params in runtime.calls if name.startswith("oneoff.")}
-    assert "rake db:seed" in str(asked["oneoff.start"]) and asked["oneoff.stop"] == {"dyno_id": dyno}
+    assert "rake db:seed" in str(asked["oneoff.start"]) and asked["oneoff.stop"] == {"dyno_id": dyno, "by": _all(select(App.owner_id).where(App.id == desk.app_id))[0]}
     _send(owner, "/apps/timely/sleep", {"sleep": "off", "seen": "auto"})
     _send(owner, "/apps/timely/restart")
 

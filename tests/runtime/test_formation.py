@@ -28,7 +28,7 @@ from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
 from runtime.snapshots import Snapshots
 from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
-from state.models import Account, App, Build, Dyno, Formation, Release, Slug
+from state.models import Account, App, AuditEvent, Build, Dyno, Formation, Release, Slug
 from tests.conftest import PostgresCluster
 from tests.e2e.errors_page import assert_says
 
@@ -1895,6 +1895,49 @@ def _one_off(world: World, terminal: bool = True) -> tuple[OneOffs, Call]:
     one_offs = OneOffs(world.driver, FakeStacks(), settings().home, 2)  # type: ignore[arg-type]
     attached = {"terminal": [24, 80]} if terminal else {}
     return one_offs, Call({"app_id": world.app.id, "command": "work", **attached}, [], [], [])
+
+
+def test_a_stack_is_in_use_until_the_next_release_has_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        assert records.stacks_in_use() == {"1"}
+        monkeypatch.setattr(FakeStacks, "version", lambda self: "2")
+        await world.settled(world.deploy())
+        await until(lambda: records.stacks_in_use() == {"2"}, "the old release's dyno has ended")
+
+    play(world, story)
+
+
+def test_who_runs_a_command_stops_one_or_enters_a_dyno_is_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(notify, "announcer", lambda app_id, text: said.append(text))
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        one_offs, call = _one_off(world)
+        one_offs.formation = lambda app_id, dyno_id: (next(row for row in world.dynos("up") if row.name == "web.1"), world.driver.dynos[0])  # type: ignore[assignment, return-value]
+        by = {"by": world.owner.id}
+        started = await one_offs.start(Call({**call.params, **by}, [], [], []))
+        for more in ({}, {"files": True}):
+            inside = {"app_id": world.app.id, "inside": "web", "command": "printenv\nSECRET", "terminal": [24, 80], **by, **more}
+            with pytest.raises(AttributeError, match="terminal_fd"):  # this world's dynos run nothing further
+                await one_offs.start_inside(Call(inside, [], [], []))
+        await one_offs.stop(Call({"dyno_id": started["dyno_id"], **by}, [], [], []))
+        with db.snapshot() as session:
+            rows = session.scalars(select(AuditEvent).where(AuditEvent.details["dyno"].is_not(None)).order_by(AuditEvent.created_at))
+            found = [(row.actor, row.action, row.details["dyno"]) for row in rows if "dyno" in row.details]
+        name = started["name"]
+        assert found == [
+            ("ann@example.com", action, dyno)
+            for action, dyno in (("dynos:create", name), ("dynos:inside", "web.1"), ("dynos:files", "web.1"), ("ps:stop", name))
+        ]
+        assert said[-3:] == [
+            "Starting process with command `work` by user ann@example.com",
+            "Starting process with command `printenv SECRET` in web.1 by user ann@example.com",
+            f"Stop {name} by user ann@example.com",
+        ]
+
+    play(world, story)
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["attached", "detached"])
