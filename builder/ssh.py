@@ -41,6 +41,8 @@ from state import identity
 
 log = logging.getLogger("ssh")
 
+_SHOWN = 3
+"""Fingerprints that somebody is shown whose keys are all unknown."""
 CONNECTIONS = 256
 """Connections at the same time."""
 REFUSING = 4
@@ -188,6 +190,8 @@ class _Connection(KeyServer):
         self._door = door
         self._full: set[_Session] = set()
         self.pusher: Pusher | None = None
+        self._strange: dict[str, None] = {}
+        self._told = False
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         # Called for a key that is offered and again for the one that has signed, which therefore comes last.
@@ -196,8 +200,25 @@ class _Connection(KeyServer):
         except DavitError as error:  # asyncssh would end the connection without a word
             log.warning("a key could not be looked up: %s", error.message)
             self.pusher = None
-            self._conn.send_auth_banner(f"{error.message}\n")
+            self._tell(error.message)
+        if self.pusher is None:
+            self._strange[key.get_fingerprint()] = None
         return self.pusher is not None
+
+    def kbdint_auth_supported(self) -> bool:
+        return True  # nobody gets in by it: clients come to it when all their keys are refused, and only then can be told so
+
+    def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> bool:
+        shown = ", ".join(list(self._strange)[:_SHOWN])
+        which = f"Davit knows none of your SSH keys ({shown})" if shown else "Your SSH client offered no key"
+        self._tell(f"{which}. Add one by: davit keys:add ~/.ssh/id_ed25519.pub (davit keys lists those that are known)")
+        return False
+
+    def _tell(self, sentence: str) -> None:
+        """What a person reads before they are let in or refused; once."""
+        if not self._told:
+            self._told = True
+            self._conn.send_auth_banner(f"{sentence}\n")
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
         return _Session(self._door, self)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from builder.ssh import GREETING, ensure_host_key, parse_command
 from foundation.errors import BadRequest
 from tests.builder.git_doors import Door, Doors, doors  # noqa: F401
+from tests.e2e.errors_page import assert_says
 
 # ruff: noqa: F811
 
@@ -78,9 +79,36 @@ def test_ports_are_not_forwarded(shell: Shell) -> None:
     assert status == 255 and "forwarding failed" in text, text
 
 
+@pytest.mark.row("ssh-key-unknown")
 def test_a_strangers_key_and_a_password_are_refused(shell: Shell) -> None:
-    status, text = shell.run("git-upload-pack 'alice-x.git'", user="stranger")
-    assert status == 255 and "Permission denied (publickey)" in text
+    status, text = shell.run("git-upload-pack 'alice-x.git'", user="stranger", options=("-o", "LogLevel=INFO"))
+    listed = subprocess.run(["ssh-keygen", "-lf", shell.doors.home / "stranger.pub"], capture_output=True, text=True, check=True)
+    assert status == 255 and text.count("Davit knows none of your SSH keys") == 1 and f"({listed.stdout.split()[1]})" in text
+    assert_says("ssh-key-unknown", text)
+    assert "Permission denied (publickey,keyboard-interactive)" in text
+
+
+@pytest.mark.row("ssh-key-unknown")
+def test_who_has_no_key_is_told_how_to_add_one(shell: Shell) -> None:
+    status, text = shell.run("git-upload-pack 'alice-x.git'", options=("-o", "LogLevel=INFO", "-o", "PubkeyAuthentication=no"))
+    assert status == 255 and "offered no key. Add one by: davit keys:add" in text
+    assert_says("ssh-key-unknown", text)
+
+
+def test_who_has_several_keys_is_told_nothing_when_one_is_known(shell: Shell) -> None:
+    first = ("-o", "LogLevel=INFO", "-i", str(shell.doors.home / "stranger"))
+    status, text = shell.run("git-upload-pack 'alice-x.git'", options=first, input=b"0000")
+    assert status == 0 and text.startswith("0000") and "SSH keys" not in text and "Permission denied" not in text, text
+
+
+@pytest.mark.row("ssh-host-key")
+def test_another_host_key_than_the_known_one_is_the_clients_own_warning(shell: Shell) -> None:
+    port = (shell.doors.home / "ssh.port").read_text()
+    known = shell.doors.home / "known"
+    known.write_text(f"[127.0.0.1]:{port} {(shell.doors.home / 'bob.pub').read_text()}")
+    status, text = shell.run("id", options=("-o", f"UserKnownHostsFile={known}", "-o", "StrictHostKeyChecking=yes"))
+    assert status == 255
+    assert_says("ssh-host-key", text)
 
 
 def test_a_key_that_cannot_be_looked_up_is_refused_with_the_reason(shell: Shell) -> None:
@@ -91,7 +119,7 @@ def test_a_key_that_cannot_be_looked_up_is_refused_with_the_reason(shell: Shell)
     finally:
         away.unlink()
     assert status == 255 and "The database does not answer at the moment; try again." in text
-    assert "Permission denied (publickey)" in text
+    assert "Permission denied (publickey,keyboard-interactive)" in text and "none of your SSH keys" not in text
 
 
 def test_the_key_decides_who_it_is_not_the_user_name(doors: Doors) -> None:

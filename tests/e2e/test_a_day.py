@@ -135,7 +135,8 @@ def test_a_push_over_ssh_is_live_and_a_foreign_key_sees_nothing(davit: Davit, ap
     ssh = {"GIT_SSH_COMMAND": f"ssh -i {key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"}
     app.git("remote", "add", "ssh", f"ssh://git@127.0.0.1:{davit.ssh}/{app.name}.git")
     app.commit(tiny("second"))
-    assert app.git("push", "ssh", "main", check=False, environment=ssh).returncode != 0
+    refused = app.git("push", "ssh", "main", check=False, environment=ssh)
+    assert refused.returncode != 0 and "Davit knows none of your SSH keys (SHA256:" in refused.stderr, refused.stderr
     davit.cli("keys:add", f"{key}.pub")
     done = app.git("push", "ssh", "main", check=False, environment=ssh)
     assert done.returncode == 0, done.stderr
