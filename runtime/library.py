@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import NotFound
 from foundation.settings import Settings
 from runtime import stacks
 from slugs.store import Store
+
+STEADY_SECONDS = 3600
+"""How long a new stack leaves the older ones alone."""
 
 
 class Library:
@@ -29,6 +34,21 @@ class Library:
             if kept.exists():
                 return kept
         return newest.run
+
+    def collect_stacks(self, in_use: Callable[[], set[str]]) -> list[str]:
+        """Remove the stack's versions that nothing uses any more; returns them.
+
+        None where Davits share the stacks (DAVIT_STACKS), for nobody knows what the others use, nor within an hour of a new
+        one, which a release may have been about to do without.
+
+        Args:
+            in_use: the versions in use, when it is called.
+        """
+        root = self.settings.stacks
+        with suppress(OSError):
+            if root == self.settings.home / "stacks" and stacks.since_newest(root) > STEADY_SECONDS:
+                return stacks.collect(root, in_use())
+        return []
 
     def build_image(self) -> Path:
         """The newest build stack."""

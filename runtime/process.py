@@ -230,9 +230,11 @@ class Runtime:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _collect_slugs(self) -> None:
-        """Remove the slugs that no release can go back to."""
+        """Remove the slugs that no release can go back to, and the stacks that no release has."""
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
+            if old := await asyncio.to_thread(self.library.collect_stacks, records.stacks_in_use):
+                log.info("stacks were removed that nothing uses any more", extra={"versions": ", ".join(old)})
             gone = await asyncio.to_thread(self._collect)
             if gone:
                 await asyncio.to_thread(self._forget_images, gone)

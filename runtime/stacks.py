@@ -15,13 +15,16 @@ import json
 import shutil
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import IO, Any
 
+from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
 
@@ -105,6 +108,24 @@ def versions(root: Path, name: str = NAME) -> list[Stack]:
                 with suppress(StackError):
                     found.append(find(root, folder.name, name))
     return found
+
+
+def since_newest(root: Path, name: str = NAME) -> float:
+    """Seconds since the current version became it.
+
+    Raises:
+        OSError: there is none.
+    """
+    return time.time() - (root / name / "current").lstat().st_mtime
+
+
+def age(stack: Stack) -> float | None:
+    """Days since a version was built, by its name; None where that does not tell."""
+    try:
+        built = datetime.strptime(stack.version.rpartition("-")[2], "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None
+    return (now() - built).total_seconds() / 86400
 
 
 def verify(stack: Stack) -> None:

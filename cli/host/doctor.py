@@ -5,6 +5,7 @@ Each check is a small function from the settings to a :class:`Point`; what it de
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ DISK_WANTED = 5 << 30
 DISK_LEAST = 1 << 30
 INODES_WANTED = 50_000
 MEMORY_WANTED = 1 << 30
+STACK_DAYS = 60
+"""From when on a stack is told as old."""
 CLOCK_TOLERANCE = 300.0
 """Seconds by which the clock may be wrong before certificates and package signatures are refused."""
 
@@ -78,7 +81,7 @@ def examine(settings: Settings, *, essential: bool = False) -> list[Point]:
     if not essential:
         checks += [
             check_disk, check_memory, check_stack, check_microvm, check_osv, check_database, check_redis, check_passage,
-            check_proxies, check_names, check_registries,
+            check_proxies, check_names, check_own_names, check_registries,
         ]  # fmt: skip
     points: list[Point] = []
     for check in checks:
@@ -266,14 +269,20 @@ def check_memory(settings: Settings) -> Point:
 
 
 def check_stack(settings: Settings) -> Point:
-    """There is a stack to run slugs on."""
+    """There is a stack to run slugs on, and it is not old."""
     from runtime import stacks
 
     try:
         stack = stacks.current(settings.stacks)
     except DavitError as error:
         return Point("stack", "warn", error.message, "`davit up` builds it by itself, too.")
-    return Point("stack", "ok", f"{stack.name} {stack.version} in {settings.stacks}")
+    found, days = f"{stack.name} {stack.version} in {settings.stacks}", stacks.age(stack)
+    if days is not None and days > STACK_DAYS:
+        return Point(
+            "stack", "warn", f"{found} is {days:.0f} days old: what Debian has mended since is not in it.",
+            "`davit stack:build` makes a new one, which each app has with its next release.",
+        )  # fmt: skip
+    return Point("stack", "ok", found + ("" if days is None else f", {max(days, 0):.0f} days old"))
 
 
 def check_osv(settings: Settings) -> Point:
@@ -452,7 +461,7 @@ def proxy(host: str, port: int, addresses: list[str]) -> Point:
 
 def check_names(settings: Settings) -> Iterator[Point]:
     """Builds look names up; behind a proxy the proxy does, and there is nothing to see here."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+    if any(os.environ.get(name) for name in _PROXIES):
         return
     hosts = {urlsplit(url).hostname or "" for _, url in registries.urls(os.environ)}
     for host in sorted(hosts):
@@ -461,6 +470,61 @@ def check_names(settings: Settings) -> Iterator[Point]:
             yield Point("DNS", "ok", f"{host} is found")
         except OSError:
             yield Point("DNS", "warn", f"{host} is not found; builds cannot fetch from there.", "Look at /etc/resolv.conf.")
+
+
+def check_own_names(
+    settings: Settings, resolve: Callable[[str], list[str]] | None = None, environment: Mapping[str, str] = os.environ
+) -> Iterator[Point]:
+    """Apps' names and Davit's own lead to this host.
+
+    Args:
+        resolve: the addresses of a name; none where it is not found.
+    """
+    asked = [(name, name, "the API and the dashboard") for name in settings.names if not _is_local(name)]
+    if not _is_local(settings.domain):
+        asked.append((f"davit-doctor.{settings.domain}", f"*.{settings.domain}", "apps"))
+    for name, shown, what in asked:
+        yield own_name(shown, what, (resolve or _resolved)(name), proxied=any(environment.get(one) for one in _PROXIES))
+
+
+def own_name(shown: str, what: str, addresses: list[str], *, proxied: bool) -> Point:
+    """What the addresses of a record mean for what is to be reached by it.
+
+    Args:
+        shown: the record's name.
+        what: is reached by it, in words.
+        proxied: this host reaches others by a proxy, and may not know public names.
+    """
+    kind = "AAAA" if ":" in (mine := _way_out_address()) else "A"
+    remedy = f"Make the record `{shown}. {kind} {mine}`, or with the address by which others reach this host."
+    if not addresses and proxied:
+        return Point("DNS", "warn", f"{shown} is not found here, behind a proxy; look from elsewhere whether it is.", remedy)
+    if not addresses:
+        return Point("DNS", "warn", f"{shown} is not found, so {what} cannot be reached by it.", remedy)
+    if any(cannot_bind(Address(address, 0)) is None for address in addresses):
+        return Point("DNS", "ok", f"{shown} leads to this host ({addresses[0]})")
+    where = f"{shown} leads to {', '.join(addresses[:3])}, which is no address of this host's"
+    return Point("DNS", "ok", f"{where}: a proxy, a load balancer or NAT there has to pass it on")
+
+
+def _is_local(name: str) -> bool:
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _resolved(name: str) -> list[str]:
+    try:
+        return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)))
+    except OSError:
+        return []
+
+
+def _way_out_address() -> str:
+    """The address that this host calls others from (nothing is sent); words where it has none."""
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            return str(probe.getsockname()[0])
+    return "ADDRESS"
 
 
 def check_registries(settings: Settings) -> Iterator[Point]:
@@ -506,6 +570,7 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 _PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from api import door
 from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status, waiting
 from cli.host.processes import Identity
 from cli.main import COMMANDS, cli
+from foundation.clock import now
 from foundation.settings import Address, from_environment
 from runtime.dynodir import DynoDirectory, Record
 from tests.e2e.errors_page import assert_says
+from tests.runtime.test_stacks import a_version
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -321,6 +324,30 @@ def test_a_home_that_others_may_enter_is_a_warning(tmp_path: Path) -> None:
 def test_the_clock_is_compared_with_a_server() -> None:
     assert doctor.clock_skew("Thu, 01 Jan 1970 00:01:00 GMT", 100.0) == 40.0
     assert doctor.clock_skew("yesterday", 100.0) is None
+
+
+def test_names_that_lead_nowhere_here_or_elsewhere_are_told(tmp_path: Path) -> None:
+    known = {"davit.example.com": ["192.0.2.7"], "davit-doctor.apps.example.com": ["127.0.0.1"]}
+    given = settings_of(tmp_path, DAVIT_DOMAIN="apps.example.com", DAVIT_NAMES="davit.example.com,other.example.com,davit.localhost")
+    asked = lambda name: known.get(name, [])  # noqa: E731
+    elsewhere, missing, apps = doctor.check_own_names(given, asked, {})
+    assert elsewhere.level == "ok" and "192.0.2.7, which is no address of this host's" in elsewhere.message
+    assert missing.level == "warn" and "`other.example.com. A" in missing.remedy
+    assert apps.level == "ok" and apps.message == "*.apps.example.com leads to this host (127.0.0.1)"
+    del known["davit-doctor.apps.example.com"]
+    *_, apps = doctor.check_own_names(given, asked, {})
+    assert apps.level == "warn" and "so apps cannot be reached" in apps.message and "`*.apps.example.com. A" in apps.remedy
+    *_, apps = doctor.check_own_names(given, asked, {"https_proxy": "http://proxy.example.com:3128"})
+    assert apps.level == "warn" and "behind a proxy" in apps.message
+    assert list(doctor.check_own_names(settings_of(tmp_path), asked, {})) == []
+
+
+def test_an_old_stack_is_a_warning(tmp_path: Path) -> None:
+    given = settings_of(tmp_path)
+    a_version(given.stacks, f"13.8-{(now() - timedelta(days=3)):%Y%m%d%H%M%S}")
+    assert doctor.check_stack(given).level == "ok" and doctor.check_stack(given).message.endswith(", 3 days old")
+    a_version(given.stacks, f"13.8-{(now() - timedelta(days=61)):%Y%m%d%H%M%S}")
+    assert doctor.check_stack(given).level == "warn" and "61 days old" in doctor.check_stack(given).message
 
 
 def test_every_point_that_is_not_ok_says_what_to_do(tmp_path: Path) -> None:

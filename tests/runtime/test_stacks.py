@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.programs import run
+from foundation.settings import from_environment
 from runtime import stack_builder, stacks
+from runtime.library import Library
 from slugs import image, tarball
 from tests.conftest import wait_until
 
@@ -183,6 +185,18 @@ def test_collecting_keeps_the_current_version_and_those_in_use(tmp_path: Path) -
     assert stacks.collect(tmp_path, {"13.8-2"}) == ["13.8-1", "13.8-3"]
     assert [found.version for found in stacks.versions(tmp_path)] == ["13.8-2", "13.8-4"]
     assert not list((tmp_path / "davit-13").glob(".removing*"))
+
+
+def test_versions_that_nothing_uses_go_an_hour_after_a_newer_one(tmp_path: Path) -> None:
+    home, shared = {"DAVIT_HOME": str(tmp_path)}, {"DAVIT_STACKS": f"{tmp_path}/shared"}
+    for chosen in (from_environment(home), from_environment(home | shared)):
+        root, library = chosen.stacks, Library(chosen)
+        assert library.collect_stacks(set) == [], "there is none yet"
+        old, _ = a_version(root, "13.8-1"), a_version(root, "13.8-2")
+        assert library.collect_stacks(set) == [], "a release may be about to begin with the older one"
+        os.utime(root / "davit-13" / "current", (0, 0), follow_symlinks=False)
+        assert library.collect_stacks(lambda: {"13.8-1"}) == [] and old.run.exists()
+        assert library.collect_stacks(set) == (["13.8-1"] if root == tmp_path / "stacks" else [])
 
 
 def test_the_command_lists_and_verifies(tmp_path: Path) -> None:
