@@ -6,12 +6,14 @@ writable ZFS image. None holds config vars: they are secrets, and what is export
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +33,7 @@ from state.models import App, Release, Slug
 FORMATS = {"heroku": "tar.gz", "capstan": "mpm", "osv-image": "img", "qcow2": "qcow2", "zfs": "zfs.img"}
 """Format → what its file's name ends in."""
 PORT = 8080
+_SCRATCH, _LEFT_OVER_SECONDS = ".davit-export-", 60
 
 Say = Callable[[str], None]
 
@@ -203,13 +206,37 @@ def _bootable(what: Export, view: View, target: Path, process: str, loader: Path
     launch = _launch(what, view, process, say)
     boot = _boot(what, launch)
     tree = _tree(view, launch.runtime, osvimage.configuration(boot.script))
-    with tempfile.TemporaryDirectory(prefix=".davit-", dir=target.parent) as place:
-        raw, disk = _raw(loader, Path(place, "loader")), Path(place, "disk")
+    with scratch(target.parent) as place:
+        raw, disk = _raw(loader, place / "loader"), place / "disk"
         osvimage.write_bootable(raw, boot.line, tree, disk)
         if form == "qcow2":
             _qemu_img("convert", "-f", "raw", "-O", "qcow2", "-c", str(disk), str(target))
         else:
             disk.replace(target)
+
+
+@contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """A directory of this process's own in ``directory``, locked for as long as it is at work: what killed exports left there, a
+    disk as large as the slug, is removed by the next."""
+    for left in directory.glob(f"{_SCRATCH}????????"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:
+                with _locked(left):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=directory) as place, _locked(Path(place)):
+        yield Path(place)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold it, or raise BlockingIOError when somebody else does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _raw(loader: Path, scratch: Path) -> Path:

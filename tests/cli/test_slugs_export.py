@@ -158,3 +158,16 @@ def test_the_release_is_found_by_app_and_number(davit_home: Path, redis_server: 
                 slugs.find(name, number)
     finally:
         forget_caches()
+
+
+def test_what_a_killed_export_left_beside_its_target_is_removed_by_the_next(tmp_path: Path) -> None:
+    with slugs.scratch(tmp_path) as at_work:
+        killed, others = tmp_path / ".davit-export-abcd_123", tmp_path / ".davit-export"
+        for directory in (killed, others):
+            directory.mkdir()
+            (directory / "disk").touch()
+        for directory in (at_work, killed, others):
+            os.utime(directory, (0, 0))
+        with slugs.scratch(tmp_path) as place:
+            assert sorted(tmp_path.iterdir()) == sorted([others, at_work, place])
+    assert list(tmp_path.iterdir()) == [others]
