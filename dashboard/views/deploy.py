@@ -25,6 +25,8 @@ pages = Pages("deploy")
 SHOWN = 256 << 10
 """Bytes of output that a page shows at first; the whole is a download away."""
 PAGE = 20
+OFFERED = 200
+"""Releases among which one is chosen to compare with; where there are more, its number is typed."""
 
 
 @pages.on("GET", "/apps/<app>/deploy", does="GET /apps/<app>/builds")
@@ -204,11 +206,11 @@ def release(visit: Visit, release: str) -> Response:
     row = releases.find(visit.session, visit.app, release)
     chosen = request.args.get("from", "")
     other = releases.find(visit.session, visit.app, chosen) if chosen else _before(visit, row)
-    every = listings.releases(visit.session, visit.app, Window("version", maximum=200, descending=True)).items
+    offered = listings.releases(visit.session, visit.app, Window("version", maximum=OFFERED, descending=True))
     current = releases.current(visit.session, visit.app.id)
     goes_back = current is not None and current.id != row.id and releases.eligible(visit.session, row)
     return frame.page(
-        visit, "Deploy", "release.html", release=row, other=other, every=every, current=current,
+        visit, "Deploy", "release.html", release=row, other=other, every=offered.items, more=offered.more, current=current,
         changes=compare.releases(other, row) if other else None, printed=_printed(row),
         rollback=compare.releases(current, row) if current and goes_back else None,
     )  # fmt: skip

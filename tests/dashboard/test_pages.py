@@ -27,7 +27,7 @@ from werkzeug.test import EnvironBuilder, encode_multipart, run_wsgi_app
 from api import limits, streams
 from api.resources import catalogue
 from dashboard import lookups, routing, shown
-from dashboard.views import PARTS, logs, overview
+from dashboard.views import PARTS, deploy, logs, overview
 from foundation.authority import Authority
 from foundation.clock import now
 from foundation.settings import settings
@@ -53,7 +53,7 @@ from state import (
     web_sessions,
     webhooks,
 )
-from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, WebhookDelivery, WebSession
+from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, Release, WebhookDelivery, WebSession
 from tests.api.conftest import Neighbour, give_code, use_home
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
@@ -1250,3 +1250,16 @@ def test_the_list_of_apps_takes_as_many_queries_for_many_apps_of_pipelines_as_fo
         assert f"app-{more}-0" in person.get("/").text
         found.append(len(counted))
     assert found[0] == found[1], counted
+
+
+def test_a_release_is_compared_with_any_other_however_many_there_are(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        give_code(desk.app_id, {"web": f"serve {number}"})
+    with db.snapshot() as session:
+        first, *_, last = session.scalars(select(Release.version).where(Release.app_id == desk.app_id).order_by(Release.version))
+    path, person = f"/apps/timely/releases/v{last}", desk.person("owner")
+    assert f'<option value="v{first}"' in person.get(path).text
+    monkeypatch.setattr(deploy, "OFFERED", 2)
+    page = person.get(f"{path}?from={first}").text
+    assert re.search(rf'<input id="from" name="from" value="v{first}"', page) and "<option" not in page
+    assert "+ process type web: serve 2" in page and "serve 1" not in page
