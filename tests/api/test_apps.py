@@ -218,6 +218,11 @@ def test_only_an_admin_chooses_a_buildpack_of_the_host(api: Api, tmp_path: Path)
     assert api.put("/apps/timely/buildpack-installations", sent, as_="admin").status_code == 200
 
 
+def test_a_dyno_size_is_found_in_any_case(api: Api) -> None:
+    sizes = api.get("/dyno-sizes").json
+    assert [api.get(f"/dyno-sizes/{spelt}").json for spelt in ("eco", "Eco", sizes[0]["id"])] == [sizes[0]] * 3
+
+
 def test_collaborators_come_and_go(either_api: Api) -> None:
     api = either_api
     added = api.post("/apps/timely/collaborators", {"user": "stranger@example.com", "silent": True})
