@@ -24,7 +24,10 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright
 
 @command("logs")
 @on_app
-@click.option("-n", "--num", default=100, show_default=True, type=click.IntRange(0, 1500), help="number of lines to show")
+@click.option(
+    "-n", "--num", default=100, show_default=True, type=click.IntRange(0, 1500),
+    help="number of lines to show; fewer where they are long (2 MiB are kept)",
+)  # fmt: skip
 @click.option("-t", "--tail", is_flag=True, help="continually stream logs")
 @click.option("-s", "--source", type=click.Choice(["app", "heroku"]), help="only show output from the app, or from the platform")
 @click.option(
