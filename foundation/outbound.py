@@ -4,7 +4,7 @@ A URL of a stranger's must not make Davit speak to itself, to this host or to th
 when it is given, for a clear answer, and its addresses again at every connection, because names change where they lead:
 
     place = outbound.parse(url, ("https", "http"), field="url")   # pure; InvalidParams says what is wrong
-    place = domains.marked(place)      # of state: whether an app has that name
+    place = domains.marked(place)      # of state: whether an app says that it is its own name
     outbound.check(place)              # resolves the name; Blocked when it leads where it must not. Takes as long as DNS
                                        # does: never inside a write transaction (serve such a route with writes=False)
     answer = outbound.exchange("POST", place, body=b"…", headers={…}, timeout=5)   # one request; no redirects
@@ -16,6 +16,8 @@ What may be reached all the same is the setting DAVIT_OUTBOUND_ALLOW.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import ipaddress
 import re
 import socket
@@ -46,6 +48,9 @@ ENCRYPTED = frozenset(("https", "syslog+tls"))
 
 ANSWER_LIMIT = 64 << 10
 """Bytes of an answer that are kept; the rest is not read."""
+
+NAMES_SECONDS = 60.0
+"""How long it is believed where Davit's own names lead."""
 
 _PRIVATE = [ipaddress.ip_network(text) for text in PRIVATE]
 _INTERNET_6 = ipaddress.IPv6Network("2000::/3")
@@ -78,7 +83,8 @@ class Place:
         path: path and query, as a request line has them.
         user, password: from the URL's userinfo; empty when there is none.
         field: what the URL is called in the request, for sentences.
-        ours: whether Davit leads the host's name to an app; who has the database says so (``state.domains.marked``).
+        ours: whether an app says that the host's name is its own; who has the database says so (``state.domains.marked``).
+            It is refused where it leads to Davit: anybody may say so of any name.
     """
 
     url: str = field(repr=False)
@@ -172,7 +178,7 @@ def _resolve(place: Place) -> list[Ip]:
 def _judge(place: Place, address: Ip) -> None:
     allowed = settings().outbound_allow
     reason = refusal(address, place.port, allowed)
-    own = place.ours or _is_davits(place.host) or _is_davits(str(address))
+    own = _is_davits(place.host) or _is_davits(str(address)) or (place.ours and address in _public())
     if reason is None and own and not _holds(allowed, address, place.port):
         reason = "this Davit itself"
     if reason:
@@ -189,6 +195,22 @@ def _is_davits(host: str) -> bool:
     name, domain = host.rstrip(".").lower(), settings().domain.lower()
     own = {domain, *settings().names, settings().api.reachable.host.lower()}
     return name in own or name.endswith(f".{domain}")
+
+
+def _public() -> frozenset[Ip]:
+    """Where Davit's own names lead to: behind NAT these addresses are on no interface of this host."""
+    names = (f"davit-outbound.{settings().domain}", *settings().names)
+    return _addresses(names, int(time.monotonic() // NAMES_SECONDS))
+
+
+@functools.lru_cache(maxsize=1)
+def _addresses(names: tuple[str, ...], _period: int) -> frozenset[Ip]:
+    found = set[Ip]()
+    for name in names:
+        with contextlib.suppress(OSError, UnicodeError):
+            for entry in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM):
+                found.add(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]))
+    return frozenset(found)
 
 
 def _holds(allowed: Sequence[Allowed], address: Ip, port: int) -> bool:

@@ -38,7 +38,7 @@ END_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class Drain:
-    """A drain as the database has it; ``ours``: its host is an app's, and would feed itself with what it is sent."""
+    """A drain as the database has it; ``ours``: its host is an app's custom domain (:class:`foundation.outbound.Place`)."""
 
     id: str
     app_id: str

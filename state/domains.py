@@ -81,7 +81,7 @@ def add(session: Session, account: Account, app: App, hostname: object) -> Domai
 
 
 def marked(place: Place) -> Place:
-    """The place, marked when its host is an app's: Davit calls none for anybody, wherever its name leads.
+    """The place, marked when its host is an app's custom domain: Davit calls none that leads to itself.
 
     Raises:
         Unavailable: the database does not answer.

@@ -131,7 +131,12 @@ def test_what_has_been_built_makes_room_the_oldest_first(either_api: Api, monkey
         with db.transaction() as session:
             if build:
                 session.get_one(Build, build).status = ("succeeded", "pending", "failed")[n]
-    kept = lambda: [api.get(urlsplit(blob["get_url"]).path, as_=None).status_code == 200 for blob in blobs[:6]]  # noqa: E731
+
+    def is_kept(blob: dict[str, str]) -> bool:
+        with api.get(urlsplit(blob["get_url"]).path, as_=None) as answer:  # one that is not closed keeps its place
+            return bool(answer.status_code == 200)
+
+    kept = lambda: [is_kept(blob) for blob in blobs[:6]]  # noqa: E731
     assert kept() == [True] * 4 + [False] * 2
     assert api.put(puts[4], data=tarball(), as_=None).status_code == 200
     assert kept() == [False, True, True, True, True, False]
