@@ -64,7 +64,7 @@ class Pool:
         work: where they are mounted, in the private mount namespace.
         warm: how many slots are kept ready.
         disk: the size for which they are ready.
-        left: called with a number that nobody has any more, before it is free.
+        left: called with a number that nobody has any more, before it is free; where it raises, nobody gets it again.
     """
 
     def __init__(
@@ -145,14 +145,20 @@ class Pool:
         task.add_done_callback(self._leaving.discard)
 
     async def _free(self, number: int) -> None:
+        """Each of it also where something before could not be taken away."""
+        for take_away in (self._wait_for_cable, self._forget_neighbour):
+            try:
+                await take_away(number)
+            except Exception:
+                log.exception("something of a place for a dyno was not taken away; who has it next makes it anew")
         try:
-            await self._take_away(number)
+            await self._left(number)
         except Exception:
-            log.exception("something of a place for a dyno was not taken away; who has it next makes it anew")
-        finally:
+            log.exception("a place for a dyno stays empty until Davit starts anew: it may still be let reach what its last was")
+        else:
             self._used.discard(number)
 
-    async def _take_away(self, number: int) -> None:
+    async def _wait_for_cable(self, number: int) -> None:
         """The kernel takes namespace and cable away together, some ten milliseconds after their last user."""
         name = self.instance.veth(number)
         for _ in range(100):
@@ -161,8 +167,9 @@ class Pool:
             await asyncio.sleep(0.02)
         else:
             await self._run(self.network.disconnect, number)
+
+    async def _forget_neighbour(self, number: int) -> None:
         await self._run(self.network.forget, number)
-        await self._left(number)
 
     async def close(self) -> None:
         """Give the warm slots up and wait until everything that was given back is gone."""
