@@ -39,7 +39,7 @@ from runtime.records import AppState, Wanted
 from runtime.releasing import ReleasePhase, Releasing
 from runtime.sleepers import Sleepers
 from runtime.snapshots import Snapshots
-from state import isolations
+from state import identity, isolations
 from state.models import Dyno, Release, new_id
 from state.releases import RELEASE_TYPE
 
@@ -180,6 +180,8 @@ class AppManager:
             try:
                 async with self._turn:
                     state = await self._look()
+                if state is None:
+                    await asyncio.to_thread(identity.confirm)  # in another home's database no app is to be found
                 if state is None or state.app.destroying:
                     await self._destroy(state)
                     return

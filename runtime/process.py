@@ -29,6 +29,7 @@ from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
 from runtime.snapshots import Snapshots
 from slugs.collect import in_use
+from state import identity
 from state.db import snapshot
 from state.models import Dyno
 from state.notify import redis_client
@@ -230,17 +231,26 @@ class Runtime:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _collect_slugs(self) -> None:
-        """Remove the slugs that no release can go back to, and the stacks that no release has."""
+        """Remove the slugs that no release can go back to, and the stacks that no release has.
+
+        Raises:
+            WrongDatabase: this home's rows are in another one; nothing was removed.
+        """
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
-            if old := await asyncio.to_thread(self.library.collect_stacks, records.stacks_in_use):
-                log.info("stacks were removed that nothing uses any more", extra={"versions": ", ".join(old)})
             gone = await asyncio.to_thread(self._collect)
             if gone:
                 await asyncio.to_thread(self._forget_images, gone)
                 log.info("slugs were collected", extra={"count": len(gone)})
+            if old := await asyncio.to_thread(self.library.collect_stacks, self._stacks_in_use):
+                log.info("stacks were removed that nothing uses any more", extra={"versions": ", ".join(old)})
+
+    def _stacks_in_use(self) -> set[str]:
+        identity.confirm()
+        return records.stacks_in_use()
 
     def _collect(self) -> list[str]:
+        identity.confirm()
         with snapshot() as session:
             keep = in_use(session)
         return self.library.store.collect(keep)

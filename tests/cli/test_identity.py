@@ -9,6 +9,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import inspect, text
@@ -16,6 +18,8 @@ from sqlalchemy import inspect, text
 from builder import janitor
 from cli.host import doctor, home
 from foundation.settings import settings
+from runtime.process import Runtime
+from slugs.store import Store
 from state import accounts, apps, db, identity
 from state.models import Account, Home, Token
 from tests.cli.test_backup import a_day
@@ -117,13 +121,20 @@ def test_those_who_start_the_processes_otherwise_read_the_same_sentence(
 def test_files_stay_where_the_database_under_a_running_davit_is_anothers(
     turn: Callable[[str], None], davit_home: Path, tmp_path: Path
 ) -> None:  # fmt: skip
-    a_day(davit_home, tmp_path)
+    digest = a_day(davit_home, tmp_path)
+    os.utime(Store(davit_home / "slugs").path(digest), (0, 0))
     home.prepare(settings())
     turn("new")
     db.upgrade()
     with pytest.raises(identity.WrongDatabase):
         janitor.sweep()
     assert (davit_home / "builds" / "b" / "output").exists()
+    drivers: Any = SimpleNamespace()
+    running = Runtime(settings(), drivers, lambda slot: 0)
+    for collect in (running._stacks_in_use, running._collect):
+        with pytest.raises(identity.WrongDatabase):
+            collect()
+    assert Store(davit_home / "slugs").path(digest).exists()
     done = subprocess.run([sys.executable, "-m", "runtime"], cwd=CHECKOUT, env=os.environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "but another Davit's" in done.stdout + done.stderr
 

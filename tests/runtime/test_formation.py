@@ -1265,6 +1265,22 @@ def test_a_destroyed_app_leaves_nothing(world: World) -> None:
     play(world, story)
 
 
+def test_an_app_that_is_not_in_another_homes_database_is_not_a_destroyed_one(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """As when another Davit's database comes to be at the address, while this one runs."""
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        (settings().home / "identity").write_text("mine\n")
+        records.forget_app(world.app.id)
+        world.manager.wake()
+        await until(lambda: "but another Davit's; nothing was changed" in caplog.text, "it was looked at")
+        assert world.gone == [] and world.driver.alive() == ["web.1"]
+        (settings().home / "identity").unlink()
+        await until(lambda: world.gone == [world.app.id], "where the database is the home's, the app is gone")
+
+    play(world, story)
+
+
 # -- isolation and size
 
 
