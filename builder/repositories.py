@@ -226,7 +226,7 @@ class Repositories:
     def _sync_refs(self, app_id: str, refs: Iterable[bytes]) -> None:
         """Have refs that have just moved on the disk, where git does not see to it."""
         for ref in () if git.syncs_refs() else refs:
-            with contextlib.suppress(FileNotFoundError):  # it was deleted
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted, perhaps for one of its directory's name
                 disk.sync(self.path(app_id) / os.fsdecode(ref))
 
     def _move(self, app_id: str, moves: Sequence[Move], *, atomic: bool) -> dict[bytes, bool]:

@@ -89,16 +89,21 @@ def old_git(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     git.syncs_refs.cache_clear()
 
 
+def a_commit(repositories: Repositories, app_id: str) -> bytes:
+    """In an app's new repository; no ref leads to it."""
+    repositories.incoming.mkdir(parents=True)
+    identity = {f"GIT_{who}_{what}": "me" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    env = git.environment(repositories.ensure(app_id)) | identity
+    tree = git.run(env, "mktree").stdout.decode().strip()
+    return git.run(env, "commit-tree", tree, "-m", "x").stdout.strip()
+
+
 @pytest.mark.root
 def test_refs_outlive_a_power_cut_where_git_does_not_sync_them(scratch: Path, old_git: None) -> None:
     image, copy, app_id = made(scratch / "disk.img"), scratch / "copy.img", "0f0f0f0f-app"
     with mounted(image, scratch / "disk", f"commit={JOURNAL_SECONDS}") as disk:
         repositories = Repositories(disk / "repos")
-        repositories.incoming.mkdir(parents=True)
-        identity = {f"GIT_{who}_{what}": "me" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        env = git.environment(repositories.ensure(app_id)) | identity
-        tree = git.run(env, "mktree").stdout.decode().strip()
-        commit = git.run(env, "commit-tree", tree, "-m", "x").stdout.strip()
+        commit = a_commit(repositories, app_id)
         tags = [b"refs/tags/%d" % number for number in range(LOOSE_REFS + 1)]
         with repositories.receiving(app_id) as quarantine:
             assert all(repositories.store(app_id, quarantine, [Move(tag, ZERO, commit) for tag in tags], atomic=False).values())
@@ -109,6 +114,15 @@ def test_refs_outlive_a_power_cut_where_git_does_not_sync_them(scratch: Path, ol
     with mounted(copy, scratch / "after", "rw") as disk:
         found = {ref: (disk / "repos" / f"{app_id}.git" / os.fsdecode(ref)).read_bytes().strip() for ref in (*tags, b"refs/heads/main")}
     assert set(found.values()) == {commit}, found
+
+
+def test_a_branch_takes_the_place_of_those_below_it_where_git_does_not_sync_them(scratch: Path, old_git: None) -> None:
+    repositories, app_id = Repositories(scratch / "repos"), "0f0f0f0f-app"
+    commit, above, below = a_commit(repositories, app_id), b"refs/heads/feature", b"refs/heads/feature/x"
+    for moves in ([Move(below, ZERO, commit)], [Move(below, commit, ZERO), Move(above, ZERO, commit)]):
+        with repositories.receiving(app_id) as quarantine:
+            assert all(repositories.store(app_id, quarantine, moves, atomic=False).values())
+    assert repositories.refs(app_id) == {above: commit}
 
 
 @contextmanager
