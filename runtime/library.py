@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from foundation.errors import NotFound
@@ -39,16 +38,15 @@ class Library:
         """Remove the stack's versions that nothing uses any more; returns them.
 
         None where Davits share the stacks (DAVIT_STACKS), for nobody knows what the others use, nor within an hour of a new
-        one, which a release may have been about to do without.
+        one, which a release may have been about to do without, nor while one is built.
 
         Args:
             in_use: the versions in use, when it is called.
         """
         root = self.settings.stacks
-        with suppress(OSError):
-            if root == self.settings.home / "stacks" and stacks.since_newest(root) > STEADY_SECONDS:
-                return stacks.collect(root, in_use())
-        return []
+        if root != self.settings.home / "stacks":
+            return []
+        return stacks.collect(root, in_use, STEADY_SECONDS)
 
     def build_image(self) -> Path:
         """The newest build stack."""

@@ -214,11 +214,12 @@ def _as_roots(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def collect(root: Path, keep_versions: set[str], name: str = NAME) -> list[str]:
-    """Remove old versions of a stack.
+def collect(root: Path, in_use: Callable[[], set[str]], steady_seconds: float = 0, name: str = NAME) -> list[str]:
+    """Remove old versions of a stack; none while somebody builds one, for whom nobody waits.
 
     Args:
-        keep_versions: the versions that a dyno or a release still uses; the current one is always kept.
+        in_use: the versions that a dyno or a release still uses, when it is called; the current one is always kept.
+        steady_seconds: for how long the current version has to have been it.
 
     Returns:
         The versions that were removed.
@@ -226,8 +227,15 @@ def collect(root: Path, keep_versions: set[str], name: str = NAME) -> list[str]:
     folder = root / name
     if not folder.is_dir():
         return []
-    with locked(folder, lambda: None):
-        kept = keep_versions | {_current_version(folder) or ""}
+    with (folder / ".lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return []
+        newest = _current_version(folder)
+        if newest is None or since_newest(root, name) < steady_seconds:
+            return []
+        kept = in_use() | {newest}
         old = [stack.version for stack in versions(root, name) if stack.version not in kept]
         for version in old:
             # Renamed first: a removal that is cut short leaves nothing that looks like a stack.

@@ -146,7 +146,7 @@ def test_without_a_stack_the_sentence_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(stacks.StackError, match="davit stack:build"):
         stacks.current(tmp_path)
     assert stacks.versions(tmp_path) == []
-    assert stacks.collect(tmp_path, set()) == []
+    assert stacks.collect(tmp_path, set) == []
 
 
 def test_the_newest_is_current_and_all_are_found(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_changed_byte_is_noticed_by_verify(tmp_path: Path) -> None:
 def test_collecting_keeps_the_current_version_and_those_in_use(tmp_path: Path) -> None:
     for number in range(1, 5):
         a_version(tmp_path, f"13.8-{number}")
-    assert stacks.collect(tmp_path, {"13.8-2"}) == ["13.8-1", "13.8-3"]
+    assert stacks.collect(tmp_path, lambda: {"13.8-2"}) == ["13.8-1", "13.8-3"]
     assert [found.version for found in stacks.versions(tmp_path)] == ["13.8-2", "13.8-4"]
     assert not list((tmp_path / "davit-13").glob(".removing*"))
 
@@ -197,6 +197,17 @@ def test_versions_that_nothing_uses_go_an_hour_after_a_newer_one(tmp_path: Path)
         os.utime(root / "davit-13" / "current", (0, 0), follow_symlinks=False)
         assert library.collect_stacks(lambda: {"13.8-1"}) == [] and old.run.exists()
         assert library.collect_stacks(set) == (["13.8-1"] if root == tmp_path / "stacks" else [])
+
+
+def test_nobody_waits_for_a_build_and_what_was_current_until_then_is_kept(tmp_path: Path) -> None:
+    root, library = tmp_path / "stacks", Library(from_environment({"DAVIT_HOME": str(tmp_path)}))
+    old, newer = a_version(root, "13.8-1"), a_version(root, "13.8-2")
+    os.utime(root / "davit-13" / "current", (0, 0), follow_symlinks=False)
+    with stacks.locked(root / "davit-13", lambda: None):
+        assert library.collect_stacks(set) == []
+        a_version(root, "13.8-3")
+    assert library.collect_stacks(set) == [], "it is looked at again in an hour"
+    assert old.run.exists() and newer.run.exists()
 
 
 def test_the_command_lists_and_verifies(tmp_path: Path) -> None:
