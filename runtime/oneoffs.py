@@ -39,6 +39,8 @@ HANGUP_SECONDS = 10
 """From SIGHUP (the client has gone) to SIGKILL."""
 GRACE_SECONDS = 30
 """From SIGTERM to SIGKILL."""
+RECORD_SECONDS = 5
+"""How long who stops a one-off waits until that is on record."""
 
 
 class OneOffs:
@@ -126,8 +128,8 @@ class OneOffs:
     async def start_inside(self, call: Call) -> dict[str, Any]:
         """``oneoff.inside {app_id, inside, command, env, terminal, by, files}``: a further command in a dyno that runs (its id).
 
-        ``by`` is the account of who runs it; ``files``: to read a file. Answered as ``oneoff.start``; the id in the answer is the
-        command's, for ``oneoff.wait`` and the others.
+        ``by`` is the account of who runs it, for the record; ``files``: to read a file. Answered as ``oneoff.start``; the id in
+        the answer is the command's, for ``oneoff.wait`` and the others.
         """
         params = call.params
         try:
@@ -212,13 +214,26 @@ class OneOffs:
         await self._find(call).resize_terminal(int(call.params["rows"]), int(call.params["columns"]))
 
     async def stop(self, call: Call) -> None:
-        """``oneoff.stop {dyno_id, by}``: SIGTERM, and SIGKILL after the grace period."""
-        dyno, row = self._find(call), self.rows.get(str(call.params["dyno_id"]))
-        if row is not None and (by := call.params.get("by")):
-            await asyncio.to_thread(records.stop, row, by)
+        """``oneoff.stop {dyno_id, by}``: SIGTERM, and SIGKILL after the grace period.
+
+        Also where it cannot go on record: it may be what fills the disk, or keeps the database busy.
+        """
+        dyno, row, by = self._find(call), self.rows.get(str(call.params["dyno_id"])), call.params.get("by")
+        if row is not None and by:
             applog.say(row.app_id, row.name, "Stopping all processes with SIGTERM")
         await dyno.signal(signal.SIGTERM, everyone=True)
         self._keep(self._kill_later(dyno, GRACE_SECONDS))
+        if row is not None and by:
+            await asyncio.wait({self._keep(self._note_stop(row, by))}, timeout=RECORD_SECONDS)
+
+    async def _note_stop(self, row: Dyno, by: str) -> None:
+        try:
+            await asyncio.to_thread(records.stop, row, by)
+        except DavitError as error:
+            log.warning(
+                "who stopped a one-off is not in the audit log: %s", error.message,
+                extra={"account": by, "dyno": row.name, "app": row.app_id},
+            )  # fmt: skip
 
     async def end_all(self, app_id: str) -> None:
         """End the app's one-off dynos; returns when they are gone."""

@@ -1956,6 +1956,25 @@ def test_who_runs_a_command_stops_one_or_enters_a_dyno_is_on_record(world: World
     play(world, story)
 
 
+def test_a_one_off_that_fills_the_disk_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    def full(dyno: Dyno, by: str) -> None:
+        raise DiskFull()
+
+    async def story() -> None:
+        await world.settled(world.deploy())
+        one_offs, call = _one_off(world)
+        started = await one_offs.start(call)
+        monkeypatch.setattr(records, "stop", full)
+        await one_offs.stop(Call({"dyno_id": started["dyno_id"], "by": world.owner.id}, [], [], []))
+        await world.until_alive("web.1")
+
+    play(world, story)
+    [told] = [record for record in caplog.records if "not in the audit log" in record.message]
+    assert told.account == world.owner.id and told.dyno.startswith("run.")  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("terminal", [True, False], ids=["attached", "detached"])
 def test_a_one_off_whose_client_hangs_up_while_it_starts_does_not_run_on(
     world: World, monkeypatch: pytest.MonkeyPatch, terminal: bool
