@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builder import output, queue
+from foundation import line
 from foundation.errors import Unauthorized
 from state import accounts, apps, audit, builds, db, scopes
 from state.models import Account, App, Build
 
-_NAMED = 50
+_NAMED = 10
 """Refs of one push that the audit log names; of more it has the number."""
+_NAME = 200
+"""Characters of a ref's name that it shows."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,10 @@ class Davit:
         with db.transaction() as session:
             app = session.get(App, target.app_id)
             account = session.get(Account, pusher.account_id)
-            known = [f"{name} at {at}" if at.strip("0") else f"{name} deleted" for name, at in list(refs.items())[:_NAMED]]
-            audit.record(session, account, "refs:update", app, refs=known, more=len(refs) - len(known))
+            told = [_told(name, at) for name, at in list(refs.items())[:_NAMED]]
+            if more := len(refs) - len(told):
+                told.append(f"and {more} more")
+            audit.record(session, account, "refs:update", app, refs=told)
 
     def start(self, app_id: str) -> None:
         queue.enqueue_next(app_id)
@@ -151,3 +156,9 @@ class Davit:
         with db.snapshot() as session:
             build = session.get(Build, build_id)
             return build.status if build else None
+
+
+def _told(name: str, at: str) -> str:
+    """Where a ref leads now, in a line for others: git takes names that are none, of 4 KB."""
+    shown = line.of(name)[:_NAME]
+    return f"{shown} at {at[:12]}" if at.strip("0") else f"{shown} deleted"
