@@ -98,7 +98,7 @@ def start(
 
     Args:
         account_id: who does it.
-        params: ``oneoff.start``'s.
+        params: ``oneoff.start``'s; with ``by`` as None nothing goes on record.
         size: (rows, columns) of its terminal; None for three pipes.
         may_go_on: see :class:`Attachment`.
         call: what the runtime is asked for: ``oneoff.start``, or ``oneoff.inside`` for a command in a dyno that runs.
@@ -106,7 +106,7 @@ def start(
     Raises:
         DavitError: it could not be started.
     """
-    give_back, params = streams.slots.take(account_id), {**params, "by": account_id}
+    give_back, params = streams.slots.take(account_id), {"by": account_id, **params}
     try:
         line = wire.Connection(settings().run / "runtime.sock", timeout=90)
         try:

@@ -35,8 +35,8 @@ _READ = (
 )
 _LOOK = "stat {follow} -c '%s %f %u %g %X %Y' -- {path}"
 
-Run = Callable[[str], Awaitable[Attachment]]
-"""Runs a command in the dyno, attached by three pipes."""
+Run = Callable[[str, bool], Awaitable[Attachment]]
+"""``run(line, reads)`` runs a command in the dyno, attached by three pipes; ``reads``: what is in a file, not only what it is."""
 
 
 class DynoFile:
@@ -55,7 +55,7 @@ class DynoFile:
             asyncssh.SFTPError: the file is not there, or is none that can be read.
         """
         self.close()
-        command = await _Command.begin(self._run, _READ.format(path=_quoted(self._path), place=place + 1))
+        command = await _Command.begin(self._run, _READ.format(path=_quoted(self._path), place=place + 1), reads=True)
         self._command, self._place = command, place
         self.attributes = await command.attributes()
 
@@ -93,9 +93,9 @@ class _Command:
         self._attachment, self._out, self._err, self._pipes = attachment, out, err, pipes
 
     @classmethod
-    async def begin(cls, run: Run, line: str) -> _Command:
+    async def begin(cls, run: Run, line: str, *, reads: bool = False) -> _Command:
         try:
-            attachment = await run(line)
+            attachment = await run(line, reads)
         except DavitError as error:
             raise asyncssh.SFTPFailure(error.message) from None
         loop, readers, pipes = asyncio.get_running_loop(), {}, []

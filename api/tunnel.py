@@ -440,13 +440,19 @@ class Tunnel(Crowd):
 
     def _files(self, chan: asyncssh.SSHServerChannel[bytes]) -> DynoFiles:
         what: dict[str, Any] = chan.get_extra_info("ticket")
+        on_record = False
 
-        def run(command: str) -> attach.Attachment:
+        def run(command: str, reads: bool) -> attach.Attachment:
+            nonlocal on_record
             params = {**_allowed(what)[0], "command": command, "env": {}, "files": True}
+            if on_record or not reads:  # a session's first file stands for all: a client may look at thousands
+                params["by"] = None
             may = streams.still(lambda session: _app(session, what))
-            return attach.start(what["account"], params, None, may, call="oneoff.inside")
+            attachment = attach.start(what["account"], params, None, may, call="oneoff.inside")
+            on_record = on_record or reads
+            return attachment
 
-        return DynoFiles(chan, lambda command: self.ask(what["account"], run, command))
+        return DynoFiles(chan, lambda command, reads: self.ask(what["account"], run, command, reads))
 
 
 def serve(address: Address) -> None:

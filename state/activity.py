@@ -21,6 +21,8 @@ Outcome = Literal["pending", "succeeded", "failed"]
 
 _QUIET = frozenset(("builds:create", "releases:create", "releases:rollback"))
 """Told by the build's or release's own item, which also knows how it ended."""
+_READS = "dynos:files"
+"""Told once where it comes in a row: a program that copies files does so hundreds of times."""
 _KINDS: Mapping[str, Kind] = {
     "config": "config", "ps": "scale", "access": "people", "domains": "domain", "certs": "domain", "builds": "build",
     "slugs": "build", "features": "config", "buildpacks": "config", "pipelines": "release",
@@ -62,18 +64,16 @@ def of(session: Session, app: App, most: int = 20) -> list[Item]:
 
 
 def _folded(items: Sequence[Item]) -> list[Item]:
-    """The items with the crashes of one dyno between which nothing else happened as one: one in a loop would fill the list."""
+    """The items with the crashes of one dyno between which nothing else happened as one (one in a loop would fill the list), and
+    so with the times somebody read its files."""
     folded: list[Item] = []
-    run: dict[str, int] = {}
+    run: dict[tuple[str, str], int] = {}
     for item in items:
-        if item.kind != "crash":
+        if item.dyno is None:  # only these two have one
             run = {}
-        elif item.dyno in run:
-            place = run[item.dyno]
+        elif (place := run.setdefault((item.dyno, item.who), len(folded))) < len(folded):
             folded[place] = replace(folded[place], times=folded[place].times + 1)
             continue
-        elif item.dyno:
-            run[item.dyno] = len(folded)
         folded.append(item)
     return folded
 
@@ -118,12 +118,13 @@ def crashed(row: Crash) -> str:
 
 
 def _events(session: Session, app: App, most: int) -> list[Item]:
-    query = select(AuditEvent).where(AuditEvent.app_id == app.id, AuditEvent.action.not_in((*_QUIET, "config:set")))
-    rows = session.scalars(query.order_by(AuditEvent.created_at.desc()).limit(most))
+    newest = select(AuditEvent).where(AuditEvent.app_id == app.id).order_by(AuditEvent.created_at.desc()).limit(most)
     items = []
-    for row in rows:
+    for row in session.scalars(newest.where(AuditEvent.action.not_in((*_QUIET, "config:set", _READS)))):
         about = row.action.partition(":")[0]
         items.append(Item(row.created_at, _KINDS.get(about, "other"), told(row), row.actor, about=about))
+    for row in session.scalars(newest.where(AuditEvent.action == _READS)):
+        items.append(Item(row.created_at, "other", told(row), row.actor, about="dynos", dyno=row.details.get("dyno")))
     return items
 
 
@@ -151,7 +152,7 @@ SENTENCES: Mapping[str, str] = {
     "ps:migrate": "Moved {dyno}",
     "dynos:create": "Ran a command in {dyno}",
     "dynos:inside": "Ran a command inside {dyno}",
-    "dynos:files": "Read a file of {dyno}",
+    "dynos:files": "Read files of {dyno}",
     "refs:update": "Pushed without a deploy: {refs}",
     "ps:sleep": "Set sleep to {sleep}",
     "access:add": "Added {email} as a collaborator",

@@ -9,7 +9,7 @@ import pytest
 from api import ranges
 from api.routing import Operation
 from api.web import operations
-from state import crashes, db
+from state import commands, crashes, db
 from state.models import App, Dyno
 from tests.api.conftest import Api, give_code
 
@@ -49,6 +49,20 @@ def test_the_activity_tells_what_people_did_and_what_became_of_it(either_api: Ap
     told = {row["description"]: row for row in api.get("/apps/timely/activity").json}
     assert told["v2: Deploy 1234567"]["release"] == {"version": 2} and told["v2: Deploy 1234567"]["status"] == "succeeded"
     assert len(api.get("/apps/timely/activity", headers={"Range": "created_at ..; max=1"}).json) == 1
+
+
+def test_files_that_somebody_reads_of_a_dyno_are_one_line_and_push_nothing_out(either_api: Api) -> None:
+    api = either_api
+    api.patch("/apps/timely", {"maintenance": True}, as_="operator")
+    before = [row["description"] for row in api.get("/apps/timely/activity").json]
+    owner = api.get("/account").json["id"]
+    dyno = Dyno(app_id=api.app_id, name="web.1")
+    with db.transaction() as session:
+        for _ in range(300):
+            commands.entered(session, owner, dyno, "", files=True)
+    first, *rest = api.get("/apps/timely/activity").json
+    assert first["description"] == "Read files of web.1" and first["times"] == 200 and first["dyno"] == {"name": "web.1"}
+    assert [row["description"] for row in rest] == before
 
 
 # Every list is cut by Range

@@ -40,6 +40,7 @@ class Processes:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.terminals: dict[str, int] = {}
         self.used: dict[str, Any] = {}
+        self.recorded: list[str] = []
 
     def handlers(self) -> dict[str, Any]:
         return {
@@ -83,7 +84,9 @@ class Processes:
         return {"dyno_id": id, "name": name, "size": params["size"] or "basic", "release_id": None, "release_version": 1}
 
     def start_inside(self, call: wire.Call) -> dict[str, Any]:
-        """A further process; which dyno it is in only shows in its environment."""
+        """A further process; which dyno it is in only shows in its environment. ``recorded`` has those that go on record."""
+        if call.params["by"]:
+            self.recorded.append(call.params["inside"])
         call.params["env"] = {**call.params["env"], "INSIDE": call.params["inside"]}
         return self.start(call)
 

@@ -195,6 +195,7 @@ def test_a_dynos_files_are_copied_and_nothing_can_be_written(davit: Davit, app: 
                 assert_says("exec-files", refused.value.reason)
 
     _connect(davit, _way(davit, app, running["name"], key), key, copy)
+    assert davit.processes.recorded.count(running["id"]) == 1, "the files that somebody reads of a dyno are one thing on record"
     assert here.read_bytes() == there.read_bytes() == content
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([there.name, "copy"])
 
