@@ -5,7 +5,7 @@ printed. It is taken while Davit runs: the database first, as it is at one momen
 but do not change. What can be made anew (stacks, build caches, unikernels' roots) is not in it; nor is what lives for a day.
 
     database.sqlite | database.dump    SQLite's file, or pg_dump's custom format
-    keys/… owner-token identity        as in DAVIT_HOME
+    keys/… owner-token identity        as in DAVIT_HOME; what is restored gets an identity of its own
     slugs/… builds/ID/… releases/ID/… metrics/…
     repositories/APP_ID/bundle         git-bundle(1), and beside it what a bundle does not hold: HEAD, shallow
     whole                              the last entry: who finds it has read all of it
@@ -25,7 +25,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
 
 from builder.repositories import Repositories
@@ -36,6 +36,7 @@ from foundation.programs import run
 from foundation.settings import Settings
 from slugs.store import Store
 from state.db import engine
+from state.models import new_id
 
 Say = Callable[[str], None]
 
@@ -167,6 +168,7 @@ def restore(settings: Settings, source: Path, say: Say) -> None:
         _unbundle(draft, say)
         if (draft / POSTGRESQL).exists():
             _fill_postgresql(settings, draft / POSTGRESQL)
+        _renew_identity(draft)
         _into_place(settings, draft)
         _give_to_owner(home)
     except OSError as error:
@@ -246,6 +248,31 @@ def _fill_postgresql(settings: Settings, dump: Path) -> None:
     run([_program("pg_restore"), *words, dump], env=env, timeout=DUMP_SECONDS)
 
 
+def _renew_identity(draft: Path) -> None:
+    """What is restored is a Davit of its own: neither it nor what was backed up starts with the other's database."""
+    fresh = new_id()
+    if (draft / SQLITE).exists():
+        renewed = _name_in_sqlite(draft / SQLITE, fresh)
+    else:
+        with engine().execution_options(write=True).begin() as connection:
+            renewed = inspect(connection).has_table("homes")
+            if renewed:
+                renewed = connection.execute(text("UPDATE homes SET id = :id"), {"id": fresh}).rowcount > 0
+    if renewed:  # else it is a database of before there were identities, and its first start makes one
+        disk.write(draft / "identity", fresh.encode() + b"\n")
+    else:
+        (draft / "identity").unlink(missing_ok=True)
+
+
+def _name_in_sqlite(path: Path, identity: str) -> bool:
+    try:
+        with closing(sqlite3.connect(path)) as database, database:
+            there = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'homes'").fetchone()[0]
+            return bool(there) and database.execute("UPDATE homes SET id = ?", (identity,)).rowcount > 0
+    except sqlite3.Error as error:
+        raise BackupFailed(f"The backup's database cannot be read: {error}.") from error
+
+
 def _into_place(settings: Settings, draft: Path) -> None:
     """The database's file comes last: what it names is there before it."""
     for name in (*TREES, *FILES, "repos"):
@@ -285,9 +312,9 @@ def _program(name: str) -> str:
     return name
 
 
-def _libpq(text: str) -> tuple[str, dict[str, str]]:
+def _libpq(address: str) -> tuple[str, dict[str, str]]:
     """The database's address without its password, which is in no command line, and the environment that has it."""
-    url = make_url(text.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql")
+    url = make_url(address.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql")
     secret = url.password or url.query.get("password")
     env = {**os.environ, **({"PGPASSWORD": str(secret)} if secret else {})}
     bare = url.difference_update_query(["password"])

@@ -120,10 +120,12 @@ def facts() -> dict[str, object]:
         }  # fmt: skip
 
 
-def test_all_of_it_comes_back(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
+def test_all_of_it_comes_back(
+    elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     a_day(davit_home, tmp_path)
     home_made.prepare(settings())
-    before, identity = facts(), (davit_home / "identity").read_text()
+    before, url = facts(), settings().database_url
     assert before["config"] == SECRET and len(before["refs"]) == 3  # type: ignore[arg-type]
     file = tmp_path / "davit.tar"
     backup.backup(settings(), file, silent)
@@ -136,8 +138,21 @@ def test_all_of_it_comes_back(elsewhere: Callable[[], Path], davit_home: Path, t
     backup.restore(settings(), file, silent)
     assert facts() == before
     assert not (home / backup.DRAFT).exists()
+    monkeypatch.setenv("DATABASE_URL", url)
+    forget_caches()
+    with pytest.raises(DavitError, match="but another Davit's; nothing was changed"):  # a copy, with the original's database
+        home_made.prepare(settings())
+
+
+def test_what_was_restored_starts_as_a_davit_of_its_own(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
+    a_day(davit_home, tmp_path)
+    home_made.prepare(settings())
+    before, identity = facts(), (davit_home / "identity").read_text()
+    backup.backup(settings(), tmp_path / "davit.tar", silent)
+    home = elsewhere()
+    backup.restore(settings(), tmp_path / "davit.tar", silent)
     home_made.prepare(settings())  # as `davit up` does
-    assert facts()["token"] == before["token"] and (home / "identity").read_text() == identity
+    assert facts() == before and (home / "identity").read_text() != identity
 
 
 def test_a_backup_of_before_there_were_identities_gets_one(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
