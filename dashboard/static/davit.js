@@ -106,7 +106,11 @@
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (document.hidden && event.detail.elt.getAttribute("hx-trigger")?.startsWith("every")) event.preventDefault();
   });
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) window.htmx?.trigger(body, "shown"); });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) return;
+    window.htmx?.trigger(body, "shown");
+    if (unlisted) list();
+  });
 
   // The one stream of this page. Its cursor is what the newest event carried; hidden pages let go of theirs.
   const streamed = document.querySelector("[data-follow]");
@@ -138,10 +142,11 @@
     hear("log", (html) => document.dispatchEvent(new CustomEvent("log", { detail: html })));
   }
   // Lists are long: one loads itself every few seconds at the most, and the lists of all readers not in the same moment.
-  let listing = 0, listed = 0;
+  let listing = 0, listed = 0, unlisted = false;
   function list() {
     listing = 0;
-    if (document.hidden) return;  // who looks again has it loaded by that
+    unlisted = document.hidden;  // the stream does not tell it again: it is loaded when somebody looks
+    if (unlisted) return;
     listed = Date.now();
     window.htmx?.trigger(body, "live:apps");
   }

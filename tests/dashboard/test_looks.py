@@ -253,6 +253,31 @@ def test_news_that_come_while_a_question_is_open_wait_for_the_answer(davit: Davi
     expect(page.locator("#stages[data-late]")).to_have_count(0)
 
 
+AWAY = """() => {
+    window.asked = 0;
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => { window.asked++; return true; } });
+}"""
+BACK = """() => {
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => false });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_a_pipeline_that_changed_while_nobody_looked_is_loaded_when_somebody_does(davit: Davit, chromium: Browser) -> None:
+    page = _ann(chromium, davit)
+    page.goto("/dashboard/pipelines/project")
+    expect(page.locator("body")).to_have_attribute("data-connected", "yes")
+    page.evaluate(AWAY)
+    with db.transaction() as session:
+        app = session.scalar(select(App).where(App.name == "staged"))
+        assert app
+        apps.set_maintenance(session, app.owner, app, True)
+    wait_until(lambda: page.evaluate("window.asked > 0"), "the news, which the page sees in the background")
+    expect(page.locator("#stages")).not_to_contain_text("Maintenance")
+    page.evaluate(BACK)
+    expect(page.locator("#stages")).to_contain_text("Maintenance")
+
+
 def test_news_take_nothing_out_of_the_hands_and_follow_an_app_that_is_renamed(davit: Davit, chromium: Browser) -> None:
     page = _ann(chromium, davit)
     page.goto("/dashboard/apps/storefront/resources")
