@@ -46,6 +46,8 @@ def _digest(facts: object) -> str:
 def apps(session: Session, ids: Iterable[str]) -> dict[str, str]:
     """Each app's fingerprint; an app that is gone has one, too."""
     wanted = sorted(set(ids))
+    if not wanted:
+        return {}
     facts: dict[str, list[object]] = {id: [] for id in wanted}
     for table in _OF_APP:
         query = select(table.app_id, func.count(), db.sum_of(table.updated_at)).where(table.app_id.in_(wanted))
@@ -66,7 +68,7 @@ def every(session: Session, account_ids: Iterable[str]) -> dict[str, str]:
 
 class Lists:
     """Lists' fingerprints for whoever looks again and again: two statements as long as nothing that any list shows has changed,
-    and one more, for all accounts together, when something has."""
+    and three more, for all accounts together, when something has."""
 
     def __init__(self) -> None:
         self._of_all = ""
@@ -88,7 +90,7 @@ class Lists:
 def _of_all(session: Session) -> str:
     """Of all that any list shows."""
     parts: list[Any] = [select(func.count(), db.sum_of(table.updated_at)).select_from(table) for table, _ in _IN_LISTS]
-    parts += [select(func.count(), _NEVER).where(table.status == "pending") for table in _UNDER_WAY]
+    parts += [select(func.count(), db.sum_of(table.created_at)).where(table.status == "pending") for table in _UNDER_WAY]
     parts += [select(func.count(), db.sum_of(Pipeline.updated_at)), select(_NONE, db.sum_of(App.released_at))]
     whole = union_all(*(part.add_columns(literal(number)) for number, part in enumerate(parts)))  # a union has no order
     return _digest(sorted((number, count, str(moments)) for count, moments, number in session.execute(whole)))

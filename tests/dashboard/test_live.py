@@ -305,6 +305,27 @@ def test_what_is_committed_after_something_of_a_later_moment_is_told(request: py
     assert fingerprints() == seen[-1]
 
 
+@pytest.mark.parametrize("where", ["desk", "desk_on_postgresql"])
+def test_lists_tell_of_a_build_that_ends_while_another_begins(request: pytest.FixtureRequest, where: str) -> None:
+    id = request.getfixturevalue(where).app_id
+    with db.transaction() as session:
+        app = session.get(App, id)
+        assert app
+        whose = (app.owner_id, session.scalars(select(Account.id).where(Account.is_admin)).one())
+        second = apps.create(session, app.owner, "second").id
+        session.add(Build(app_id=id, account_id=app.owner_id, commit="a" * 40, stack="davit-13", phase="building"))
+    lists = watching.Lists()
+    with db.snapshot() as session:
+        before = lists.look(session, whose)
+    with db.transaction() as session:
+        ended = session.scalars(select(Build)).one()
+        ended.status = "failed"
+        session.add(Build(app_id=second, account_id=ended.account_id, commit="b" * 40, stack="davit-13", phase="building"))
+    with db.snapshot() as session:
+        after = lists.look(session, whose)
+    assert not any(after[account] == before[account] for account in whose)
+
+
 def test_what_lists_cost_does_not_grow_with_the_accounts_that_look(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(template_database, davit_home / "davit.db")
     use_home(davit_home, monkeypatch)
