@@ -10,7 +10,6 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,8 +31,8 @@ SWEEP_SECONDS = 3600.0
 TIMEOUT = 10.0
 """Seconds that the other side may take."""
 AT_ONCE, EACH = 16, 2
-"""Messages under way at once: in all, and of one app. There is one to each webhook, so that a slow receiver holds up its own; and
-however many webhooks an app has at receivers that are dead, others' messages go out.
+"""Messages under way at once: in all, and of one app when half of the places are taken. There is one to each webhook, so that
+a slow receiver holds up its own; and however many webhooks an app has at receivers that are dead, others' messages go out.
 """
 
 
@@ -81,8 +80,11 @@ class Deliverer:
     def _busy(self) -> tuple[list[str], list[str]]:
         """Webhooks, and apps, that get no further message now."""
         with self._lock:
-            apps = Counter(self._under_way.values())
-            return list(self._under_way), [app for app, count in apps.items() if count >= EACH]
+            return list(self._under_way), [app for app in set(self._under_way.values()) if self._has_its_share(app)]
+
+    def _has_its_share(self, app: str) -> bool:
+        of_app = sum(one == app for one in self._under_way.values())
+        return of_app >= EACH and len(self._under_way) >= AT_ONCE // 2
 
     def _give(self, hooks: list[str], apps: list[str]) -> bool:
         """Whether some of what is due was given to the senders: there may be more behind it, of other apps."""
@@ -97,8 +99,8 @@ class Deliverer:
 
     def _take(self, row: WebhookDelivery) -> bool:
         with self._lock:
-            of_app = sum(app == row.app_id for app in self._under_way.values())
-            if len(self._under_way) >= AT_ONCE or row.webhook_id in self._under_way or of_app >= EACH:
+            full = len(self._under_way) >= AT_ONCE
+            if full or row.webhook_id in self._under_way or self._has_its_share(row.app_id):
                 return False
             self._under_way[row.webhook_id] = row.app_id
             return True
