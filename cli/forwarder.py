@@ -48,7 +48,7 @@ class Running:
     """A forwarder that answers.
 
     Attributes:
-        edition: the program that it runs; an upgrade has another.
+        edition: the program that it runs, and the certificates that it believes: see :func:`_edition`.
     """
 
     port: int
@@ -64,19 +64,28 @@ def _notes(url: str) -> Path:
     return _directory() / (re.sub(r"[^A-Za-z0-9.]+", "-", url) + ".json")
 
 
-def ensure(url: str) -> tuple[str, str]:
+def known(url: str) -> bool:
+    """Whether there was ever a forwarder to ``url``."""
+    return _noted(_notes(url)) is not None
+
+
+def ensure(url: str, *, renew: bool = True) -> tuple[str, str]:
     """The forwarder for the Davit at ``url``, started when none runs: its base URL, and the authority to trust (PEM).
 
     It is at the same port as ever: checkouts' remotes have it. Where somebody else has that port by now, the user is told.
+
+    Args:
+        renew: whether one that runs is followed by another where this one's program, or the certificates that are believed here,
+            are others than its own. Where the Davit does not answer here, another might do worse.
 
     Raises:
         DavitError: it could not be started.
     """
     authority = Authority(_directory() / "ca.pem").pem.decode()
     with _alone(url):
-        before = _noted(url)
+        before = _noted(_notes(url))
         there = _running(url, authority)
-        if there is not None and there.edition != _edition():
+        if there is not None and renew and there.edition != _edition():
             _end(there)
             there = None
         if there is None:
@@ -100,7 +109,7 @@ def _start(url: str, authority: str) -> Running:
     with (_directory() / "log").open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "cli.forwarder", url], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
+            start_new_session=True, cwd=Path(__file__).resolve().parent.parent, env={**os.environ, **_trusted()},
         )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
     while (there := _running(url, authority)) is None:
@@ -111,9 +120,9 @@ def _start(url: str, authority: str) -> Running:
 
 
 def _end(there: Running) -> None:
-    """Have a forwarder of before an upgrade leave its port."""
+    """Have a forwarder leave its port to the next one. What is under way through it ends."""
     deadline = time.monotonic() + START_SECONDS
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # another user's stays: its port is told as taken
         os.kill(there.pid, signal.SIGTERM)
         while _listens(there.port) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -124,17 +133,17 @@ def _listens(port: int) -> bool:
         return line.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _noted(url: str) -> int | None:
-    """The port of the forwarder to ``url``: the present one's, or the last one's."""
+def _noted(notes: Path) -> int | None:
+    """The port of the forwarder whose notes they are: the present one's, or the last one's."""
     try:
-        return int(json.loads(_notes(url).read_text())["port"])
+        return int(json.loads(notes.read_text())["port"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _running(url: str, authority: str) -> Running | None:
     """What answers at the noted port, if it is a forwarder of this user's to ``url``: TLS tells it from whoever else is there."""
-    port = _noted(url)
+    port = _noted(_notes(url))
     if port is None:
         return None
     try:
@@ -154,17 +163,34 @@ def _running(url: str, authority: str) -> Running | None:
 
 
 def _edition() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    """Of the program, and of the certificates that OpenSSL reads at the start; it looks into SSL_CERT_DIR each time anew."""
+    edition = hashlib.sha256(Path(__file__).read_bytes())
+    edition.update(repr(sorted(_trusted().items())).encode())
+    with contextlib.suppress(OSError):
+        edition.update(Path(ssl.get_default_verify_paths().cafile or os.devnull).read_bytes())
+    return edition.hexdigest()[:16]
+
+
+def _trusted() -> dict[str, str]:
+    """Where the environment has the certificates that are believed, for a process that works in another directory."""
+    trusted = {}
+    if file := os.environ.get("SSL_CERT_FILE"):
+        trusted["SSL_CERT_FILE"] = str(Path(file).absolute())
+    if directories := os.environ.get("SSL_CERT_DIR"):
+        trusted["SSL_CERT_DIR"] = os.pathsep.join(str(Path(one).absolute()) for one in directories.split(os.pathsep) if one)
+    return trusted
 
 
 def _listen(url: str) -> socket.socket:
-    """At the port of before; else at one that is the same for this Davit on every machine of its user's, unless it is taken.
+    """At the port of before; else at one that is the same for this Davit on every machine of its user's, unless it is taken, or
+    another Davit's forwarder had it.
 
-    Both are below those that systems give to clients by themselves (32768 and up on Linux, 49152 on others).
+    It is below those that systems give to clients by themselves (32768 and up on Linux, 49152 on others).
     """
     first = zlib.crc32(url.encode()) % PORTS
     candidates = [LOWEST_PORT + (first + step) % PORTS for step in range(100)]
-    for port in (_noted(url), *candidates, 0):
+    others = {_noted(notes) for notes in _directory().glob("*.json") if notes != _notes(url)}
+    for port in (_noted(_notes(url)), *(port for port in candidates if port not in others), 0):
         if port is not None:
             with contextlib.suppress(OSError):
                 return socket.create_server(("127.0.0.1", port))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cli import forwarder, heroku
+from cli.apps import heroku_env
 from cli.client import Client
 from tests.cli.living import ROOT, Davit, owner_app
 from tests.conftest import wait_until
@@ -124,7 +125,7 @@ def test_shells_that_begin_at_once_share_a_forwarder(davit: Davit, elsewhere: di
 def _command_lines() -> Iterator[list[str]]:
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            yield process.read_text().rstrip("\0").split("\0")
+            yield process.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
 
 
 def test_a_forwarder_of_before_an_upgrade_is_followed_by_the_new_one(
@@ -139,6 +140,42 @@ def test_a_forwarder_of_before_an_upgrade_is_followed_by_the_new_one(
     assert forwarder.ensure(elsewhere["DAVIT_URL"])[0] == forwarded["HEROKU_HOST"]
     after = json.loads(note.read_text())
     assert (after["port"], after["pid"] != before["pid"]) == (before["port"], True)
+
+
+def test_a_forwarder_believes_what_is_trusted_where_it_was_asked_for_last(
+    davit: Davit, elsewhere: dict[str, str], forwarded: dict[str, str], tmp_path: Path
+) -> None:
+    (note,) = tmp_path.rglob("forwarder/*.json")
+    (another,) = tmp_path.rglob("forwarder/ca.pem")
+    authority = Path(elsewhere["SSL_CERT_FILE"]).read_text()
+    client = Client(forwarded["HEROKU_HOST"].replace("https:", "http:"), forwarded["HEROKU_API_KEY"])
+    pids = [json.loads(note.read_text())["pid"]]
+    for trusted in (authority, authority + "\n"):
+        (tmp_path / "ca.pem").write_text(trusted)
+        assert _exports(davit("heroku:env", **{**elsewhere, "SSL_CERT_FILE": "ca.pem"}).stdout) == forwarded
+        assert client.get("/account"), "a relative path is the shell's"
+        pids.append(json.loads(note.read_text())["pid"])
+    assert len({*pids}) == 3
+    (tmp_path / "ca.pem").write_text(another.read_text())
+    done = davit("heroku:env", **{**elsewhere, "SSL_CERT_FILE": "ca.pem"})
+    assert _exports(done.stdout) == forwarded and "cannot be reached" in done.stderr
+    assert json.loads(note.read_text())["pid"] == pids[-1] and client.get("/account"), "who does not reach it takes it from nobody"
+
+
+def test_a_davit_that_answered_once_and_does_not_now_holds_up_no_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(heroku_env, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"https://127.0.0.1:{silent.getsockname()[1]}", "a token")
+        try:
+            before = forwarder.ensure(client.url)
+            assert heroku_env._forwarded(client) == before
+        finally:
+            _end_forwarder(tmp_path)
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 def test_a_davit_elsewhere_is_reached_through_a_forwarder(davit: Davit, forwarded: dict[str, str]) -> None:

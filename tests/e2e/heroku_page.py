@@ -28,7 +28,8 @@ For a Davit on another machine log in to it first (where its certificate is of i
 
 The `heroku` command takes no other machine as its host, so `heroku:env` starts a forwarder on yours, unless it runs. It is at
 `https://localhost:PORT`, the same port each time: `heroku create` and `heroku git:remote` write it into your checkouts. It ends at a
-reboot, and when a week long nobody has used it; `heroku:env` starts it again, also for shells that are open. Its log is
+reboot, and when a week long nobody has used it; `heroku:env` starts it again, also for shells that are open, and anew where the
+certificates that you trust have changed. A Davit that cannot be reached just then holds up a new shell for some seconds. Its log is
 `~/.config/davit/forwarder/log`. It keeps no token. Where the port is somebody else's one day, `heroku:env` says so; then
 `heroku git:remote -a APP` in your checkouts.
 
