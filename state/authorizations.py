@@ -64,7 +64,7 @@ def regenerate(session: Session, account: Account, identity: str) -> tuple[str, 
     is_owners = token is accounts.owner_token(session)
     text = accounts.renew_token(session, token)
     audit.record(session, account, "authorizations:rotate", description=token.description)
-    if is_owners:  # last, and before the commit: a disk that is full changes neither
+    if is_owners:  # before the commit: a disk that is full changes neither; where the commit fails, the next start mends it
         accounts.write_owner_token(text)
     return text, token
 

@@ -243,8 +243,9 @@ def snapshot() -> Iterator[Session]:
     Raises:
         Unavailable: the database does not answer.
     """
-    reading = engine().execution_options(isolation_level="REPEATABLE READ") if _is_postgresql() else engine()  # else each of its
-    with _in_sentences(), Session(reading, expire_on_commit=False) as session:  # statements had a state of its own
+    # in READ COMMITTED, PostgreSQL's default, each statement would have a state of its own
+    reading = engine().execution_options(isolation_level="REPEATABLE READ") if _is_postgresql() else engine()
+    with _in_sentences(), Session(reading, expire_on_commit=False) as session:
         yield session
 
 

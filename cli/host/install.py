@@ -231,8 +231,10 @@ def as_root(user: str, directory: Path) -> str | None:
     """What is said where all processes run as root for want of another owner of DAVIT_HOME; None where they do not."""
     if user != "root":
         return None
-    steps = f"systemctl stop davit.target && davit install --user {USER} && chown -R {USER}: {directory} && davit install --start"
-    return f"All of Davit's processes run as root, because {directory} is root's; as {USER} by: {steps}"
+    given = f"chown -R {USER}: {shlex.quote(str(directory))}"
+    steps = f"systemctl stop davit.target && davit install --user {USER} && {given} && davit install --start"
+    why = f", because {directory} is root's" if owner(directory) == "root" else ""
+    return f"All of Davit's processes run as root{why}. To have them run as {USER}: {steps}"
 
 
 def _make_user(user: str, directory: Path, say: Say) -> None:

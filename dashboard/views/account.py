@@ -27,7 +27,8 @@ def _page(visit: Visit, **more: object) -> Response:
     assert visit.signed is not None
     return visit.page(
         "account.html", sessions=web_sessions.all_of(visit.session, visit.account), present=visit.signed.row.id,
-        tokens=authorizations.all_of(visit.session, visit.account), keys=accounts.keys(visit.session, visit.account), **more,
+        tokens=authorizations.all_of(visit.session, visit.account), kept=accounts.owner_token(visit.session),
+        keys=accounts.keys(visit.session, visit.account), **more,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def _drawn(found: Figures, marks: list[tuple[datetime, str]]) -> list[tuple[str,
             top = charts.nice_size if write is shown.size else charts.nice
             picture = charts.chart(title, _pairs(series), found.start, found.step, write, marks=marks, limit=limit, top=top)
             legend = [(f"s{place}", _told(line, write)) for place, line in enumerate(series)]
-            drawn.append((title, picture, [*legend, *([("quota", f"quota of all {write(limit)}")] if limit else [])]))
+            drawn.append((title, picture, [*legend, *([("quota", f"all dynos' quota {write(limit)}")] if limit else [])]))
     return drawn
 
 

@@ -104,6 +104,10 @@ def _of_an_account(desk: Desk) -> None:
     [id] = _all(select(Token.id).where(Token.description == "my laptop"))
     text = re.search(r"davit-[\w-]{20,}", page)
     assert text and accounts_of(text[0]) == "owner@example.com"
+    with db.transaction() as session:
+        accounts.write_owner_token(accounts.issue_token(session, session.scalars(select(Account).where(own)).one(), "this machine")[0])
+    page = owner.get("/account").text
+    assert "Revoke my laptop" in page and "this machine" in page and "Revoke this machine" not in page
     _send(owner, f"/account/tokens/{id}/remove")
     assert not _all(select(Token.id).where(Token.id == id))
     _send(owner, "/account/keys", {"key": KEY})

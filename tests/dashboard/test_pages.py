@@ -642,7 +642,7 @@ def test_the_overview_has_the_last_hour_in_short_and_the_list_the_share_of_error
         assert words in page, words
     assert "Memory of all web dynos" in viewer.get("/apps/timely/figures").text
     whole = viewer.get("/apps/timely/metrics").text
-    for words in (">Memory of all dynos together<", ">CPU cores of all dynos together<", "quota of all 2.0 GiB"):
+    for words in (">Memory of all dynos together<", ">CPU cores of all dynos together<", "all dynos&#39; quota 2.0 GiB"):
         assert words in whole, words
     assert desk.person("stranger").get("/apps/timely/figures").status_code == 404
     assert re.search(r'class="errors">\d+\.\d% errors', viewer.get("/").text)
