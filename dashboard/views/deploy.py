@@ -13,7 +13,7 @@ from dashboard import ansi, frame
 from dashboard.routing import Pages, Visit
 from dashboard.views.apps import addresses
 from foundation import line, outbound
-from foundation.errors import InvalidParams
+from foundation.errors import InvalidParams, NotFound
 from foundation.settings import settings
 from state import apps, builds, compare, listings, releases
 from state.db import after_commit, transaction
@@ -204,8 +204,12 @@ def all_releases(visit: Visit) -> Response:
 def release(visit: Visit, release: str) -> Response:
     """One release, compared with the one before it or with any other (``?from=v3``)."""
     row = releases.find(visit.session, visit.app, release)
-    chosen = request.args.get("from", "")
-    other = releases.find(visit.session, visit.app, chosen) if chosen else _before(visit, row)
+    other = _before(visit, row)
+    if chosen := request.args.get("from"):
+        try:
+            other = releases.find(visit.session, visit.app, chosen)
+        except NotFound:
+            visit.problem = InvalidParams(f"There is no release “{chosen[:20]}” to compare this one with.")
     offered = listings.releases(visit.session, visit.app, Window("version", maximum=OFFERED, descending=True))
     current = releases.current(visit.session, visit.app.id)
     goes_back = current is not None and current.id != row.id and releases.eligible(visit.session, row)

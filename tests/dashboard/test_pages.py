@@ -1263,3 +1263,5 @@ def test_a_release_is_compared_with_any_other_however_many_there_are(desk: Desk,
     page = person.get(f"{path}?from={first}").text
     assert re.search(rf'<input id="from" name="from" value="v{first}"', page) and "<option" not in page
     assert "+ process type web: serve 2" in page and "serve 1" not in page
+    mistyped = person.get(f"{path}?from=v999")
+    assert mistyped.status_code == 422 and "There is no release “v999”" in mistyped.text and '<input id="from"' in mistyped.text
