@@ -242,7 +242,7 @@ def _files(host: Host) -> list[dict[str, Any]]:
     }
     files = [{"path": path, "content": text} for path, text in texts.items()]
     files.append({"path": ENVIRONMENT, "content": environment(host), "permissions": "0600"})
-    files.append({"path": SETUP, "content": setup(host), "permissions": "0755"})
+    files.append({"path": SETUP, "content": setup(host), "permissions": "0700"})  # an address in it may hold a token
     return files
 
 

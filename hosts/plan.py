@@ -138,6 +138,11 @@ class Host:
                     f"{name} may hold a password, and user-data can be read by every program on the host and by whoever manages "
                     "the cloud; write it to /etc/davit/davit.env on the host, or allow it by --with-secrets."
                 )
+            if _holds_secret(value) and not self.secrets:
+                raise InvalidParams(
+                    f"The value of {name} holds a password or token, and user-data can be read by every program on the host and "
+                    "by whoever manages the cloud; write it to /etc/davit/davit.env on the host, or allow it by --with-secrets."
+                )
         try:
             from_environment(self.environment)
         except SettingError as error:

@@ -138,6 +138,7 @@ def test_no_secret_is_in_it_unless_asked_for() -> None:
     {"git": None, "release": Download("https://ann:s3cret@example.com/davit.tar", SUM)},
     {"stack": Download("https://ann:s3cret@example.com/stack.tar", SUM)},
     {"mirror": "http://ann:s3cret@mirror.example.com/debian"},
+    {"settings": {"DAVIT_MIRROR": "http://ann:s3cret@mirror.example.com/debian"}},
 ], ids=str)  # fmt: skip
 def test_no_address_with_a_password_is_in_it_unless_asked_for(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidParams, match="holds a password or token") as refused:
@@ -146,6 +147,11 @@ def test_no_address_with_a_password_is_in_it_unless_asked_for(change: dict[str, 
     assert "s3cret" not in refused.value.message
     allowed = cloudconfig.user_data(replace(HOST, **change, secrets=True))
     assert "s3cret" in allowed
+
+
+def test_what_may_hold_a_secret_is_roots_alone_on_the_host() -> None:
+    modes = {file["path"]: file.get("permissions", "0644") for file in document(HOST)["write_files"]}
+    assert (modes[cloudconfig.SETUP], modes[cloudconfig.ENVIRONMENT]) == ("0700", "0600")
 
 
 def test_a_name_that_is_no_secret_is_none() -> None:
