@@ -18,7 +18,6 @@ import re
 import shutil
 import socket
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -32,7 +31,7 @@ from runtime import cgroups
 from runtime.children import start_time
 from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
-from runtime.microvm import machine, protocol
+from runtime.microvm import machine, protocol, pump
 from runtime.microvm.agent import Agent
 from runtime.microvm.dyno import ANSWER_SECONDS, SILENCE, MicroVm
 from runtime.microvm.machine import Machine
@@ -52,6 +51,8 @@ RESERVE_MEMORY = 256 << 20
 """Bytes that a host must have left beside the second copy of a machine that moves."""
 RESERVE_DISK = 1 << 30
 """Bytes that must stay free for Davit itself, its database and builds, where a machine is written down."""
+BESIDE_MEMORY = 256 << 20
+"""Bytes that may come beside a machine's memory: its devices, its firmware, and a few for each page."""
 _META, _MEMORY, _SCRATCH = "machine.json", "memory", "scratch"
 
 
@@ -409,8 +410,8 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     try:
         to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
-        size, digest = await _write_memory(driver, dyno.monitor, to / _MEMORY)
-        await driver.host.in_thread(_write_rest, dyno, to, size, digest)
+        size, digest = await _write_memory(dyno.monitor, to / _MEMORY, _most(dyno.record))
+        await pump.apart(_write_rest, dyno, to, size, digest)
     except (DavitError, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
         with suppress(DavitError):
@@ -422,45 +423,53 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     await dyno.wait()
 
 
-async def _write_memory(driver: MicroVmDriver, monitor: Monitor, path: Path) -> tuple[int, int]:
+def _most(record: Record) -> int:
+    """Bytes that may come of a machine."""
+    memory: int = record.facts["memory"] + record.facts["plugged_memory"]
+    return memory + memory // 64 + BESIDE_MEMORY
+
+
+async def _write_memory(monitor: Monitor, path: Path, most: int) -> tuple[int, int]:
     """Write the machine's memory into the new file ``path``; gives its size and digest.
 
     It comes through a socket: into a plain file QEMU writes no more by a descriptor (deprecated in 9.1, refused later), and by a
-    name it may open none.
+    name it may open none. Whatever QEMU says of its end, and does with it, this ends: an app may have broken out into it.
+
+    Args:
+        most: bytes that there can be.
 
     Raises:
-        MonitorFailed: it could not be sent.
+        MonitorFailed: it could not be sent, is more than that, or does not end.
         OSError: it could not be written: a full disk.
     """
     ours, theirs = socket.socketpair()
-    taking = driver.host.keep(driver.host.in_thread(_take, ours, path))
+    taking = pump.apart(pump.take, ours, path, most)
+
+    def over(taking: asyncio.Future[tuple[int, int]]) -> None:
+        taking.exception()  # nobody may be waiting for it
+        ours.close()
+
+    taking.add_done_callback(over)
     try:
-        await _send(monitor, theirs.fileno())
+        try:
+            await _send(monitor, theirs.fileno())
+        finally:
+            theirs.close()
+        return await _taken(taking)
     except MonitorFailed:
-        with suppress(OSError):
-            ours.shutdown(socket.SHUT_RDWR)  # whatever QEMU does with its end
-        await taking  # raises why nobody took it, when that was the reason
+        pump.hang_up(ours)
+        await _taken(taking)  # raises why nobody took it, when that was the reason
         raise
     finally:
-        theirs.close()
-    return await taking
+        pump.hang_up(ours)
 
 
-def _take(source: socket.socket, path: Path) -> tuple[int, int]:
-    """Write all that comes into a new file; gives size and digest, which is against damage and not against malice: only root can
-    write there."""
-    size = digest = 0
-    with source, open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0) as file:
-        while block := source.recv(1 << 20):
-            file.write(block)
-            size, digest = size + len(block), zlib.crc32(block, digest)
-    return size, digest
-
-
-def _give(target: socket.socket, path: Path) -> None:
-    """Send a file's content; whoever reads it says when it was not whole."""
-    with target, suppress(OSError), path.open("rb") as file:
-        target.sendfile(file)
+async def _taken(taking: asyncio.Future[tuple[int, int]]) -> tuple[int, int]:
+    """What was taken, once all of it is written."""
+    await asyncio.wait({taking}, timeout=SECONDS)
+    if not taking.done():
+        raise MonitorFailed(f"its memory was not all there {SECONDS:g} seconds after QEMU had sent it")
+    return taking.result()
 
 
 def _write_rest(dyno: MicroVm, to: Path, size: int, digest: int) -> None:
@@ -476,22 +485,13 @@ def _write_rest(dyno: MicroVm, to: Path, size: int, digest: int) -> None:
     (to / _META).write_text(json.dumps(meta))
 
 
-def _digest(path: Path) -> int:
-    """Its checksum, as :func:`_take` counts it."""
-    sum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sum = zlib.crc32(block, sum)
-    return sum
-
-
 async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> MicroVm:
     """Start a microVM from what :func:`put_aside` wrote.
 
     Raises:
         MoveFailed: it is damaged or of another version; nothing runs.
     """
-    facts = await driver.host.in_thread(_read, driver, snapshot, spec, await driver.current_qemu())
+    facts = await pump.apart(_read, driver, snapshot, spec, await driver.current_qemu())
     launch = driver.plan(spec, incoming=True)
     launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
     launch.machine = replace(
@@ -502,7 +502,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)
         ours, theirs = socket.socketpair()
         launch.fds[machine.INCOMING] = theirs.detach()
-        driver.host.keep(driver.host.in_thread(_give, ours, snapshot / _MEMORY))  # ends when QEMU does, too
+        pump.apart(pump.give, ours, snapshot / _MEMORY)  # ends when QEMU does, too
         await driver.launch(launch)
         assert launch.monitor is not None
         await _until_read(launch.monitor)
@@ -532,7 +532,7 @@ def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec, qemu: tuple[int
     try:
         meta = json.loads((snapshot / _META).read_text())
         facts = dict(meta["facts"])
-        whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and _digest(snapshot / _MEMORY) == meta["digest"]
+        whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and pump.digest_of(snapshot / _MEMORY) == meta["digest"]
         whole = whole and (not facts["scratch"] or (snapshot / _SCRATCH).exists())
         same = tuple(facts["qemu"]) == qemu and facts["kernel"] == driver.kernel.version
         same = same and facts["kvm"] == driver.kvm and facts.get("images") == images(spec)

@@ -6,8 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 import pytest
 
 from runtime.driver import Exit, Unsupported
-from runtime.microvm import acceleration, moving, protocol, resize
+from runtime.microvm import acceleration, moving, protocol, pump, resize
 from runtime.microvm import driver as microvm_driver
 from runtime.microvm import dyno as microvm
 from runtime.microvm.agent import Agent, GuestFailed, Streams
@@ -256,6 +259,83 @@ class TestMoving:
         play(tmp_path, story)
 
 
+class TestPuttingAside:
+    """Its memory goes into a file for as long as QEMU and the disk take, which nobody else waits for."""
+
+    def test_it_takes_none_of_the_threads_in_which_others_are_started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # which is the imitated host's
+            sending, sent = asyncio.Event(), asyncio.Event()
+
+            async def slowly(monitor: object, descriptor: int) -> None:
+                os.write(descriptor, b"its memory")
+                sending.set()
+                await sent.wait()
+
+            monkeypatch.setattr(moving, "_send", slowly)
+            asleep = asyncio.ensure_future(dyno.suspend(tmp_path / "aside"))
+            await sending.wait()
+            assert await asyncio.wait_for(driver.host.in_thread(lambda: "started"), 60) == "started"
+            sent.set()
+            await asleep
+            assert (tmp_path / "aside" / "memory").read_bytes() == b"its memory"
+            assert json.loads((tmp_path / "aside" / "machine.json").read_text())["size"] == 10
+
+        play(tmp_path, story)
+
+    def test_a_qemu_that_keeps_its_end_open_is_hung_up_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It says that all has been sent; what is in it by then may be the app."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            kept: list[socket.socket] = []
+
+            async def keeps(monitor: object, descriptor: int) -> None:
+                kept.append(socket.socket(fileno=os.dup(descriptor)))
+
+            monkeypatch.setattr(moving, "_send", keeps)
+            monkeypatch.setattr(moving, "SECONDS", 0.3)
+            with pytest.raises(MoveFailed, match=r"could not be put aside and runs on: its memory was not all there"):
+                await dyno.suspend(tmp_path / "aside")
+            assert qemu.status == "running" and not dyno.ended and not (tmp_path / "aside").exists()
+            assert await asyncio.to_thread(kept[0].recv, 1) == b""
+            kept[0].close()
+
+        play(tmp_path, story)
+
+    def test_a_qemu_that_sends_more_than_a_machine_has_fills_no_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["memory"] = 8 * MIB
+
+            def flood(descriptor: int) -> None:
+                while True:
+                    os.write(descriptor, bytes(MIB))
+
+            async def floods(monitor: object, descriptor: int) -> None:
+                try:
+                    await asyncio.to_thread(flood, descriptor)
+                except OSError as error:
+                    raise MonitorFailed(f"its memory could not be sent: {error.strerror}") from None
+
+            monkeypatch.setattr(moving, "_send", floods)
+            monkeypatch.setattr(moving, "BESIDE_MEMORY", MIB)
+            with pytest.raises(MoveFailed, match=r"runs on: its QEMU sends more than the 9 MB that it can have"):
+                await dyno.suspend(tmp_path / "aside")
+            assert qemu.status == "running" and not dyno.ended and not (tmp_path / "aside").exists()
+
+        play(tmp_path, story)
+
+    def test_each_has_a_thread_of_its_own(self, tmp_path: Path) -> None:
+        async def story() -> None:
+            together = threading.Barrier(40)
+            await asyncio.gather(*(pump.apart(together.wait, 60) for _ in range(40)))
+            with pytest.raises(FileNotFoundError):
+                await pump.apart((tmp_path / "nothing").read_bytes)
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+
 class TestItsEnd:
     @pytest.mark.row("microvm-gave-up")
     @pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
@@ -413,8 +493,6 @@ class Guest:
     """The other end of a guest agent's connection, which says what it likes."""
 
     def __init__(self) -> None:
-        import socket
-
         ours, self.socket = socket.socketpair()
         ours.setblocking(False)
         self.agent = Agent(ours)
@@ -521,7 +599,7 @@ class TestSnapshots:
         snapshot.mkdir()
         (snapshot / "memory").write_bytes(b"what it had in mind")
         (snapshot / "scratch").touch()
-        meta = {"facts": {**self.FACTS, **changes}, "digest": moving._digest(snapshot / "memory"), "size": 19}
+        meta = {"facts": {**self.FACTS, **changes}, "digest": pump.digest_of(snapshot / "memory"), "size": 19}
         (snapshot / "machine.json").write_text(json.dumps(meta))
         return snapshot
 
