@@ -168,9 +168,11 @@ class MicroVmDriver:
     async def _begin(self, launch: Launch, spec: DynoSpec, streams: Streams | None) -> MicroVm:
         """The guest is up: hand it its command, and look after it from now on."""
         assert launch.agent is not None
+        names = self.host.names_since
         order = order_of(spec, await self.host.in_thread(self.order, launch.record, spec.name, spec.limits))
-        main = await launch.agent.start(order, streams, BOOT_SECONDS[False])
+        main = await launch.agent.start(replace(order, clock=time.time_ns()), streams, BOOT_SECONDS[False])
         dyno = self.dyno(launch)
+        dyno.knows(names)
         dyno.main = main
         dyno.watch()
         return dyno
@@ -341,13 +343,11 @@ class MicroVmDriver:
             memory=limits.memory,
             pids=limits.pids,
             shm=f"{max(16, min(limits.memory >> 22, 1024))}m",
-            clock=time.time_ns(),
         )
 
-    def news(self) -> Callable[[], Order]:
-        """What changes on a host while a guest runs; blocking. The time is that of the call of what this gives."""
-        resolv = _text(self.host.resolv_conf) or None
-        return lambda: Order(resolv=resolv, clock=time.time_ns())
+    def name_servers(self) -> str | None:
+        """The dynos' resolv.conf as it is now, None while there is none; blocking."""
+        return _text(self.host.resolv_conf) or None
 
     async def failed(self, launch: Launch, name: str, error: BaseException) -> BaseException:
         """Undo a start, and give the exception that explains it."""

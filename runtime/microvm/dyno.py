@@ -40,7 +40,9 @@ ANSWER_SECONDS = 60.0
 WATCH_SECONDS = 5.0
 """How often one looks whether the guest still says something; it tells what it uses as often."""
 TELL_SECONDS = 600.0
-"""How often a guest is told what time it is: nothing in it keeps time with anybody."""
+"""How often an emulated guest is told what time it is: how well it counts depends on what else the host does."""
+CLOCK_OFF = 0.25
+"""Seconds by which a guest's clock may be off before it is set: who measures time in it sees it go back."""
 SILENCE = {True: 60.0, False: 180.0}
 """Seconds without a word after which a guest is asked for one: with and without acceleration."""
 _MOST_CPU = 1e10
@@ -81,7 +83,8 @@ class MicroVm:
         self._again: asyncio.Task[None] | None = None
         self._eye: asyncio.Task[None] | None = None
         self._why = ""
-        self._told: tuple[float, int] | None = None
+        self._names_told: int | None = None
+        self._clock_told: tuple[float, float] | None = None
         self._arrived = asyncio.Event()
         self._arrived.set()
 
@@ -158,22 +161,57 @@ class MicroVm:
                     await self.tell()
 
     def _has_news(self) -> bool:
-        """Whether there is something to tell the guest: a while has gone by, or the host's name servers are others."""
-        if self._told is None:
+        """Whether there is something to tell the guest: the host's name servers are others, or its clock may be off."""
+        return self._names_told != self.driver.host.names_since or self._clock_may_be_off()
+
+    def _clock_may_be_off(self) -> bool:
+        """Nothing in a guest keeps time with anybody: when the host's clock is set, or it stood still, it does not know. An
+        accelerated one counts as the host's processors do, an emulated one as well as it can."""
+        if self._clock_told is None:
             return True
-        when, names = self._told
-        return time.monotonic() - when > TELL_SECONDS or names != self.driver.host.names_since
+        when, before = self._clock_told
+        return abs(beyond_ticks() - before) > CLOCK_OFF or (
+            not self.record.facts["kvm"] and time.monotonic() - when > TELL_SECONDS
+        )
+
+    def knows(self, names: int) -> None:
+        """Its guest has been told just now what time it is, and the name servers of ``names`` (see ``Host.names_since``)."""
+        self._names_told, self._clock_told = names, (time.monotonic(), beyond_ticks())
+
+    def stood_still(self) -> None:
+        """Its clock is behind by as long as it did."""
+        self._clock_told = None
 
     async def tell(self) -> None:
-        """Tell the guest what changes on the host while it runs: the time, and the name servers. Whoever has ``moving`` calls
-        this; a guest that does not answer is told again."""
+        """Tell the guest what has changed on the host while it runs: the name servers, and the time where its own may be off.
+        Whoever has ``moving`` calls this; a guest that does not answer is told again."""
         if self.agent is None or self.ended:
             return
-        names = self.driver.host.names_since
-        news = await self.driver.host.in_thread(self.driver.news)
+        names, clock = self.driver.host.names_since, self._clock_may_be_off()
+        resolv = await self.driver.host.in_thread(self.driver.name_servers) if names != self._names_told else None
         with contextlib.suppress(DavitError):
-            await self.agent.ask(lambda number: protocol.order(protocol.APPLY, number, news()), ANSWER_SECONDS)
-            self._told = time.monotonic(), names
+            way = await self._way() if clock else 0.0
+            if way > CLOCK_OFF and self._clock_told is not None:
+                clock = False  # it would be off by more afterwards; soon again
+            if clock or resolv is not None:
+                told = await self._apply(resolv, way if clock else None)
+                self._clock_told = told if clock else self._clock_told
+            self._names_told = names
+
+    async def _way(self) -> float:
+        """Seconds that something said to the guest is under way now, about."""
+        began = time.monotonic()
+        await self.look()
+        return (time.monotonic() - began) / 2
+
+    async def _apply(self, resolv: str | None, way: float | None) -> tuple[float, float]:
+        """Tell it, and the time as it will be in ``way`` seconds (None: no time); gives what tells later whether it is off."""
+        assert self.agent is not None
+        told = time.monotonic(), beyond_ticks()
+        clock = time.time_ns() + int(min(way, CLOCK_OFF) * 1e9) if way is not None else 0
+        order = Order(resolv=resolv, clock=clock)
+        await self.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), ANSWER_SECONDS)
+        return told
 
     async def _trouble(self) -> str:
         """Why there is nothing to be hoped for any more; empty while there is."""
@@ -481,6 +519,17 @@ class Command:
         if self.terminal_fd is not None:
             os.close(self.terminal_fd)
             self.terminal_fd = None
+
+
+def beyond_ticks() -> float:
+    """Seconds by which this host's time is ahead of what its processors count: others when its clock is set, or it has slept."""
+    return min(_look_at_clocks() for _ in range(3))[1]
+
+
+def _look_at_clocks() -> tuple[float, float]:
+    """How long it took, which is how wrong it may be, and by what they differ."""
+    before, now, after = time.clock_gettime(time.CLOCK_MONOTONIC_RAW), time.time(), time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+    return after - before, now - (before + after) / 2
 
 
 def set_size(terminal: int, rows: int, columns: int) -> None:

@@ -218,7 +218,8 @@ async def _reach(driver: MicroVmDriver, dyno: MicroVm) -> None:
     assert dyno.process is not None
     try:
         dyno.talk_to(await Agent.connect(driver.socket(dyno.record, "agent"), ANSWER_SECONDS))
-        await dyno.tell()  # its clock stood still as long as it did
+        dyno.stood_still()
+        await dyno.tell()
     except (DavitError, OSError):
         dyno.give_up("Its guest does not answer any more since it was moved")
         raise MoveFailed(f"The dyno {dyno.record.name} was moved, and does not answer any more; it is ended.") from None
@@ -323,6 +324,7 @@ async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> 
         target.fds.clear()
     with suppress(OSError):  # a full disk; the twin has gone, and its pid and start will not come again
         _note(driver, dyno, moving_to=None)
+    dyno.stood_still()
     if dyno.monitor is not None:
         with suppress(DavitError):
             await dyno.monitor.execute("migrate_cancel")
@@ -414,6 +416,7 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         await pump.apart(_write_rest, dyno, to, size, digest)
     except (DavitError, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
+        dyno.stood_still()
         with suppress(DavitError):
             await dyno.monitor.execute("cont")
         reason = error.message if isinstance(error, DavitError) else error.strerror
@@ -559,6 +562,7 @@ async def _wake(driver: MicroVmDriver, launch: Launch, spec: DynoSpec) -> MicroV
     assert launch.agent is not None
     if launch.agent.state.state != "running":
         raise MoveFailed("The sleeping dyno had ended when it was put aside; it is started anew.")
+    names = driver.host.names_since
     known = await driver.host.in_thread(driver.order, launch.record, spec.name, spec.limits)
     order = Order(
         hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
@@ -566,6 +570,7 @@ async def _wake(driver: MicroVmDriver, launch: Launch, spec: DynoSpec) -> MicroV
     patience = SILENCE[launch.machine.kvm]
     await launch.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), patience)
     dyno = driver.dyno(launch)
+    dyno.knows(names)
     dyno.bind_main()
     dyno.watch()
     return dyno

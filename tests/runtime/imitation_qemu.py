@@ -42,6 +42,7 @@ class Imitation:
         asked: what its monitor was told, in order.
         answers: command → what to do and to return instead of the usual; an exception is a refusal.
         agent_answers: whether its guest agent does.
+        orders: what its guest agent was told to apply, in order: the texts and numbers by their keys.
     """
 
     def __init__(self, directory: Path, generation: int, status: str = "running") -> None:
@@ -49,6 +50,7 @@ class Imitation:
         self.process = subprocess.Popen(["sleep", "600"])
         self.asked: list[str] = []
         self.told: list[bytes] = []
+        self.orders: list[dict[str, bytes]] = []
         self.answers: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.agent_answers = True
         self._monitor: asyncio.StreamWriter | None = None
@@ -93,10 +95,15 @@ class Imitation:
 
     async def _serve_agent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.agent = writer
-        frames = Reader()
+        frames, order = Reader(), b""
         while data := await reader.read(65536):
             for frame in frames.feed(data):
                 self.told.append(bytes([frame.type]))
+                if frame.type == protocol.SPEC:
+                    order += frame.payload
+                if frame.type == protocol.APPLY:
+                    self.orders.append(dict(_fields(order)))
+                    order = b""
                 if not self.agent_answers:
                     continue
                 if frame.type == protocol.SYNC:
@@ -114,6 +121,13 @@ class Imitation:
         """End the process."""
         self.process.kill()
         self.process.wait()
+
+
+def _fields(order: bytes) -> Iterator[tuple[str, bytes]]:
+    while order:
+        key, length = struct.unpack_from("<cI", order)
+        yield key.decode(), order[5 : 5 + length]
+        order = order[5 + length :]
 
 
 class ImitationDriver(MicroVmDriver):

@@ -187,10 +187,10 @@ class TestSharedGuest:
             async with dyno.moving:
                 await dyno.tell()
 
-        bench.run(tell())  # which is done for the first time within seconds of its start, and after ten minutes then
         wrong = Order(clock=time.time_ns() + 10**9 * 86400 * 365, resolv="nameserver 192.0.2.1\n")
         bench.run(dyno.agent.ask(lambda number: protocol.order(protocol.APPLY, number, wrong), 120))
         assert int(said("echo $EPOCHSECONDS")) > time.time() + 86400 and "192.0.2.1" in said("cat /etc/resolv.conf")
+        dyno._names_told = dyno._clock_told = None  # as when it is found again
         bench.run(tell())
         assert abs(int(said("echo $EPOCHSECONDS")) - time.time()) < 3600
         assert said("cat /etc/resolv.conf") == bench.host.resolv_conf.read_text()

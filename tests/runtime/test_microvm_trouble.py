@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -442,33 +443,74 @@ class TestWatchdog:
 
 
 class TestNews:
-    """What changes on the host while a guest runs, and nobody else tells it."""
+    """What changes on the host while a guest runs, and nobody else tells it: nothing else is told, because a clock that is set goes
+    back, and a resolv.conf that is written is empty for a moment."""
 
-    def test_it_is_told_the_time_again_and_again_and_name_servers_when_they_change(
+    @pytest.fixture(autouse=True)
+    def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.02)
+        monkeypatch.setattr(microvm, "CLOCK_OFF", 60.0)  # a test's host may be busy, but not for so long
+
+    @staticmethod
+    async def told(qemu: Imitation, times: int) -> list[list[str]]:
+        """What was told, once that was so often and some rounds have gone by in which more might be."""
+        while len(qemu.orders) < times:
+            await asyncio.sleep(0.01)
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+        return [sorted(order) for order in qemu.orders]
+
+    def test_name_servers_when_they_change_and_an_emulated_one_the_time_now_and_then(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.02)
-
-        async def told(qemu: Imitation, times: int) -> None:
-            while qemu.told.count(bytes([protocol.APPLY])) < times:
-                await asyncio.sleep(0.01)
-
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             driver.host.resolv_conf.write_text("nameserver 192.0.2.1\n")
-            await told(qemu, 1)  # one that is found again, say, knows nothing yet
-            rounds = 0
-            while rounds < 5:  # and nothing more, as long as there is nothing new
-                await asyncio.sleep(0.02)
-                rounds += 1
-            before = qemu.told.count(bytes([protocol.APPLY]))
-            assert before == 1
+            assert await self.told(qemu, 1) == [["r", "t"]]  # one that is found again, say, knows nothing yet
+            assert abs(int.from_bytes(qemu.orders[0]["t"], "little") / 1e9 - time.time()) < 600
             driver.host.names_since = 2  # type: ignore[misc]
-            await told(qemu, 2)
+            assert await self.told(qemu, 2) == [["r", "t"], ["r"]]
+            assert qemu.orders[1]["r"] == b"nameserver 192.0.2.1\n"
             monkeypatch.setattr(microvm, "TELL_SECONDS", 0.0)
-            await told(qemu, 4)
+            assert (await self.told(qemu, 4))[2:4] == [["t"], ["t"]]
 
         play(tmp_path, story)
 
+    def test_an_accelerated_one_the_time_when_the_hosts_was_set_or_it_stood_still(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "TELL_SECONDS", 0.0)
+        set_by = [0.0]
+        monkeypatch.setattr(microvm, "beyond_ticks", lambda: 1000.0 + set_by[0])
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["kvm"] = True
+            dyno.knows(1)  # as one that has been started
+            assert await self.told(qemu, 0) == []
+            set_by[0] = -3600.0
+            assert await self.told(qemu, 1) == [["t"]]
+            qemu.answers["migrate"] = no("no way")
+            with pytest.raises(MoveFailed, match="could not be put aside and runs on"):
+                await dyno.suspend(tmp_path / "aside")
+            assert await self.told(qemu, 2) == [["t"], ["t"]]
+
+        play(tmp_path, story)
+
+    def test_the_time_is_not_told_to_one_that_it_would_reach_too_late(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ways = [61.0, 61.0, 0.0]
+        monkeypatch.setattr(microvm, "TELL_SECONDS", 0.0)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            async def way() -> float:
+                return ways.pop(0) if len(ways) > 1 else ways[0]
+
+            monkeypatch.setattr(dyno, "_way", way)
+            dyno.knows(1)
+            while len(ways) > 1:
+                assert qemu.orders == []
+                await asyncio.sleep(0.01)
+            assert (await self.told(qemu, 1))[0] == ["t"]
+
+        play(tmp_path, story)
 
 class TestResize:
     @pytest.mark.row("microvm-resize")
