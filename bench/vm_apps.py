@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.dyno_start import available
+from state.formation import MOST
 from tests.e2e.conftest import running
 from tests.e2e.world import TINY, App, Davit, eventually
 
 SLEEP_AFTER = 3
 """Seconds without requests after which an app of the bench sleeps."""
+PORT = 8080
+"""Of servers that are no web dynos."""
 PATIENCE = 600.0
 LEAST_FREE = 1 << 30
 """Bytes that stay free: a host that is fuller than that begins to swap or to kill, and its figures are worth nothing."""
@@ -57,9 +60,9 @@ def measure(isolations: list[str], seconds: int, most: int, filling: float) -> d
         for isolation in isolations:
             app = davit.create()
             try:
-                app.deploy(TINY)
+                app.deploy(same_in_many_types(most))
                 app.cli("ps:sleep", "off")
-                app.cli("ps:isolation", f"web={isolation}")
+                app.cli("ps:isolation", *(f"{type}={isolation}" for type in types(most)))
                 _until_up(app, 1, isolation)
                 found[isolation] = _one(davit, app, isolation, seconds, most, filling)
             except AssertionError as error:
@@ -79,6 +82,22 @@ def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int, fillin
     into.wake = woken(app)
     fill(app, isolation, most, filling, into)
     return into
+
+
+def types(dynos: int) -> list[str]:
+    """The process types that so many dynos need: one has :data:`state.formation.MOST` of them at the most."""
+    return ["web", *(f"more{number}" for number in range(1, -(-dynos // MOST)))]
+
+
+def spread(dynos: int) -> list[str]:
+    """So many dynos in words for ``ps:scale``, which fill one process type after the other."""
+    return [f"{type}={min(MOST, dynos - number * MOST)}" for number, type in enumerate(types(dynos))]
+
+
+def same_in_many_types(dynos: int) -> dict[str, str]:
+    """The tiny app, whose server is what each of its process types runs; only web dynos are given a port."""
+    server = TINY["app.py"].replace('os.environ["PORT"]', f'os.environ.get("PORT", {PORT})')
+    return {"Procfile": "".join(f"{type}: python3 -u app.py\n" for type in types(dynos)), "app.py": server}
 
 
 def requests_a_second(davit: Davit, app: App, seconds: int) -> float:
@@ -144,7 +163,7 @@ def fill(app: App, isolation: str, most: int, seconds: float, into: Served) -> N
             into.why = f"given up after {seconds / 60:.0f} minutes, there is room"
             break
         wanted = min(most, into.dynos + max(1, into.dynos // 8))
-        done = app.cli("ps:scale", f"web={wanted}", check=False)
+        done = app.cli("ps:scale", *spread(wanted), check=False)
         try:
             assert done.returncode == 0, done.stderr
             _until_up(app, wanted, isolation)
