@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request
@@ -36,6 +36,7 @@ from state import apps, guard, own_names, passwords, pipelines
 from state.db import snapshot, transaction
 from state.models import Account, App, Pipeline
 
+T = TypeVar("T")
 FORM_LIMIT = 1 << 20
 """Bytes of a form at the most (config vars together have 64 KB)."""
 
@@ -117,6 +118,21 @@ class Visit:
     def text(self, name: str, most: int = 10_000) -> str:
         """A field of the form without the blanks around it; empty when it was not sent."""
         return self.form.get(name, "")[:most].replace("\x00", "").strip()
+
+    def apart(self, wait: Callable[[], T]) -> T:
+        """Wait for another process with nothing of the database in hand; afterwards it is looked anew who may see the app.
+
+        Raises:
+            Unauthorized, NotFound: the visitor may not any more, or the app has gone.
+        """
+        assert self.signed is not None
+        app_id = self.app.id
+        self.session.rollback()
+        answer = wait()
+        self.signed = self.signed.within(self.session)
+        self.found = apps.find(self.session, self.account, app_id, "view")
+        self.may = apps.permissions(self.session, self.account, self.found)
+        return answer
 
     def page(self, template: str, **values: Any) -> Response:
         """Answer with a page."""

@@ -103,7 +103,7 @@ class Collector:
     Args:
         dynos: the directory of the dynos' directories; made when missing.
         redis: where lines go.
-        socket: where to answer calls (``ping``, ``watch``, ``drains``).
+        socket: where to answer calls (``ping``, ``watch``, ``drains``, ``drains.behind``).
         drains: who is told of changes of drains.
     """
 
@@ -120,7 +120,8 @@ class Collector:
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._drains = drains
-        self._control = Control(socket, {"ping": lambda params: {}, "watch": self._watch_call, "drains": self._drains_call})
+        calls = {"watch": self._watch_call, "drains": self._drains_call, "drains.behind": self._behind_call}
+        self._control = Control(socket, {"ping": lambda params: {}, **calls})
         self._epoll.register(self._control.listener.fileno(), select.EPOLLIN)
         self._watches: dict[int, str] = {}
         self._watched: dict[str, int] = {}
@@ -286,6 +287,10 @@ class Collector:
         if self._drains:
             self._drains.look()
         return {}
+
+    def _behind_call(self, params: dict[str, Any]) -> dict[str, Any]:
+        """``drains.behind {seconds}``: see :meth:`logs.drains.Drains.behind`."""
+        return self._drains.behind(float(params.get("seconds", 0))) if self._drains else {"all": 0, "late": 0, "worst": []}
 
     # Reading
 

@@ -44,6 +44,20 @@ class Lost:
     since: float = 0.0
 
 
+class Lag(NamedTuple):
+    """What a drain has not got.
+
+    Attributes:
+        lines: how many wait or are under way.
+        since: when the oldest of them was said, in seconds since the epoch; 0 where there is none.
+        lost: lines that were dropped and that it was not told of yet.
+    """
+
+    lines: int
+    since: float
+    lost: int
+
+
 class _Waiting(NamedTuple):
     """A line in the buffer, and how many before it were lost."""
 
@@ -78,6 +92,8 @@ class Delivery:
         self._settled, self._complain = settled, complain
         self._complained = -COMPLAIN
         self._waiting: deque[_Waiting] = deque()
+        self._under_way: Sequence[_Waiting] = ()
+        self._telling = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._line: _Https | _Syslog | None = None
@@ -93,6 +109,14 @@ class Delivery:
             for _ in range(len(self._waiting) - BUFFER):
                 self._lose(1 + self._waiting.popleft().missed)
             self._changed.notify()
+
+    def lag(self) -> Lag:
+        """How far behind it is."""
+        with self._changed:
+            oldest = self._under_way or self._waiting
+            lost = self.lost.count + self._telling + sum(one.missed for one in self._waiting)
+            since = oldest[0].line.at.timestamp() if oldest else 0.0
+            return Lag(len(self._under_way) + len(self._waiting), since, lost)
 
     def stop(self) -> None:
         """End; what waits is not sent."""
@@ -131,6 +155,7 @@ class Delivery:
             while self._waiting and size < BODY and not (batch and self._waiting[0].missed):
                 batch.append(self._waiting.popleft())
                 size += len(batch[-1].line.text) + 80
+            self._under_way = batch
             return batch
 
     def _deliver(self, batch: Sequence[_Waiting]) -> None:
@@ -138,6 +163,7 @@ class Delivery:
         id = str(uuid.uuid4())
         with self._changed:
             lost, self.lost = self.lost, Lost()
+            self._telling = lost.count
         lines = [*([_overflow(lost)] if lost.count else []), *(one.line for one in batch)]
         owed = Lost()
         pause = PAUSES[0]
@@ -149,6 +175,7 @@ class Delivery:
                 owed = Lost(lost.count + len(batch), lost.since or time.time())
                 with self._changed:
                     self.lost = Lost(owed.count + self.lost.count, owed.since)
+                    self._telling = 0
                 break
             except DavitError as error:
                 self.failures += 1
@@ -160,6 +187,8 @@ class Delivery:
             else:
                 self.failures = 0
                 break
+        with self._changed:
+            self._under_way, self._telling = (), 0
         if not self._stopping:
             self._settled(batch[-1].place, owed)
 

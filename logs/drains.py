@@ -34,6 +34,8 @@ LOOK = 10.0
 """Seconds between looks for drains that nobody told of."""
 END_SECONDS = 6.0
 """How long a delivery under way may take when this process is told to stop."""
+WORST = 10
+"""Drains of those that are behind that are told of one by one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,23 @@ class Drains:
     def look(self) -> None:
         """Drains were added or removed."""
         self._look.set()
+
+    def behind(self, seconds: float) -> dict[str, Any]:
+        """Which drains lack lines that were said more than ``seconds`` ago, or have lost some and were not told of it yet.
+
+        Returns:
+            ``all`` and ``late``: how many there are, and how many of these; ``worst``: of which apps, with ``lines`` that wait,
+            the ``seconds`` for which the oldest does, and ``lost`` lines.
+        """
+        at = time.time()
+        lags = [(delivery.drain.app_id, delivery.lag()) for delivery in list(self.deliveries.values())]
+        late = [(app_id, lag) for app_id, lag in lags if lag.lost or (lag.lines and at - lag.since > seconds)]
+        late.sort(key=lambda found: found[1].since or at)
+        worst = [
+            {"app_id": app_id, "lines": lag.lines, "seconds": at - lag.since if lag.lines else 0.0, "lost": lag.lost}
+            for app_id, lag in late[:WORST]
+        ]
+        return {"all": len(lags), "late": len(late), "worst": worst}
 
     def stop(self) -> None:
         """End all of it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import redis
 from sqlalchemy import and_, func, select, text
@@ -39,6 +39,8 @@ ROOM_WANTED, ROOM_LEAST = 5 << 30, 1 << 30
 CERTIFICATE_DAYS = 14
 LATE = timedelta(minutes=5)
 """How long after its time a webhook's delivery may be under way."""
+BEHIND = 60.0
+"""Seconds for which a log drain's oldest line may wait."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ def processes() -> list[Point]:
 def groups(session: Session) -> list[tuple[str, list[Point]]]:
     """Everything that is looked at, under titles; in a snapshot, of which nothing is held while processes are asked."""
     session.rollback()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(_behind)
+        answers = processes()
+    work = [*jobs(session), *drains(session, asked.result())]
     return [
-        ("Processes", processes()), ("Work", jobs(session)), ("Storage", storage(session)), ("Stacks", list(stacks())),
+        ("Processes", answers), ("Work", work), ("Storage", storage(session)), ("Stacks", list(stacks())),
         ("Certificates", list(certificates())), *([("Names", taken)] if (taken := list(names(session))) else []),
     ]  # fmt: skip
 
@@ -170,6 +176,43 @@ def jobs(session: Session) -> list[Point]:
             f"{unsent} waiting" + (f", {late} of them since long" if late else "") + f", {failed} given up in the last day",
         ),
     ]
+
+
+def _behind() -> dict[str, Any] | None:
+    """What ``logs`` tells of drains; None where it does not answer, of which there is a line already."""
+    try:
+        return wire.call(settings().run / "logs.sock", "drains.behind", {"seconds": BEHIND}, timeout=PATIENCE).result
+    except DavitError:
+        return None
+
+
+def drains(session: Session, told: dict[str, Any] | None) -> Iterator[Point]:
+    """Log drains that have not got what was said.
+
+    Args:
+        told: the answer of ``logs`` to ``drains.behind``; None when there is none.
+    """
+    if told is None:
+        return
+    words = f"{told['all']} in all"
+    if told["late"]:
+        asked = select(App.id, App.name).where(App.id.in_([one["app_id"] for one in told["worst"]]))
+        called = {row.id: row.name for row in session.execute(asked)}
+        lags = [f"{called.get(one['app_id'], 'a destroyed app')} ({_lag(one)})" for one in told["worst"]]
+        words += f", {told['late']} behind: " + "; ".join(lags + ["…"] * (told["late"] > len(lags)))
+    yield Point("log drains", "warn" if told["late"] else "ok", words)
+
+
+def _lag(one: dict[str, Any]) -> str:
+    waiting = [f"{one['lines']:,} lines waiting, the oldest for {_for(one['seconds'])}"] if one["lines"] else []
+    return ", ".join(waiting + ([f"{one['lost']:,} lost"] if one["lost"] else []))
+
+
+def _for(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def storage(session: Session) -> list[Point]:

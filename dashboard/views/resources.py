@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from flask import Response
 
 from dashboard import frame
 from dashboard.routing import Pages, Visit
+from foundation import wire
+from foundation.clock import now
+from foundation.errors import DavitError
 from foundation.settings import settings
 from state import capacity, formation, isolations, releases, sizes, sleep
 from state.models import Formation
 
 pages = Pages("resources")
 
+PATIENCE = 1.0
+"""Seconds that the runtime has to tell for how long kernels have been up."""
+
 
 @pages.on("GET", "/apps/<app>/resources", does="GET /apps/<app>/formation")
 def show(visit: Visit) -> Response:
     """The scaler, and the dynos that there are."""
+    dynos = formation.dynos(visit.session, visit.app)
+    kernels: dict[str, datetime] = {}
+    if any(dyno.isolation == isolations.OSV for dyno in dynos):
+        kernels = visit.apart(partial(_kernels, visit.app.id))
+        dynos = formation.dynos(visit.session, visit.app)
     base = releases.current(visit.session, visit.app.id)
     return frame.page(
         visit, "Resources", "resources.html", rows=formation.all_of(visit.session, visit.app),
-        commands=base.process_types if base else {}, dynos=formation.dynos(visit.session, visit.app), sizes=sizes.SIZES.values(),
+        commands=base.process_types if base else {}, dynos=dynos, kernels=kernels, sizes=sizes.SIZES.values(),
         capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST, isolations=isolations.ISOLATIONS,
         filled=lambda row, name: _filled(visit, row, name), allowed=settings().dynos_allow,
     )  # fmt: skip
+
+
+def _kernels(app_id: str) -> dict[str, datetime]:
+    """When the kernels of the app's dynos started, of those that tell; none where the runtime does not answer at once."""
+    try:
+        told = wire.call(settings().run / "runtime.sock", "stats", {"app_id": app_id}, timeout=PATIENCE).result["dynos"]
+    except DavitError:
+        return {}
+    return {name: now() - timedelta(seconds=used["uptime"]) for name, used in told.items() if used["uptime"] is not None}
 
 
 FIELDS = ("quantity", "size", "isolation")

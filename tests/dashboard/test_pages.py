@@ -28,10 +28,12 @@ from api import limits, streams
 from api.resources import catalogue
 from dashboard import lookups, routing, shown
 from dashboard.views import PARTS, deploy, logs, overview
+from foundation import wire
 from foundation.authority import Authority
 from foundation.clock import now
 from foundation.settings import settings
 from logs import stream
+from logs.stream import Line
 from state import (
     accounts,
     apps,
@@ -50,14 +52,17 @@ from state import (
     set_up,
     signatures,
     two_factor,
+    vault,
     web_sessions,
     webhooks,
 )
-from state.models import Account, App, AuditEvent, Build, Dyno, PipelineCoupling, Release, WebhookDelivery, WebSession
+from state.models import Account, App, AuditEvent, Build, Dyno, LogDrain, PipelineCoupling, Release, WebhookDelivery, WebSession
 from tests.api.conftest import Neighbour, give_code, use_home
+from tests.conftest import wait_until
 from tests.dashboard import scenery
 from tests.dashboard.conftest import Desk
 from tests.e2e.errors_page import assert_says
+from tests.logs.conftest import Logs
 
 APP_PAGES = ("", "/deploy", "/resources", "/metrics", "/logs", "/settings", "/activity", "/builds", "/releases", "/releases/v1")
 
@@ -853,6 +858,53 @@ def test_processes_are_asked_at_once_and_nothing_of_the_database_is_held_meanwhi
     monkeypatch.setattr("state.health._ping", ping)
     page = desk.person("admin").get("/admin").text
     assert page.count("answers in") >= 3 and held == [0, 0, 0]
+
+
+def test_health_names_the_apps_whose_drains_are_behind(desk: Desk, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_home(desk.home, monkeypatch, REDIS_URL=redis_server)
+    admin = desk.person("admin")
+    assert "log drains" not in admin.get("/admin").text, "nobody is there who could tell"
+    logs = Logs(desk.home, redis_server)
+    try:
+        logs.start()
+        assert "0 in all" in admin.get("/admin").text
+        with db.transaction() as session:
+            session.add(LogDrain(app_id=desk.app_id, token="d.1", url=vault.seal({"url": "http://127.0.0.1:9/"})))
+        wire.nudge(desk.home / "run" / "logs.sock", "drains")
+        wait_until(lambda: "1 in all" in admin.get("/admin").text, "the drain's start")
+        stream.emit(logs.client, desk.app_id, [Line(now() - timedelta(hours=3), "app", "web.1", "unheard")], wait=5)
+        wait_until(lambda: " behind" in admin.get("/admin").text, "its being behind")
+        assert re.search(r"1 in all, 1 behind: timely \(\d lines waiting, the oldest for 3 h\)<", admin.get("/admin").text)
+    finally:
+        logs.close()
+
+
+def test_when_a_unikernels_kernel_started_is_told_where_the_runtime_knows(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get_one(App, desk.app_id)
+        release = scenery.deployed(session, app, app.owner, commit="a")
+        scenery.dyno(session, app, "web.1", "up", release, isolation="osv")
+        scenery.dyno(session, app, "worker.1", "up", release)
+    viewer, place, held = desk.person("viewer"), "/apps/timely/resources", []
+    page = viewer.get(place)
+    assert page.status_code == 200 and "kernel started" not in page.text, "nobody is there who could tell"
+
+    def stats(call: wire.Call) -> dict[str, Any]:
+        held.append(db.engine().pool.checkedout())  # type: ignore[attr-defined]
+        if len(held) == 2:
+            with db.transaction() as session:
+                app = session.get_one(App, desk.app_id)
+                apps.remove_collaborator(session, app.owner, app, "viewer@example.com")
+        return {"dynos": {"web.1": {"uptime": 7300.0}, "worker.1": {"uptime": None}}}
+
+    runtime = Neighbour(desk.home / "run" / "runtime.sock", {"stats": stats})
+    try:
+        page = viewer.get(place)
+        assert re.search(r"kernel started <time[^>]*>2 hours ago<", page.text) and page.text.count("kernel started") == 1
+        assert viewer.get(place).status_code == 404, "who lost the right to see it meanwhile"
+    finally:
+        runtime.close()
+    assert held == [0, 0], "nothing of the database waits for the runtime"
 
 
 def test_an_admin_sees_deliveries_that_are_late_and_whose_apps_there_are(desk: Desk) -> None:

@@ -209,6 +209,43 @@ def test_lines_that_find_no_room_are_counted(client: Client, app_id: str, receiv
     assert all(lost.count == 0 for _, lost in settled)
 
 
+def test_what_a_drain_has_not_got_is_counted(app_id: str, receiver: Receiver) -> None:
+    receiver.statuses = [503] * 10_000
+    settled: list[Place] = []
+    url = f"http://127.0.0.1:{receiver.port}/"
+    one = delivery.Delivery(Drain("1", app_id, "d.1", url), lambda place, lost: settled.append(place), lambda text: None)
+    try:
+        assert one.lag() == (0, 0.0, 0)
+        one.put(numbered("first"))
+        wait_until(lambda: receiver.requests, "the first attempt")
+        one.put(numbered(*map(str, range(3000)), after=1), 5)
+        assert one.lag() == (1 + delivery.BUFFER, AT.timestamp(), 5 + 3000 - delivery.BUFFER)
+        receiver.statuses = []
+        wait_until(lambda: settled and settled[-1].number == 3001, "the last line's arrival")
+        assert one.lag() == (0, 0.0, 0)
+        receiver.statuses = [400]
+        one.put(numbered("unwanted", after=3001))
+        wait_until(lambda: len(settled) and settled[-1].number == 3002, "its being given up")
+        assert one.lag() == (0, 0.0, 1)
+    finally:
+        one.stop()
+        one.join(30)
+
+
+def test_drains_that_are_behind_are_told_of_until_they_have_caught_up(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    receiver.statuses = [503] * 10_000
+    drains = run(Drain(f"drain-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
+    assert drains.behind(60) == {"all": 1, "late": 0, "worst": []}
+    say(client, app_id, "said long ago")
+    wait_until(lambda: drains.behind(60)["late"], "its being behind")
+    (one,) = drains.behind(60)["worst"]
+    assert one["app_id"] == app_id and one["lines"] >= 1 and one["lost"] == 0 and one["seconds"] > 86400
+    assert drains.behind(one["seconds"] + 3600) == {"all": 1, "late": 0, "worst": []}
+    receiver.statuses = []
+    wait_until(lambda: not drains.behind(60)["late"], "its catching up")
+    assert "said long ago" in receiver.taken()
+
+
 def lost_of(texts: list[str]) -> int:
     """How many lines the receiver was told to have lost."""
     return sum(int(match[1]) for text in texts if (match := re.search(r"L10 .*: (\d+) messages dropped", text)))
