@@ -193,6 +193,11 @@ class Heroku:
         assert not check or done.returncode == 0, f"git {shlex.join(words)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def answered(self, method: str, path: str) -> list[int]:
+        """With which status codes commands of this person were answered so far to requests of this kind, in their order."""
+        lines = seen.recorded(self._record)
+        return [line["status"] for line in lines if (line["method"], line["path"]) == (method, path)]
+
     def _judged(self, words: tuple[str, ...], done: Done, check: bool) -> Done:
         LEDGER.note(words, done.refusal)
         told = f"heroku {done.command}: {done.refusal}\n{done.out}\n{done.err}\n{self.davit.logs() if done.refusal else ''}"

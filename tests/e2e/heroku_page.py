@@ -33,6 +33,9 @@ certificates that you trust have changed. A Davit that cannot be reached just th
 `~/.config/davit/forwarder/log`. It keeps no token. Where the port is somebody else's one day, `heroku:env` says so; then
 `heroku git:remote -a APP` in your checkouts.
 
+Who has two-factor authentication is asked for a code by `heroku login -i`, and by commands that an app's two-factor guard is for:
+these in a terminal only, and for ten minutes no other is asked for. A recovery code will do.
+
 This page is written by the tests, which call the real command against a real Davit and look at what it prints and at what is
 true afterwards. **works**: as on Heroku. **differs**: it works, with the difference named. **not yet**: the command was called and
 said what stands beside it. **not called**: no test calls it, for the reason beside it. {works} commands work, {differs} differ,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -38,10 +39,15 @@ def check(response: httpx.Response) -> None:
     _check(Seen(response.request.method, response.request.url.path, response.status_code, Headers(headers), body))
 
 
+def recorded(record: Path) -> list[dict[str, Any]]:
+    """What the recorder has written so far; a command may be at it."""
+    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def check_recorded(record: Path, host: str) -> int:
     """Of the heroku command: what it was answered by ``host`` (HOST:PORT), as the recorder wrote it; returns how many answers."""
-    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    ours = [line for line in lines if line["host"] == host]
+    ours = [line for line in recorded(record) if line["host"] == host]
     for line in ours:
         path, body = unquote(urlsplit(line["path"]).path), base64.b64decode(line["body"])
         _check(Seen(line["method"], path, line["status"], Headers(line["headers"]), body))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import difflib
 import json
 import os
 import re
@@ -9,12 +11,15 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
 from tests.e2e import heroku_page, heroku_unserved
 from tests.e2e.heroku import LEDGER, Heroku
@@ -27,6 +32,8 @@ pytestmark = pytest.mark.timeout(1200)
 scene = Together(at_once=3)
 
 WITH_WORKER = {**tiny("first"), "Procfile": "web: python3 -u app.py\nworker: echo working; exec sleep 1000\n"}
+
+PASSWORD = "correct horse battery"
 
 RAILS_NAMES = (
     "DATABASE_URL REDIS_URL SECRET_KEY_BASE RAILS_MASTER_KEY RAILS_SERVE_STATIC_FILES RAILS_LOG_TO_STDOUT WEB_CONCURRENCY "
@@ -422,16 +429,9 @@ def logins(app: App) -> None:
     with app.davit.client() as client:
         made = client.post("/davit/accounts", json={"email": email}).raise_for_status().json()
     with app.davit.client(made["access_token"]["token"]) as client:
-        client.patch("/account", json={"password": "correct horse battery"}).raise_for_status()
+        client.patch("/account", json={"password": PASSWORD}).raise_for_status()
     with Heroku(app.davit, token="") as heroku:
-        window = heroku.terminal("login", "-i")
-        window.expect("Email", 60)
-        window.type(f"{email}\r")
-        window.expect("Password", 60)
-        window.type("correct horse battery\r")
-        window.expect(f"Logged in as {email}", 60)
-        assert window.wait(60) == 0
-        window.close()
+        _log_in(heroku, email)
         LEDGER.note(("auth:login",), None)
         assert f"machine 127.0.0.1:{app.davit.api}" in (heroku.home / ".netrc").read_text()
         assert heroku.start("whoami").stdout == f"{email}\n"
@@ -454,12 +454,81 @@ def logins(app: App) -> None:
         window.expect("Opening browser to ", 60)
         url = re.search(r"http\S+/auth/browser/\S+", window.expect("\n", 60))
         assert url
-        form = {"email": email, "password": "correct horse battery", "answer": "allow"}
+        form = {"email": email, "password": PASSWORD, "answer": "allow"}
         assert "Done" in httpx.post(url[0], data=form, timeout=60, trust_env=False).text
         window.expect(f"Logged in as {email}", 60)
         assert window.wait(60) == 0
         window.close()
         assert heroku.start("whoami").stdout == f"{email}\n"
+
+
+@scene
+def two_factor(app: App) -> None:
+    """Somebody with a second factor logs in, and does what an app with the two-factor guard asks codes for."""
+    email, name = f"{app.name}-2fa@example.com", f"{app.name}-2fa"
+    with app.davit.client() as client:
+        made = client.post("/davit/accounts", json={"email": email}).raise_for_status().json()
+    with app.davit.client(made["access_token"]["token"]) as client:
+        client.patch("/account", json={"password": PASSWORD}).raise_for_status()
+        secret = client.post("/account/two-factor", json={"password": PASSWORD}).raise_for_status().json()["secret"]
+        confirmed = client.post("/account/two-factor/actions/confirm", json={"code": _code(secret)}).raise_for_status()
+        recovery = confirmed.json()["recovery_codes"]
+    with Heroku(app.davit, token="") as heroku:
+        _log_in(heroku, email, "a wrong code", "That two-factor code is not right")
+        assert heroku.start("whoami", check=False).returncode != 0
+        _log_in(heroku, email, recovery[0])
+        assert heroku("auth:2fa").out == "Two-factor authentication is enabled\n"
+
+        heroku("apps:create", name)
+        heroku("features:enable", "two-factor-guard", "--app", name)
+        rename = ("apps:rename", "--app", name, f"{name}b")
+        assert "requires an interactive terminal" in heroku.refused(*rename)
+        _asked_twice(heroku, rename, lambda: _code(secret, 30), "PUT", f"/apps/{name}/pre-authorizations")
+        assert heroku.answered("PATCH", f"/apps/{name}") == [403, 403, 200]
+        heroku("apps:destroy", "--app", f"{name}b", "--confirm", f"{name}b")  # for ten minutes no other code is asked for
+        with app.davit.client() as client:
+            assert client.get(f"/apps/{name}b").status_code == 404
+
+        heroku("labs:enable", "two-factor-guard")
+        _asked_twice(heroku, ("labs:disable", "two-factor-guard"), lambda: recovery[1], "PATCH", "/account/features/two-factor-guard")
+        with app.davit.client(made["access_token"]["token"]) as client:
+            assert not client.get("/account/features/two-factor-guard").raise_for_status().json()["enabled"]
+        _log_in(heroku, email, recovery[0], "That two-factor code is not right")  # it was used
+
+
+def _code(secret: str, later: float = 0) -> str:
+    """What an authenticator app shows; a code is taken for half a minute at least, and once."""
+    return TOTP(base64.b32decode(secret), 6, SHA1(), 30).generate(int(time.time() + later)).decode()
+
+
+def _log_in(heroku: Heroku, email: str, code: str = "", refusal: str = "") -> None:
+    """As ``heroku login -i`` asks in a terminal: by password, and by a code where one is asked for."""
+    window = heroku.terminal("login", "-i")
+    for question, answer in (("Email", email), ("Password", PASSWORD), ("Two-factor code", code)):
+        if answer:
+            window.expect(question, 60)
+            window.type(f"{answer}\r")
+    window.expect(refusal or f"Logged in as {email}", 60)
+    assert (window.wait(60) != 0) == bool(refusal)
+    window.close()
+
+
+def _asked_twice(heroku: Heroku, words: tuple[str, ...], code: Callable[[], str], method: str, path: str) -> None:
+    """A command in a terminal that asks for a code, is given a wrong one, and asks again.
+
+    Args:
+        method, path: the request that takes the code.
+    """
+    window = heroku.terminal(*words)
+    window.expect("Two-factor code", 60)
+    known = len(heroku.answered(method, path))
+    window.type("a wrong code\r")
+    eventually(lambda: len(heroku.answered(method, path)) > known, "the wrong code was refused", 60)
+    window.type(f"{code()}\r")  # the terminal keeps it until the next question
+    assert window.wait(60) == 0, window.seen
+    window.close()
+    LEDGER.note(words, None)
+    assert heroku.answered(method, path)[known:] == [403, 200]
 
 
 @scene
@@ -694,4 +763,5 @@ def test_the_page_says_what_works(played: dict[str, Future[None]]) -> None:
     page = heroku_page.render(LEDGER)
     if os.environ.get("DAVIT_TEST_WRITE_PAGE"):
         heroku_page.PATH.write_text(page)
-    assert heroku_page.PATH.read_text() == page, "run `DAVIT_TEST_WRITE_PAGE=1 make test TESTS=tests/e2e/test_heroku.py`"
+    differing = list(difflib.unified_diff(heroku_page.PATH.read_text().splitlines(), page.splitlines(), "page", "run", lineterm="", n=0))
+    assert not differing, "run `DAVIT_TEST_WRITE_PAGE=1 make test TESTS=tests/e2e/test_heroku.py`:\n" + "\n".join(differing)
