@@ -168,9 +168,13 @@ def check(place: Place) -> None:
 
 def _resolve(place: Place) -> list[Ip]:
     try:
-        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        return _look_up(place.host, place.port)
     except (OSError, UnicodeError):
         raise Unreached(f"The host name {place.host} cannot be resolved.") from None
+
+
+def _look_up(host: str, port: int) -> list[Ip]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found)
     return [ipaddress.ip_address(text) for text in texts]
 
@@ -208,8 +212,7 @@ def _addresses(names: tuple[str, ...], _period: int) -> frozenset[Ip]:
     found = set[Ip]()
     for name in names:
         with contextlib.suppress(OSError, UnicodeError):
-            for entry in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM):
-                found.add(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]))
+            found.update(_look_up(name, PORTS["https"]))
     return frozenset(found)
 
 

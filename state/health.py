@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from foundation import wire
 from foundation.clock import now
 from foundation.errors import DavitError
+from foundation.memory import meminfo
 from foundation.settings import settings
 from state import domains, notify, own_names
 from state.models import Account, App, Build, Dyno, Release, WebhookDelivery
@@ -305,7 +306,7 @@ def _hosts(certificate: x509.Certificate) -> list[str]:
 
 def host(session: Session) -> Host:
     """This machine."""
-    memory = dict(_meminfo())
+    memory = meminfo()
     disk = shutil.disk_usage(settings().home)
     dynos = session.scalar(select(func.count()).select_from(Dyno).where(Dyno.leaving.is_(False))) or 0
     with open("/proc/uptime") as file:
@@ -314,13 +315,6 @@ def host(session: Session) -> Host:
         socket.gethostname(), os.cpu_count() or 1, os.getloadavg(), memory["MemTotal"], memory["MemAvailable"], disk.total,
         disk.free, dynos, up,
     )  # fmt: skip
-
-
-def _meminfo() -> Iterator[tuple[str, int]]:
-    with open("/proc/meminfo") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            yield name, int(rest.split()[0]) * 1024
 
 
 def counts(session: Session) -> dict[str, int]:

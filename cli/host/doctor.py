@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from cli.host import keeper, processes, record, registries, wayout
 from foundation.errors import DavitError, Unavailable
+from foundation.memory import meminfo
 from foundation.settings import Address, Settings
 
 Level = Literal["ok", "warn", "fail"]
@@ -259,9 +260,10 @@ def check_disk(settings: Settings) -> Iterator[Point]:
 
 
 def check_memory(settings: Settings) -> Point:
-    """Memory that processes could get now (MemAvailable, proc(5))."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.M)
-    available = int(match[1]) * 1024 if match else 0
+    """Memory that processes could get now."""
+    available = 0
+    with contextlib.suppress(OSError):
+        available = meminfo().get("MemAvailable", 0)
     if available >= MEMORY_WANTED:
         return Point("memory", "ok", f"{available / 2**30:.1f} GiB available")
     found = f"only {available / 2**20:.0f} MiB are available; builds may be ended for want of it."

@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 import time
@@ -26,6 +25,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import DavitError
+from foundation.memory import meminfo
 from foundation.programs import run
 from runtime import cgroups
 from runtime.children import start_time
@@ -160,9 +160,8 @@ def refuse_without_disk(name: str, uses: int, free: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that processes of this host could get now (MemAvailable, proc(5))."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
-    return int(found[1]) << 10 if found else 0
+    """Bytes of memory that processes of this host could get now."""
+    return meminfo().get("MemAvailable", 0)
 
 
 async def _hand_over(

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -282,15 +283,33 @@ def test_a_name_that_became_an_apps_domain_is_not_called_any_more(api: Api, monk
     assert (row["status"], row["last_attempt"]["error_class"]) == ("retrying", "destination_refused")
 
 
+@contextmanager
+def _held_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """A receiver beside the other that answers nobody until this ends."""
+    silent = Receiver()
+    try:
+        silent.hold.clear()
+        monkeypatch.setattr(deliveries, "TIMEOUT", 600.0)  # silent for as long as a test takes
+        monkeypatch.setenv("DAVIT_OUTBOUND_ALLOW", f"{receiver.address},{silent.address}")
+        settings.cache_clear()
+        yield silent
+    finally:
+        outbox.bell = None
+        silent.hold.set()
+        silent.server.shutdown()
+        silent.server.server_close()
+
+
+def _wait_for(receiver: Receiver, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(receiver.heard) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def test_the_deliverer_sends_what_is_due_and_slow_receivers_hold_up_only_their_own(
     api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Receiver()
-    try:
-        slow.hold.clear()
-        monkeypatch.setattr(deliveries, "TIMEOUT", 600.0)  # slow for as long as this test takes
-        monkeypatch.setenv("DAVIT_OUTBOUND_ALLOW", f"{receiver.address},{slow.address}")
-        settings.cache_clear()
+    with _held_up(receiver, monkeypatch) as slow:
         _hook(api, receiver, "api:app")
         with db.transaction() as session:
             other = session.query(Webhook).one()
@@ -301,46 +320,29 @@ def test_the_deliverer_sends_what_is_due_and_slow_receivers_hold_up_only_their_o
         deliverer.start()
         for on in (True, False, True):
             api.patch("/apps/timely", {"maintenance": on})
-        deadline = time.monotonic() + 60
-        while len(receiver.heard) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _wait_for(receiver, 3)
         assert [one["data"]["maintenance"] for one in receiver.said()] == [True, False, True]
         going = False
-    finally:
-        outbox.bell = None
-        slow.hold.set()
-        slow.server.shutdown()
-        slow.server.server_close()
 
 
 def test_an_app_whose_receivers_are_dead_holds_up_no_other_app(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = Receiver()
     going = True
-    try:
-        dead.hold.clear()
-        monkeypatch.setattr(deliveries, "TIMEOUT", 600.0)  # dead for as long as this test takes
-        monkeypatch.setenv("DAVIT_OUTBOUND_ALLOW", f"{receiver.address},{dead.address}")
-        settings.cache_clear()
-        _hook(api, receiver, "api:app")
-        with db.transaction() as session:
-            hook = session.query(Webhook).one()
-            other = apps.create(session, session.get(App, hook.app_id).owner, "other")
-            for _ in range(20):
-                session.add(Webhook(app_id=other.id, url=dead.url, include=["api:app"], level="sync", credentials=hook.credentials))
-        for on in (True, False, True):
-            api.patch("/apps/other", {"maintenance": on})
-        api.patch("/apps/timely", {"maintenance": True})
-        deliveries.Deliverer(lambda: going).start()
-        deadline = time.monotonic() + 60
-        while not receiver.heard and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert [one["data"]["app"]["name"] if "app" in one["data"] else one["data"]["name"] for one in receiver.said()] == ["timely"]
-    finally:
-        going = False
-        outbox.bell = None
-        dead.hold.set()
-        dead.server.shutdown()
-        dead.server.server_close()
+    with _held_up(receiver, monkeypatch) as dead:
+        try:
+            _hook(api, receiver, "api:app")
+            with db.transaction() as session:
+                hook = session.query(Webhook).one()
+                other = apps.create(session, session.get(App, hook.app_id).owner, "other")
+                for _ in range(20):
+                    session.add(Webhook(app_id=other.id, url=dead.url, include=["api:app"], level="sync", credentials=hook.credentials))
+            for on in (True, False, True):
+                api.patch("/apps/other", {"maintenance": on})
+            api.patch("/apps/timely", {"maintenance": True})
+            deliveries.Deliverer(lambda: going).start()
+            _wait_for(receiver, 1)
+            assert [one["data"]["app"]["name"] if "app" in one["data"] else one["data"]["name"] for one in receiver.said()] == ["timely"]
+        finally:
+            going = False
 
 
 @pytest.mark.parametrize(
