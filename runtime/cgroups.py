@@ -28,7 +28,7 @@ class Layout:
     Attributes:
         unified: version 2's mount point when it holds the controllers; None on version 1 and hybrid hosts.
         controllers: version 1: controller or named hierarchy → mount point.
-        shadow: hybrid hosts: the mere directory under the v2 mount that was taken away; crun leaves plain directories there.
+        shadow: hybrid hosts: where version 2 may be mounted. Once that mount is taken away, crun leaves plain directories there.
     """
 
     unified: Path | None
@@ -72,7 +72,7 @@ def layout() -> Layout:
     """This host's layout."""
     found = parse_layout(Path("/proc/self/mountinfo").read_text())
     shadow = _ROOT / "unified"
-    return replace(found, shadow=shadow) if found.unified is None and shadow.is_dir() and not shadow.is_mount() else found
+    return replace(found, shadow=shadow) if found.unified is None and shadow.is_dir() else found
 
 
 def prepare(path: str, where: Layout | None = None) -> None:
@@ -306,7 +306,7 @@ def populated(path: str, where: Layout | None = None) -> bool:
 
 
 def _clear_shadow(where: Layout, path: str) -> None:
-    if where.shadow is not None:
+    if where.shadow is not None and not where.shadow.is_mount():
         shutil.rmtree(where.shadow / path.lstrip("/"), ignore_errors=True)
 
 

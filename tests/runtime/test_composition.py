@@ -171,10 +171,26 @@ class TestCgroups:
         assert file is not None and str(os.getpid()) in file.read_text().split()
         cgroups.hasten()
         assert Path("/proc/self/cgroup").read_text() == before
-        cgroups.layout.cache_clear()  # who enters a mount namespace of its own later sees another
         monkeypatch.setattr(cgroups, "layout", lambda: Layout(None, {}))
         assert cgroups._own_processes() is None
         cgroups.hasten()
+
+    def test_what_crun_leaves_where_version_2_was_is_removed_whenever_the_layout_was_looked_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+        monkeypatch.setattr(cgroups, "parse_layout", lambda text: Layout(None, {}))
+        left = tmp_path / "unified/davit9/app/dyno"
+        left.mkdir(parents=True)
+        with monkeypatch.context() as host:
+            host.setattr(Path, "is_mount", lambda path: path == tmp_path / "unified")
+            where = cgroups.layout.__wrapped__()
+            cgroups.remove_tree("/davit9", where)
+            assert left.exists(), "version 2's own, while it is mounted"
+        cgroups.Cgroup("/davit9/app/dyno", where).remove()
+        assert not left.exists()
+        cgroups.remove_tree("/davit9", where)
+        assert not (tmp_path / "unified/davit9").exists()
 
     def test_version_2_is_read_and_written(self, tmp_path: Path) -> None:
         directory = tmp_path / "davit0/app/id"
