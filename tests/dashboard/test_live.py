@@ -20,12 +20,13 @@ from api.door import Plain
 from dashboard import live, watching
 from foundation.clock import now
 from logs import stream, window
-from state import accounts, apps, config, db, formation, vault, web_sessions
+from state import accounts, apps, audit, config, db, formation, vault, web_sessions
 from state.models import Account, App, Build, Dyno
 from tests.api.conftest import give_code, use_home
 from tests.cli.living import Davit, owner_app, serving
 from tests.conftest import wait_until
 from tests.dashboard import scenery
+from tests.dashboard.conftest import Desk
 
 
 @pytest.fixture
@@ -35,6 +36,14 @@ def davit(davit_home: Path, template_database: Path, redis_server: str, tmp_path
     db.upgrade()
     with serving(davit_home, tmp_path, redis_server) as served:
         yield served
+
+
+@pytest.fixture
+def database(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty database of this process's own, on SQLite."""
+    shutil.copy(template_database, davit_home / "davit.db")
+    use_home(davit_home, monkeypatch)
+    vault.ensure_keys()
 
 
 class Listener:
@@ -209,10 +218,7 @@ def test_who_may_not_see_an_app_hears_nothing_of_it(davit: Davit) -> None:
         page.close()
 
 
-def test_permissions_are_looked_at_again(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(template_database, davit_home / "davit.db")
-    use_home(davit_home, monkeypatch)
-    vault.ensure_keys()
+def test_permissions_are_looked_at_again(database: None) -> None:
     with db.transaction() as session:
         owner, guest = (accounts.create(session, None, f"{name}@example.com") for name in ("owner", "guest"))
         app = apps.create(session, owner, "shared")
@@ -232,10 +238,7 @@ def test_permissions_are_looked_at_again(davit_home: Path, template_database: Pa
         assert not live.may_watch(session, live.Watched(guest.id, secret, every=True))
 
 
-def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(template_database, davit_home / "davit.db")
-    use_home(davit_home, monkeypatch)
-    vault.ensure_keys()
+def test_everything_that_a_page_shows_changes_its_fingerprint(database: None) -> None:
     with db.transaction() as session:
         owner = accounts.create(session, None, "owner@example.com")
         app = apps.create(session, owner, "watched")
@@ -271,17 +274,20 @@ def test_everything_that_a_page_shows_changes_its_fingerprint(davit_home: Path, 
         assert found[admin] != found[owner.id]
 
 
+def who_look(app_id: str) -> tuple[str, str]:
+    """The app's owner and the administrator, who see it in their lists."""
+    with db.snapshot() as session:
+        return session.get_one(App, app_id).owner_id, session.scalars(select(Account.id).where(Account.is_admin)).one()
+
+
 @pytest.mark.parametrize("where", ["desk", "desk_on_postgresql"])
 def test_what_is_committed_after_something_of_a_later_moment_is_told(request: pytest.FixtureRequest, where: str) -> None:
     id = request.getfixturevalue(where).app_id
-    with db.snapshot() as session:
-        app = session.get(App, id)
-        assert app
-        owner, admin = app.owner_id, session.scalars(select(Account.id).where(Account.is_admin)).one()
+    whose = who_look(id)
 
     def fingerprints() -> tuple[str, ...]:
         with db.snapshot() as session:
-            return (watching.apps(session, [id])[id], *(watching.every(session, [who])[who] for who in (owner, admin)))
+            return (watching.apps(session, [id])[id], *(watching.every(session, [who])[who] for who in whose))
 
     def write(name: str, moment: timedelta) -> None:
         with db.transaction() as session:
@@ -289,8 +295,7 @@ def test_what_is_committed_after_something_of_a_later_moment_is_told(request: py
 
     start = now()
     with db.transaction() as session:
-        app = session.get(App, id)
-        assert app
+        app = session.get_one(App, id)
         for name in ("web.1", "web.2"):
             scenery.dyno(session, app, name, "up")
     write("web.2", timedelta(seconds=10))
@@ -305,13 +310,46 @@ def test_what_is_committed_after_something_of_a_later_moment_is_told(request: py
     assert fingerprints() == seen[-1]
 
 
+def test_who_looks_is_told_of_both_of_two_changes_at_once_whichever_goes_into_force_first(
+    desk_on_postgresql: Desk, seats: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LISTS_SECONDS", 0.0)
+    id, feed = desk_on_postgresql.app_id, "/apps/timely/activity"
+    owner, admin = who_look(id)
+    with db.snapshot() as session:
+        operator = session.scalars(select(Account.id).where(Account.email == "operator@example.com")).one()
+    pages = [
+        (seats.opens(owner, app=id), b"event: app\n"), (seats.opens(owner, every=True), b"event: apps\n"),
+        (seats.opens(admin, every=True), b"event: apps\n"),
+    ]  # fmt: skip
+
+    def hear() -> str:
+        for page, word in pages:
+            assert word in until(page, word)
+        return desk_on_postgresql.person("owner").get(feed).text
+
+    hear()
+    with db.transaction() as early:
+        who, app = early.get_one(Account, operator), early.get_one(App, id)
+        scenery.dyno(early, app, "web.1", "up")
+        audit.record(early, who, "ps:restart", app, target="the-earlier")
+        early.flush()
+        with db.transaction() as late:
+            app = late.get_one(App, id)
+            scenery.dyno(late, app, "web.2", "up")
+            audit.record(late, late.get_one(Account, operator), "ps:restart", app, target="the-later")
+        told = hear()
+        assert "the-later" in told and "the-earlier" not in told, "it is not in force yet"
+    told = hear()
+    assert "the-later" in told and "the-earlier" in told
+
+
 @pytest.mark.parametrize("where", ["desk", "desk_on_postgresql"])
 def test_lists_tell_of_a_build_that_ends_while_another_begins(request: pytest.FixtureRequest, where: str) -> None:
     id = request.getfixturevalue(where).app_id
+    whose = who_look(id)
     with db.transaction() as session:
-        app = session.get(App, id)
-        assert app
-        whose = (app.owner_id, session.scalars(select(Account.id).where(Account.is_admin)).one())
+        app = session.get_one(App, id)
         second = apps.create(session, app.owner, "second").id
         session.add(Build(app_id=id, account_id=app.owner_id, commit="a" * 40, stack="davit-13", phase="building"))
     lists = watching.Lists()
@@ -326,10 +364,7 @@ def test_lists_tell_of_a_build_that_ends_while_another_begins(request: pytest.Fi
     assert not any(after[account] == before[account] for account in whose)
 
 
-def test_what_lists_cost_does_not_grow_with_the_accounts_that_look(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(template_database, davit_home / "davit.db")
-    use_home(davit_home, monkeypatch)
-    vault.ensure_keys()
+def test_what_lists_cost_does_not_grow_with_the_accounts_that_look(database: None) -> None:
     with db.transaction() as session:
         people = [accounts.create(session, None, f"p{number}@example.com") for number in range(30)]
         owned = [apps.create(session, person, f"app-{number}") for number, person in enumerate(people)]
@@ -374,12 +409,12 @@ class Audience:
         self.live = live.Live()
         self.ours: list[socket.socket] = []
 
-    def opens(self, **watched: object) -> socket.socket:
+    def opens(self, account: str = "account", **watched: object) -> socket.socket:
         """Another page."""
         theirs, ours = socket.socketpair()
         ours.settimeout(30)
         self.ours.append(ours)
-        self.live.add(live.Page(Plain.adopt(theirs), live.Watched("account", "secret", **watched)))  # type: ignore[arg-type]
+        self.live.add(live.Page(Plain.adopt(theirs), live.Watched(account, "secret", **watched)))  # type: ignore[arg-type]
         return ours
 
     def leave(self) -> None:
@@ -397,14 +432,18 @@ def until(page: socket.socket, word: bytes) -> bytes:
 
 
 @pytest.fixture
-def audience(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Audience]:
-    shutil.copy(template_database, davit_home / "davit.db")
-    use_home(davit_home, monkeypatch)
+def seats(monkeypatch: pytest.MonkeyPatch) -> Iterator[Audience]:
+    """An audience that looks at the database that the test chose."""
     monkeypatch.setattr(live, "may_watch", lambda session, watched: True)
     monkeypatch.setattr(live, "AGAIN_SECONDS", 0.05)
     audience = Audience()
     yield audience
     audience.leave()
+
+
+@pytest.fixture
+def audience(database: None, seats: Audience) -> Audience:
+    return seats
 
 
 def failing(times: int, function: Any) -> Any:
