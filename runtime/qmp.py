@@ -57,6 +57,9 @@ class Monitor:
         except (asyncio.TimeoutError, MonitorFailed):
             monitor.close()
             raise MonitorFailed("The virtual machine's monitor does not answer.") from None
+        except BaseException:  # who wanted it has given up
+            monitor.close()
+            raise
         return monitor
 
     async def execute(
@@ -127,6 +130,12 @@ class Monitor:
         """Hang up; the virtual machine goes on."""
         self._reading.cancel()
         self._give_up()
+        if self._socket.fileno() < 0:
+            return
+        loop = asyncio.get_running_loop()
+        # now, and not when the loop comes round to what was cancelled: the number may be another's by then, who is never told
+        loop.remove_reader(self._socket)
+        loop.remove_writer(self._socket)
         self._socket.close()
 
     async def _send(self, text: bytes, fds: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,31 @@ def test_events_are_kept_for_who_asks_later_and_the_end_is_told(qemu: tuple[Path
 def test_nobody_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(MonitorFailed, match="does not answer"):
         asyncio.run(Monitor.connect(tmp_path / "none.sock", 1))
+
+
+def test_who_gets_the_number_of_a_connection_that_was_hung_up_is_heard() -> None:
+    """A process's end, say, that nobody is told of otherwise: its dyno would be thought to live for ever."""
+
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        monitor, number = Monitor(ours), ours.fileno()
+        await asyncio.sleep(0)  # it listens
+        monitor.close()
+        reader, writer = os.pipe()
+        os.dup2(reader, number)  # in the same round
+        heard = asyncio.Event()
+        asyncio.get_running_loop().add_reader(number, heard.set)
+        os.write(writer, b"x")
+        try:
+            await asyncio.wait_for(heard.wait(), 20)
+        finally:
+            asyncio.get_running_loop().remove_reader(number)
+            theirs.close()
+            for fd in {reader, writer, number}:
+                os.close(fd)
+
+    asyncio.run(talk())
 
 
 def test_the_confined_program_has_nothing(qemu: tuple[Path, subprocess.Popen[bytes]]) -> None:
