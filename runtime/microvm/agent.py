@@ -121,8 +121,9 @@ class Channel:
         if not self.started.done():
             self.started.set_exception(GuestFailed("it ended before it began"))
             self.started.exception()
+        self._over = exit or self._over or Exit(None)  # also so that its streams are closed once all is written
         if not self.ended.done():
-            self.ended.set_result(exit or self._over or Exit(None))
+            self.ended.set_result(self._over)
         self._stop_reading()
         if not self._queues and self._streams is not None:
             self._streams.close()

@@ -546,6 +546,15 @@ class Guest:
         await asyncio.to_thread(self.socket.sendall, data)
 
 
+def _waiting_in(pipe: int) -> bytes | None:
+    """What can be read now; None when there is nothing yet."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1 << 20)
+    except BlockingIOError:
+        return None
+
+
 @pytest.mark.root
 def test_kvm_under_which_no_guest_answers_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "SECONDS", 1.0)
@@ -570,6 +579,28 @@ class TestHostileGuest:
             os.close(reader)
 
         asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_who_reads_slowly_gets_all_and_hears_the_end_also_when_the_machine_is_killed(self) -> None:
+        async def story() -> None:
+            guest = Guest()
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            held = os.write(writer, bytes(1 << 20))
+            channel = guest.agent.main(Streams(None, (os.dup(writer), os.dup(writer))))
+            os.close(writer)
+            await guest.say(protocol.frame(protocol.OUTPUT, 0, b"last words"))
+            while not channel._queues:
+                await asyncio.sleep(0.01)
+            channel.end(Exit(137))
+            assert await channel.ended == Exit(137)
+            said = bytearray()
+            while (piece := _waiting_in(reader)) != b"":
+                said += piece or b""
+                await asyncio.sleep(0.01)
+            os.close(reader)
+            assert said[held:] == b"last words"
+
+        asyncio.run(asyncio.wait_for(story(), 60))
 
     def test_many_small_frames_are_acknowledged_together(self) -> None:
         async def story() -> None:
