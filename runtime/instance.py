@@ -165,7 +165,25 @@ def _locked(path: Path) -> int | None:
     except BlockingIOError:
         os.close(fd)
         return None
-    return fd
+    if _is_at(fd, path):
+        return fd
+    os.close(fd)  # its number was given back in between: the lock of a file without a name keeps nobody out
+    return _locked(path)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(path: Path) -> str | None:
+    """The DAVIT_HOME of a number; None when it is nobody's."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _locked_soon(path: Path) -> int | None:
@@ -177,7 +195,7 @@ def _locked_soon(path: Path) -> int | None:
 
 
 def _choose(directory: Path, home: str) -> tuple[int, int]:
-    owners = {number: (directory / str(number)).read_text() for number in NUMBERS if (directory / str(number)).exists()}
+    owners = {number: owner for number in NUMBERS if (owner := _owner(directory / str(number))) is not None}
     for number, owner in owners.items():
         if owner == home:
             lock = _locked_soon(directory / str(number))

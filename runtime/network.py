@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import ipaddress
+import logging
 import os
 import socket
 import struct
@@ -32,6 +33,7 @@ _RTM_F_CLONED = 0x200  # rtnetlink(7): a cached path-MTU exception for one host 
 _NUD_NOARP, _NTF_MASTER = 0x40, 0x04  # <linux/neighbour.h>: an entry of the bridge's own table that does not age
 _NUD_PERMANENT = 0x80
 _LINK, _HOST, _LAST = 253, 254, 0xFFFFFFFF  # scopes of routes (<linux/rtnetlink.h>), and what is looked at last
+log = logging.getLogger("runtime")
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -183,8 +185,9 @@ class Network:
             namespace: int = self.call(lambda: self._connect(slot))
             return namespace
         except (NetlinkError, OSError) as error:
+            log.warning("a dyno's network could not be made", exc_info=True)  # which step of it was refused
             self.disconnect(slot)
-            raise NetworkFailed(f"The network of slot {slot} could not be made: {error}.") from None
+            raise NetworkFailed(f"The network of slot {slot} could not be made: {_reason(error)}.") from None
 
     def _connect(self, slot: int) -> int:
         self._delete(self.instance.veth(slot))
@@ -274,8 +277,9 @@ class Network:
             descriptor: int = self.call(lambda: self._tap(slot))
             return descriptor
         except (NetlinkError, OSError) as error:
+            log.warning("a dyno's network could not be made", exc_info=True)
             hint = " (is the module tun loaded? `modprobe tun`)" if isinstance(error, FileNotFoundError) else ""
-            raise NetworkFailed(f"The tap of slot {slot} could not be made: {error}{hint}.") from None
+            raise NetworkFailed(f"The tap of slot {slot} could not be made: {_reason(error)}{hint}.") from None
 
     def _tap(self, slot: int) -> int:
         name = self.instance.veth(slot)
@@ -326,6 +330,12 @@ class Network:
 
         self.call(end)
         self._thread.shutdown()
+
+
+def _reason(error: NetlinkError | OSError) -> str:
+    """In the kernel's words."""
+    code = error.code if isinstance(error, NetlinkError) else error.errno
+    return os.strerror(code) if code else str(error)
 
 
 def _sysctl(name: str, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import socket
@@ -147,6 +148,24 @@ class TestInstance:
         assert Instance.claim(one, registry).number == 0
         second.release(registry)
         assert not (registry / "1").exists()
+
+    def test_the_lock_of_a_number_that_is_given_back_meanwhile_keeps_nobody_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two Davits with one number would share bridge, firewall and uids."""
+        registry, lock = tmp_path / "instances", fcntl.flock
+        one, two = (from_environment({"DAVIT_HOME": str(tmp_path / name)}) for name in ("a", "b"))
+        running = [Instance.claim(one, registry)]
+
+        def given_back_before(fd: int, operation: int) -> None:
+            if running and operation & fcntl.LOCK_NB:
+                running.pop().release(registry)
+            lock(fd, operation)
+
+        with monkeypatch.context() as between:
+            between.setattr(fcntl, "flock", given_back_before)
+            again = Instance.claim(one, registry)
+        assert again.number == 0 and Instance.claim(two, registry).number == 1
 
 
 class TestCgroups:

@@ -4,6 +4,7 @@ no kernel of OSv comes with Davit. What only a real one can show is in test_osv_
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from cli.host import doctor
 from foundation.errors import DavitError, InvalidParams
@@ -217,12 +219,12 @@ def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, m
 
 
 def test_a_tap_that_cannot_be_made_is_told_and_nothing_is_left(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(slot: int) -> int:
-        raise NetworkFailed("The kernel gives no tap: Device or resource busy.")
+    def refuse(slot: int) -> None:
+        raise NetlinkError(errno.EBUSY)
 
     with monkeypatch.context() as without:
-        without.setattr(bench.host.network, "tap", refuse)
-        with pytest.raises(NetworkFailed, match="gives no tap"):
+        without.setattr(bench.host.network, "_plug_in", refuse)
+        with pytest.raises(NetworkFailed, match=r"The tap of slot \d+ could not be made: Device or resource busy\."):
             bench.waiting("x\n")
 
 
