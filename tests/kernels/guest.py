@@ -162,6 +162,10 @@ class Guest:
         busybox = shutil.which("busybox")
         assert busybox, "busybox is missing; make test-kernels installs it"
         shutil.copy(busybox, root / "busybox")
+        needed = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False, timeout=60).stdout
+        for library in map(Path, re.findall(r"(/\S+) \(", needed)):  # none where it is linked statically
+            (root / library.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, root / library.relative_to("/"))
         (modules,) = (self.tree / "lib/modules").iterdir()
         order: dict[str, None] = {}
         for name in MODULES:
