@@ -77,18 +77,19 @@ static void say(uint8_t type, int number, const char *text) { frames_send(type, 
 
 /* ---- starting */
 
-static struct channel *open_channel(int number, pid_t pid, const struct spec *spec, const struct streams *streams) {
-    struct channel *channel = NULL;
-    for (int i = 0; i < CHANNELS && !channel; i++)
-        if (!channels[i].used) channel = &channels[i];
-    if (!channel) return NULL;
+static struct channel *vacant(void) {
+    for (int i = 0; i < CHANNELS; i++)
+        if (!channels[i].used) return &channels[i];
+    return NULL;
+}
+
+static void open_channel(struct channel *channel, int number, pid_t pid, const struct spec *spec, const struct streams *streams) {
     memset(channel, 0, sizeof *channel);
     int framed = spec->terminal || spec->streams || number;
     channel->used = 1, channel->number = number, channel->pid = pid, channel->terminal = spec->terminal;
     channel->in = streams->in, channel->window = WINDOW;
     channel->out.from = streams->out, channel->out.type = OUTPUT, channel->out.to = framed ? -1 : port_out;
     channel->err.from = streams->err, channel->err.type = ERRORS, channel->err.to = framed ? -1 : port_err;
-    return channel;
 }
 
 static void start(int number) {
@@ -110,7 +111,7 @@ static void start(int number) {
     if (problem) {
         say(FAILED, number, problem);
     } else {
-        open_channel(0, pid, spec, &streams);
+        open_channel(vacant(), 0, pid, spec, &streams); /* it is the first */
         state = RUNNING, started = now();
         say(STARTED, number, "");
     }
@@ -121,12 +122,18 @@ static void further(int number) {
     struct spec *spec = spec_take((uint16_t)number);
     struct streams streams = {-1, -1, -1};
     char why[256] = "the dyno does not run";
-    struct channel *dyno = find(0);
+    struct channel *dyno = find(0), *channel = vacant();
     pid_t pid = -1;
     if (spec) spec->streams = 1;
-    if (spec && number && !find(number) && state == RUNNING && dyno) pid = run_further(dyno->pid, spec, &streams, why, sizeof why);
-    if (pid < 0) say(FAILED, number, why);
-    else if (open_channel(number, pid, spec, &streams)) say(STARTED, number, "");
+    if (!channel) snprintf(why, sizeof why, "%d commands run in it, as many as can", CHANNELS - 1);
+    else if (spec && number && !find(number) && state == RUNNING && dyno)
+        pid = run_further(dyno->pid, spec, &streams, why, sizeof why);
+    if (pid < 0) {
+        say(FAILED, number, why);
+    } else {
+        open_channel(channel, number, pid, spec, &streams);
+        say(STARTED, number, "");
+    }
     spec_free(spec);
 }
 
@@ -264,7 +271,9 @@ static int pump(struct channel *channel, struct flow *flow) {
         ssize_t count = read(flow->from, flow->held, sizeof flow->held);
         if (count < 0 && errno == EAGAIN) return 1;
         if (count <= 0) {
-            if (!channel->terminal || channel->ended) close_flow(flow); /* a terminal nobody has open may be opened again */
+            if (channel->terminal && !channel->ended) return 1; /* one that nobody has open may be opened again */
+            if (channel->terminal) channel->in = -1;             /* it is the same descriptor */
+            close_flow(flow);
             return 1;
         }
         flow->begin = 0, flow->end = (size_t)count;

@@ -30,8 +30,13 @@ struct plan {
     int error[2]; /* the child says there why it could not exec; it is closed by exec */
 };
 
-static int make_pipe(int fds[2]) {
+static const struct plan no_plan = {{-1, -1, -1}, {-1, -1}};
+static const struct streams no_streams = {-1, -1, -1};
+
+static int make_pipe(int *read_end, int *write_end) {
+    int fds[2];
     if (pipe2(fds, O_CLOEXEC)) return -1;
+    *read_end = fds[0], *write_end = fds[1];
     /* programs open /dev/stdout again, and the kernel then looks at the pipe's owner */
     return fchown(fds[0], USER, USER) | fchown(fds[1], USER, USER);
 }
@@ -39,38 +44,41 @@ static int make_pipe(int fds[2]) {
 static int open_terminal(const struct spec *spec, struct plan *plan, struct streams *mine) {
     char name[64];
     int number, unlock = 0, master = open(ROOT "/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    mine->in = master, mine->out = master;
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) || ioctl(master, TIOCGPTN, &number)) return -1;
     struct winsize size = {spec->rows, spec->columns, 0, 0};
     ioctl(master, TIOCSWINSZ, &size);
     snprintf(name, sizeof name, ROOT "/dev/pts/%d", number);
     int slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (slave < 0 || fchown(slave, USER, 5)) return -1;
     plan->child[0] = plan->child[1] = plan->child[2] = slave;
-    mine->in = master, mine->out = master, mine->err = -1;
-    return 0;
+    return slave < 0 || fchown(slave, USER, 5) ? -1 : 0;
 }
 
 static int open_streams(const struct spec *spec, struct plan *plan, struct streams *mine) {
-    int in[2], out[2], err[2];
-    mine->in = mine->out = mine->err = -1;
     if (pipe2(plan->error, O_CLOEXEC)) return -1;
     if (spec->terminal) return open_terminal(spec, plan, mine);
-    if (make_pipe(out) || make_pipe(err)) return -1;
-    if (spec->streams) {
-        if (make_pipe(in)) return -1;
-        plan->child[0] = in[0], mine->in = in[1];
-    } else {
-        plan->child[0] = open("/dev/null", O_RDWR | O_CLOEXEC);
-    }
-    plan->child[1] = out[1], plan->child[2] = err[1];
-    mine->out = out[0], mine->err = err[0];
+    if (make_pipe(&mine->out, &plan->child[1]) || make_pipe(&mine->err, &plan->child[2])) return -1;
+    if (spec->streams) return make_pipe(&plan->child[0], &mine->in);
+    plan->child[0] = open("/dev/null", O_RDWR | O_CLOEXEC);
     return 0;
 }
 
 static void close_child_ends(struct plan *plan) {
-    close(plan->child[0]);
-    if (plan->child[1] != plan->child[0]) close(plan->child[1]), close(plan->child[2]);
-    close(plan->error[1]);
+    for (int i = 0; i < 3; i++)
+        if (plan->child[i] >= 0 && (!i || plan->child[i] != plan->child[0])) close(plan->child[i]);
+    if (plan->error[1] >= 0) close(plan->error[1]);
+    plan->child[0] = plan->child[1] = plan->child[2] = plan->error[1] = -1;
+}
+
+/* Nothing of a command that could not be started stays open. */
+static pid_t give_up(struct plan *plan, struct streams *mine) {
+    close_child_ends(plan);
+    if (plan->error[0] >= 0) close(plan->error[0]);
+    if (mine->in >= 0 && mine->in != mine->out) close(mine->in);
+    if (mine->out >= 0) close(mine->out);
+    if (mine->err >= 0) close(mine->err);
+    *plan = no_plan, *mine = no_streams;
+    return -1;
 }
 
 static void unblock_signals(void) {
@@ -160,6 +168,7 @@ static int settle(struct plan *plan, struct streams *mine, const struct spec *sp
     close_child_ends(plan);
     ssize_t count = read(plan->error[0], &problem, sizeof problem);
     close(plan->error[0]);
+    plan->error[0] = -1;
     if (mine->out >= 0) fcntl(mine->out, F_SETFL, O_NONBLOCK);
     if (mine->err >= 0) fcntl(mine->err, F_SETFL, O_NONBLOCK);
     if (mine->in >= 0) fcntl(mine->in, F_SETFL, O_NONBLOCK);
@@ -175,18 +184,19 @@ static void join_cgroup(pid_t pid) {
 }
 
 pid_t run_dyno(const struct spec *spec, struct streams *mine, char *why, size_t size) {
-    struct plan plan;
-    int status[2], go[2];
+    struct plan plan = no_plan;
+    int status[2], go[2]; /* where one of these cannot be made, the guest ends */
     snprintf(why, size, "no process could be made");
-    if (!spec->argc || open_streams(spec, &plan, mine) || pipe2(status, O_CLOEXEC) || pipe2(go, O_CLOEXEC)) return -1;
+    if (!spec->argc || open_streams(spec, &plan, mine) || pipe2(status, O_CLOEXEC) || pipe2(go, O_CLOEXEC))
+        return give_up(&plan, mine);
     pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) init(spec, &plan, status[1], go[0]);
     close(status[1]), close(go[0]);
     if (pid > 0) join_cgroup(pid);
-    if (pid < 0 || write(go[1], "", 1) != 1) return -1;
+    if (pid < 0 || write(go[1], "", 1) != 1) return give_up(&plan, mine);
     close(go[1]);
     status_fd = status[0];
-    return settle(&plan, mine, spec, why, size) ? -1 : pid;
+    return settle(&plan, mine, spec, why, size) ? give_up(&plan, mine) : pid;
 }
 
 int run_status(void) {
@@ -202,27 +212,33 @@ static int namespace_of(pid_t pid, const char *name) {
 }
 
 pid_t run_further(pid_t init_pid, const struct spec *spec, struct streams *mine, char *why, size_t size) {
-    struct plan plan;
-    int go[2], own = namespace_of(getpid(), "pid"), pids = namespace_of(init_pid, "pid"), mounts = namespace_of(init_pid, "mnt");
+    struct plan plan = no_plan;
+    int go[2] = {-1, -1}, own = namespace_of(getpid(), "pid");
+    int pids = namespace_of(init_pid, "pid"), mounts = namespace_of(init_pid, "mnt");
     int ipc = namespace_of(init_pid, "ipc"), uts = namespace_of(init_pid, "uts");
+    int there = own >= 0 && pids >= 0 && mounts >= 0 && ipc >= 0 && uts >= 0;
     char byte;
-    snprintf(why, size, "the dyno has ended");
-    if (!spec->argc || own < 0 || pids < 0 || open_streams(spec, &plan, mine) || pipe2(go, O_CLOEXEC)) return -1;
-    setns(pids, CLONE_NEWPID); /* for children only */
-    pid_t pid = fork();
-    if (pid == 0) {
-        if (read(go[0], &byte, 1) != 1 || setns(ipc, CLONE_NEWIPC) || setns(uts, CLONE_NEWUTS) || setns(mounts, CLONE_NEWNS))
-            _exit(126);
-        become(spec, &plan);
+    pid_t pid = -1;
+    snprintf(why, size, there ? "no process could be made" : "the dyno has ended");
+    if (spec->argc && there && !open_streams(spec, &plan, mine) && !pipe2(go, O_CLOEXEC)) {
+        setns(pids, CLONE_NEWPID); /* for children only */
+        pid = fork();
+        if (pid == 0) {
+            if (read(go[0], &byte, 1) != 1 || setns(ipc, CLONE_NEWIPC) || setns(uts, CLONE_NEWUTS) || setns(mounts, CLONE_NEWNS))
+                _exit(126);
+            become(spec, &plan);
+        }
+        setns(own, CLONE_NEWPID);
     }
-    setns(own, CLONE_NEWPID);
-    close(own), close(pids), close(mounts), close(ipc), close(uts), close(go[0]);
+    int over[] = {own, pids, mounts, ipc, uts, go[0]};
+    for (int i = 0; i < 6; i++)
+        if (over[i] >= 0) close(over[i]);
     if (pid > 0) {
         join_cgroup(pid);
         if (write(go[1], "", 1) != 1) pid = -1;
     }
-    close(go[1]);
-    return settle(&plan, mine, spec, why, size) ? -1 : pid;
+    if (go[1] >= 0) close(go[1]);
+    return pid < 0 || settle(&plan, mine, spec, why, size) ? give_up(&plan, mine) : pid;
 }
 
 void run_everyone(pid_t init_pid, int number) {

@@ -117,6 +117,23 @@ class TestSharedGuest:
         with pytest.raises(StartFailed, match="nonexistent"):
             bench.run(dyno.exec(["/nonexistent"], ENV))
 
+    @pytest.mark.slow
+    def test_more_commands_than_it_takes_are_refused_and_those_that_do_not_start_leave_nothing(self, bench: MicroVmBench) -> None:
+        dyno = bench.share()
+
+        async def none_starts(times: int) -> None:
+            for _ in range(times):
+                with pytest.raises(StartFailed, match="No such file"):
+                    await dyno.exec(["/nonexistent"], ENV)
+
+        bench.run(none_starts(400), 300)  # its agent has 1024 descriptors
+        running = [bench.run(dyno.exec(["/usr/bin/sleep", "1000"], ENV)) for _ in range(31)]
+        with pytest.raises(StartFailed, match=r"could not be started in web\.1: 31 commands run in it, as many as can\."):
+            bench.run(dyno.exec(["/usr/bin/true"], ENV))
+        for command in running:
+            bench.run(command.remove())
+        assert bench.command(dyno, ["/bin/bash", "-c", "echo again"], ENV) == (Exit(0), "again\n")  # type: ignore[arg-type]
+
     def test_a_terminal_has_a_size_that_changes(self, bench: MicroVmBench) -> None:
         from tests.runtime.contract import _read_line
 
