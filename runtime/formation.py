@@ -330,6 +330,7 @@ class AppManager:
             self._give_up(self._attempts)
             await self._fall_asleep(state, release)
             return
+        self.sleepers.stay_awake()
         types = {type for type in release.process_types if type != RELEASE_TYPE}
         await self._retire([life for life in self._serving() if life.row.type not in types])
         for type in sorted(types, key=lambda type: (type != "web", type)):
@@ -596,6 +597,8 @@ class AppManager:
                     await self._until_alone(attempt)
                 await starting.enter_async_context(wave)
                 snapshot = await self.sleepers.wake(attempt, plan.row)
+                if snapshot is not None:
+                    await starting.enter_async_context(self.sleepers.snapshots.reading)
                 await self.crashes.clear([name])
                 return snapshot
 

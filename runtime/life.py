@@ -138,6 +138,8 @@ class DynoLife:
             await records.strike_off([row.id])
             raise
         if self.given_up:
+            if snapshot is not None:
+                await asyncio.to_thread(shutil.rmtree, snapshot, ignore_errors=True)
             await records.strike_off([row.id])
             raise self._not_wanted()
         self.started_at, self._began = now(), time.monotonic()  # it may have waited for long

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from runtime import applog, records
@@ -27,6 +28,7 @@ class Sleepers:
         self.app_id, self.snapshots = app_id, snapshots
         self.rows: dict[str, Dyno] = {}
         self._asides: dict[str, asyncio.Future[None]] = {}
+        self._awake = asyncio.Event()
 
     def remember(self, row: Dyno) -> None:
         """One slept when an earlier runtime process ended."""
@@ -34,6 +36,7 @@ class Sleepers:
 
     async def fall_asleep(self, present: list[DynoLife], rows: list[Dyno]) -> None:
         """Those who are present leave the routes, and idle rows say what will run again; to be seen off by the caller."""
+        self._awake.clear()
         await asyncio.to_thread(records.fall_asleep, [life.id for life in present], rows)
         self.rows.update({row.name: row for row in rows})
         for life in present:
@@ -46,11 +49,29 @@ class Sleepers:
             return False
         self._asides[life.name] = over = asyncio.get_running_loop().create_future()
         try:
-            return await self._put_aside_in(fresh, life)
+            async with self._turn() as came:
+                return came and await self._put_aside_in(fresh, life)
         finally:
             over.set_result(None)
             if self._asides.get(life.name) is over:  # not another's, of the same name, that fell asleep after it
                 del self._asides[life.name]
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[bool]:
+        """One's turn to be written down, among all dynos of this host; False when the app is woken before it comes."""
+        turn = asyncio.ensure_future(self.snapshots.writing.acquire())
+        woken = asyncio.ensure_future(self._awake.wait())
+        try:
+            await asyncio.wait({turn, woken}, return_when=asyncio.FIRST_COMPLETED)
+            yield not self._awake.is_set()
+        finally:
+            woken.cancel()
+            if not turn.cancel():  # it had come
+                self.snapshots.writing.release()
+
+    def stay_awake(self) -> None:
+        """The app is awake: who still waits for a turn to be put aside is stopped instead, and starts anew."""
+        self._awake.set()
 
     async def _put_aside_in(self, fresh: Path, life: DynoLife) -> bool:
         if not await life.put_aside(fresh):

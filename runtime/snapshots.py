@@ -5,8 +5,13 @@ A directory without a dot in front is whole. What a killed runtime was still wri
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
+
+TOGETHER = 4
+"""Dynos of this host that are written down at a time, and as many that are read: the disk is one. A crowd of apps that fall
+asleep together would go so slowly that each one's time is over before it is whole; one at a time would wait for its QEMU."""
 
 
 class Snapshots:
@@ -14,10 +19,14 @@ class Snapshots:
 
     Args:
         directory: ``DAVIT_HOME/snapshots``.
+
+    Attributes:
+        writing, reading: who has one of them may.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.writing, self.reading = asyncio.Semaphore(TOGETHER), asyncio.Semaphore(TOGETHER)
 
     def sweep(self) -> None:
         """Remove what was not finished."""

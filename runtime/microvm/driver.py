@@ -74,6 +74,9 @@ class MicroVmDriver:
     Args:
         program: QEMU's name.
         kvm: whether to use hardware acceleration; found out by a test boot when None.
+
+    Attributes:
+        promised: bytes of the disk for machines that are just being written down.
     """
 
     isolation: ClassVar[str] = "microvm"
@@ -81,6 +84,7 @@ class MicroVmDriver:
     def __init__(self, host: Host, *, program: str = qemu.PROGRAM, kvm: bool | None = None) -> None:
         self.host = host
         self.running: dict[str, MicroVm] = {}
+        self.promised = 0
         self.kvm = bool(kvm)
         self._kvm, self._program = kvm, program
         self.qemu = ""

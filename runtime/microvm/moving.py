@@ -406,8 +406,9 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         MoveFailed: it could not be written; it runs on, and ``to`` is gone.
     """
     assert dyno.monitor is not None and dyno.process is not None
-    room = await driver.host.in_thread(lambda: (dyno.cgroup.memory(), shutil.disk_usage(to.parent).free))
-    refuse_without_disk(dyno.record.name, *room)
+    uses, free = await driver.host.in_thread(lambda: (dyno.cgroup.memory(), shutil.disk_usage(to.parent).free))
+    refuse_without_disk(dyno.record.name, uses, free - driver.promised)
+    driver.promised += uses
     try:
         to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
@@ -420,6 +421,8 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
             await dyno.monitor.execute("cont")
         reason = error.message if isinstance(error, DavitError) else error.strerror
         raise MoveFailed(f"The dyno {dyno.record.name} could not be put aside and runs on: {reason}.") from None
+    finally:
+        driver.promised -= uses
     dyno.put_aside = True
     dyno.process.send(SIGKILL)
     await dyno.wait()

@@ -26,7 +26,7 @@ from runtime import oneoffs as one_off_dynos
 from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.formation import AppManager
 from runtime.oneoffs import OneOffs
-from runtime.snapshots import Snapshots
+from runtime.snapshots import TOGETHER, Snapshots
 from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, AuditEvent, Build, Dyno, Formation, Release, Slug
 from tests.conftest import PostgresCluster
@@ -1736,6 +1736,50 @@ def test_who_is_woken_while_it_is_put_aside_goes_on_from_there(world: World) -> 
         written.set()
         await until(lambda: world.rows() == [("web.1", "up", True)], "up")
         assert world.events.count("resume web.1") == 1
+
+    play(world, story)
+
+
+def test_few_are_put_aside_at_a_time_and_who_is_woken_before_its_turn_starts_anew(world: World) -> None:
+    async def story() -> None:
+        await world.microvm()
+        world.change(sleep.choose, "on")
+        for _ in range(TOGETHER):  # others of this host
+            await world.snapshots.writing.acquire()
+        world.fall_asleep()
+        await until(lambda: "routes []" in world.events[-3:], "it falls asleep")
+        await asyncio.sleep(0.1)
+        assert world.driver.alive() == ["web.1"] and "suspending web.1" not in world.events
+        world.wake_up()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up")
+        assert "suspending web.1" not in world.events and "resume web.1" not in world.events
+        world.fall_asleep()
+        await until(lambda: world.events[-1] == "drained", "it waits for its turn")
+        world.snapshots.writing.release()
+        await until(lambda: "suspend web.1" in world.events, "it is put aside")
+        await until(lambda: world.snapshots.writing._value == 1, "its turn is over")
+
+    play(world, story)
+
+
+def test_who_is_not_wanted_any_more_when_its_turn_to_wake_comes_leaves_nothing(world: World) -> None:
+    async def story() -> None:
+        await world.microvm()
+        world.change(sleep.choose, "on")
+        kept = world.snapshots.directory / world.app.id / "web.1"
+        world.fall_asleep()
+        await until(kept.exists, "it is put aside")
+        for _ in range(TOGETHER):
+            await world.snapshots.reading.acquire()
+        world.wake_up()
+        await until(lambda: not kept.exists(), "it wants to wake")
+        world.scale(web=0)
+        await until(lambda: not world.manager._attempts, "it is given up")
+        assert list(kept.parent.iterdir()) and "resume web.1" not in world.events
+        world.snapshots.reading.release()
+        await until(lambda: not list(kept.parent.iterdir()), "it is removed")
+        await until(lambda: world.rows() == [], "it is struck off")
+        assert "resume web.1" not in world.events
 
     play(world, story)
 

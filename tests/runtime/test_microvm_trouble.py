@@ -221,7 +221,12 @@ class TestMoving:
             dyno.cgroup.memory = lambda: 1 << 60  # type: ignore[method-assign]
             with pytest.raises(MoveFailed, match=r"could not be put aside and runs on: its \d+ MB of memory do not fit"):
                 await dyno.suspend(tmp_path / "aside")
+            dyno.cgroup.memory = lambda: 0  # type: ignore[method-assign]
+            driver.promised = 1 << 60  # to another, which is just being written
+            with pytest.raises(MoveFailed, match="do not fit"):
+                await dyno.suspend(tmp_path / "aside")
             assert "stop" not in qemu.asked and not dyno.ended and not (tmp_path / "aside").exists()
+            assert driver.promised == 1 << 60
 
         play(tmp_path, story)
 
