@@ -22,9 +22,9 @@ from select import select
 
 import pytest
 
-from runtime import qemu
+from runtime import conntrack, qemu
 from runtime.driver import Bind, Exit, Unsupported
-from runtime.microvm import kernel, machine, protocol
+from runtime.microvm import kernel, machine, protocol, pump
 from runtime.microvm.driver import QEMU, MicroVmDriver
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
@@ -53,6 +53,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("up", flush=True)
 http.server.HTTPServer(("0.0.0.0", 5000), Handler).serve_forever()
 """
+
+
+_CALLS = """
+import signal, socket
+line = socket.socket()
+line.setblocking(False)
+line.connect_ex(("1.1.1.1", 443))
+print("up", flush=True)
+signal.pause()
+"""
+"""Whether anybody answers there does not matter."""
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +260,9 @@ class TestLife:
         assert own.run(dyno.wait()) == Exit(0)
         assert all(path.stat().st_mode & 0o77 == 0 for path in (snapshot, *snapshot.iterdir()))
         own.run(dyno.remove())
+        with pytest.raises(StartFailed, match=r"could not be started: The virtual machine has gone\. \(.*migration"):
+            own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), _cut_off(snapshot, own.home / "cut-off")))
+        assert not (own.home / "cut-off").exists() and not own.vm.running
         woken = own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), snapshot))
         assert not snapshot.exists()
         assert woken.address != dyno.address
@@ -265,7 +279,22 @@ class TestLife:
         said = own.output(dyno).split("\n")  # type: ignore[arg-type]
         assert said == ["/app", "1000", "Hello from the slug", "new", "bye", ""]
 
-    test_killed = DriverContract.test_killing_what_keeps_it_is_told_and_leaves_nothing
+    def test_killing_it_is_told_and_leaves_nothing_not_even_what_the_kernel_knows_of_its_connections(
+        self, own: MicroVmBench
+    ) -> None:
+        """A container's end closes its sockets; a machine that is killed tells nobody, and whoever has its address next would get
+        what is still to come."""
+        dyno = start(own, "/usr/bin/python3", "-c", _CALLS)
+        assert dyno.address
+        own.until_it_has_said(dyno, "up\n")  # type: ignore[arg-type]
+        own.kill_the_keeper(dyno)  # type: ignore[arg-type]
+        assert own.run(dyno.wait()) == Exit(128 + signal.SIGKILL)
+        assert _remembered(dyno.address)
+        own.run(dyno.remove())
+        own.until(lambda: not own.host.pool.leaving, "its place is free")
+        assert not _remembered(dyno.address)
+        assert own.output(dyno) == "up\n"  # type: ignore[arg-type]
+
     test_flood = DriverContract.test_a_flood_waits_for_its_reader_and_holds_up_nobody
 
     def test_a_killed_runtime_finds_its_guest_again_and_knows_how_it_ended(
@@ -350,6 +379,25 @@ class TestBadInput:
         assert not snapshot.exists()
 
     test_full = DriverContract.test_a_host_that_is_full_says_so
+
+
+def _remembered(address: str) -> int:
+    """How many connections that an address began the kernel knows of."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, conntrack._NETFILTER) as kernel:
+        wanted = socket.inet_aton(address)
+        kernel.send(conntrack._message(conntrack._GET, conntrack._REQUEST | conntrack._DUMP, 0, conntrack._begun_by(wanted)))
+        return sum(beginner == wanted for beginner, _ in conntrack._told(kernel))
+
+
+def _cut_off(snapshot: Path, to: Path) -> Path:
+    """The beginning of a snapshot, which is what it says that it is: only QEMU can find out that it is not whole."""
+    to.mkdir()
+    os.link(snapshot / "scratch", to / "scratch")
+    with (snapshot / "memory").open("rb") as memory:
+        (to / "memory").write_bytes(memory.read(16 * MIB))
+    told = json.loads((snapshot / "machine.json").read_text())
+    (to / "machine.json").write_text(json.dumps({**told, "size": 16 * MIB, "digest": pump.digest_of(to / "memory")}))
+    return to
 
 
 def _pids(dyno: MicroVm) -> int:
