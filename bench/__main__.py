@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,8 @@ BENCHES: Mapping[str, Bench] = {
     "tails": Bench("500 log tails at 1,000 lines a second", quick=("--seconds=5",)),
 }  # fmt: skip
 PROGRAMS = (
-    "git --version", "haproxy -v", "redis-server --version", "crun --version", "dockerd --version", "mkfs.erofs -V"
+    "git --version", "haproxy -v", "redis-server --version", "crun --version", "qemu-system-x86_64 --version",
+    "dockerd --version", "mkfs.erofs -V",
 )  # fmt: skip
 QUICK_ROUTER = {"ROUNDS": "2"}
 
@@ -79,6 +81,9 @@ def _version(command: str) -> str:
     if not (path := shutil.which(words[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")):
         return ""
     done = subprocess.run([path, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:  # it does not know the option, and says how it is used and which it is
+        found = re.search(r"\d+\.\d[.\d]*", done.stdout)
+        return f"{words[0]} {found[0] if found else '(of unknown version)'}"
     return next(iter(done.stdout.splitlines()), "").split(" https")[0].split(" malloc")[0].strip()
 
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,11 @@ def told(said: str, what: str) -> float:
 
 @contextmanager
 def asking(app: App) -> Iterator[list[float]]:
-    """Ask again and again meanwhile; the seconds that each answer took."""
+    """Ask again and again meanwhile; the seconds that each answer took.
+
+    Raises:
+        AssertionError: one of them was none.
+    """
     waits: list[float] = []
     done = threading.Event()
 
@@ -138,17 +143,17 @@ def asking(app: App) -> Iterator[list[float]]:
         while not done.is_set():
             began = time.perf_counter()
             answer = app.get()
-            assert answer.status_code == 200, answer.text
+            assert answer.status_code == 200, f"a request failed meanwhile: {answer.status_code} {answer.text}"
             waits.append(time.perf_counter() - began)
 
-    asker = threading.Thread(target=ask)
-    asker.start()
-    try:
-        eventually(lambda: waits, "the first answer", PATIENCE)
-        yield waits
-    finally:
-        done.set()
-        asker.join()
+    with ThreadPoolExecutor(1) as threads:
+        asker = threads.submit(ask)
+        try:
+            eventually(lambda: waits or asker.done(), "the first answer", PATIENCE)
+            yield waits
+        finally:
+            done.set()
+        asker.result()
 
 
 def fill(app: App, isolation: str, most: int, seconds: float, into: Served) -> None:
