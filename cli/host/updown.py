@@ -21,6 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 BEGIN_SECONDS = 60
 """Until the supervisor says that it is there: half a second, but for a disk that has never read those files."""
+STOP_SECONDS, EACH_SECONDS = 120.0, 3.0
+"""How long stopping takes at the most, and how much longer for each dyno: a tenth of a second of an idle processor."""
 
 Say = Callable[[str], None]
 
@@ -158,16 +160,16 @@ def _stop_apps(settings: Settings, say: Say) -> None:
 
     variables = environment.build(settings, os.environ)
 
-    def stop(module: str) -> None:
-        run([sys.executable, "-m", module, "stop"], env=variables, cwd=CHECKOUT, timeout=120)
+    def stop(module: str, seconds: float) -> None:
+        run([sys.executable, "-m", module, "stop"], env=variables, cwd=CHECKOUT, timeout=seconds)
 
     say("Stopping the router.")
     with waiting.told(say, lambda: ["the requests that it still answers"], REQUEST_SECONDS):
-        stop("router")
+        stop("router", STOP_SECONDS)
     say("Stopping apps.")
     names = _app_names()
     with waiting.told(say, lambda: waiting.dynos(settings.run, names), GRACE_SECONDS):
-        stop("runtime")
+        stop("runtime", STOP_SECONDS + EACH_SECONDS * waiting.left(settings.run))
     processes.stop(processes.haproxies(settings.home), 5.0)
 
 

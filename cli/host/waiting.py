@@ -59,6 +59,11 @@ def processes(run: Path) -> list[str]:
     return [_BUSY.get(entry.name, entry.name) for entry in record.read(run).living()]
 
 
+def left(run: Path) -> int:
+    """How many dynos have something in ``run``, those that have ended among them: so many are to be taken away."""
+    return sum(1 for _ in (run / "dynos").glob("*"))
+
+
 def dynos(run: Path, apps: Mapping[str, str]) -> list[str]:
     """The dynos whose directories are in ``run`` and that have not ended yet.
 

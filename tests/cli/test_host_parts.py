@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from api import door
-from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status, waiting
+from cli.host import doctor, environment, home, logfiles, procfile, ready, record, registries, status, updown, waiting
 from cli.host.processes import Identity
 from cli.main import COMMANDS, cli
 from foundation.clock import now
@@ -427,6 +427,17 @@ def test_dynos_that_have_not_ended_are_named_with_their_apps(tmp_path: Path) -> 
             ends.kill()
             stays.kill()
     assert waiting.dynos(tmp_path, {}) == []
+
+
+@pytest.mark.root
+def test_down_gives_a_full_host_the_time_that_its_dynos_take(davit_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: dict[str, float] = {}
+    monkeypatch.setattr(updown, "run", lambda words, timeout, **rest: allowed.update({words[2]: timeout}))
+    settings = settings_of(davit_home)
+    for number in range(1000):
+        (settings.run / f"dynos/{number}").mkdir(parents=True)
+    updown.down(settings, lambda line: None, keep_apps=False)
+    assert allowed == {"router": 120, "runtime": 3120}
 
 
 def test_processes_that_have_not_ended_are_named(tmp_path: Path) -> None:
