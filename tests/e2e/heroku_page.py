@@ -69,7 +69,10 @@ DIFFERENCES = {
 _OWN = frozenset(("autocomplete", "mcp", "version", "repl", "console", "rake", "local"))
 """Topics of the command's own business: nothing in them talks to Davit."""
 
-_EITHER = {"pg:links:create": ("/actions/addons/resolve", "/actions/addon-attachments/resolve")}
+_EITHER = {
+    "pg:links:create": ("/actions/addons/resolve", "/actions/addon-attachments/resolve"),
+    "spaces:ps": ("/spaces/something/dynos is a question of the heroku command", "/spaces/something is part of the Platform API"),
+}
 """Asks two things at once and ends with the refusal that comes first: the one that the page has, and the other."""
 
 
