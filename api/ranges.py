@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 from foundation import clock
 from foundation.errors import DavitError
-from state.pages import Bound, Page, Window
+from state.pages import AFTER_ALL_IDS, BEFORE_ALL_IDS, Bound, Page, Window
 
 T = TypeVar("T")
 USUAL, MOST = 200, 1000
 """Items of a page when nothing is said, and at the most."""
 _ID = re.compile(r"(.*)~([0-9a-f-]{36})")
-_AFTER_ALL_IDS = "~"
 _BOUND = re.compile(r"[\]\[]?[^\x00-\x20;,]*")
 
 
@@ -57,6 +56,7 @@ class Order:
 BY_AGE = Order(
     {"created_at": lambda row: (row.created_at, row.id), "id": lambda row: row.id}, {"created_at": Tied(datetime)}
 )  # fmt: skip
+NEWEST_FIRST = Order(BY_AGE.attributes, BY_AGE.kinds, usual_descending=True)
 SHOWN_BY_NAME = Order({"name": lambda row: row["name"], "id": lambda row: row["id"]}, {})
 """Of rows that are rendered already."""
 BY_NAME = Order({"name": lambda row: (row.name, row.id), "id": lambda row: row.id}, {"name": Tied(str)})
@@ -118,7 +118,7 @@ def _bound(kind: type | Tied, text: str, *, behind: bool) -> Bound:
         value = _bound(kind.of, found[1] if found else text, behind=behind)
         if not isinstance(value, (str, datetime)):
             raise BadRange(f"“{text}” in the Range header has no value before its id.")
-        return value, found[2] if found else _AFTER_ALL_IDS if behind else ""
+        return value, found[2] if found else AFTER_ALL_IDS if behind else BEFORE_ALL_IDS
     try:
         if kind is int:
             return max(-1, min(int(text), 2**31 - 1))
@@ -164,7 +164,7 @@ def headers(page: Page[Any], order: Order, window: Window) -> dict[str, str]:
 
 
 def _end(bound: Bound) -> str:
-    if isinstance(bound, tuple) and bound[1] in ("", _AFTER_ALL_IDS):  # no id was named; the order is the same again
+    if isinstance(bound, tuple) and bound[1] in (BEFORE_ALL_IDS, AFTER_ALL_IDS):  # no id was named; the order is the same again
         return _text(bound[0])
     return "" if bound is None else _text(bound)
 

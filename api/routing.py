@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
@@ -183,9 +184,13 @@ class Call:
         """
         two_factor.check(self.session, self.account, self.code)
 
+    @cached_property
+    def _allowed(self) -> frozenset[str]:
+        return apps.permissions(self.session, self.account, self.app)
+
     def may(self, permission: str) -> bool:
-        """Whether the caller has a further permission on the app that the path names."""
-        return permission in apps.permissions(self.session, self.account, self.app)
+        """Whether the caller has a further permission on the app that the path names; looked up once, however many rows ask."""
+        return permission in self._allowed
 
     def window(self, order: ranges.Order) -> Window:
         """The part of a list that the caller asks for."""

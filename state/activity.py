@@ -34,6 +34,7 @@ class Item:
     """Something that happened.
 
     Attributes:
+        id: of the row that tells of it; it orders what happened in the same instant.
         kind: what it was about.
         what: a sentence without a full stop.
         who: an e-mail address, or ``davit``.
@@ -44,6 +45,7 @@ class Item:
         times: how often it happened, without anything else in between.
     """
 
+    id: str
     at: datetime
     kind: Kind
     what: str
@@ -60,7 +62,7 @@ class Item:
 def of(session: Session, app: App, most: int = 20) -> list[Item]:
     """The newest items."""
     items = [*_releases(session, app, most), *_builds(session, app, most), *_events(session, app, most), *_crashes(session, app)]
-    return _folded(sorted(items, key=lambda item: item.at, reverse=True))[:most]
+    return _folded(sorted(items, key=lambda item: (item.at, item.id), reverse=True))[:most]
 
 
 def _folded(items: Sequence[Item]) -> list[Item]:
@@ -82,7 +84,7 @@ def _releases(session: Session, app: App, most: int) -> list[Item]:
     query = select(Release).where(Release.app_id == app.id).order_by(Release.version.desc()).limit(most)
     return [
         Item(
-            row.created_at, "config" if row.kind == "config" else "release", f"v{row.version}: {row.description}",
+            row.id, row.created_at, "config" if row.kind == "config" else "release", f"v{row.version}: {row.description}",
             row.account.email, row.status, row.failure, version=row.version,  # type: ignore[arg-type]
         )
         for row in session.scalars(query)
@@ -94,7 +96,8 @@ def _builds(session: Session, app: App, most: int) -> list[Item]:
     query = select(Build).where(Build.app_id == app.id, Build.status != "succeeded", Build.release_id.is_(None))
     return [
         Item(
-            row.finished_at or row.created_at, "build", f"Build of {(row.commit or row.source_version or 'a tarball')[:8]}",
+            row.id, row.finished_at or row.created_at, "build",
+            f"Build of {(row.commit or row.source_version or 'a tarball')[:8]}",
             row.account.email, row.status, row.failure, build=row.id,  # type: ignore[arg-type]
         )
         for row in session.scalars(query.order_by(Build.created_at.desc()).limit(most))
@@ -103,7 +106,7 @@ def _builds(session: Session, app: App, most: int) -> list[Item]:
 
 def _crashes(session: Session, app: App) -> list[Item]:
     return [
-        Item(row.created_at, "crash", crashed(row), "davit", why=row.why, dyno=row.dyno)
+        Item(row.id, row.created_at, "crash", crashed(row), "davit", why=row.why, dyno=row.dyno)
         for row in crashes.newest(session, app.id)
     ]
 
@@ -122,9 +125,9 @@ def _events(session: Session, app: App, most: int) -> list[Item]:
     items = []
     for row in session.scalars(newest.where(AuditEvent.action.not_in((*_QUIET, "config:set", _READS)))):
         about = row.action.partition(":")[0]
-        items.append(Item(row.created_at, _KINDS.get(about, "other"), told(row), row.actor, about=about))
+        items.append(Item(row.id, row.created_at, _KINDS.get(about, "other"), told(row), row.actor, about=about))
     for row in session.scalars(newest.where(AuditEvent.action == _READS)):
-        items.append(Item(row.created_at, "other", told(row), row.actor, about="dynos", dyno=row.details.get("dyno")))
+        items.append(Item(row.id, row.created_at, "other", told(row), row.actor, about="dynos", dyno=row.details.get("dyno")))
     return items
 
 

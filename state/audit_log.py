@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from state import pages
 from state.models import AuditEvent
-from state.pages import Page, Window
+from state.pages import Column, Page, Window
 
 BATCH = 500
 
@@ -57,7 +57,7 @@ def page(session: Session, wanted: Filter, *, offset: int = 0, most: int = 100) 
     return rows[:most], len(rows) > most
 
 
-COLUMNS = {"created_at": AuditEvent.created_at, "id": AuditEvent.id}
+COLUMNS: Mapping[str, Column] = {"created_at": (AuditEvent.created_at, AuditEvent.id), "id": AuditEvent.id}
 
 
 def part(session: Session, wanted: Filter, window: Window) -> Page[AuditEvent]:

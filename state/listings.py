@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from foundation.settings import settings
 from state.models import Account, App, Build, Collaborator, Release
-from state.pages import Page, Window, page
+from state.pages import Column, Page, Window, page
 
 APP_COLUMNS = {"name": App.name, "id": App.id}
 RELEASE_COLUMNS = {"version": Release.version, "id": Release.id}
-BUILD_COLUMNS = {"created_at": Build.created_at, "id": Build.id}
+BUILD_COLUMNS: Mapping[str, Column] = {"created_at": (Build.created_at, Build.id), "id": Build.id}
 
 
 def apps(session: Session, account: Account, window: Window, *, everything: bool = False) -> Page[App]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from api import links, ranges, serialize, shapes
@@ -24,7 +23,7 @@ SOURCE_BLOB = Fields(
     url=Text(needed=True, most=2000), checksum=Text(most=100), version=Text(most=255, line=True), version_description=Text()
 )  # fmt: skip
 _BUILDPACK = Object(fields=Fields(url=Text(most=1000), name=Text(most=1000)))
-ORDER = ranges.Order({"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime})
+ORDER = ranges.BY_AGE
 
 
 def _render(call: Call, build: Build) -> Any:

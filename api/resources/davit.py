@@ -16,9 +16,7 @@ from state.models import AuditEvent
 
 resource = Resource("davit")
 
-ORDER = ranges.Order(
-    {"created_at": lambda row: row.created_at, "id": lambda row: row.id}, {"created_at": datetime}, usual_descending=True
-)
+ORDER = ranges.NEWEST_FIRST
 _POINT = shapes.thing(name=shapes.TEXT, level=shapes.TEXT, words=shapes.TEXT)
 _HEALTH = shapes.plain(
     shapes.thing(

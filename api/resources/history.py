@@ -12,8 +12,10 @@ from state.models import Crash
 
 resource = Resource("history", reads="read", writes="write")
 
-ORDER = ranges.Order({"created_at": lambda item: item.at}, {"created_at": datetime}, usual_descending=True)
-CRASHES = ranges.Order(ranges.BY_AGE.attributes, ranges.BY_AGE.kinds, usual_descending=True)
+ORDER = ranges.Order(
+    {"created_at": lambda item: (item.at, item.id)}, {"created_at": ranges.Tied(datetime)}, usual_descending=True
+)
+CRASHES = ranges.NEWEST_FIRST
 MOST = 200
 _ITEM = shapes.plain(
     shapes.thing(

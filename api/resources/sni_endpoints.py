@@ -34,7 +34,9 @@ def _certificate(call: Call) -> tuple[str, str]:
 @resource.on("GET", "/apps/<app>/sni-endpoints", needs="view", gives=shapes.many(shapes.SNI_ENDPOINT))
 def index(call: Call) -> Reply:
     """The app's certificates."""
-    return call.short_listing(endpoints.all_of(call.session, call.app), ORDER, lambda row: _render(call, row))
+    served = endpoints.domains_by_endpoint(call.session, call.app)
+    rows = endpoints.all_of(call.session, call.app)
+    return call.short_listing(rows, ORDER, lambda row: serialize.sni_endpoint(call.app, row, served.get(row.id, [])))
 
 
 @resource.on("GET", "/apps/<app>/sni-endpoints/<endpoint>", needs="view", gives=shapes.SNI_ENDPOINT)

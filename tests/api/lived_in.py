@@ -26,7 +26,7 @@ def fill(api: Api) -> dict[str, str]:
     archive = {"source_blob": {"url": "https://203.0.113.9/x.tgz"}}
     made: dict[str, tuple[str, dict[str, object]]] = {
         "webhook": ("/apps/timely/webhooks", hook), "drain": ("/apps/timely/log-drains", {"url": "https://203.0.113.9/"}),
-        "endpoint": ("/apps/timely/sni-endpoints", _certificate(api.home)), "authorization": ("/oauth/authorizations", {}),
+        "endpoint": ("/apps/timely/sni-endpoints", certificate(api.home, "www.example.com")), "authorization": ("/oauth/authorizations", {}),
         "token": ("/oauth/authorizations", {}), "client": ("/oauth/clients", {"name": "x", "redirect_uri": "https://example.com/"}),
         "key": ("/account/keys", {"public_key": KEY}), "setup": ("/app-setups", archive),
     }  # fmt: skip
@@ -71,8 +71,9 @@ def _browser() -> str:
         return web_sessions.start(session, owner, "Firefox on Linux")[1].id
 
 
-def _certificate(home: Path) -> dict[str, object]:
+def certificate(home: Path, host: str) -> dict[str, object]:
+    """A new one for this host, as it is uploaded."""
     key, chain = home / "key.pem", home / "chain.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=www.example.com"]
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={host}"]
     subprocess.run([*words, "-keyout", key, "-out", chain], check=True, capture_output=True)
     return {"certificate_chain": chain.read_text(), "private_key": key.read_text()}
