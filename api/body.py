@@ -54,10 +54,13 @@ class Body:
         self._known = known
 
     def unknown(self) -> list[str]:
-        """The fields that are not declared: a client's misspelling, or what Davit does not know."""
-        if self._known is None:
-            return []
-        return [name for name, value in self.values.items() if value is not None and name not in self._known]
+        """The fields that are not declared, with the path to them: a client's misspelling, or what Davit does not know."""
+        names = [] if self._known is None else [name for name in self.values if name not in self._known]
+        found = [name for name in names if self.values[name] is not None]
+        for name, read in self._read.items():
+            inner = {f"{name}[{number}]": one for number, one in enumerate(read)} if isinstance(read, list) else {name: read}
+            found += [f"{place}.{one}" for place, body in inner.items() if isinstance(body, Body) for one in body.unknown()]
+        return found
 
     def _of(self, name: str, kind: type[T]) -> T | None:
         if self._known is not None and name not in self._known:

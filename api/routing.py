@@ -399,14 +399,16 @@ def _demand_unchanged(call: Call, shown: tuple[Operation, View] | None, places: 
         raise ChangedMeanwhile("This has changed since you read it, or If-Match is not its ETag; read it again, then decide.")
 
 
-_HABITS = frozenset(("silent", "feature_flags", "generation", "locked", "personal", "internal_routing", "parameters"))
+_HABITS = frozenset(("silent", "generation"))
 """Fields that clients send by habit and that mean nothing here."""
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+_OFF = frozenset(("internal_routing", "locked", "personal"))
+"""Fields that ask for nothing here where they are false: it is so anyway."""
+_PLAIN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,60}")
 
 
 def _warn(sent: body.Body) -> None:
     """Have the answer say which fields were not understood; clients show it (Warning-Message)."""
-    unknown = [name for name in sent.unknown() if name not in _HABITS]
+    unknown = [name for name in sent.unknown() if name not in _HABITS and not (name in _OFF and sent.values[name] is False)]
     if unknown:
         name = next((name for name in unknown if _PLAIN.fullmatch(name)), "with an odd name")
         g.warning = f"Field {name} is not known here and was ignored."

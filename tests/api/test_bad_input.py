@@ -82,6 +82,13 @@ def test_a_field_that_nobody_knows_is_told(api: Api) -> None:
     assert made.status_code == 201
     assert_says("field-unknown", made.headers["Warning-Message"])
     assert "stcak" in made.headers["Warning-Message"]
+    for wish in ({"internal_routing": True}, {"locked": True}, {"feature_flags": "x"}):
+        assert next(iter(wish)) in api.post("/apps", wish).headers["Warning-Message"], "nobody takes the app for one that is internal"
+    assert "Warning-Message" not in api.post("/apps", {"internal_routing": False, "locked": False}).headers
+    within = api.post("/pipelines", {"name": "the-line", "owner": {"tpye": "user", "type": "user"}})
+    assert "Field owner.tpye is" in within.headers["Warning-Message"]
+    blob, packs = {"url": "https://example.com/x.tgz"}, [{"url": "heroku/python"}, {"ulr": "x", "url": "heroku/nodejs"}]
+    assert "buildpacks[1].ulr" in api.post("/apps/timely/builds", {"source_blob": blob, "buildpacks": packs}).headers["Warning-Message"]
     odd = api.post("/apps", {"name": "other-app", "a\r\nSet-Cookie: x": "1"})
     assert odd.status_code == 201 and "Cookie" not in odd.headers["Warning-Message"]
     assert "Warning-Message" not in api.patch("/apps/timely/config-vars", {}).headers
