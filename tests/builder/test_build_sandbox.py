@@ -59,7 +59,7 @@ def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxe
         "DAVIT_STACKS": str(STACKS),
         "DAVIT_BUILD_MEMORY": "300",
         "DAVIT_BUILD_DISK": "200",
-        "DAVIT_BUILD_TIMEOUT": "60",
+        "DAVIT_BUILD_TIMEOUT": "240",
     }.items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
@@ -70,7 +70,7 @@ def sandboxed(davit: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxe
     finally:
         pushed.runtime.terminate()
         pushed.runtime.wait(30)
-        subprocess.run([sys.executable, "-m", "runtime", "stop"], cwd=REPOSITORY, check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "runtime", "stop"], cwd=REPOSITORY, check=True, timeout=240)
 
 
 def build(pushed: Pushed, **scripts: str) -> tuple[str, str]:
@@ -97,7 +97,7 @@ def test_harm_ends_in_a_failed_build_and_the_next_build_is_as_if_nothing_had_bee
     for name, (script, sentence) in HARM.items():
         if os.environ.get("ONLY", name) != name:
             continue
-        monkeypatch.setenv("DAVIT_BUILD_TIMEOUT", "60" if name != "hangs" else "5")
+        monkeypatch.setenv("DAVIT_BUILD_TIMEOUT", "240" if name != "hangs" else "5")
         settings.cache_clear()
         failure, printed = build(sandboxed, compile=script)
         print(name, "→", failure, printed[-300:])
