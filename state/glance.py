@@ -140,9 +140,15 @@ def _dynos(session: Session, ids: Sequence[str], facts: dict[str, _Facts]) -> No
         facts[id].states[type].append((name, state))
 
 
+def _counted(name: str) -> tuple[str, int]:
+    """``web.10`` after ``web.9``, as people count."""
+    type, _, number = name.rpartition(".")
+    return type, int(number)
+
+
 def _glance(app: App, facts: _Facts) -> Glance:
     every = [pair for pairs in facts.states.values() for pair in pairs]
-    crashed = tuple(sorted({name for name, state in every if state == "crashed"}))
+    crashed = tuple(sorted({name for name, state in every if state == "crashed"}, key=_counted))
     up = len({name for name, state in every if state == "up"})
     return Glance(
         app, _state(app, facts, crashed), facts.release, facts.deployed, sum(facts.wanted.values()), up, crashed, facts.has_code

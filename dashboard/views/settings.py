@@ -250,7 +250,7 @@ def check_domain(visit: Visit, domain: str) -> Response:
     told = {"found": sorted(found), "ours": sorted(ours), "right": bool(found & ours)}
     if "HX-Request" in request.headers:
         return visit.page("domain_state.html", **told)
-    return frame.page(visit, "Settings", "domain.html", row=row, **told)
+    return frame.page(visit, "Settings", "domain.html", row=row, target=_target(visit), **told)
 
 
 @pages.on("POST", "/apps/<app>/settings/buildpacks", does="PUT /apps/<app>/buildpack-installations", again=show)

@@ -816,6 +816,7 @@ def test_a_domains_state_is_a_page_without_a_script(desk: Desk) -> None:
     page = owner.get(check).text
     assert "<title>" in page and 'href="/apps/timely/settings#domains"' in page
     assert "This Davit is at" in page and "127.0.0.1" in page
+    assert "shop.localhost.example. CNAME timely.localhost." in page
     assert "<title>" not in owner.get(check, headers={"HX-Request": "true"}).text
 
 
@@ -1104,6 +1105,17 @@ def test_crashes_stay_among_the_activity_when_the_dyno_is_up_again(desk: Desk) -
     before = page[page.index("Set A config vars") :]
     assert "web.1 of v2 crashed with status 137 (SIGKILL)</a>" in before and "more than twice its dyno&#39;s memory" in before
     assert "/apps/timely/logs?dyno=web.1" in page and page.count("2 times</span>") == 1
+
+
+def test_dynos_that_are_down_are_named_as_people_count(desk: Desk) -> None:
+    with db.transaction() as session:
+        app = session.get_one(App, desk.app_id)
+        release = scenery.deployed(session, app, app.owner, commit="a")
+        for number in (10, 9):
+            scenery.dyno(session, app, f"web.{number}", "crashed", release, exit_status=number)
+    page = desk.person("viewer").get("/apps/timely").text
+    assert "<b>2 dynos crashed:</b> web.9, web.10." in page
+    assert "web.9 ended with status 9, web.10 ended with status 10; each is started again" in page
 
 
 def test_only_the_newest_crashes_are_kept(desk: Desk) -> None:
