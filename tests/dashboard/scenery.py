@@ -121,7 +121,7 @@ def fill(*, more: int = 0) -> None:
     """Everything; ``more`` further apps without code."""
     with db.transaction() as session:
         ann, bob = account(session, "ann@example.com", admin=True), account(session, "bob@example.com")
-        account(session, "a.person.with.a.very.long.address@subdomain.of.a.very.long.example.com")
+        lengthy = account(session, "a.person.with.a.very.long.address@subdomain.of.a.very.long.example.com")
         serving = _serving(session, ann, bob)
         viewer = account(session, "viewer@example.com")
         apps.add_collaborator(session, ann, session.get(App, serving), viewer.email, ["view"])  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def fill(*, more: int = 0) -> None:
         for _ in range(4):
             crashes.record(session, row, 1)
         _under_way(session, ann)
-        _failed(session, ann)
+        _failed(session, ann, lengthy)
         for name, quantity in (("sleeping", 1), ("stopped", 0), ("maintained", 1)):
             app = apps.create(session, ann, name)
             release = deployed(session, app, ann, commit="e")
@@ -145,7 +145,7 @@ def fill(*, more: int = 0) -> None:
             apps.set_maintenance(session, ann, app, name == "maintained")
         apps.create(session, ann, "empty")
         long = apps.create(session, ann, LONG)
-        deployed(session, long, ann, commit="9", types={"web": "x" * 300, "a-process-type-with-quite-a-long-name": "run"})
+        deployed(session, long, lengthy, commit="9", types={"web": "x" * 300, "a-process-type-with-quite-a-long-name": "run"})
         project = pipelines.create(session, ann, "project")
         for name, stage in (("staged", "staging"), ("live", "production")):
             app = apps.create(session, ann, name)
@@ -212,10 +212,10 @@ def _under_way(session: Session, ann: Account) -> None:
     output_of(build.id, OUTPUT, done=False)
 
 
-def _failed(session: Session, ann: Account) -> None:
+def _failed(session: Session, ann: Account, by: Account) -> None:
     app = apps.create(session, ann, "failing")
     build = Build(
-        app_id=app.id, account_id=ann.id, status="failed", phase="done", commit="f" * 40, stack="davit-13", finished_at=now(),
+        app_id=app.id, account_id=by.id, status="failed", phase="done", commit="f" * 40, stack="davit-13", finished_at=now(),
         failure_kind="build failed", failure="Failed to compile: bin/compile of heroku/python ended with status 1; what it printed is in the build's output.",
     )  # fmt: skip
     session.add(build)

@@ -22,6 +22,8 @@ from tests.dashboard.rooms import NAMES, ONCE, Visitors
 
 expect.set_options(timeout=PATIENCE)
 PHONE = {"width": 390, "height": 844}
+TABLET = {"width": 850, "height": 1000}
+"""Just wide enough for lists to be tables."""
 BROKEN_PATTERNS = """() => [...document.querySelectorAll("[pattern]")].map((field) => field.pattern).filter((text) => {
     try { new RegExp(text, "v"); return false; } catch { return true; }
 })"""
@@ -74,8 +76,12 @@ def _unreached(page: Page) -> list[str]:
     return list(left)
 
 
+def _sticks_out(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
 @pytest.mark.parametrize(("scheme", "size"), [("light", None), ("dark", PHONE)])
-def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone(
+def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_of_a_phone_or_tablet(
     davit: Davit, chromium: Browser, scheme: str, size: dict[str, int] | None
 ) -> None:
     wrong = []
@@ -91,8 +97,13 @@ def test_axe_finds_nothing_on_any_page_in_light_and_dark_and_nothing_sticks_out_
         wrong += [f"{name}: the pattern {text} is none" for text in page.evaluate(BROKEN_PATTERNS)]
         if size is None:
             wrong += [f"{name}: the key Tab does not come to {stop}" for stop in _unreached(page)]
-        if size and page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+        if size and _sticks_out(page):
             wrong.append(f"{name} is wider than a phone")
+        if size:
+            page.set_viewport_size(TABLET)
+            if _sticks_out(page):
+                wrong.append(f"{name} is wider than a tablet")
+            page.set_viewport_size(PHONE)
     wrong += [f"console: {text}" for text in said if not text.startswith(("error: ", "refused: ", "viewer-forbidden: "))]
     visitors.leave()
     assert not wrong, "\n".join(wrong)
