@@ -55,7 +55,10 @@ def _update(call: Call, account: Account) -> Account:
         people.rename(call.session, call.account, account, call.body.text("name"))
     if {"password", "new_password"} & call.body.values.keys():
         _update_password(call, account)
-    if call.body.flag("two_factor_authentication") is False:
+    wanted = call.body.flag("two_factor_authentication")
+    if wanted and not account.two_factor:
+        raise InvalidParams("Field two_factor_authentication only turns it off; POST /account/two-factor begins to turn it on.")
+    if wanted is False:
         two_factor.disable(call.session, call.account, account, call.code)
     return account
 

@@ -19,9 +19,7 @@ from state.models import Build
 
 resource = Resource("builds", reads="read")
 
-SOURCE_BLOB = Fields(
-    url=Text(needed=True, most=2000), checksum=Text(most=100), version=Text(most=255, line=True), version_description=Text()
-)  # fmt: skip
+SOURCE_BLOB = Fields(url=Text(needed=True, most=2000), checksum=Text(most=100), version=Text(most=255, line=True))
 _BUILDPACK = Object(fields=Fields(url=Text(most=1000), name=Text(most=1000)))
 ORDER = ranges.BY_AGE
 

@@ -87,8 +87,10 @@ def test_a_field_that_nobody_knows_is_told(api: Api) -> None:
     assert "Warning-Message" not in api.post("/apps", {"internal_routing": False, "locked": False}).headers
     within = api.post("/pipelines", {"name": "the-line", "owner": {"tpye": "user", "type": "user"}})
     assert "Field owner.tpye is" in within.headers["Warning-Message"]
-    blob, packs = {"url": "https://example.com/x.tgz"}, [{"url": "heroku/python"}, {"ulr": "x", "url": "heroku/nodejs"}]
+    blob, packs = {"url": "https://example.com/x.tgz", "version": "v1"}, [{"url": "heroku/python"}, {"ulr": "x", "url": "heroku/nodejs"}]
     assert "buildpacks[1].ulr" in api.post("/apps/timely/builds", {"source_blob": blob, "buildpacks": packs}).headers["Warning-Message"]
+    described = api.post("/apps/timely/builds", {"source_blob": {**blob, "version_description": "x"}})
+    assert "version_description" in described.headers["Warning-Message"] and not described.json["source_blob"]["version_description"]
     odd = api.post("/apps", {"name": "other-app", "a\r\nSet-Cookie: x": "1"})
     assert odd.status_code == 201 and "Cookie" not in odd.headers["Warning-Message"]
     assert "Warning-Message" not in api.patch("/apps/timely/config-vars", {}).headers

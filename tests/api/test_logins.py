@@ -69,6 +69,14 @@ def test_a_second_factor_is_turned_off_with_a_code_or_by_an_admin(api: Api) -> N
     assert api.get("/account").json["two_factor_authentication"] is False
 
 
+def test_a_second_factor_is_not_turned_on_without_its_secret(api: Api) -> None:
+    refused = api.patch("/account", {"two_factor_authentication": True, "name": "Ann"})
+    assert refused.status_code == 422 and "POST /account/two-factor" in refused.json["message"]
+    assert api.get("/account").json["name"] is None
+    _enrol(api)
+    assert api.patch("/account", {"two_factor_authentication": True}).json["two_factor_authentication"] is True
+
+
 def test_a_found_token_is_not_enough_to_lock_its_owner_out(api: Api) -> None:
     api.patch("/account", {"password": PASSWORD})
     for sent in ({}, {"password": "wrong"}):
