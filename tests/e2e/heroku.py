@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from tests.conftest import PATIENCE
 from tests.e2e import seen
 from tests.e2e.terminal import Terminal
 from tests.e2e.world import DAVIT, App, Davit
@@ -29,6 +30,8 @@ from tests.e2e.world import DAVIT, App, Davit
 CLIENT = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "heroku"
 """Where ``make setup`` installs it."""
 PROGRAMS = CLIENT / "node_modules" / ".bin"
+SECONDS = 60
+"""How long the batch mode may say nothing on an idle machine; a busy one gets PATIENCE times as long."""
 QUOTED = "'\"'\"'"
 """A single quote within single quotes, for a shell."""
 _BEGIN, _END = "<<<BEGIN RESULTS>>>\n", "<<<END RESULTS>>>\n"
@@ -229,7 +232,11 @@ class _Session:
         )  # fmt: skip
         self._shown: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self._until("heroku > ")
+        try:
+            self._until("heroku > ")
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -237,10 +244,10 @@ class _Session:
             self._shown.put(chunk)
         self._shown.put(b"")
 
-    def _until(self, mark: str, seconds: float = 120) -> str:
+    def _until(self, mark: str) -> str:
         seen = b""
         while mark.encode() not in seen:
-            chunk = self._shown.get(timeout=seconds)
+            chunk = self._shown.get(timeout=PATIENCE * SECONDS)
             assert chunk, f"heroku repl has ended: {seen.decode()}{self._read_errors()}"
             seen += chunk
         return seen.decode()
