@@ -7,6 +7,7 @@ followers. When the build has ended, ``output.done`` beside it holds the outcome
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -164,10 +165,32 @@ def _read(path: Path, offset: int) -> bytes:
 
 
 def _forgotten(build_id: str) -> bool:
-    """Whether nobody will write ``output.done`` any more: the row is gone, or finished while the file could not be written."""
+    """Whether nobody will write ``output.done`` any more: the row is gone, or it says how the build ended and nobody is at work.
+
+    The last lines come after the row, because they tell what stands there."""
     with snapshot() as session:
         build = session.get(Build, build_id)
-    return (build is None or build.status != "pending") and outcome(build_id) is None
+    over = build is None or (build.status != "pending" and not _at_work(build_id))
+    return over and outcome(build_id) is None
+
+
+def lock(build_id: str) -> Path:
+    """What a process that works on the build holds an exclusive flock(2) on, to its end."""
+    return directory(build_id) / "lock"
+
+
+def _at_work(build_id: str) -> bool:
+    try:
+        descriptor = os.open(lock(build_id), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 class _Bell:

@@ -179,7 +179,7 @@ def held(build_id: str) -> Iterator[bool]:
     The kernel lets go of it when this process ends, however it ends: whoever gets it knows that nobody works on the build.
     """
     output.directory(build_id).mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(output.directory(build_id) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(output.lock(build_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,6 +246,12 @@ def give_up(build_id: str, message: str, kind: str = "build failed") -> None:
 
 def withdraw(build_id: str) -> None:
     """End a build that was cancelled before its turn came. One that is at work sees for itself that it is not wanted."""
+    with held(build_id) as free:  # who follows it waits for the last words as long as somebody works on it
+        if free:
+            _withdraw(build_id)
+
+
+def _withdraw(build_id: str) -> None:
     with transaction() as session:
         build = session.get(Build, build_id)
         if build is None or build.status != "pending" or build.phase not in ("waiting", "queued"):

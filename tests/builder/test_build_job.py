@@ -396,6 +396,27 @@ def test_followers_get_every_byte_in_order_and_partial_lines_at_once(pushed: Pus
     assert list(following) == []
 
 
+def test_followers_wait_for_the_last_lines_of_a_build_whose_row_says_already_how_it_ended(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    with queue.held(build_id):
+        following = output.follow(build_id)
+        with db.transaction() as session:
+            builds.succeed(session, build_id)
+        assert [next(following), next(following)] == [None, None]  # the commit woke it; then quiet seconds, as of a slow disk
+        out = output.Output(build_id)
+        out.indented("Released v2")
+        out.finish(output.Outcome("succeeded"))
+        out.close()
+    assert b"".join(part or b"" for part in following) == b"       Released v2\n"
+
+
+def test_followers_end_when_who_worked_on_the_build_is_gone_without_its_last_lines(pushed: Pushed) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    with queue.held(build_id), db.transaction() as session:
+        builds.succeed(session, build_id)
+    assert [part for part in output.follow(build_id) if part] == []
+
+
 def test_followers_end_when_the_build_is_gone(pushed: Pushed) -> None:
     assert list(output.follow("00000000-0000-0000-0000-000000000000")) == []
 
