@@ -147,12 +147,16 @@ def _demand_room(id: str, more: int = 0) -> None:
     """
     account, dot, _ = id.partition(".")
     quota = settings().source_quota << 20
-    if not dot or _fits(account, more, quota):
+    if not dot:
         return
-    for built in _built(account):
-        if built != id:
-            (directory() / built).unlink(missing_ok=True)
-            if _fits(account, more, quota):
+    over = _kept_of(f"{account}.") + max(more, COUNTED) - quota
+    if over <= 0:
+        return
+    for name, size in _built(account):
+        if name != id:
+            (directory() / name).unlink(missing_ok=True)
+            over -= size
+            if over <= 0:
                 return
     raise SourceQuota(
         f"Your uploads of the last 24 hours take the {quota >> 20} MiB that this Davit keeps for one account; upload again "
@@ -160,20 +164,17 @@ def _demand_room(id: str, more: int = 0) -> None:
     )
 
 
-def _fits(account: str, more: int, quota: int) -> bool:
-    return _kept_of(f"{account}.") + max(more, COUNTED) <= quota
-
-
-def _built(account: str) -> list[str]:
-    """What an account uploaded that every build and set-up that it was for is done with, the oldest first."""
+def _built(account: str) -> list[tuple[str, int]]:
+    """What an account uploaded and no build or set-up needs any more, with the bytes that each counts; the oldest first."""
     rows = ask(_USES, since=now() - timedelta(seconds=KEPT_SECONDS), own=f"{PREFIX}{account}.%")
     done = {url for url, _ in rows} - {url for url, status in rows if status == "pending"}
     found = []
     for url in done:
         with suppress(FileNotFoundError):
             place = directory() / str(url).removeprefix(PREFIX)
-            found.append((place.stat().st_mtime, place.name))
-    return [name for _, name in sorted(found)]
+            status = place.stat()
+            found.append((status.st_mtime, place.name, _counted(status)))
+    return [(name, size) for _, name, size in sorted(found)]
 
 
 def _kept_of(beginning: str) -> int:
@@ -182,8 +183,12 @@ def _kept_of(beginning: str) -> int:
         for file in files:
             if file.name.startswith(beginning):
                 with suppress(FileNotFoundError):
-                    total += max(COUNTED, file.stat(follow_symlinks=False).st_size)
+                    total += _counted(file.stat(follow_symlinks=False))
     return total
+
+
+def _counted(status: os.stat_result) -> int:
+    return max(COUNTED, status.st_size)
 
 
 def verify(id: str, wanted: str | None) -> None:

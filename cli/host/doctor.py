@@ -467,10 +467,9 @@ def check_names(settings: Settings) -> Iterator[Point]:
         return
     hosts = {urlsplit(url).hostname or "" for _, url in registries.urls(os.environ)}
     for host in sorted(hosts):
-        try:
-            socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+        if _resolved(host):
             yield Point("DNS", "ok", f"{host} is found")
-        except OSError:
+        else:
             yield Point("DNS", "warn", f"{host} is not found; builds cannot fetch from there.", "Look at /etc/resolv.conf.")
 
 
@@ -514,9 +513,10 @@ def _is_local(name: str) -> bool:
 
 
 def _resolved(name: str) -> list[str]:
+    """Its addresses of either family; none when it is not found, or no name can be like this."""
     try:
         return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)))
-    except OSError:
+    except (OSError, UnicodeError):
         return []
 
 
