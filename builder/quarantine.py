@@ -354,7 +354,7 @@ def _refusal(status: int, said: str, limit: int) -> PackRefused:
     if "out of memory" in lower or "unable to create thread" in lower:
         return PackRefused(
             f"Your push changes a file so large that comparing its versions takes more than {git.MEMORY >> 20} MiB of memory. "
-            "Push it whole instead: git -c core.bigFileThreshold=16m push …",
+            "Have git keep its versions whole, and push again: git config core.bigFileThreshold 16m && git repack -adF",
             "too large to unpack",
         )  # fmt: skip
     if "early eof" in lower or "unexpected disconnect" in lower:

@@ -34,6 +34,7 @@ from tests.builder.git_packs import (
     tree,
 )
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 # ruff: noqa: F811
 
@@ -198,22 +199,27 @@ def _hostile_packs() -> dict[str, tuple[bytes, bytes]]:
     }  # fmt: skip
 
 
+@pytest.mark.row("push-unsound")
 @pytest.mark.parametrize("name", list(_hostile_packs()))
 def test_hostile_packs_are_refused_and_leave_nothing(app: RawApp, name: str) -> None:
     new, data = _hostile_packs()[name]
     answer = app.post(push(new, data))
     assert answer.status == 200
     assert b"ng refs/heads/main" in answer.body and b"ok refs" not in answer.body, answer.body
+    if name in ("wrong checksum", "a .git entry", "hostile .gitmodules"):
+        assert_says("push-unsound", answer.body.decode(errors="replace"))
     assert app.untouched()
     new, data = honest()
     assert b"ok refs/heads/main" in app.post(push(new, data)).body
 
 
+@pytest.mark.row("push-compares")
 def test_a_delta_that_takes_too_much_memory_is_refused_with_the_remedy(app: RawApp) -> None:
     zeros = bytes(160 << 20)
     delta = b"\x80\x80\x80\x50\x01\x01x"  # of 160 MiB, to one byte
     new, _ = honest()
     answer = app.post(push(new, pack((BLOB, zeros), (REF_DELTA, delta), base=sha(b"blob", zeros))))
+    assert_says("push-compares", answer.body.decode(errors="replace"))
     assert b"more than 128 MiB of memory" in answer.body and b"unpacker error" in answer.body, answer.body
     assert app.untouched()
 
