@@ -19,8 +19,8 @@ log = logging.getLogger("davit")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-BEGIN_SECONDS = 60
-"""Until the supervisor says that it is there: half a second, but for a disk that has never read those files."""
+BEGIN_SECONDS = 180
+"""Until the supervisor says that it is there: half a second, but on a busy host, or a disk that has never read those files."""
 STOP_SECONDS, EACH_SECONDS = 120.0, 3.0
 """How long stopping takes at the most, and how much longer for each dyno: a tenth of a second of an idle processor."""
 

@@ -70,8 +70,8 @@ def small_disk(size: int) -> Iterator[Path]:
 def running(world: Davit) -> Iterator[Davit]:
     """``davit up``, and ``davit down`` at the end, after which nothing may be left."""
     home = world.home
-    world.start()
     try:
+        world.start()
         yield world
     finally:
         number = residue.instance(world)

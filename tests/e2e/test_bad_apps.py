@@ -71,10 +71,9 @@ def an_app_that_fails_its_health_check(app: App) -> None:
 @pytest.mark.row("crash-later")
 def an_app_that_crashes_again_and_again(app: App) -> None:
     """At once started again, then after ever longer pauses, until a new release."""
-    dies = TINY["app.py"].replace('print("listening"', 'import threading\nthreading.Timer(3, os._exit, (7,)).start()\nprint("listening"')
-    app.deploy({**TINY, "app.py": dies})
+    app.deploy({**TINY, "app.py": TINY["app.py"].replace('if self.path == "/slow"', 'if self.path == "/die":\n            os._exit(7)\n        if self.path == "/slow"')})
     app.assert_serves("first")
-    eventually(lambda: says("crash-later", app.log()), "the second crash makes a pause", 40)
+    eventually(lambda: app.get("/die") and says("crash-later", app.log()), "the second crash makes a pause", 40)
     eventually(lambda: app.get().status_code == 503, "visitors are told")
     page = app.get()
     assert "H10" in page.text and [dyno["state"] for dyno in app.dynos()] == ["crashed"]

@@ -72,7 +72,7 @@ class Davit:
         }
 
     def cli(
-        self, *words: str, check: bool = True, input: str | None = None, cwd: Path | None = None, timeout: float = 120
+        self, *words: str, check: bool = True, input: str | None = None, cwd: Path | None = None, timeout: float = 30 * PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         """Run ``davit WORDS``."""
         done = subprocess.run(
@@ -98,11 +98,11 @@ class Davit:
         (self.home / "person" / ".gitconfig").write_text(
             "[user]\nname = Ann\nemail = ann@example.com\n[init]\ndefaultBranch = main\n"
         )
-        self.cli("up", "--detach")
+        self.cli("up", "--detach", timeout=60 * PATIENCE)
 
     def stop(self) -> None:
         """``davit down``."""
-        self.cli("down")
+        self.cli("down", timeout=60 * PATIENCE)
 
     def pids(self) -> dict[str, list[int]]:
         """The pids of Davit's own processes, by process."""
