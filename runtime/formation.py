@@ -107,6 +107,7 @@ class AppManager:
         self.sleepers = Sleepers(app_id, snapshots)
         self._held: set[str] = set()
         self._resizing: set[str] = set()
+        self._replaced: dict[str, list[DynoLife]] = {}  # by name: stopped for another in its place, which is not up yet
         self._turn = asyncio.Lock()
         self._rise: Rise | None = None
         self._attempts: dict[str, Attempt] = {}
@@ -347,6 +348,7 @@ class AppManager:
 
     async def _converge_type(self, state: AppState, release: Release, wanted: Wanted) -> None:
         names = [f"{wanted.type}.{index}" for index in range(1, wanted.quantity + 1)]
+        self._replaced = {name: lives for name, lives in self._replaced.items() if _type(name) != wanted.type or name in names}
         self._give_up(self._obsolete(state, release, wanted, names))
         present = self._serving(wanted.type)
         if wanted.live:
@@ -453,17 +455,18 @@ class AppManager:
     async def _renew(
         self, attempt: Attempt, state: AppState, release: Release, wanted: Wanted, leaving: list[DynoLife]
     ) -> None:
-        before = leaving
+        before = leaving or self._replaced.get(attempt.name, [])  # of an attempt that was given up, or did not get to its end
         if wanted.type != "web" and attempt.life is None:
             if not await self._can_be_had(wanted, leaving):
                 return
             async with self._turn:
                 attempt.check()  # one of a given-up attempt may have come up since the look that began this one
                 await self._retire([life for life in self.present(wanted.type) if life.name == attempt.name])
-            leaving = []
+            self._replaced[attempt.name], leaving = before, []
         try:
             wave = self._waves[wanted.type]  # each type its own: web dynos that hang keep no worker down
             started = await self.start_one(attempt, state, release, wanted, attempt.name, wave)
+            self._replaced.pop(attempt.name, None)
             if wanted.type == "web":
                 await self._take_place(attempt, started, leaving)
         except DidNotStart as error:
@@ -471,6 +474,7 @@ class AppManager:
             changed = [life for life in before if _shape(life) != (wanted.size.name, wanted.isolation)]
             if changed:
                 await self._stay(wanted, changed[0], _stays(wanted, changed[0], error.message))
+                self._replaced.pop(attempt.name, None)
             await self._start_failed(attempt, error, leaving, bool(changed))
 
     async def _take_place(self, attempt: Attempt, started: DynoLife, leaving: list[DynoLife]) -> None:

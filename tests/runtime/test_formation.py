@@ -1329,7 +1329,12 @@ def test_an_isolation_that_this_host_cannot_have_stops_no_worker(world: World) -
     play(world, story)
 
 
-def test_a_worker_that_does_not_start_in_its_new_isolation_starts_as_it_was(world: World) -> None:
+@pytest.mark.parametrize("refusals", [0, 1])
+def test_a_worker_that_does_not_start_in_its_new_isolation_starts_as_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """Also where that could not be written down at first, and the dyno that it was had stopped by then."""
+
     async def story() -> None:
         await world.settled(world.deploy(web="serve", worker="work"))
         world.scale(worker=1)
@@ -1341,8 +1346,10 @@ def test_a_worker_that_does_not_start_in_its_new_isolation_starts_as_it_was(worl
             return await FakeDriver.start(world.driver, spec)
 
         world.driver.start = refuse  # type: ignore[method-assign]
+        refusing = Refusing(monkeypatch, refusals, "stay")
         world.shape("worker", isolation="osv")
         await until(lambda: world.formation("worker").failure, "the reason")
+        assert refusing.refused == refusals
         await until(lambda: [row.isolation for row in world.dynos("up")] == ["container"] * 2, "it works again")
         await world.until_alive("web.1", "worker.1")
 
@@ -1905,12 +1912,12 @@ def _busy(*words: Any) -> None:
 
 
 class Refusing:
-    """In front of ``records.change``: the call of this number fails, as on a full disk or a database that is busy too long."""
+    """In front of a function of ``records``: its call of this number fails, as on a full disk or a database that is busy too long."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        self._left, self._change = number, records.change
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, name: str = "change") -> None:
+        self._left, self._change = number, getattr(records, name)
         self.refused = 0
-        monkeypatch.setattr(records, "change", self)
+        monkeypatch.setattr(records, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         self._left -= 1
