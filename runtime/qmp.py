@@ -6,12 +6,16 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import DavitError
 
+PATIENCE = 5.0
+"""Seconds for the first greeting."""
 _LONGEST = 4 << 20
 
 
@@ -19,6 +23,10 @@ class MonitorFailed(DavitError):
     """QEMU refused what it was told, or does not answer any more."""
 
     id, status = "vm_monitor_failed", 500
+
+
+class _NotGreeted(MonitorFailed):
+    """The connection is there, and nothing comes by it."""
 
 
 class Monitor:
@@ -37,11 +45,21 @@ class Monitor:
 
     @classmethod
     async def connect(cls, path: Path, timeout: float = 10) -> Monitor:
-        """Connect to the socket at ``path`` and negotiate.
+        """Connect to the socket at ``path`` and negotiate. Who is not greeted calls again, and waits longer each time: once in
+        thousands of starts nothing came by a connection within a minute, nobody knows why.
 
         Raises:
             MonitorFailed: nobody answers there within ``timeout`` seconds.
         """
+        end, patience = time.monotonic() + timeout, PATIENCE
+        while (left := end - time.monotonic()) > patience:
+            with suppress(_NotGreeted):
+                return await cls._connect(path, patience)
+            patience *= 2
+        return await cls._connect(path, left)
+
+    @classmethod
+    async def _connect(cls, path: Path, timeout: float) -> Monitor:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connection, str(path)), timeout)
@@ -53,8 +71,11 @@ class Monitor:
             greeting = await asyncio.wait_for(asyncio.shield(monitor._greeted), timeout)
             numbers = greeting.get("version", {}).get("qemu", {})
             monitor.version = tuple(int(numbers.get(part, 0)) for part in ("major", "minor", "micro"))
-            await monitor.execute("qmp_capabilities", timeout=timeout)
-        except (asyncio.TimeoutError, MonitorFailed):
+            await monitor.execute("qmp_capabilities")
+        except asyncio.TimeoutError:
+            monitor.close()
+            raise _NotGreeted("The virtual machine's monitor does not answer.") from None
+        except MonitorFailed:
             monitor.close()
             raise MonitorFailed("The virtual machine's monitor does not answer.") from None
         except BaseException:  # who wanted it has given up
@@ -198,5 +219,5 @@ def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(str(path))
     os.chmod(path, 0o600)
-    listener.listen(1)
+    listener.listen(16)  # who is not greeted calls again
     return listener

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -58,6 +59,31 @@ def test_events_are_kept_for_who_asks_later_and_the_end_is_told(qemu: tuple[Path
             await monitor.execute("query-status")
 
     asyncio.run(talk())
+
+
+def test_who_is_not_greeted_calls_again(
+    qemu: tuple[Path, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is, also where QEMU comes to it only after several calls, each of which has hung up by then."""
+    monkeypatch.setattr(qmp, "PATIENCE", 0.05)
+    calls: list[float] = []
+    once = Monitor._connect
+
+    async def counted(path: Path, timeout: float) -> Monitor:
+        calls.append(timeout)
+        if len(calls) == 4:
+            qemu[1].send_signal(signal.SIGCONT)
+        return await once(path, timeout)
+
+    async def talk() -> None:
+        qemu[1].send_signal(signal.SIGSTOP)
+        monitor = await Monitor.connect(qemu[0], 240)
+        assert (await monitor.execute("query-status"))["status"]
+        monitor.close()
+
+    monkeypatch.setattr(Monitor, "_connect", counted)
+    asyncio.run(talk())
+    assert calls[:4] == [0.05, 0.1, 0.2, 0.4]
 
 
 def test_nobody_there_is_a_sentence(tmp_path: Path) -> None:
