@@ -1,16 +1,27 @@
-"""QEMU, as both kinds of virtual machines use it: where it is, and what their command lines have in common (pure, but for the
-search)."""
+"""QEMU, as both kinds of virtual machines use it: where it is, what their command lines have in common, how it is started and
+what is left of it taken away."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from runtime import confine, qmp
+from runtime.cgroups import Cgroup
 from runtime.driver import Limits, Unsupported
+
+if TYPE_CHECKING:
+    from runtime.host import Host
+
+log = logging.getLogger("runtime")
 
 PROGRAM = "qemu-system-x86_64"
 PLACES = "/usr/bin:/usr/local/bin:/usr/sbin"
@@ -106,6 +117,44 @@ def network(mac: str | None, tap: int) -> list[str]:
 def monitor(number: int) -> list[str]:
     """A monitor at the listening socket of that descriptor."""
     return ["-chardev", f"socket,id=monitor,fd={number},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]
+
+
+def start(
+    host: Host, command: Sequence[str], place: Path, group: Cgroup, uid: int, *, shown: Path, kvm: bool,
+    sockets: Mapping[int, Path], fds: dict[int, int], most: int,
+) -> int:  # fmt: skip
+    """Start a QEMU in confinement; its pid, which is watched.
+
+    Args:
+        place: the directory of this machine's; QEMU's words go into the file ``messages`` there.
+        uid: what it runs as.
+        shown: the directory that it finds at /data.
+        sockets: where it is to listen, by the number of its descriptor.
+        fds: what else it gets, by number; closed here and emptied, also when it cannot be started.
+        most: its descriptors are numbered below this; what is none of the above is the null device.
+    """
+    with ExitStack() as ours:
+        table = dict(fds)
+        fds.clear()
+        for fd in table.values():
+            ours.callback(os.close, fd)
+        (place / "root").mkdir(exist_ok=True)
+        table[2] = os.open(place / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        ours.callback(os.close, table[2])
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        ours.callback(os.close, null)
+        for number, path in sockets.items():
+            table[number] = ours.enter_context(qmp.listen(path)).fileno()
+        argv = confine.argv(command, root=place / "root", uid=uid, cgroups=group.create(), shown=shown, kvm=kvm)
+        return host.spawn(argv, [table.get(number, null) for number in range(most)], confine.ENVIRONMENT)
+
+
+def clear(place: Path, group: Cgroup) -> None:
+    """Remove what is left on the host of a machine, and end what still runs of it."""
+    group.kill()
+    if not group.remove():
+        log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": group.path})
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def words_of(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from signal import SIGKILL
 from typing import Any, ClassVar
 
 from foundation.errors import DavitError
-from runtime import cgroups, confine, oci, qemu, qmp, scratch
+from runtime import cgroups, oci, qemu, scratch
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -296,31 +296,12 @@ class MicroVmDriver:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     def _spawn(self, launch: Launch) -> None:
-        record = launch.record
-        launch.record = record = replace(record, facts={**record.facts, "generation": launch.generation})
-        directory = self.directory / record.id
-        root = directory / "root"
-        root.mkdir(exist_ok=True)
-        messages = os.open(directory / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        sockets = {
-            machine.AGENT: qmp.listen(self.socket(record, "agent")),
-            machine.MONITOR: qmp.listen(self.socket(record, "monitor")),
-        }
-        table = {0: null, 1: null, 2: messages, **{n: one.fileno() for n, one in sockets.items()}, **launch.fds}
-        group = cgroups.Cgroup(record.cgroup)
-        argv = confine.argv(
-            machine.command(self.qemu, launch.machine), root=root, uid=self.uid(record.slot), cgroups=group.create(),
-            shown=self.kernel.directory, kvm=launch.machine.kvm,
+        launch.record = record = replace(launch.record, facts={**launch.record.facts, "generation": launch.generation})
+        pid = qemu.start(
+            self.host, machine.command(self.qemu, launch.machine), self.directory / record.id, cgroups.Cgroup(record.cgroup),
+            self.uid(record.slot), shown=self.kernel.directory, kvm=launch.machine.kvm, fds=launch.fds, most=machine.DESCRIPTORS,
+            sockets={machine.AGENT: self.socket(record, "agent"), machine.MONITOR: self.socket(record, "monitor")},
         )  # fmt: skip
-        try:
-            pid = self.host.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT)
-        finally:
-            for one in sockets.values():
-                one.close()
-            for fd in (*launch.fds.values(), messages, null):
-                os.close(fd)
-            launch.fds.clear()
         launch.record = replace(record, pid=pid, started=start_time(pid))
         if launch.generation == 1:
             launch.directory.write(launch.record)
@@ -394,10 +375,7 @@ class MicroVmDriver:
                 os.close(fd)
             launch.fds.clear()
             launch.fifos.clear()
-            group = cgroups.Cgroup(launch.record.cgroup)
-            group.kill()
-            group.remove()
-            shutil.rmtree(self.directory / launch.record.id, ignore_errors=True)
+            qemu.clear(self.directory / launch.record.id, cgroups.Cgroup(launch.record.cgroup))
             launch.directory.remove()
 
         await self.host.in_thread(away)
@@ -423,14 +401,7 @@ class MicroVmDriver:
 
     async def take_away(self, dyno: MicroVm) -> None:
         """Remove everything that was made for ``dyno``, which has ended."""
-
-        def away() -> None:
-            dyno.cgroup.kill()
-            if not dyno.cgroup.remove():
-                log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
-            shutil.rmtree(self.directory / dyno.spec_id, ignore_errors=True)
-
-        await self.host.in_thread(away)
+        await self.host.in_thread(qemu.clear, self.directory / dyno.spec_id, dyno.cgroup)
         if dyno.main is not None and dyno.terminal_fd is not None:
             os.close(dyno.terminal_fd)
             dyno.terminal_fd = None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from foundation.errors import DavitError
-from runtime import applog, cgroups, confine, oci, qemu, qmp
+from runtime import applog, cgroups, oci, qemu
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -296,26 +296,14 @@ class OsvDriver:
 
     def _spawn(self, launch: _Launch) -> None:
         record = launch.record
-        place = self.directory / record.id
-        (place / "root").mkdir(exist_ok=True)
-        group = cgroups.Cgroup(record.cgroup)
-        joined = group.create()
+        place, group = self.directory / record.id, cgroups.Cgroup(record.cgroup)
+        group.create()
         group.update(self.limits(launch.spec.limits))
-        messages = os.open(place / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        monitor = qmp.listen(place / "monitor")
-        table = {0: null, 1: null, 2: messages, machine.MONITOR: monitor.fileno(), **launch.fds}
-        argv = confine.argv(
-            machine.command(self.qemu, launch.machine), root=place / "root", uid=self._uid(record.slot), cgroups=joined,
-            shown=self.kernel.directory, kvm=self.kvm,
+        pid = qemu.start(
+            self.host, machine.command(self.qemu, launch.machine), place, group, self._uid(record.slot),
+            shown=self.kernel.directory, kvm=self.kvm, sockets={machine.MONITOR: place / "monitor"}, fds=launch.fds,
+            most=machine.DESCRIPTORS,
         )  # fmt: skip
-        try:
-            pid = self.host.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT)
-        finally:
-            monitor.close()
-            for fd in (*launch.fds.values(), messages, null):
-                os.close(fd)
-            launch.fds.clear()
         launch.record = replace(record, pid=pid, started=start_time(pid))
         launch.directory.write(launch.record)
 
@@ -379,11 +367,8 @@ class OsvDriver:
             for fd in (*launch.fds.values(), *launch.fifos, launch.console, launch.target):
                 if fd >= 0:
                     os.close(fd)
-            group = cgroups.Cgroup(launch.record.cgroup)
-            group.kill()
-            group.remove()
+            qemu.clear(self.directory / launch.record.id, cgroups.Cgroup(launch.record.cgroup))
             launch.directory.remove()
-            shutil.rmtree(self.directory / launch.record.id, ignore_errors=True)
             self.host.network.disconnect(launch.record.slot)
 
         if launch.record.pid is not None:
@@ -397,10 +382,8 @@ class OsvDriver:
         """Remove everything that was made for ``dyno``, which has ended."""
 
         def away() -> None:
-            if not dyno.cgroup.remove():
-                log.warning("a dyno's cgroup could not be removed yet", extra={"cgroup": dyno.record.cgroup})
+            qemu.clear(self.directory / dyno.spec_id, dyno.cgroup)
             self.host.network.disconnect(dyno.slot)
-            shutil.rmtree(self.directory / dyno.spec_id, ignore_errors=True)
 
         await self.host.in_thread(away)
         self.host.forget(dyno.pid)
