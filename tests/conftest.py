@@ -114,6 +114,23 @@ def redis_server() -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def migrate(url: str) -> None:
+    """Bring the database at ``url`` to the newest schema, whatever this process takes for its own; nobody is connected to it then."""
+    engine = db.make_engine(url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "engine", lambda: engine)
+        db.upgrade()
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database in which all tables are, and nothing in them: to be copied, which is cheaper than to migrate."""
+    path = tmp_path_factory.mktemp("migrated") / "davit.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
 def _postgres_programs() -> Path:
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     if not versions:
@@ -133,6 +150,7 @@ class PostgresCluster:
         self._identity: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
         self._environment = dict(os.environ)  # a test that starts it again has others, which would make it a leftover of that test
         self._made = 0
+        self._migrated = ""
         self._process: subprocess.Popen[bytes] | None = None
         subprocess.run(
             [self.programs / "initdb", "-D", self.directory / "data", "-U", "davit", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
@@ -164,11 +182,18 @@ class PostgresCluster:
         """Whether it was started and not stopped."""
         return self._process is not None
 
-    def __call__(self) -> str:
+    def __call__(self, like: str = "template1") -> str:
         self._made += 1
-        created = self._sql(f"CREATE DATABASE davit{self._made}")
+        created = self._sql(f"CREATE DATABASE davit{self._made} TEMPLATE {like}")
         assert created.returncode == 0, created.stderr.decode()
         return f"postgresql://davit@/davit{self._made}?host={self.directory}&port={POSTGRES_PORT}"
+
+    def migrated(self) -> str:
+        """Make a database in which all tables are, and nothing in them; its URL. The first is migrated, the others are its copies."""
+        if not self._migrated:
+            migrate(self())
+            self._migrated = f"davit{self._made}"
+        return self(like=self._migrated)
 
     def _sql(self, statement: str) -> subprocess.CompletedProcess[bytes]:
         where = ["-h", self.directory, "-p", str(POSTGRES_PORT), "-U", "davit", "-d", "postgres"]

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import psycopg
 import redis
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from state import db
+from state.models import Account
+from tests.conftest import PostgresCluster
 
 
 def test_redis_answers_on_its_socket(redis_server: str) -> None:
@@ -23,6 +29,17 @@ def test_every_database_is_a_fresh_one(postgres_server: Callable[[], str]) -> No
         connection.execute("CREATE TABLE mark (x int)")
     with psycopg.connect(second) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'mark'").fetchone() == (0,)
+
+
+def test_every_migrated_database_is_a_fresh_one(postgres_server: PostgresCluster, migrated_sqlite: Path) -> None:
+    for url in (postgres_server.migrated(), postgres_server.migrated(), f"sqlite:///{migrated_sqlite}"):
+        engine = db.make_engine(url)
+        with Session(engine) as session:
+            assert session.scalar(select(func.count()).select_from(Account)) == 0
+            if engine.dialect.name == "postgresql":
+                session.add(Account(email="ann@example.com"))
+                session.commit()
+        engine.dispose()
 
 
 def test_the_home_is_private_and_its_path_short(davit_home: Path) -> None:

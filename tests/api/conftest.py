@@ -40,18 +40,6 @@ def _forget() -> None:
         cache.cache_clear()
 
 
-@pytest.fixture(scope="session")
-def _template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A migrated SQLite database, made once."""
-    home = tmp_path_factory.mktemp("template")
-    with pytest.MonkeyPatch.context() as patch:
-        use_home(home, patch)
-        db.upgrade()
-        _forget()
-        yield home / "davit.db"
-    _forget()
-
-
 @dataclass
 class People:
     """Tokens of people, by what they are to the app ``timely``."""
@@ -140,22 +128,24 @@ def _make(home: Path) -> Api:
 
 
 @pytest.fixture
-def api(davit_home: Path, _template: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def api(davit_home: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API on SQLite, with the app ``timely`` (release v1, no code) and people around it."""
-    shutil.copy(_template, davit_home / "davit.db")
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch)
     yield _make(davit_home)
     _forget()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def either_api(request: pytest.FixtureRequest, davit_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def either_api(
+    request: pytest.FixtureRequest, davit_home: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Api]:
     """The API on each database."""
     if request.param == "sqlite":
+        shutil.copy(migrated_sqlite, davit_home / "davit.db")
         use_home(davit_home, monkeypatch)
     else:
-        use_home(davit_home, monkeypatch, DATABASE_URL=request.getfixturevalue("postgres_server")())
-    db.upgrade()
+        use_home(davit_home, monkeypatch, DATABASE_URL=request.getfixturevalue("postgres_server").migrated())
     yield _make(davit_home)
     _forget()
 

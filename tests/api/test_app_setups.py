@@ -77,9 +77,9 @@ def shelf() -> Iterator[Shelf]:
 
 
 @pytest.fixture
-def api(davit_home: Path, _template: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def api(davit_home: Path, migrated_sqlite: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API of a Davit that may fetch from the shelf."""
-    shutil.copy(_template, davit_home / "davit.db")
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch, DAVIT_OUTBOUND_ALLOW=shelf.address)
     yield _make(davit_home)
     _forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -31,9 +32,9 @@ from tests.e2e.errors_page import assert_says
 
 
 @pytest.fixture
-def api(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def api(davit_home: Path, migrated_sqlite: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
-    db.upgrade()
     from api.resources import logs
 
     logs._redis.cache_clear()

@@ -71,19 +71,21 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def api(davit_home: Path, _template: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def api(davit_home: Path, migrated_sqlite: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The API of a Davit that may call the receiver."""
-    shutil.copy(_template, davit_home / "davit.db")
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch, DAVIT_OUTBOUND_ALLOW=receiver.address)
     yield _make(davit_home)
     _forget()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def either_api(request: pytest.FixtureRequest, davit_home: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    more = {} if request.param == "sqlite" else {"DATABASE_URL": request.getfixturevalue("postgres_server")()}
+def either_api(
+    request: pytest.FixtureRequest, davit_home: Path, migrated_sqlite: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Api]:
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
+    more = {} if request.param == "sqlite" else {"DATABASE_URL": request.getfixturevalue("postgres_server").migrated()}
     use_home(davit_home, monkeypatch, DAVIT_OUTBOUND_ALLOW=receiver.address, **more)
-    db.upgrade()
     yield _make(davit_home)
     _forget()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,7 +33,7 @@ PACK = {"detect": "echo Test", "compile": "echo compiled", "release": "echo 'def
 
 
 @pytest.fixture
-def davit(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def davit(davit_home: Path, migrated_sqlite: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty Davit on SQLite; this process is its builder."""
     monkeypatch.setenv("DAVIT_HOME", str(davit_home))
     monkeypatch.setenv("REDIS_URL", redis_server)
@@ -41,7 +42,7 @@ def davit(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) 
     for cached in (settings, db.engine, notify.redis_client):
         cached.cache_clear()
     redis.Redis.from_url(redis_server).flushdb()
-    db.upgrade()
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     vault.ensure_keys()
     yield davit_home
     db.engine().dispose()

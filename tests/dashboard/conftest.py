@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from werkzeug.test import TestResponse
 
 from state import accounts, apps, db, vault, web_sessions
 from state.models import Account, App
-from tests.api.conftest import _forget, _template, use_home
+from tests.api.conftest import _forget, use_home
+from tests.conftest import PostgresCluster
 from tests.dashboard.browsing import Browser, launched
 
-template_database = _template
 PEOPLE = ("owner", "admin", "stranger", "viewer", "deployer", "operator", "manager")
 
 
@@ -63,19 +63,18 @@ class Desk:
 
 
 @pytest.fixture
-def desk(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(davit_home: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """The dashboard on SQLite."""
-    shutil.copy(template_database, davit_home / "davit.db")
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch)
     yield _furnished(davit_home)
     _forget()
 
 
 @pytest.fixture
-def desk_on_postgresql(davit_home: Path, postgres_server: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk_on_postgresql(davit_home: Path, postgres_server: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """The dashboard on PostgreSQL."""
-    use_home(davit_home, monkeypatch, DATABASE_URL=postgres_server())
-    db.upgrade()
+    use_home(davit_home, monkeypatch, DATABASE_URL=postgres_server.migrated())
     yield _furnished(davit_home)
     _forget()
 

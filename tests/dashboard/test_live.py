@@ -30,18 +30,18 @@ from tests.dashboard.conftest import Desk
 
 
 @pytest.fixture
-def davit(davit_home: Path, template_database: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
+def davit(davit_home: Path, migrated_sqlite: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
     """A Davit that answers, on a database of its own."""
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
-    db.upgrade()
     with serving(davit_home, tmp_path, redis_server) as served:
         yield served
 
 
 @pytest.fixture
-def database(davit_home: Path, template_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def database(davit_home: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty database of this process's own, on SQLite."""
-    shutil.copy(template_database, davit_home / "davit.db")
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch)
     vault.ensure_keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,10 @@ BROKEN_PATTERNS = """() => [...document.querySelectorAll("[pattern]")].map((fiel
 
 
 @pytest.fixture
-def davit(davit_home: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
+def davit(davit_home: Path, migrated_sqlite: Path, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Davit]:
     """A Davit full of apps."""
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     use_home(davit_home, monkeypatch, REDIS_URL=redis_server)
-    db.upgrade()
     from state import vault
 
     vault.ensure_keys()

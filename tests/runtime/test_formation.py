@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
@@ -316,7 +317,8 @@ async def until(check: Callable[[], Any], what: str, seconds: float = 60) -> Any
 
 
 @pytest.fixture
-def world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(davit_home: Path, migrated_sqlite: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    shutil.copy(migrated_sqlite, davit_home / "davit.db")
     yield from _world(davit_home, redis_server, monkeypatch)
 
 
@@ -324,7 +326,7 @@ def world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch) 
 def world_on_postgres(
     postgres_that_goes: PostgresCluster, davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    monkeypatch.setenv("DATABASE_URL", postgres_that_goes())
+    monkeypatch.setenv("DATABASE_URL", postgres_that_goes.migrated())
     yield from _world(davit_home, redis_server, monkeypatch)
 
 
@@ -334,7 +336,6 @@ def _world(davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch)
     for cached in (settings, db.engine, notify.redis_client):
         cached.cache_clear()
     vault.ensure_keys()
-    db.upgrade()
     yield World()
     db.engine().dispose()
     for cached in (settings, db.engine, notify.redis_client):

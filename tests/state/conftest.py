@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from foundation.settings import settings
 from state import accounts, db, notify, vault
 from state.models import Account
+from tests.conftest import PostgresCluster
 
 
 def forget_caches() -> None:
@@ -23,19 +25,19 @@ def forget_caches() -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(
-    request: pytest.FixtureRequest, davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, davit_home: Path, migrated_sqlite: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A fresh, migrated database; every test runs on SQLite and on PostgreSQL."""
     if request.param == "postgresql":  # before DAVIT_HOME is set: the cluster outlives this test and is no leftover of it
-        make: Callable[[], str] = request.getfixturevalue("postgres_server")
-        monkeypatch.setenv("DATABASE_URL", make())
+        cluster: PostgresCluster = request.getfixturevalue("postgres_server")
+        monkeypatch.setenv("DATABASE_URL", cluster.migrated())
     else:
+        shutil.copy(migrated_sqlite, davit_home / "davit.db")
         monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setenv("DAVIT_HOME", str(davit_home))
     monkeypatch.setenv("REDIS_URL", redis_server)
     forget_caches()
     vault.ensure_keys()
-    db.upgrade()
     yield request.param
     forget_caches()
 

@@ -25,11 +25,10 @@ def cluster(
     postgres_that_goes: PostgresCluster, davit_home: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PostgresCluster]:
     """A cluster that holds this Davit's database."""
-    for name, value in {"DATABASE_URL": postgres_that_goes(), "DAVIT_HOME": str(davit_home), "REDIS_URL": redis_server}.items():
+    for name, value in {"DATABASE_URL": postgres_that_goes.migrated(), "DAVIT_HOME": str(davit_home), "REDIS_URL": redis_server}.items():
         monkeypatch.setenv(name, value)
     forget_caches()
     vault.ensure_keys()
-    db.upgrade()
     yield postgres_that_goes
     forget_caches()
 
