@@ -6,6 +6,8 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import redis
@@ -14,7 +16,9 @@ from sqlalchemy.orm import Session
 
 from state import db
 from state.models import Account
-from tests.conftest import PostgresCluster
+from tests.conftest import LONG, PostgresCluster, longest_first
+
+CHECKOUT = Path(__file__).parents[1]
 
 
 def test_redis_answers_on_its_socket(redis_server: str) -> None:
@@ -65,3 +69,15 @@ def test_a_mount_below_that_home_is_a_leftover(davit_home: Path, leftovers: Call
         assert leftovers(davit_home) == [f"mount {target}"]
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+def test_files_are_begun_longest_first_and_stay_whole() -> None:
+    names = ["a.py::1", "tests/e2e/b.py::1", "c.py::1", "a.py::2", "tests/e2e/test_microvms.py::1", "c.py::2", "d.py::1"]
+    items: Any = [SimpleNamespace(nodeid=name) for name in names]
+    longest_first(items)
+    assert [item.nodeid for item in items] == [names[4], names[1], names[0], names[3], names[2], names[5], names[6]]
+
+
+def test_what_is_called_long_is_there() -> None:
+    files = [str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "tests").rglob("test_*.py")]
+    assert [name for name in LONG if not any(file.startswith(name) for file in files)] == []
