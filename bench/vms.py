@@ -244,7 +244,8 @@ def figures(found: dict[str, Measured], served: dict[str, Served]) -> list[Figur
         say(isolation, "longest that a visitor waited meanwhile", app.longest, None, ms)
         say(isolation, f"dynos that run at once ({app.why})", app.dynos, None, lambda value: f"{value:.0f}")
         say(isolation, "for how many there is room, by what each takes", app.room, None, lambda value: f"{value:.0f}")
-        say(isolation, "of the host's memory, each of them", app.each, base_served.each, _mib)
+        each = app.each if app.each > 0 else None  # what else runs on the host gave back more than they took
+        say(isolation, "of the host's memory, each of them", each, max(0.0, base_served.each), _mib)
     return shown
 
 
