@@ -23,7 +23,7 @@ LONGEST = 16384
 _SHOWN = "Setting in environment: {}={}"
 _KERNEL = re.compile(
     rb"VFS: (mounting|unmounting|initialized) .*|ROFS: (spent|read|allocated|hit ratio) .*"
-    rb"|random: (<.*> initialized|device unblocked\.|.* registered as a source\.)"
+    rb"|random: (<.*> initialized|device unblocked\.|blocking on read\.|.* registered as a source\.)"
     rb"|syscall\(\): unimplemented system call \d+|Requested termination of .*, waiting\.\.\."
     rb"|Powering off\.|Chdir to: .*|chdir done"
 )

@@ -29,7 +29,7 @@ def read(data: bytes, piece: int = 1 << 20, booted: bool = False) -> tuple[str, 
 
 def test_the_apps_lines_and_nothing_else_are_passed_on() -> None:
     noise = (
-        b"random: <Software, Yarrow> initialized\r\nsyscall(): unimplemented system call 334\r\nVFS: mounting rofs at /app\r\n"
+        b"random: <Software, Yarrow> initialized\r\nrandom: blocking on read.\r\nsyscall(): unimplemented system call 334\r\nVFS: mounting rofs at /app\r\n"
     )
     text, console = read(PRELUDE + noise + b"Listening\r\n[info] VFS: mine\r\nlast without end" + b"\r\n" + END)
     assert text == "Listening\n[info] VFS: mine\nlast without end\n"
