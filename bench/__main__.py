@@ -62,6 +62,8 @@ PROGRAMS = (
     "dockerd --version", "mkfs.erofs -V",
 )  # fmt: skip
 QUICK_ROUTER = {"ROUNDS": "2"}
+KEPT = ("DAVIT_CACHE", "DAVIT_OSV_KERNEL", "DAVIT_OSV_MODULES")
+"""The settings that a bench takes from whoever starts it: where this host has what it would otherwise fetch or do without."""
 
 
 def versions() -> Iterator[str]:
@@ -94,7 +96,7 @@ def environment_for(bench: Bench, figures: Path, quick: bool) -> Iterator[dict[s
     from tests.e2e.world import STACKS, Davit
 
     home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DAVIT_") or name == "DAVIT_CACHE"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DAVIT_") or name in KEPT}
     own = kept | {"DAVIT_HOME": str(home), "DAVIT_STACKS": str(STACKS), "DAVIT_RATE_LIMIT": "100000000", FIGURES: str(figures)}
     own |= QUICK_ROUTER if quick else {}
     try:

@@ -159,7 +159,7 @@ def images(driver: Any, stack: Path, home: Path, into: Measured) -> None:
         driver.images._root(stack, mounted, "python")
         into.root = time.perf_counter() - began
     finally:
-        driver.host.images.done(stack)
+        driver.host.images.done(mounted)
 
 
 async def measure(driver: Driver, isolation: str, stack: Path, runs: int, home: Path) -> Measured:

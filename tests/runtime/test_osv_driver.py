@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
+from bench import vms
 from cli.host import doctor
 from foundation.errors import DavitError, InvalidParams
 from foundation.settings import from_environment
@@ -72,6 +73,20 @@ class TestContract(LifeContract):
 
 def argv_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def test_the_bench_of_isolations_times_the_images(
+    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vms, "SLUG_MIB", 1)
+    bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
+    bench.open()
+    try:
+        vms.images(bench.osv, bench.stack, tmp_path, into := vms.Measured())
+        assert into.slug and into.root
+        assert not any(bench.host.images._users.values()), "the stack is still in use"
+    finally:
+        bench.close()
 
 
 # -- a life
