@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -211,6 +212,7 @@ def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str) -> 
 
 UNSOUND = {
     "runcmdd: [ls]": "knows no key “runcmdd”; did you mean “runcmd”?",
+    "chpaswd: {expire: false}": "knows no key “chpaswd”; did you mean “chpasswd”?",
     "packages: curl": "The value of “packages” must be a list, not 'curl'",
     "package_update: 1": "must be true or false",
     "write_files: [{content: x}]": "An entry of “write_files” has no “path”",
@@ -244,6 +246,40 @@ def test_a_file_that_is_no_user_data_is_told(content: bytes, tmp_path: Path) -> 
         done = CliRunner().invoke(cli, [*words, str(tmp_path / "user-data")])
         assert isinstance(done.exception, InvalidParams), done.exception
         assert_says("user-data-none", done.exception.message)
+
+
+def test_every_key_that_cloud_init_knows_is_known() -> None:
+    """Its own schema, which the package has installed for the host's Python."""
+    program = shutil.which("cloud-init")
+    assert program, "the package cloud-init is missing: scripts/setup run test"
+    where = "import cloudinit.config, pathlib; print(pathlib.Path(cloudinit.config.__file__).with_name('schemas'))"
+    told = subprocess.run(["/usr/bin/python3", "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    schema = json.loads((Path(told) / "schema-cloud-config-v1.json").read_text())
+    parts = [schema["$defs"][part["$ref"].rpartition("/")[2]] for part in schema["allOf"]]
+    keys = {key for part in [schema, *parts] for key in part.get("properties", ())}
+    assert {"runcmd", "chpasswd", "ssh_import_id"} <= keys, "the schema is read otherwise now"
+    assert keys - vocabulary.TOP.keys() == set()
+    assert set(schema["$defs"]["users_groups.user"]["properties"]) - vocabulary._BELOW["users"] == set()
+
+
+SOUND = """#cloud-config
+groups: [admins, {cloud: [ann]}]
+chpasswd: {expire: false, list: ["ann:s3cret"]}
+password: s3cret
+ssh_import_id: [gh:ann]
+ntp:
+users:
+- default
+- {name: ann, plain_text_passwd: s3cret, ssh_import_id: [gh:ann], uid: 2000}
+- {snapuser: ann@example.com}
+"""
+
+
+@pytest.mark.parametrize("text", [SOUND, "#cloud-config\nusers: default\n", "#cloud-config\nusers: {ann: true, default: true}\n"])
+def test_what_cloud_init_takes_is_sound(text: str, tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text(text)
+    done = CliRunner().invoke(cli, ["host:check", str(tmp_path / "user-data")])
+    assert done.exit_code == 0, done.exception
 
 
 def test_what_the_schema_alone_finds_is_told_too(tmp_path: Path) -> None:
