@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from foundation.errors import DavitError
 LINE_LIMIT = 1 << 20
 LINES_LIMIT = 2000
 CONFIG_VARS = 100
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
+"""More than a config var may be called: what a container takes, and a unikernel's command line can carry."""
 
 
 class ReportError(DavitError):
@@ -145,7 +148,21 @@ def parse_release(printed: bytes, buildpack: str) -> BuildpackRelease:
         raise ReleaseError(f"What bin/release of the buildpack {buildpack} printed is YAML, but no mapping.")
     types = _strings(document.get("default_process_types"), "default_process_types", buildpack)
     config = _strings(document.get("config_vars"), "config_vars", buildpack)
+    for name, value in config.items():
+        if not _VARIABLE.fullmatch(name) or not _can_be_a_value(value):
+            raise ReleaseError(
+                f"config_vars in what bin/release of the buildpack {buildpack} printed has {name[:80]!r}, which cannot be an"
+                " environment variable: its name must begin with a letter or underscore and go on with these, digits, - and .,"
+                " and its value be text without NUL."
+            )
     return BuildpackRelease(types, config)
+
+
+def _can_be_a_value(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _strings(value: Any, key: str, buildpack: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ OWN = "."
 SITE, SIGNALS = f"{OWN}site", f"{OWN}signals"
 """For Davit's modules in Python and Node.js: where the app's packages are, and the port for signals."""
 
-_NAME = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_.-]*")
 _UNQUOTABLE = re.compile(r"[^\x01-\x7f]|\$")
 _ESCAPED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
 
@@ -41,6 +41,12 @@ class LineTooLong(DavitError):
     """More must stand on the kernel's command line than fits there."""
 
     id, status = "osv_line_too_long", 422
+
+
+class VariableRefused(DavitError):
+    """An environment variable that no unikernel can be given."""
+
+    id, status = "osv_variable_refused", 422
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def compose(
 
     Raises:
         LineTooLong: too much of it holds what only the line can hold.
-        ValueError: a name is no variable's name, a value holds NUL, or there is no program.
+        VariableRefused: a name is no variable's name, or a value holds NUL.
+        ValueError: there is no program.
     """
     if not argv or not argv[0]:
         raise ValueError("there is no program to start")
@@ -112,7 +119,10 @@ def compose(
     words: list[str] = []
     for name, value in environment.items():
         if not _NAME.fullmatch(name) or "\0" in value:
-            raise ValueError(f"{name} cannot be an environment variable")
+            raise VariableRefused(
+                f"{name[:80]!r} cannot be an environment variable of a unikernel: correct its name, or run this process type as"
+                " microvm."
+            )
         if (carried := _carried(f"--env={name}=", value, carriers)) is None:
             line.append(option("env", f"{name}={value}"))
         else:

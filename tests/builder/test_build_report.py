@@ -65,8 +65,8 @@ def test_release_output_that_says_nothing_is_legal_in_all_its_forms(printed: byt
 
 
 def test_release_output_gives_types_and_config_vars() -> None:
-    printed = b"---\naddons: [heroku-postgresql]\nconfig_vars:\n  A: 1\n  B: true\ndefault_process_types:\n  web: npm start\n"
-    assert report.parse_release(printed, "x") == report.BuildpackRelease({"web": "npm start"}, {"A": "1", "B": "true"})
+    printed = b"---\naddons: [heroku-postgresql]\nconfig_vars:\n  A: 1\n  B-C: true\ndefault_process_types:\n  web: npm start\n"
+    assert report.parse_release(printed, "x") == report.BuildpackRelease({"web": "npm start"}, {"A": "1", "B-C": "true"})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,12 @@ def test_release_output_gives_types_and_config_vars() -> None:
         b"default_process_types: [web]\n",
         b"default_process_types:\n  web: [a]\n",
         b"config_vars:\n  A: {b: c}\n",
+        b"config_vars:\n  A=B: c\n",
+        b"config_vars:\n  1: c\n",
+        b"config_vars:\n  '': c\n",
+        b"config_vars:\n  .site: c\n",
+        b'config_vars:\n  A: "a\\0b"\n',
+        b'config_vars:\n  A: "\\ud800"\n',
         b"!!python/object/apply:os.system ['true']\n",
         b"[" * 30_000,
         b"a: &a [x,x]\n"

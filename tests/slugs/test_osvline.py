@@ -102,9 +102,17 @@ def test_commands_beside_the_app() -> None:
     assert booted(boot)[0] == [[b"/libhttpserver-api.so", b"&!"], [b"/agent.so", b"7 7", b"&!"], [b"/app", b""]]
 
 
+def test_a_name_may_have_dashes_and_points() -> None:
+    """A buildpack's default, which a container takes."""
+    environment = {"FOO-BAR": "costs $5", "FOO.BAR-": "a?=b"}
+    assert booted(osvline.compose([], environment, ["/app"], script=SCRIPT))[1].items() >= {
+        b"FOO-BAR": b"costs $5", b"FOO.BAR-": b"a?=b",
+    }.items()  # fmt: skip
+
+
 @pytest.mark.parametrize("environment", [{"A=B": "x"}, {"": "x"}, {"A B": "x"}, {"A": "\0"}])
 def test_what_can_be_no_variable_is_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="cannot be an environment variable"):
+    with pytest.raises(osvline.VariableRefused, match="cannot be an environment variable"):
         osvline.compose([], environment, ["/app"], script=SCRIPT)
 
 
