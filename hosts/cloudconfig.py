@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from foundation.settings import from_environment
-from hosts.plan import STACKS, Host
+from hosts.plan import Host
 from hosts.vocabulary import check
 
 SETUP = "/usr/local/sbin/davit-host-setup"
@@ -273,7 +273,8 @@ def setup(host: Host) -> str:
         release = _ARCHIVE.format(url=quoted(host.release.url), sha256=host.release.sha256, checkout=CHECKOUT)
     else:
         release = _GIT.format(url=quoted(host.git or ""), ref=quoted(host.ref), checkout=CHECKOUT)
-    stack = _STACK.format(url=quoted(host.stack.url), sha256=host.stack.sha256, stacks=STACKS) if host.stack else ""
+    stacks = quoted(host.environment["DAVIT_STACKS"])
+    stack = _STACK.format(url=quoted(host.stack.url), sha256=host.stack.sha256, stacks=stacks) if host.stack else ""
     installing = (_INSTALLING_BESIDE if host.stack else _INSTALLING).format(checkout=CHECKOUT)
     programs = {"git": host.git, "curl": host.release or host.stack}
     return _SETUP.format(
@@ -283,5 +284,5 @@ def setup(host: Host) -> str:
         installing=installing,
         checkout=CHECKOUT,
         environment=ENVIRONMENT,
-        stacks=STACKS,
+        stacks=stacks,
     )

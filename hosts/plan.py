@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from foundation.errors import InvalidParams
 from foundation.settings import SettingError, Settings, from_environment
@@ -20,6 +20,8 @@ _SUM = re.compile(r"[0-9a-f]{64}\Z")
 _URL = re.compile(r"https?://[^\s'\"\\]{1,2000}\Z")
 _GIT = re.compile(r"(https?|git|ssh)://[^\s'\"\\]{1,2000}\Z")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}\Z")
+_SECRET_PARAMETER = re.compile(r"token|secret|passw|signature|credential|auth|jwt|key|^sig$|^pwd$", re.I)
+"""What a parameter of an address is called that lets whoever has it fetch something."""
 _SETTINGS = frozenset(one.metadata["variable"] for one in fields(Settings))
 SECRETS = frozenset(("DATABASE_URL", "REDIS_URL"))
 """Settings that may hold a password."""
@@ -150,9 +152,11 @@ class Host:
 
 
 def _holds_secret(url: str) -> bool:
-    """Whether there is a password in it; of HTTP also a name alone, which may be a token."""
+    """Whether there is a password in it; of HTTP also a name alone, which may be a token, and a parameter that is called so."""
     try:
         parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query)):
+            return True
         return parts.password is not None or (parts.scheme in ("http", "https") and bool(parts.username))
     except ValueError:
         return "@" in url

@@ -135,6 +135,9 @@ def test_no_secret_is_in_it_unless_asked_for() -> None:
 @pytest.mark.parametrize("change", [
     {"git": "https://ann:s3cret@code.example.com/davit.git"},
     {"git": "https://s3cret@code.example.com/davit.git"},
+    {"git": "https://code.example.com/davit.git?private_token=s3cret"},
+    {"git": None, "release": Download("https://example.com/davit.tar?a=1&token=s3cret", SUM)},
+    {"stack": Download("https://bucket.example.com/stack.tar?X-Amz-Signature=s3cret", SUM)},
     {"git": "ssh://git:s3cret@code.example.com/davit.git"},
     {"git": None, "release": Download("https://ann:s3cret@example.com/davit.tar", SUM)},
     {"stack": Download("https://ann:s3cret@example.com/stack.tar", SUM)},
@@ -153,6 +156,19 @@ def test_no_address_with_a_password_is_in_it_unless_asked_for(change: dict[str, 
 def test_what_may_hold_a_secret_is_roots_alone_on_the_host() -> None:
     modes = {file["path"]: file.get("permissions", "0644") for file in document(HOST)["write_files"]}
     assert (modes[cloudconfig.SETUP], modes[cloudconfig.ENVIRONMENT]) == ("0700", "0600")
+
+
+def test_a_stack_is_fetched_to_where_davit_looks_for_it() -> None:
+    moved = replace(EVERYTHING, settings={"DAVIT_STACKS": "/srv/my stacks"})
+    script = files(moved)[cloudconfig.SETUP]
+    assert plan.STACKS not in script and "export HOME=/root" in script and " DAVIT_STACKS='/srv/my stacks'\n" in script
+    assert "tar -xf /var/cache/davit/stack.tar -C '/srv/my stacks' --no-same-owner" in script
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
+
+
+def test_a_parameter_that_is_no_secret_is_none() -> None:
+    address = "https://example.com/stack.tar?version=3&download=1"
+    assert address in cloudconfig.user_data(replace(HOST, stack=Download(address, SUM)))
 
 
 def test_a_name_that_is_no_secret_is_none() -> None:
