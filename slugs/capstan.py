@@ -11,7 +11,7 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import yaml
@@ -32,6 +32,7 @@ class Package:
     Attributes:
         name, title, author, version: as ``meta/package.yaml`` has them.
         launches: process type → what it starts; the first is the default.
+        defaults: the buildpacks' own config vars, which are no secrets.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Package:
     author: str
     version: str
     launches: Mapping[str, Launch]
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
 
 def package_yaml(package: Package) -> str:
@@ -56,15 +58,20 @@ def run_yaml(package: Package, port: int) -> str:
     Raises:
         ImageFailed: a launch holds what Capstan's boot commands cannot.
     """
-    sets = {name: _config_set(name, launch, port) for name, launch in package.launches.items()}
+    sets = {name: _config_set(name, launch, package.defaults, port) for name, launch in package.launches.items()}
     document = {"runtime": "native", "config_set": sets, "config_set_default": next(iter(sets))}
     return yaml.safe_dump(document, sort_keys=False, width=1 << 20)
 
 
-def _config_set(name: str, launch: Launch, port: int) -> dict[str, object]:
-    environment = {"PORT": str(port), "HOME": "/app", **launch.environment}
+def can_hold(value: str) -> bool:
+    """Whether Capstan allows it as a variable's value."""
+    return " " not in value
+
+
+def _config_set(name: str, launch: Launch, defaults: Mapping[str, str], port: int) -> dict[str, object]:
+    environment = {"PORT": str(port), "HOME": "/app", **defaults, **launch.environment}
     for variable, value in environment.items():
-        if " " in value:
+        if not can_hold(value):
             raise ImageFailed(f"{variable} of “{name}” has a blank in its value, which Capstan does not allow.")
     try:
         words = [

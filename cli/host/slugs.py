@@ -181,7 +181,10 @@ def _capstan(what: Export, view: View, stream: BinaryIO, say: Say) -> None:
         raise CommandRefused(f"No process type of {what.app} can run in a unikernel.")
     runtime = _of_all(launches)
     name = f"davit.{what.app}"
-    package = Package(name, f"{what.app} v{what.version}", "Davit", str(what.version), launches)
+    defaults = {variable: value for variable, value in what.defaults.items() if capstan.can_hold(value)}
+    for variable in sorted(what.defaults.keys() - defaults.keys()):
+        say(f"{variable} is left out: it has a blank in its value, which Capstan does not allow.")
+    package = Package(name, f"{what.app} v{what.version}", "Davit", str(what.version), launches, defaults)
     capstan.write_package(package, _tree(view, runtime, osvimage.configuration(b"")), stream, PORT)
 
 

@@ -42,6 +42,13 @@ def packed(package: Package) -> bytes:
     return stream.getvalue()
 
 
+def test_the_buildpacks_config_vars_are_in_every_configuration() -> None:
+    own = Launch("native", ("/app/worker",), {"LANG": "C"})
+    package = Package("davit.web", "web v3", "Davit", "3", {"web": LAUNCH, "worker": own}, {"NODE_ENV": "production", "LANG": "x"})
+    sets = yaml.safe_load(capstan.run_yaml(package, 8080))["config_set"]
+    assert [(one["env"]["NODE_ENV"], one["env"]["LANG"]) for one in sets.values()] == [("production", "x"), ("production", "C")]
+
+
 def test_a_package_is_the_root_with_its_two_descriptions() -> None:
     package = Package("davit.web", "web v3", "Davit", "3", {"web": LAUNCH, "worker": Launch("native", ("/app/worker",))})
     with tarfile.open(fileobj=io.BytesIO(packed(package)), mode="r:gz") as archive:
