@@ -193,6 +193,13 @@ def write(root: Folder | Disk, image: BinaryIO, *, start: int = 0, limit: int = 
         return _Writer(image, start, limit, entries, links).write(root)
 
 
+def structure_of(image: Path) -> tuple[int, int]:
+    """Bytes of the structure area (whole blocks) and entries of an image that :func:`write` has written to a file."""
+    with image.open("rb") as file:
+        _, _, _, _, blocks, entries, _, _ = _SUPERBLOCK.unpack(file.read(_SUPERBLOCK.size))
+    return blocks * BLOCK, entries
+
+
 class _Writer:
     def __init__(self, image: BinaryIO, start: int, limit: int, entries: BinaryIO, links: BinaryIO) -> None:
         self._image, self._start, self._limit = image, start, limit

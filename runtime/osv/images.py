@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.images import Images
-from slugs import osvcommand, osvimage
+from slugs import osvcommand, osvimage, rofs
 from slugs.osvcommand import Launch
 from slugs.rofs import Disk, File, Folder, ImageFull, Node, RofsFailed
 from slugs.view import View
@@ -120,15 +120,15 @@ class OsvImages:
                 raise _too_large("more", memory) from None
             if written.structure > memory // 4:
                 path.unlink()
-                raise TooLargeForMemory(
-                    f"The slug has {written.entries} files; their names alone would take {written.structure >> 20} MB of the"
-                    f" dyno's {memory >> 20} MB. Choose a larger size, or leave out what the app does not need (.slugignore)."
-                )
+                raise _too_many(written.entries, written.structure, memory)
 
         self._once(path, make)
         size = path.stat().st_size
         if size > memory:  # it was made for a larger dyno
             raise _too_large(f"{size >> 20} MB of files, more", memory)
+        structure, entries = rofs.structure_of(path)
+        if structure > memory // 4 + rofs.BLOCK:
+            raise _too_many(entries, structure, memory)
         return path
 
     def _once(self, path: Path, make: Callable[[], None]) -> None:
@@ -163,6 +163,13 @@ def _too_large(holds: str, memory: int) -> TooLargeForMemory:
     return TooLargeForMemory(
         f"The slug holds {holds} than the dyno's {memory >> 20} MB of memory, where a unikernel keeps what it has read. Choose a"
         " larger size, or run this process type as microvm."
+    )
+
+
+def _too_many(entries: int, structure: int, memory: int) -> TooLargeForMemory:
+    return TooLargeForMemory(
+        f"The slug has {entries} files; their names alone would take {structure >> 20} MB of the dyno's {memory >> 20} MB."
+        " Choose a larger size, or leave out what the app does not need (.slugignore)."
     )
 
 

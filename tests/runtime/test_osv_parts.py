@@ -217,6 +217,10 @@ def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: 
     with pytest.raises(TooLargeForMemory, match="their names alone"):
         cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 400_000)
     assert list((cache.directory / "slugs").glob("*.rofs")) == []
+    assert cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 64 * MIB).slug is not None
+    with pytest.raises(TooLargeForMemory, match="their names alone"):  # made for a larger dyno
+        cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 400_000)
+    assert len(list((cache.directory / "slugs").glob("*.rofs"))) == 1, "the larger dyno's is still there"
 
 
 def test_a_collected_slugs_image_goes_with_it(tmp_path: Path) -> None:
