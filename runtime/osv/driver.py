@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import shutil
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +41,8 @@ BOOT_SECONDS = {True: 30.0, False: 120.0}
 """From QEMU's start until the kernel starts the app: with and without acceleration."""
 MONITOR_SECONDS = 60.0
 """Until QEMU itself answers, on a busy host."""
+AGENT_SECONDS = 300.0
+"""After which it is tried again to build the agent, when that failed."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -82,7 +86,9 @@ class OsvDriver:
         self.kvm = bool(kvm)
         self.qemu = ""
         self.kernel: kernel.Kernel
-        self._agents: dict[Path, Path | None] = {}
+        self._agents: dict[Path, Path] = {}
+        self._no_agent: dict[Path, float] = {}
+        self._building = threading.Lock()
         settings = host.settings
         self.images = OsvImages(settings.home / "osv", host.images, settings.home / "slugs", settings.osv_modules)
         self._open = False
@@ -279,13 +285,18 @@ class OsvDriver:
         )
 
     def _agent(self, spec: DynoSpec) -> Path | None:
-        """The program that brings signals in, built once per build stack; None where there is none."""
+        """The program that brings signals in, built once per build stack; None where there is none. One who needs it meanwhile
+        waits: both would be built in the same place."""
         build = next((path for path in sorted(spec.stack.parent.glob("build.*"))), None)
         if build is None:
             return None
-        if build not in self._agents:
-            self._agents[build] = signals.build(build, self.images.directory)
-        return self._agents[build]
+        with self._building:
+            if build not in self._agents and time.monotonic() >= self._no_agent.get(build, 0.0):
+                if (agent := signals.build(build, self.images.directory)) is None:
+                    self._no_agent[build] = time.monotonic() + AGENT_SECONDS
+                else:
+                    self._agents[build] = agent
+            return self._agents.get(build)
 
     def _uid(self, slot: int) -> int:
         return self.host.instance.uids(slot) + oci.USER

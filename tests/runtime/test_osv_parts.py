@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from foundation.errors import InvalidParams
 from runtime.images import Images
 from runtime.osv import images, machine, management, memory
+from runtime.osv.driver import OsvDriver
 from runtime.osv.images import OsvImages, TooLargeForMemory
 from runtime.osv.machine import Machine, Network
 from slugs import osvimage, rofs
@@ -221,6 +224,27 @@ def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: 
     with pytest.raises(TooLargeForMemory, match="their names alone"):  # made for a larger dyno
         cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 400_000)
     assert len(list((cache.directory / "slugs").glob("*.rofs"))) == 1, "the larger dyno's is still there"
+
+
+def test_the_agent_is_built_by_one_at_a_time_and_again_some_time_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build.img").touch()
+    host: Any = SimpleNamespace(settings=SimpleNamespace(home=tmp_path, osv_modules=None), images=None)
+    given: Any = SimpleNamespace(stack=tmp_path / "run.img")
+    unkind, kind = OsvDriver(host, kvm=False), OsvDriver(host, kvm=False)
+    agents, held = [None, None, tmp_path / "agent.so"], []
+
+    def build(stack: Path, directory: Path) -> Path | None:
+        held.append(unkind._building.locked() or kind._building.locked())
+        return agents.pop(0)
+
+    monkeypatch.setattr("runtime.osv.signals.build", build)
+    assert [unkind._agent(given) for _ in range(2)] == [None, None]
+    assert held == [True], "it is not tried for each dyno"
+    monkeypatch.setattr("runtime.osv.driver.AGENT_SECONDS", 0.0)
+    assert [kind._agent(given) for _ in range(3)] == [None, *[tmp_path / "agent.so"] * 2]
+    assert held == [True] * 3
 
 
 def test_a_collected_slugs_image_goes_with_it(tmp_path: Path) -> None:
