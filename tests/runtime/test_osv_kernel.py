@@ -182,7 +182,7 @@ VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 def test_any_environment_arrives(bench: KernelBench, environment: dict[str, str], arguments: list[str]) -> None:
     words = {f"WORD_{number}": value for number, value in enumerate(arguments)}
     davits = {"DAVIT_W0": "mine", "DAVIT_SITE": "$theirs", "DAVIT_SIGNALS": "many", "DAVIT_DYNO": "ü"}
-    given_environment = {**ENV, **environment, **davits, "X_TRAP": "a?=b $PATH \"q\" 'r' \\ &! ; ü\nsecond", "X_LONG": "y" * 20_000}
+    given_environment = {**ENV, **environment, **davits, "X_TRAP": "a?=b $PATH \"q\" 'r' \\ &! ; ü\nsecond", "X_LONG": "y" * 20_000, "X-DASHED.NAME": "5 $ – ü"}
     line = " ".join(["./say", *(f'"${name}"' for name in words)])
     text = bench.printed(bench.started(line, env={**given_environment, **words}))
     found, seen = decoded(text)
