@@ -7,13 +7,17 @@ redirects to, is checked as :mod:`foundation.outbound` does; the archive is a st
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
+import io
 import lzma
+import socket
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, cast
+from typing import IO, Any, cast
 from urllib.parse import urljoin
 
 from builder import sources
@@ -25,6 +29,8 @@ from state import domains
 SCHEMES = ("https", "http")
 TIMEOUT = 30.0
 """Seconds that the other side may be silent."""
+LONGEST = 300.0
+"""Seconds for all of it, redirects and reading through the archive included: a setup holds a build's slot meanwhile."""
 REDIRECTS = 5
 FILE = "app.json"
 FILE_LIMIT = 1 << 20
@@ -51,20 +57,36 @@ def app_json(url: str) -> bytes | None:
         InvalidParams: the URL leads where Davit does not go.
         BadSource: nothing can be fetched there, or it is no tar archive.
     """
+    deadline = time.monotonic() + LONGEST
     if url.startswith(sources.PREFIX):
         with sources.path(url.removeprefix(sources.PREFIX)).open("rb") as file:
-            return find(file)
-    with _fetched(url) as stream:
-        return find(stream)
+            return find(file, deadline)
+    with _fetched(url, deadline) as stream:
+        return find(stream, deadline)
+
+
+class _Late(BadSource):
+    def __init__(self) -> None:
+        super().__init__(f"The source takes longer than {LONGEST / 60:.0f} minutes to be fetched and read, so it was given up.")
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that is read until a deadline, its head too."""
+
+    def __init__(self, sock: socket.socket, *words: Any, deadline: float, **more: Any) -> None:
+        super().__init__(sock, *words, **more)
+        self.fp.close()
+        self.fp = io.BufferedReader(outbound.Bounded(sock, deadline, TIMEOUT))
 
 
 @contextmanager
-def _fetched(url: str) -> Iterator[IO[bytes]]:
+def _fetched(url: str, deadline: float) -> Iterator[IO[bytes]]:
     for _ in range(REDIRECTS + 1):
         place = outbound.parse(url, SCHEMES, field="source_blob.url")
         connection = http.client.HTTPConnection(place.host, place.port)
+        connection.response_class = functools.partial(_Response, deadline=deadline)  # type: ignore[assignment]
         try:
-            connection.sock = outbound.connect(domains.marked(place), TIMEOUT)
+            connection.sock = outbound.connect(domains.marked(place), min(TIMEOUT, max(0.1, deadline - time.monotonic())))
             connection.request("GET", place.path, headers=_headers(place))
             answer = connection.getresponse()
             if answer.status in (301, 302, 303, 307, 308):
@@ -75,6 +97,8 @@ def _fetched(url: str) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], answer)
             return
         except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() >= deadline:
+                raise _Late from None
             raise BadSource(f"The source cannot be fetched: {place.shown} broke off ({type(error).__name__}).") from None
         finally:
             connection.close()
@@ -104,17 +128,23 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(tarfile_)  # type: ignore[misc,no-any-return]
 
 
-def find(stream: IO[bytes]) -> bytes | None:
+def find(stream: IO[bytes], deadline: float) -> bytes | None:
     """app.json in a tar archive (compressed or not) that is read once, from front to end.
 
+    Args:
+        deadline: of ``time.monotonic()``; members that hold nothing cost time, too.
+
     Raises:
-        BadSource: it is none, or is larger than a build may be.
+        BadSource: it is none, is larger than a build may be, or takes too long.
     """
     left = settings().build_disk << 20
     directory: str | None = None
     try:
         with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
             for member in archive:
+                if time.monotonic() >= deadline:
+                    raise _Late
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 left -= member.size
                 if left < 0:
                     raise BadSource(f"The source is larger than {settings().build_disk} MiB, the most that a build may use.")
@@ -128,6 +158,8 @@ def find(stream: IO[bytes]) -> bytes | None:
                 if words == [FILE] or words == [directory, FILE]:
                     return _content(archive, member)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+        if time.monotonic() >= deadline:
+            raise _Late from None
         reason = str(error)[:80] or type(error).__name__
         raise BadSource(f"The source is not a tar archive that can be read ({reason}).") from None
     return None

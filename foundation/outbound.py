@@ -10,6 +10,7 @@ when it is given, for a clear answer, and its addresses again at every connectio
     answer = outbound.exchange("POST", place, body=b"…", headers={…}, timeout=5)   # one request; no redirects
     with outbound.Http(place, timeout=5) as line: line.request(…)                  # several over one connection
     plain = outbound.connect(place, timeout=5)                                     # a socket, for other protocols
+    outbound.Bounded(plain, deadline, timeout=5)                   # which is read to a deadline, however the other side dribbles
 
 What may be reached all the same is the setting DAVIT_OUTBOUND_ALLOW.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import ipaddress
 import re
 import socket
@@ -298,6 +300,37 @@ def _encrypt(place: Place, plain: socket.socket, context: ssl.SSLContext | None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "it takes too long"
         raise Unreached(f"{place.shown} does not speak TLS: {reason}.") from None
+
+
+class Bounded(io.RawIOBase):
+    """What comes over a connection, until a deadline: a socket's own timeout begins anew with each byte.
+
+    Args:
+        line: the connection; closing this leaves it open.
+        deadline: of ``time.monotonic()``; from then on reading raises TimeoutError.
+        timeout: seconds that the other side may be silent.
+    """
+
+    def __init__(self, line: socket.socket, deadline: float, timeout: float) -> None:
+        self._line, self._deadline, self._timeout = line, deadline, timeout
+        self._bytes = line.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        """As io has it."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As io has it."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._line.settimeout(min(left, self._timeout))
+        return self._bytes.readinto(buffer)
+
+    def close(self) -> None:
+        """As io has it."""
+        self._bytes.close()
+        super().close()
 
 
 class BadCertificate(Unreached):

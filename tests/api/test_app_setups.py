@@ -9,6 +9,7 @@ import os
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,16 +40,24 @@ def tarball(files: Files) -> bytes:
 
 
 class Shelf:
-    """A real HTTP server with archives; ``/again`` redirects to ``/it``."""
+    """A real HTTP server with archives; ``/again`` redirects to ``/it``; what begins with ``dribbled`` goes on a byte at a time, until it is enough."""
 
     def __init__(self) -> None:
         shelf = self
         self.content = b""
         self.status = 200
         self.moved = "/it"
+        self.dribbled, self.enough = b"", threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if shelf.dribbled:
+                    self.wfile.write(shelf.dribbled)
+                    for _ in range(500):
+                        if shelf.enough.wait(0.01):
+                            break
+                        self.wfile.write(b"0")
+                    return
                 self.send_response(302 if self.path == "/again" else shelf.status)
                 self.send_header("Location", shelf.moved)
                 self.send_header("Content-Length", str(len(shelf.content)))
@@ -279,13 +288,30 @@ def test_a_source_that_leads_into_the_private_is_refused_at_every_turn(api: Api,
             manifest.app_json(f"{shelf.url}/again")
 
 
+@pytest.mark.parametrize("begin", [f"HTTP/1.1 200 OK\r\n{rest}".encode() for rest in ("X: ", "\r\n", "Transfer-Encoding: chunked\r\n\r\n")])
+def test_a_source_that_dribbles_is_given_up(api: Api, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+    """Each byte comes in time, and the end would not: a setup has a build's slot as long as that."""
+    monkeypatch.setattr(manifest, "LONGEST", 0.3)
+    shelf.dribbled = begin
+    try:
+        with pytest.raises(manifest.BadSource, match="takes longer than"):
+            manifest.app_json(f"{shelf.url}/it")
+    finally:
+        shelf.enough.set()
+
+
+def test_an_archive_of_countless_members_that_hold_nothing_is_given_up() -> None:
+    with pytest.raises(manifest.BadSource, match="takes longer than"):
+        manifest.find(io.BytesIO(tarball({f"{number}": b"" for number in range(9)})), time.monotonic())
+
+
 @pytest.mark.parametrize(
     ("files", "found"),
     [({"app.json": b"1", "x/app.json": b"2"}, b"1"), ({"./app.json": b"1"}, b"1"), ({"top/a": b"", "top/app.json": b"2"}, b"2"),
      ({"top/sub/app.json": b"3"}, None), ({"README": b"", "top/app.json": b"2"}, None), ({}, None)],
 )  # fmt: skip
 def test_app_json_is_found_where_a_build_would_find_it(files: Files, found: bytes | None) -> None:
-    assert manifest.find(io.BytesIO(tarball(files))) == found
+    assert manifest.find(io.BytesIO(tarball(files)), time.monotonic() + 60) == found
 
 
 def test_an_archive_that_would_fill_memory_is_refused() -> None:
@@ -300,7 +326,7 @@ def test_an_archive_that_would_fill_memory_is_refused() -> None:
     for member, words in ((bomb, "cannot|can be read"), (large, "larger"), (endless, "larger"), (link, "not a file")):
         archive = gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10240)
         with pytest.raises(manifest.BadSource, match=words):
-            manifest.find(io.BytesIO(archive))
+            manifest.find(io.BytesIO(archive), time.monotonic() + 60)
 
 
 @pytest.mark.parametrize(
