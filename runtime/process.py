@@ -28,9 +28,8 @@ from runtime.oneoffs import OneOffs
 from runtime.routes import RouterClient
 from runtime.sandboxes import Sandboxes
 from runtime.snapshots import Snapshots
-from slugs.collect import in_use
+from slugs.collect import keep
 from state import identity
-from state.db import snapshot
 from state.models import Dyno
 from state.notify import redis_client
 
@@ -250,10 +249,11 @@ class Runtime:
         return records.stacks_in_use()
 
     def _collect(self) -> list[str]:
+        return self.library.store.collect(self._kept)
+
+    def _kept(self, young: set[str]) -> set[str]:
         identity.confirm()
-        with snapshot() as session:
-            keep = in_use(session)
-        return self.library.store.collect(keep)
+        return keep(young)
 
     def _forget_images(self, digests: list[str]) -> None:
         if (self.settings.home / "osv").is_dir():

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -158,11 +158,12 @@ class Store:
         with self._locked(LOCK_SH):
             yield
 
-    def collect(self, keep: set[str], grace: timedelta = GRACE) -> list[str]:
+    def collect(self, keep: Callable[[set[str]], set[str]], grace: timedelta = GRACE) -> list[str]:
         """Remove the slugs that nothing needs any more.
 
         Args:
-            keep: digests that must stay (see :func:`slugs.collect.in_use`).
+            keep: the digests that must stay, when it is called with those that are younger than ``grace``
+                (see :func:`slugs.collect.keep`). Nothing is put meanwhile, and nothing is removed before it has answered.
             grace: slugs younger than this stay too.
 
         Returns:
@@ -171,8 +172,11 @@ class Store:
         oldest = now().timestamp() - grace.total_seconds()
         removed = []
         with self._locked(LOCK_EX):
-            for path in self._slugs():
-                if (digest := f"sha256:{path.stem}") not in keep and path.stat().st_mtime < oldest:
+            slugs = {f"sha256:{path.stem}": path for path in self._slugs()}
+            young = {digest for digest, path in slugs.items() if path.stat().st_mtime >= oldest}
+            stays = young | keep(young)
+            for digest, path in slugs.items():
+                if digest not in stays:
                     path.unlink()
                     removed.append(digest)
             for pattern in _DRAFTS:

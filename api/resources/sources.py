@@ -115,13 +115,13 @@ def download_slug(call: Call, secret: str) -> Response:
         row = session.get(Slug, what["slug"])
     if row is None or row.digest is None or not links.may(what["reader"], row.app_id, "deploy"):
         raise NotFound("That slug is no longer kept.")
+    Store(settings().home / "slugs").path(row.digest)  # what is not there is told before the answer has begun
     return streams.respond(_tarball(row.digest), "application/gzip", what["reader"])
 
 
 def _tarball(digest: str) -> Iterator[bytes | None]:
     """The tarball through a pipe: what the reader does not take is not made."""
     store = Store(settings().home / "slugs")
-    store.path(digest)
     reader, writer = os.pipe()
 
     def write(stream: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from api import streams
 from builder import sources
 from foundation import wire
 from foundation.settings import settings
+from slugs import collect
 from slugs.store import Store
 from slugs.upload import seal_tarball
 from state import db
@@ -129,3 +131,57 @@ def test_a_slug_is_for_who_may_deploy_for_as_long_as_they_may(sealing: Api) -> N
     api.delete("/apps/timely/collaborators/deployer@example.com")
     assert _put(api, slug, packed(DIRECTORY, FILE)).status_code == 404
     assert api.post("/apps/timely/slugs", {**TYPES, "checksum": "md5:1"}).status_code == 422
+
+
+def _old(api: Api) -> Any:
+    """A slug that was put there, and that nobody has released while it was young."""
+    slug = api.post("/apps/timely/slugs", TYPES).json
+    assert _put(api, slug, packed(DIRECTORY, FILE)).status_code == 200
+    for stored in Store(api.home / "slugs").stored():
+        os.utime(Store(api.home / "slugs").path(stored.digest), (0, 0))
+    return slug
+
+
+@pytest.mark.row("slug-collected")
+def test_a_slug_that_was_collected_is_told_and_not_released(sealing: Api) -> None:
+    api, store = sealing, Store(sealing.home / "slugs")
+    slug = _old(api)
+    url = urlsplit(api.get(f"/apps/timely/slugs/{slug['id']}").json["blob"]["url"]).path
+
+    def killed(young: set[str]) -> set[str]:
+        collect.keep(young)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        store.collect(killed)
+    assert store.stored(), "its row says first that it is gone"
+    assert len(store.collect(collect.keep)) == 1 and not store.stored()
+    shown = api.get(f"/apps/timely/slugs/{slug['id']}").json
+    assert (shown["blob"]["url"], shown["checksum"]) == ("", None) and shown["deleted_at"] and shown["size"]
+    refused = api.post("/apps/timely/releases", {"slug": slug["id"]})
+    assert refused.status_code == 422
+    assert_says("slug-collected", refused.json["message"])
+    assert api.get(url, as_=None).status_code == 404
+
+
+def test_a_slug_whose_file_is_lost_is_a_sentence(sealing: Api) -> None:
+    slug = _old(sealing)
+    url = urlsplit(sealing.get(f"/apps/timely/slugs/{slug['id']}").json["blob"]["url"]).path
+    Store(sealing.home / "slugs").collect(lambda young: set())
+    assert sealing.get(url, as_=None).status_code == 404
+
+
+def test_a_slug_that_is_released_while_it_is_collected_is_refused_or_stays(sealing: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, slug, answers = sealing, _old(sealing), list[Any]()
+    real = collect.in_use
+
+    def looked(session: Any) -> set[str]:
+        found = real(session)
+        releasing.start()  # just after it was seen that nothing needs the slug
+        return found
+
+    releasing = threading.Thread(target=lambda: answers.append(api.post("/apps/timely/releases", {"slug": slug["id"]})))
+    monkeypatch.setattr(collect, "in_use", looked)
+    assert len(Store(api.home / "slugs").collect(collect.keep)) == 1
+    releasing.join()
+    assert answers[0].status_code == 422
