@@ -12,12 +12,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import redis
 
+from foundation.errors import Unavailable
 from foundation.settings import settings
 from state import notify
 from state.db import snapshot
@@ -28,6 +29,8 @@ log = logging.getLogger("builder")
 LIMIT = 10 << 20
 """Bytes of a buildpack's own output that are kept; what comes after is read and dropped."""
 QUIET_SECONDS = 1.0
+AWAY_SECONDS = 600.0
+"""How long a build is followed further while the database, which says whether it goes on, is away."""
 CHUNK = 1 << 16
 
 
@@ -137,10 +140,13 @@ def follow(build_id: str, offset: int = 0) -> Iterator[bytes | None]:
     Yields:
         Bytes as they come; None after each quiet second, so that the caller can send a keep-alive and notice that its
         client is gone. Ends when the build has ended and everything was given; also when the build is gone.
+
+    Raises:
+        Unavailable: the database has been away for :data:`AWAY_SECONDS`, and the build prints nothing.
     """
     path = directory(build_id) / "output"
     with contextlib.ExitStack() as stack:
-        bell = _Bell(build_id, stack)
+        bell, away = _Bell(build_id, stack), _Away()
         while True:
             ended = outcome(build_id) is not None  # asked before reading: the last bytes are there by then
             data = _read(path, offset)
@@ -150,7 +156,7 @@ def follow(build_id: str, offset: int = 0) -> Iterator[bytes | None]:
             elif ended:
                 return
             elif not bell.wait(QUIET_SECONDS):
-                if _forgotten(build_id):
+                if away.bear(lambda: _forgotten(build_id)):
                     return
                 yield None
 
@@ -191,6 +197,25 @@ def _at_work(build_id: str) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+class _Away:
+    """Asks a database that may be away: the build goes on without it for a while, and so does who follows the build."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def bear(self, ask: Callable[[], bool]) -> bool:
+        """What ``ask`` says; False while the database does not answer."""
+        try:
+            said = ask()
+        except Unavailable:
+            since = self._since = self._since or time.monotonic()
+            if time.monotonic() - since >= AWAY_SECONDS:
+                raise
+            return False
+        self._since = None
+        return said
 
 
 class _Bell:

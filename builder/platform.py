@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from builder import output, queue
 from foundation import line
-from foundation.errors import Unauthorized
+from foundation.errors import Unauthorized, Unavailable
 from state import accounts, apps, audit, builds, db, scopes
 from state.models import Account, App, Build
+
+log = logging.getLogger("builder")
 
 _NAMED = 10
 """Refs of one push that the audit log names; of more it has the number."""
@@ -137,19 +140,27 @@ class Davit:
             audit.record(session, account, "refs:update", app, refs=told)
 
     def start(self, app_id: str) -> None:
-        queue.enqueue_next(app_id)
+        try:
+            queue.enqueue_next(app_id)
+        except Unavailable as error:
+            log.warning("a build has its turn when the database is back: %s", error.message)
 
     def follow(self, build_id: str) -> Iterator[bytes | None]:
         return iter(output.follow(build_id))
 
     def outcome(self, build_id: str) -> Outcome:
-        with db.snapshot() as session:
-            build = session.get(Build, build_id)
+        said = output.outcome(build_id)
+        try:
+            with db.snapshot() as session:
+                build = session.get(Build, build_id)
+        except Unavailable:
+            if said is None:
+                raise
+        else:
             if build is None:
                 return Outcome(False, "the app was destroyed")
             if build.status != "pending":
                 return Outcome(build.status == "succeeded", build.failure_kind or "build failed")
-        said = output.outcome(build_id)
         return Outcome(bool(said and said.status == "succeeded"), (said and said.kind) or "build failed")
 
     def standing(self, build_id: str) -> str | None:

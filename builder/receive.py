@@ -417,8 +417,9 @@ class ReceivePack(ReceivePackHandler):
             return self.platform.outcome(build_id)
         except PusherGone:
             raise
-        except Exception:
-            log.exception("a build could not be followed", extra={"build": build_id})
+        except Exception as error:
+            expected = isinstance(error, DavitError)
+            log.error("a build could not be followed: %s", error, extra={"build": build_id}, exc_info=not expected)
             self._tell("Davit lost sight of your build, which goes on. See how it ended with: davit releases")
             return Outcome(False, "lost sight of the build")
 

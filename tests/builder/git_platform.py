@@ -2,7 +2,7 @@
 
 The file ``script`` holds one instruction a line: ``say TEXT``, ``partial TEXT`` (no newline), ``wait FILE`` (until it
 exists in the home), ``quiet SECONDS`` (no output, only Nones), ``bytes HEX``, ``fail REASON``, ``die`` (the job dies
-without having moved the ref). It does with the repositories what the build job does.
+without having moved the ref), ``lose`` (who follows it loses sight of it). It does with the repositories what the build job does.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class ScriptedPlatform:
         self._lines: dict[str, queue.Queue[bytes | None]] = {}
         self._pending: dict[str, list[tuple[str, str, str, str]]] = {}
         self._last: dict[str, str] = {}
+        self._lost: set[str] = set()
 
     def by_token(self, token: str) -> Pusher:
         if token not in ("alice-token", "bob-token"):
@@ -77,6 +78,8 @@ class ScriptedPlatform:
     def follow(self, build_id: str) -> Iterator[bytes | None]:
         lines = self._lines[build_id]
         while not (self._read(build_id)["status"] != "pending" and lines.empty()):
+            if build_id in self._lost:
+                raise Unavailable("The database does not answer at the moment; try again.")
             try:
                 yield lines.get(timeout=0.05)
             except queue.Empty:
@@ -133,6 +136,8 @@ class ScriptedPlatform:
                 return rest
             elif word == "die":
                 return "die"
+            elif word == "lose":
+                self._lost.add(build_id)
         return ""
 
     def _finish(self, build_id: str, status: str, reason: str, message: str) -> None:

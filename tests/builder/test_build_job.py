@@ -20,6 +20,7 @@ import pytest
 import redis
 
 from builder import job, output, queue, repositories, setup, slot, worker
+from builder.platform import Davit
 from builder.sandbox import Ended, Inlet
 from foundation.errors import Unavailable
 from foundation.settings import settings
@@ -416,6 +417,29 @@ def test_followers_end_when_who_worked_on_the_build_is_gone_without_its_last_lin
     with queue.held(build_id), db.transaction() as session:
         builds.succeed(session, build_id)
     assert [part for part in output.follow(build_id) if part] == []
+
+
+def test_followers_stay_while_the_database_is_away(pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_id = pushed.build(pushed.commit(file="x"))
+    out = output.Output(build_id)
+    following = output.follow(build_id)
+
+    def away() -> Any:
+        raise Unavailable("The database does not answer at the moment; try again.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output, "snapshot", away)
+        patched.setattr(db, "snapshot", away)
+        assert next(following) is None
+        out.heading("Launching...")
+        assert next(part for part in following if part) == b"-----> Launching...\n"
+        out.finish(output.Outcome("succeeded"))
+        assert list(following) == [] and Davit().outcome(build_id).succeeded
+        patched.setattr(output, "outcome", lambda build_id: None)
+        patched.setattr(output, "AWAY_SECONDS", 0)
+        with pytest.raises(Unavailable):
+            list(output.follow(build_id))
+    out.close()
 
 
 def test_followers_end_when_the_build_is_gone(pushed: Pushed) -> None:

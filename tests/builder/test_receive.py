@@ -12,6 +12,7 @@ import pytest
 
 from tests.builder.git_doors import LIMIT, App, Door, door, doors  # noqa: F401
 from tests.conftest import wait_until
+from tests.e2e.errors_page import assert_says
 
 # ruff: noqa: F811
 
@@ -53,6 +54,17 @@ def test_failed_build_refuses_the_ref_and_leaves_nothing(door: Door) -> None:
     assert "! [remote rejected] main -> main (build failed)" in pushed.text
     assert app.refs == {"refs/heads/main": good}
     assert app.objects() == before and app.incoming() == []
+
+
+@pytest.mark.row("build-out-of-sight")
+def test_a_build_that_is_out_of_sight_goes_on(door: Door) -> None:
+    app = door.app()
+    app.commit(f"lose\nwait {app.name}.go")
+    pushed = app.push()
+    assert not pushed and "! [remote rejected] main -> main (lost sight of the build)" in pushed.text
+    assert_says("build-out-of-sight", pushed.text)
+    app.let(f"{app.name}.go")
+    wait_until(lambda: app.refs == {"refs/heads/main": app.head()}, "the build's end")
 
 
 @pytest.mark.parametrize("reason", ["release phase failed", "app did not start", "cancelled"])
