@@ -37,6 +37,8 @@ LOOK_SECONDS = 5
 """How often builds are looked for that are in the database and with nobody."""
 SWEEP_SECONDS = 30
 """How often the files of builds are looked for whose app is gone."""
+AGAIN_SECONDS = 2
+"""How long a build waits for whom no process could be begun."""
 WAIT_SECONDS = 3
 """How long one blocking call on Redis lasts; below the time-out of the connection."""
 PR_SET_PDEATHSIG = 1
@@ -117,8 +119,18 @@ class Worker:
 
     def _fork(self, taken: Job, source: Queue) -> None:
         parent = os.getpid()
-        told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        pid = os.fork()
+        try:
+            told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            _put_back(taken, source, error)
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(told)
+            os.close(tell)
+            _put_back(taken, source, error)
+            return
         if pid == 0:
             slot.hold(tell)
             _work(parent, taken, source)
@@ -167,6 +179,19 @@ class _Build(SimpleWorker):  # type: ignore[misc]
     def procline(self, message: str) -> None:
         """What RQ would have lists of processes say."""
         setproctitle("davit: build")
+
+
+def _put_back(taken: Job, source: Queue, error: OSError) -> None:
+    """The host has no process, memory or descriptor left for a build: it is the first again, in a while; others go on."""
+    log.warning("no process can be begun; the build waits", extra={"build": taken.id, "reason": error.strerror})
+    try:
+        with source.connection.pipeline() as pipe:
+            pipe.lrem(source.intermediate_queue_key, 1, taken.id)
+            source.push_job_id(taken.id, pipeline=pipe, at_front=True)
+            pipe.execute()
+    except redis.RedisError:
+        log.warning("Redis does not take the build back; it is sent again when it does", extra={"build": taken.id})
+    signal.sigtimedwait([signal.SIGCHLD], AGAIN_SECONDS)  # one that ends makes room
 
 
 def _work(parent: int, taken: Job, source: Queue) -> NoReturn:

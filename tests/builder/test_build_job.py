@@ -4,6 +4,7 @@ sandbox and its bringing up of releases are played by the test."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -878,6 +879,22 @@ def test_a_build_that_somebody_works_on_is_left_alone(pushed: Pushed) -> None:
     with queue.held(build_id):
         queue.recover()
     assert queue.queue().job_ids == []
+
+
+@pytest.mark.parametrize("what", ["fork", "pipe2"])
+def test_a_host_that_begins_no_process_costs_no_build(pushed: Pushed, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def refuse(*words: Any) -> Any:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    build_id = pushed.build(pushed.commit(file="x"))
+    queue.enqueue_next(pushed.app.id)
+    monkeypatch.setattr(worker, "AGAIN_SECONDS", 0)
+    monkeypatch.setattr(os, what, refuse)
+    one = worker.Worker(2)
+    one._take()
+    waiting = queue.queue()
+    assert one.builds == {} and waiting.job_ids == [build_id]
+    assert waiting.connection.llen(waiting.intermediate_queue_key) == 0
 
 
 def test_the_worker_picks_builds_up_and_leaves_no_process_behind(pushed: Pushed) -> None:
