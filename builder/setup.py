@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import redis
 from rq.exceptions import NoSuchJobError
@@ -211,15 +212,27 @@ def _held(setup_id: str) -> Iterator[bool]:
     directory = settings().run / "setups"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / setup_id
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _locked(path)
+    if descriptor is None:
+        yield False
+        return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
         yield True
         with suppress(FileNotFoundError):
             path.unlink()
     finally:
         os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # whoever had it was done in between: the lock of a file without a name keeps nobody out

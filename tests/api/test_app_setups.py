@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -212,6 +213,22 @@ def test_a_tarball_that_was_uploaded_is_set_up_without_being_fetched(api: Api, s
     with db.snapshot() as session:
         build = session.get(Build, _see(api, id)["build"]["id"])
         assert build and build.source_url and build.source_url.startswith("source:")
+
+
+def test_a_setup_whose_step_ends_while_another_begins_has_one_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, ended = fcntl.flock, list[bool]()
+
+    def flock(descriptor: int, how: int) -> None:
+        if not ended:
+            ended.append(True)
+            (settings().run / "setups" / "one").unlink()  # between opening the file and locking it
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with setup._held("one") as first, setup._held("one") as second:
+        assert (first, second) == (True, False)
+    with setup._held("one") as free:
+        assert free
 
 
 def test_a_lost_setup_is_taken_up_again(api: Api, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
