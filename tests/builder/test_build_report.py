@@ -85,6 +85,7 @@ def test_release_output_gives_types_and_config_vars() -> None:
         b"config_vars:\n  .site: c\n",
         b'config_vars:\n  A: "a\\0b"\n',
         b'config_vars:\n  A: "\\ud800"\n',
+        b"config_vars: {A: 0x" + b"f" * 4000 + b"}\n",
         b"!!python/object/apply:os.system ['true']\n",
         b"[" * 30_000,
         b"a: &a [x,x]\n"
