@@ -48,11 +48,13 @@ _SCRATCH = ("workspace.img",)
 """What a build works in while it goes on."""
 DRAFT = "restoring"
 """Below DAVIT_HOME, what a restore has read so far."""
+FILLED = "only the database was filled: restore again, into an empty database (dropdb, createdb) and an empty DAVIT_HOME"
+"""What is to be told and done when the rest fails."""
 DUMP_SECONDS = 24 * 3600
 
 
 class BackupFailed(DavitError):
-    """A backup could not be made, or not be restored; nothing was changed."""
+    """A backup could not be made, or not be restored; nothing was changed but what the sentence names."""
 
     id, status = "backup_failed", 500
 
@@ -158,7 +160,7 @@ def restore(settings: Settings, source: Path, say: Say) -> None:
     home = settings.home
     make_directories(home)
     _refuse_to_overwrite(settings)
-    draft = home / DRAFT
+    draft, done = home / DRAFT, "nothing was restored"
     shutil.rmtree(draft, ignore_errors=True)  # of a restore that was killed
     try:
         draft.mkdir(mode=0o700)
@@ -168,11 +170,12 @@ def restore(settings: Settings, source: Path, say: Say) -> None:
         _unbundle(draft, say)
         if (draft / POSTGRESQL).exists():
             _fill_postgresql(settings, draft / POSTGRESQL)
+            done = FILLED
         _renew_identity(draft)
         _into_place(settings, draft)
         _give_to_owner(home)
     except OSError as error:
-        raise _in_words(error, "nothing was restored", f"{source} could not be restored into {home}") from error
+        raise _in_words(error, done, f"{source} could not be restored into {home}, {done}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -227,6 +228,21 @@ def test_a_database_that_is_not_empty_is_left_alone(
     monkeypatch.setenv("DATABASE_URL", url)
     forget_caches()
     with pytest.raises(backup.BackupFailed, match=r"is not empty|There is a Davit in .* already"):
+        backup.restore(settings(), tmp_path / "davit.tar", silent)
+
+
+def test_what_a_restore_that_fails_late_left_is_told(
+    database: str, elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    a_day(davit_home, tmp_path)
+    backup.backup(settings(), tmp_path / "davit.tar", silent)
+    elsewhere()
+
+    def full(settings: object, draft: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backup, "_into_place", full)
+    with pytest.raises(DavitError, match="so nothing was restored" if database == "sqlite" else "only the database was filled.*createdb"):
         backup.restore(settings(), tmp_path / "davit.tar", silent)
 
 
