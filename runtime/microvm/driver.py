@@ -232,7 +232,8 @@ class MicroVmDriver:
             self.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
         if record.network:
             launch.fds[machine.TAP] = self.host.network.tap(record.slot)
-        self.limit(cgroups.Cgroup(record.cgroup), launch.limits, launch.machine.memory, kvm=launch.machine.kvm)
+        memory = record.facts["memory"] + record.facts["plugged_memory"]  # one that wakes has what was plugged in before it slept
+        self.limit(cgroups.Cgroup(record.cgroup), launch.limits, memory, kvm=launch.machine.kvm)
 
     def open_disk(self, launch: Launch, number: int, kept: int, fd: int) -> None:
         """Hand ``fd`` to QEMU as a disk, and once more for whoever looks for it later."""

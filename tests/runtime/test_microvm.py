@@ -22,7 +22,7 @@ from select import select
 
 import pytest
 
-from runtime import conntrack, qemu
+from runtime import cgroups, conntrack, qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.microvm import kernel, machine, protocol, pump
 from runtime.microvm.driver import QEMU, MicroVmDriver
@@ -247,13 +247,11 @@ class TestLife:
         grown = replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB, cpu_shares=2048, cpu_quota=2.0)
         own.run(dyno.update(grown))
         large = _memory(own, dyno)
-        assert large > 450
+        assert large > 450 and _processors(own, dyno) == qemu.processors(grown, os.cpu_count() or 1)
         before = dyno.pid
         assert 0 <= own.run(dyno.migrate(contextlib.nullcontext)) < 60
         assert dyno.pid != before
         assert ask(dyno) == "3"
-        own.run(dyno.update(LIMITS))
-        assert _memory(own, dyno) < large  # by how much depends on what a busy guest can move within the time it has
 
         snapshot = own.home / "snapshot"
         own.run(dyno.suspend(snapshot))
@@ -267,6 +265,11 @@ class TestLife:
         assert not snapshot.exists()
         assert woken.address != dyno.address
         assert ask(woken) == "4"
+        facts = woken.record.facts
+        assert facts["plugged_memory"] > 0 and _limit(woken) > facts["memory"] + facts["plugged_memory"]
+        own.run(woken.update(LIMITS))
+        assert _memory(own, woken) < large  # by how much depends on what a busy guest can move within the time it has
+        assert _processors(own, woken) == 1
         own.run(woken.signal(signal.SIGTERM))
         assert own.run(woken.wait()) == Exit(128 + signal.SIGTERM)
 
@@ -410,6 +413,19 @@ def _memory(bench: MicroVmBench, dyno: MicroVm) -> int:
     exit, said = bench.command(dyno, ["/usr/bin/head", "-1", "/proc/meminfo"], ENV)  # type: ignore[arg-type]
     assert exit == Exit(0)
     return int(said.split()[1]) // 1024
+
+
+def _processors(bench: MicroVmBench, dyno: MicroVm) -> int:
+    """How many processors a program in the guest may use."""
+    exit, said = bench.command(dyno, ["/usr/bin/python3", "-c", "import os; print(len(os.sched_getaffinity(0)))"], ENV)  # type: ignore[arg-type]
+    assert exit == Exit(0)
+    return int(said)
+
+
+def _limit(dyno: MicroVm) -> int:
+    """Bytes of memory that QEMU may take, as the kernel says."""
+    name = "memory.max" if dyno.cgroup.v2 else "memory.limit_in_bytes"
+    return next(int((place / name).read_text()) for place in cgroups.layout().directories(dyno.record.cgroup) if (place / name).exists())
 
 
 def test_a_machine_is_composed_of_its_parts() -> None:

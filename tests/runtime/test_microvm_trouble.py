@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from runtime.driver import Exit, Unsupported
+from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.microvm import acceleration, moving, protocol, pump, resize
 from runtime.microvm import driver as microvm_driver
 from runtime.microvm import dyno as microvm
@@ -28,7 +29,7 @@ from runtime.microvm.agent import Agent, GuestFailed, Streams
 from runtime.microvm.driver import Launch
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.kernel import Kernel
-from runtime.microvm.machine import MIB
+from runtime.microvm.machine import MIB, Machine
 from runtime.microvm.moving import MoveFailed
 from runtime.microvm.protocol import Order
 from runtime.qmp import MonitorFailed
@@ -340,6 +341,22 @@ class TestPuttingAside:
                 await pump.apart((tmp_path / "nothing").read_bytes)
 
         asyncio.run(asyncio.wait_for(story(), 120))
+
+
+def test_one_that_had_grown_before_it_slept_has_room_for_that_when_it_wakes(tmp_path: Path) -> None:
+    driver = ImitationDriver(tmp_path)
+    driver.host.admit = lambda record: None  # type: ignore[assignment, method-assign]
+    driver.host.instance.uids = lambda slot: 0  # type: ignore[method-assign]
+    stack = tmp_path / "stack"
+    stack.touch()
+    facts = {"memory": 224 * MIB, "plugged_memory": 512 * MIB}
+    record = Record("woken", "app-id", "web.1", 1, "none", boot_id(), network=False, isolation="microvm", facts=facts)
+    incoming = Machine("app/web.1", 224 * MIB, 1024 * MIB, 1, 2, slug=False, scratch=False, fifos=False, incoming=True)
+    launch = Launch(record, DynoDirectory(tmp_path / "dynos/woken"), LIMITS, incoming, stack, None)
+    driver.prepare(launch)
+    for fd in launch.fds.values():
+        os.close(fd)
+    assert driver.limited == [736 * MIB]
 
 
 class TestItsEnd:
