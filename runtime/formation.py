@@ -48,6 +48,8 @@ _T = TypeVar("_T")
 
 DRAIN_SECONDS = 30
 """How long a dyno that left the routes may still answer what it was asked before."""
+HOLD_SECONDS = 10.0
+"""Within which the router has to hold a dyno's requests: what is to be moved may stand still for that long."""
 POLL_SECONDS = 2.0
 _ALL_AT_ONCE: AbstractAsyncContextManager[Any] = contextlib.nullcontext()
 
@@ -731,22 +733,32 @@ class AppManager:
     @contextlib.asynccontextmanager
     async def _held_back(self, life: DynoLife) -> AsyncIterator[None]:
         """Requests go to other dynos meanwhile; where there is none the router holds them. Afterwards it is routed to as
-        before, unless it has ended or is leaving by then."""
+        before, unless it has ended or is leaving by then.
+
+        Raises:
+            Unavailable: the router does not hold them soon: it is away, and who has come until then is served as before.
+        """
         if not life.row.routed:
             yield
             return
         self._held.add(life.id)
+        held = False
         try:
             life.row.routed = False
             await asyncio.to_thread(records.hold, life.id, True)
-            await self.router.sync(self.app_id)
+            holding = self._in_background(self.router.sync(self.app_id), f"hold {life.name}")
+            held = holding in (await asyncio.wait({holding}, timeout=HOLD_SECONDS))[0]
+            if not held:
+                raise Unavailable(f"the router did not hold its requests within {HOLD_SECONDS:g} seconds")
             yield
         finally:
             self._held.discard(life.id)
             if life.exit is None and life.id in self.lives and not life.leaving:
                 back = await asyncio.to_thread(records.hold, life.id, False)
                 life.row.routed = back and not life.row.leaving and life.exit is None
-                await self.router.sync(self.app_id)
+                serving = self._in_background(self.router.sync(self.app_id), f"serve {life.name}")
+                if held:
+                    await serving
 
     # --- crashes
 

@@ -1473,6 +1473,28 @@ def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
     play(world, story)
 
 
+def test_a_move_is_given_up_when_the_router_is_away_and_holds_no_requests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may stand still already."""
+    monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 0.1)
+
+    async def story() -> None:
+        await world.microvm()
+        sync, back = world.router.sync, asyncio.Event()
+
+        async def away(app_id: str) -> None:
+            await back.wait()
+            await sync(app_id)
+
+        world.router.sync = away  # type: ignore[method-assign]
+        with pytest.raises(Unavailable, match="the router did not hold its requests within"):
+            await world.manager.migrate("web.1")
+        assert "migrate web.1" not in world.events and world.rows() == [("web.1", "up", True)]
+        back.set()
+        await until(lambda: world.router.routed == [row.id for row in world.dynos("up")], "it is routed to as before")
+
+    play(world, story)
+
+
 def test_a_dyno_that_dies_while_it_moves_is_not_routed_to_again(world: World) -> None:
     async def story() -> None:
         (await world.microvm()).behaviour = "dies on the way"
