@@ -447,6 +447,11 @@ class MicroVmDriver:
             dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), BOOT_SECONDS[False])
             if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
                 raise GuestFailed("it was never told what to run")
+            if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now
+                await moving.introduce(self, dyno.record, dyno.agent)
+                dyno.record.facts["waking"] = False
+                with suppress(OSError):  # a full disk: it is told once more by the next
+                    await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)
             dyno.bind_main()
         except (DavitError, OSError) as error:
             log.warning("a microVM is ended: %s", error, extra={"dyno": dyno.spec_id})

@@ -498,7 +498,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     """
     facts = await pump.apart(_read, driver, snapshot, spec, await driver.current_qemu())
     launch = driver.plan(spec, incoming=True)
-    launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None})
+    launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None, "waking": True})
     launch.machine = replace(
         described(driver, launch.record, incoming=True),
         mac=driver.host.instance.mac(launch.record.slot) if spec.network else None,
@@ -513,7 +513,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         await _until_read(launch.monitor)
         await launch.monitor.execute("cont")
         await driver.reach(launch)
-        return await _wake(driver, launch, spec)
+        return await _wake(driver, launch)
     except BaseException as error:
         failure = await driver.failed(launch, spec.name, error)
         raise failure from error
@@ -559,20 +559,30 @@ def _open_snapshot(driver: MicroVmDriver, launch: Launch, snapshot: Path) -> Non
     driver.prepare(launch)
 
 
-async def _wake(driver: MicroVmDriver, launch: Launch, spec: DynoSpec) -> MicroVm:
-    """The guest runs where it stopped: it learns its new address, its new name server, and what time it is."""
+async def _wake(driver: MicroVmDriver, launch: Launch) -> MicroVm:
+    """The guest runs where it stopped, and learns where it is now."""
     assert launch.agent is not None
     if launch.agent.state.state != "running":
         raise MoveFailed("The sleeping dyno had ended when it was put aside; it is started anew.")
     names = driver.host.names_since
-    known = await driver.host.in_thread(driver.order, launch.record, spec.name, spec.limits)
-    order = Order(
-        hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
-    )
-    patience = SILENCE[launch.machine.kvm]
-    await launch.agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), patience)
+    await introduce(driver, launch.record, launch.agent)
+    launch.record = replace(launch.record, facts={**launch.record.facts, "waking": False})
     dyno = driver.dyno(launch)
     dyno.knows(names)
     dyno.bind_main()
     dyno.watch()
     return dyno
+
+
+async def introduce(driver: MicroVmDriver, record: Record, agent: Agent) -> None:
+    """Tell a guest that wakes its new address, its new name server, and what time it is: until then it has those with which it
+    fell asleep, and nobody is routed to it.
+
+    Raises:
+        GuestFailed: it does not answer.
+    """
+    known = await driver.host.in_thread(driver.order, record, record.name, Limits(**record.facts["limits"]))
+    order = Order(
+        hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
+    )
+    await agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), SILENCE[record.facts["kvm"]])

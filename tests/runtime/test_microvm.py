@@ -24,7 +24,9 @@ import pytest
 
 from runtime import cgroups, conntrack, qemu
 from runtime.driver import Bind, Exit, Unsupported
-from runtime.microvm import kernel, machine, protocol, pump
+from runtime.dynodir import DynoDirectory, Record
+from runtime.microvm import kernel, machine, moving, protocol, pump
+from runtime.microvm.agent import Agent
 from runtime.microvm.driver import QEMU, MicroVmDriver
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
@@ -261,7 +263,16 @@ class TestLife:
         with pytest.raises(StartFailed, match=r"could not be started: The virtual machine.*\(.*migration"):
             own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), _cut_off(snapshot, own.home / "cut-off")))
         assert not (own.home / "cut-off").exists() and not own.vm.running
+        introduce, waking = moving.introduce, list[bool]()
+
+        async def look(driver: MicroVmDriver, record: Record, agent: Agent) -> None:
+            known = DynoDirectory(own.host.dynos / record.id).read()
+            waking.append(known is not None and known.slot == record.slot and known.facts["waking"])
+            await introduce(driver, record, agent)
+
+        monkeypatch.setattr(moving, "introduce", look)
         woken = own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), snapshot))
+        assert waking == [True] and not woken.record.facts["waking"], "whoever finds it before it knows where it is has to tell it"
         assert not snapshot.exists()
         assert woken.address != dyno.address
         assert ask(woken) == "4"

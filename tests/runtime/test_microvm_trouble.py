@@ -359,6 +359,31 @@ def test_one_that_had_grown_before_it_slept_has_room_for_that_when_it_wakes(tmp_
     assert driver.limited == [736 * MIB]
 
 
+class TestFindingAgain:
+    """Its runtime was killed, and the next takes it over."""
+
+    @staticmethod
+    def left(driver: ImitationDriver, dyno: MicroVm) -> Record:
+        """What is known of it afterwards."""
+        dyno.let_go()
+        driver.host.watch = lambda pid: None  # type: ignore[method-assign]
+        return dyno.record
+
+    def test_one_that_was_just_waking_is_told_where_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else it answers where it was when it fell asleep, and nobody is routed there."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            monkeypatch.setattr(driver, "order", lambda record, name, limits: Order(address="198.18.0.2/16"))
+            record = self.left(driver, dyno)
+            record.facts["waking"] = True
+            again = await driver._adopt(record, True)
+            assert qemu.orders[0]["a"] == b"198.18.0.2/16" and not again.ended
+            assert not json.loads((driver.host.dynos / "dyno" / "dyno.json").read_text())["facts"]["waking"]
+            again.let_go()
+
+        play(tmp_path, story)
+
+
 class TestItsEnd:
     @pytest.mark.row("microvm-gave-up")
     @pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
