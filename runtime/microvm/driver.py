@@ -28,7 +28,7 @@ from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.microvm import acceleration, kernel, machine, moving, resize
 from runtime.microvm.agent import Agent, GuestFailed, Streams
-from runtime.microvm.dyno import MicroVm, StartFailed, order_of
+from runtime.microvm.dyno import SILENCE, MicroVm, StartFailed, order_of
 from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Order
 from runtime.qmp import Monitor, MonitorFailed
@@ -431,8 +431,9 @@ class MicroVmDriver:
         self.running[record.id] = dyno
         if process is not None:
             self.host.watch(process.pid)
-            await self._find_again(dyno)
         dyno.watch()
+        if process is not None:
+            await dyno.look_for(lambda: self._find_again(dyno))
         return dyno
 
     async def _find_again(self, dyno: MicroVm) -> None:
@@ -444,7 +445,7 @@ class MicroVmDriver:
                 raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
             if status in ("paused", "postmigrate"):
                 await dyno.monitor.execute("cont")  # its runtime was killed while it put the machine aside
-            dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), BOOT_SECONDS[False])
+            dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), SILENCE[dyno.record.facts["kvm"]])
             if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
                 raise GuestFailed("it was never told what to run")
             if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now
@@ -452,7 +453,7 @@ class MicroVmDriver:
                 dyno.record.facts["waking"] = False
                 with suppress(OSError):  # a full disk: it is told once more by the next
                     await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)
-            dyno.bind_main()
+            dyno.talk_to(dyno.agent)
         except (DavitError, OSError) as error:
             log.warning("a microVM is ended: %s", error, extra={"dyno": dyno.spec_id})
             assert dyno.process is not None

@@ -11,7 +11,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGABRT, SIGKILL
@@ -45,6 +45,8 @@ CLOCK_OFF = 0.25
 """Seconds by which a guest's clock may be off before it is set: who measures time in it sees it go back."""
 SILENCE = {True: 60.0, False: 180.0}
 """Seconds without a word after which a guest is asked for one: with and without acceleration."""
+FOUND_SECONDS = 10.0
+"""For which Davit's start waits for a guest that an earlier runtime process started."""
 _MOST_CPU = 1e10
 """Seconds of processor time that no dyno has ever used."""
 NOTHING = Stats(0, 0, 0.0, 0, 0)
@@ -87,6 +89,8 @@ class MicroVm:
         self._clock_told: tuple[float, float] | None = None
         self._arrived = asyncio.Event()
         self._arrived.set()
+        self._found = asyncio.Event()
+        self._found.set()
 
     def watch(self) -> None:
         """Begin to wait for its end."""
@@ -101,6 +105,23 @@ class MicroVm:
         """Whether its command has ended."""
         return self._exit is None or self._exit.done() or (self.main is not None and self.main.ended.done())
 
+    async def look_for(self, find: Callable[[], Awaitable[None]]) -> None:
+        """It runs, and ``find`` connects to it or ends it. One that does not answer soon holds up nobody else: who wants
+        something of it waits until it is found."""
+        self._found.clear()
+
+        async def found() -> None:
+            async with self.moving:
+                self._arrived.clear()
+                try:
+                    await find()
+                finally:
+                    self._arrived.set()
+                    self._found.set()
+
+        self._again = asyncio.get_running_loop().create_task(found(), name=f"find microvm {self.spec_id}")
+        await asyncio.wait({self._again}, timeout=FOUND_SECONDS)
+
     async def _watch(self) -> Exit:
         """Its command's end as the guest tells it, else its machine's, else QEMU's own."""
         exit: Exit | None = None
@@ -110,18 +131,22 @@ class MicroVm:
         return exit or Exit(None)
 
     async def _until_it_ends(self, process: Process) -> Exit | None:
-        """None when it lives on in another process."""
+        """None when it lives on: in another process, or only now found."""
         gone = asyncio.ensure_future(process.wait())
         still = asyncio.ensure_future(self._stands_still())
+        found = asyncio.ensure_future(self._found.wait())
         waiting: set[asyncio.Future[object]] = {gone, still, *((self.main.ended,) if self.main else ())}  # type: ignore[arg-type]
+        if not self._found.is_set():
+            waiting.add(found)  # type: ignore[arg-type]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if self.main is not None and self.main.ended.done():
                 return self.main.ended.result()
             if still.done():
                 return Exit(128 + SIGABRT, why=still.result())
-            return self._explain(gone.result()) if process is self.process else None
+            return self._explain(gone.result()) if gone.done() and process is self.process else None
         finally:
+            found.cancel()
             gone.cancel()
             still.cancel()
 
@@ -325,6 +350,7 @@ class MicroVm:
         Raises:
             StartFailed: it has ended, or the command cannot be found in it.
         """
+        await self._arrived.wait()
         if self.ended or self.agent is None:
             raise StartFailed(f"The dyno {self.record.name} has ended; no command can be run in it.")
         return await self.driver.host.bring_up(lambda own: self._further(command, env, terminal, own), stdio)

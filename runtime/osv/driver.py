@@ -408,17 +408,15 @@ class OsvDriver:
 
     async def adopt(self) -> list[Unikernel]:
         """The dynos that an earlier runtime process started; see :class:`runtime.driver.Driver`."""
-        adopted = []
-        for record, alive in self.host.claim(self.isolation):
-            process = None
-            if alive and record.pid is not None:
-                with suppress(ProcessLookupError):
-                    process = Process(record.pid)
-                    self.host.watch(record.pid)
-            adopted.append(await self._adopt(record, process))
-        return adopted
+        found = self.host.claim(self.isolation)  # together: one that hangs takes its time
+        return list(await asyncio.gather(*(self._adopt(record, alive) for record, alive in found)))
 
-    async def _adopt(self, record: Record, process: Process | None) -> Unikernel:
+    async def _adopt(self, record: Record, alive: bool) -> Unikernel:
+        process: Process | None = None
+        if alive and record.pid is not None:
+            with suppress(ProcessLookupError):
+                process = Process(record.pid)
+                self.host.watch(record.pid)
         console = target = -1
         directory = DynoDirectory(self.host.dynos / record.id)
         fifos = directory.open_fifos() if record.fifos else []

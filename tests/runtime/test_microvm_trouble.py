@@ -383,6 +383,44 @@ class TestFindingAgain:
 
         play(tmp_path, story)
 
+    def test_one_that_does_not_answer_holds_up_nobody_and_is_found_when_it_does(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "FOUND_SECONDS", 0.1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            qemu.agent_answers = False
+            again = await driver._adopt(record, True)
+            assert not again.ended and again.agent is None
+            asked = asyncio.ensure_future(again.signal(signal.SIGTERM))
+            qemu.agent_answers = True
+            await asked
+            while bytes([protocol.SIGNAL]) not in qemu.told:
+                await asyncio.sleep(0.01)
+            assert qemu.agent is not None
+            qemu.agent.write(protocol.frame(protocol.EXITED, 0, struct.pack("<iB", 3, 0)))
+            assert await again.wait() == Exit(3)
+            again.let_go()
+
+        play(tmp_path, story)
+
+    def test_one_that_hangs_is_ended_without_davits_start_waiting_for_that(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "FOUND_SECONDS", 0.1)
+        monkeypatch.setattr(microvm_driver, "SILENCE", {False: 1.0})
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            qemu.agent_answers = False
+            again = await driver._adopt(record, True)
+            assert not again.ended
+            assert (await again.wait()).status == 137 and qemu.gone
+            again.let_go()
+
+        play(tmp_path, story)
+
 
 class TestItsEnd:
     @pytest.mark.row("microvm-gave-up")
