@@ -47,6 +47,8 @@ SECONDS = 120.0
 """For the memory to get across."""
 DOWNTIME_MS = 100
 """QEMU stops the machine when it can send the rest within this."""
+LITTLE_MS = 1
+"""The same while requests are not held yet. With 0 it would stop it without having looked what has changed since it was sent."""
 RESERVE_MEMORY = 256 << 20
 """Bytes that a host must have left beside the second copy of a machine that moves."""
 RESERVE_DISK = 1 << 30
@@ -169,7 +171,7 @@ async def _hand_over(
 ) -> None:
     """The memory goes to the target; both stand still when this returns."""
     if kvm:
-        await _send(source, descriptor, hold)
+        await _send(source, descriptor, hold, live=True)
     else:
         await hold()
         await source.execute("stop")
@@ -276,36 +278,51 @@ def take_descriptor(pid: int, number: int) -> int:
         os.close(pidfd)
 
 
-async def _send(monitor: Monitor, descriptor: int, at_rest: Callable[[], Awaitable[None]] | None = None) -> None:
+async def _send(
+    monitor: Monitor, descriptor: int, at_rest: Callable[[], Awaitable[None]] | None = None, live: bool = False
+) -> None:
     """Send the machine's memory into ``descriptor``; returns when all of it is gone, and the machine is stopped then.
 
     Args:
-        at_rest: called when it has been stopped to send the rest.
+        at_rest: called before the rest is sent, for which it is stopped.
+        live: it runs, and goes on until ``at_rest`` has returned: QEMU may not stop it before, unless hardly anything is left to
+            be sent.
 
     Raises:
         MonitorFailed: it could not be sent.
     """
     pausing = {"capability": "pause-before-switchover", "state": at_rest is not None}
     await monitor.execute("migrate-set-capabilities", {"capabilities": [pausing]})
-    await monitor.execute("migrate-set-parameters", {"max-bandwidth": 16 << 30, "downtime-limit": DOWNTIME_MS})
+    downtime = LITTLE_MS if live else DOWNTIME_MS
+    await monitor.execute("migrate-set-parameters", {"max-bandwidth": 16 << 30, "downtime-limit": downtime})
     await monitor.execute("getfd", {"fdname": "memory"}, fds=[descriptor])
     await monitor.execute("migrate", {"uri": "fd:memory"})
     end = time.monotonic() + SECONDS
+    paused = False
     while True:
         told = await monitor.execute("query-migrate")
         status = told.get("status")
         if status == "completed":
             return
-        if status == "pre-switchover" and at_rest is not None:
+        if at_rest is not None and (status == "pre-switchover" or (live and _nearly(told))):
             await at_rest()
-            await monitor.execute("migrate-continue", {"state": "pre-switchover"})
             at_rest = None
+            await monitor.execute("migrate-set-parameters", {"downtime-limit": DOWNTIME_MS})
+        if status == "pre-switchover" and not paused:
+            paused = True
+            await monitor.execute("migrate-continue", {"state": "pre-switchover"})
         if status in ("failed", "cancelled"):
             raise MonitorFailed(f"its memory could not be sent: {told.get('error-desc', status)}")
         if time.monotonic() > end:
             await monitor.execute("migrate_cancel")
             raise MonitorFailed(f"its memory could not be sent within {SECONDS:g} seconds; it changes too fast ({status})")
         await asyncio.sleep(0.02)
+
+
+def _nearly(told: dict[str, Any]) -> bool:
+    """Whether all of it has been sent once, and what has changed since could be within DOWNTIME_MS, as QEMU tells."""
+    again = told.get("ram", {}).get("dirty-sync-count", 0) > 1
+    return told.get("status") == "active" and again and told.get("expected-downtime", 0) <= DOWNTIME_MS
 
 
 async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> None:

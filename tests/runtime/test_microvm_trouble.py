@@ -109,6 +109,49 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    @pytest.mark.parametrize("quick", [False, True], ids=["as ever", "nothing changes meanwhile"])
+    def test_with_kvm_it_runs_until_requests_are_held_and_only_the_rest_is_to_be_sent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
+    ) -> None:
+        """QEMU is an imitation: no machine on which this runs lets a guest boot with KVM."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["kvm"] = True
+            twin = await begin_move(driver, dyno, monkeypatch)
+            events: list[str] = []
+            states = [
+                {"status": "active", "ram": {"dirty-sync-count": 1}, "expected-downtime": 0},
+                {"status": "active", "ram": {"dirty-sync-count": 2}, "expected-downtime": 900},
+                {"status": "active", "ram": {"dirty-sync-count": 3}, "expected-downtime": 40},
+                {"status": "pre-switchover"},
+                {"status": "pre-switchover"},
+                {"status": "completed"},
+            ]
+            del states[1 : 3 if quick else 1]
+
+            def state(_: dict[str, Any]) -> dict[str, Any]:
+                told = states.pop(0)
+                events.append(str(told.get("expected-downtime", told["status"])))
+                return told
+
+            def limited(arguments: dict[str, Any]) -> dict[str, Any]:
+                events.append(f"limit {arguments['downtime-limit']}")
+                return {}
+
+            qemu.answers["query-migrate"] = state
+            qemu.answers["migrate-set-parameters"] = limited
+            qemu.answers["migrate-continue"] = lambda _: (events.append("continue"), qemu.say("STOP"), {})[2]
+            twin.answers["cont"] = lambda _: (events.append("cont"), twin.say("RESUME"), {})[2]
+            await dyno.migrate(holding(events))
+            if quick:
+                assert events[:4] == ["limit 1", "0", "pre-switchover", "held"]
+            else:
+                assert events[:7] == ["limit 1", "0", "900", "40", "held", "limit 100", "pre-switchover"]
+            assert events[-5:] == ["continue", "pre-switchover", "completed", "cont", "let go"] and events.count("held") == 1
+            assert "stop" not in qemu.asked and dyno.pid == twin.process.pid
+
+        play(tmp_path, story)
+
     @pytest.mark.row("microvm-move")
     def test_once_it_was_told_to_run_at_the_other_end_it_runs_nowhere_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
