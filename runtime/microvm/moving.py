@@ -197,7 +197,7 @@ async def _run_there(driver: MicroVmDriver, dyno: MicroVm, target: Launch, sourc
         with suppress(MonitorFailed):  # it runs, and that is what counts
             stopped: float = (await source.event("STOP", timeout=5))[1]["at"]
             pause = max(0.0, (await target.monitor.event("RESUME", timeout=5))[1]["at"] - stopped)
-        with suppress(OSError):  # what is written says already where it is going, and the machine that it left ends now
+        with suppress(OSError):  # a full disk: it runs on, but a next runtime process takes it for ended and starts it anew
             await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
     except DavitError as error:  # whether it ran nobody knows: it must not go on in two places
         dyno.give_up(f"It was moved, and did not run at the other end: {error.message}")
@@ -235,8 +235,21 @@ def _twin(driver: MicroVmDriver, dyno: MicroVm, incoming: int) -> Launch:
         dyno.record, DynoDirectory(driver.host.dynos / dyno.spec_id), Limits(**facts["limits"]),
         described(driver, dyno.record, incoming=True), Path(), None, generation=facts["generation"] + 1,
     )  # fmt: skip
-    held = Path(f"/proc/{dyno.pid}/fd")
     twin.fds[machine.INCOMING] = incoming
+    try:
+        _share(driver, dyno, twin)
+        memory = facts["memory"] + facts["plugged_memory"]
+        driver.limit(dyno.cgroup, twin.limits, memory, kvm=facts["kvm"], machines=2)
+    except BaseException:  # nobody else knows of it
+        for fd in twin.fds.values():
+            os.close(fd)
+        raise
+    return twin
+
+
+def _share(driver: MicroVmDriver, dyno: MicroVm, twin: Launch) -> None:
+    """Open for ``twin`` what the dyno's machine holds."""
+    facts, held = dyno.record.facts, Path(f"/proc/{dyno.pid}/fd")
     for number, kept, wanted, flags in (
         (machine.STACK, machine.KEPT_STACK, True, os.O_RDONLY),
         (machine.SLUG, machine.KEPT_SLUG, facts["slug"], os.O_RDONLY),
@@ -247,9 +260,6 @@ def _twin(driver: MicroVmDriver, dyno: MicroVm, incoming: int) -> Launch:
     driver.open_fifos(twin)
     if dyno.record.network:
         twin.fds[machine.TAP] = take_descriptor(dyno.pid, machine.TAP)
-    memory = facts["memory"] + facts["plugged_memory"]
-    driver.limit(dyno.cgroup, twin.limits, memory, kvm=facts["kvm"], machines=2)
-    return twin
 
 
 def described(driver: MicroVmDriver, record: Record, *, incoming: bool) -> Machine:

@@ -152,6 +152,15 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_another_machine_that_cannot_be_made_leaves_nothing_open(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(MoveFailed, match="runs on where it was"):  # an imitation has none of a machine's descriptors
+                await dyno.migrate(holding([]))
+            assert len(os.listdir("/proc/self/fd")) <= before and not dyno.ended
+
+        play(tmp_path, story)
+
     @pytest.mark.row("microvm-move")
     def test_once_it_was_told_to_run_at_the_other_end_it_runs_nowhere_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
