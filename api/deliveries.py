@@ -11,14 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from foundation import outbound
 from foundation.clock import now
-from foundation.errors import DavitError, Unavailable
+from foundation.errors import DavitError
 from state import domains, outbox, webhooks
 from state.db import ask, snapshot, transaction
 from state.models import WebhookDelivery, new_id
@@ -31,8 +28,9 @@ SWEEP_SECONDS = 3600.0
 TIMEOUT = 10.0
 """Seconds that the other side may take."""
 AT_ONCE, EACH = 16, 2
-"""Messages under way at once: in all, and of one app when half of the places are taken. There is one to each webhook, so that
-a slow receiver holds up its own; and however many webhooks an app has at receivers that are dead, others' messages go out.
+"""Messages under way at once: in all; of one app when half of the places are taken, and of one account when three quarters are.
+There is one to each webhook, so that a slow receiver holds up its own. Accounts take turns: however many webhooks at receivers
+that are dead one has, and in however many apps, others' messages go out.
 """
 
 
@@ -47,8 +45,8 @@ class Deliverer:
         self._going = going
         self._bell = threading.Event()
         self._lock = threading.Lock()
-        self._under_way: dict[str, str] = {}  # webhook → its app
-        self._pool = ThreadPoolExecutor(AT_ONCE, "webhook")
+        self._under_way: dict[str, tuple[str, str]] = {}  # webhook → its app and account
+        self._served: set[str] = set()  # accounts that had their turn in this round
         self._swept = 0.0
 
     def start(self) -> None:
@@ -61,8 +59,8 @@ class Deliverer:
         while self._going():
             try:
                 self.look()
-            except (SQLAlchemyError, Unavailable):
-                log.warning("webhooks wait: the database does not answer", exc_info=True)
+            except Exception as error:  # the database is full, busy or away, there is no thread left: later
+                log.warning("webhooks wait", extra={"reason": f"{type(error).__name__}: {error}"})
             self._bell.wait(LOOK_SECONDS)
             self._bell.clear()
 
@@ -72,52 +70,74 @@ class Deliverer:
             return
         if not self._swept or time.monotonic() - self._swept > SWEEP_SECONDS:
             self._swept = time.monotonic()
-            with transaction() as session:
-                webhooks.sweep(session, now())
-        while self._give(*self._busy()):
+            self._sweep()
+        while self._has_room() and (self._give() or self._begin_round()):
             pass
 
-    def _busy(self) -> tuple[list[str], list[str]]:
-        """Webhooks, and apps, that get no further message now."""
+    def _sweep(self) -> None:
+        try:
+            with transaction() as session:
+                webhooks.sweep(session, now())
+        except Exception as error:  # what is old can wait for an hour; what is due cannot
+            log.warning("old webhook events stay for now", extra={"reason": f"{type(error).__name__}: {error}"})
+
+    def _has_room(self) -> bool:
         with self._lock:
-            return list(self._under_way), [app for app in set(self._under_way.values()) if self._has_its_share(app)]
+            return len(self._under_way) < AT_ONCE
 
-    def _has_its_share(self, app: str) -> bool:
-        of_app = sum(one == app for one in self._under_way.values())
-        return of_app >= EACH and len(self._under_way) >= AT_ONCE // 2
+    def _begin_round(self) -> bool:
+        """Every account may have a turn again; whether one had its turn in the round before."""
+        had, self._served = bool(self._served), set()
+        return had
 
-    def _give(self, hooks: list[str], apps: list[str]) -> bool:
-        """Whether some of what is due was given to the senders: there may be more behind it, of other apps."""
-        if len(hooks) >= AT_ONCE:
-            return False
+    def _give(self) -> bool:
+        """Whether one message of each of some accounts was given to a sender: there may be more behind them."""
+        with self._lock:
+            hooks, pairs = list(self._under_way), set(self._under_way.values())
+            apps = [app for app, account in pairs if self._has_its_share(app, None)]
+            accounts = {account for _, account in pairs if self._has_its_share(None, account)} | self._served
         with snapshot() as session:
-            rows = webhooks.due(session, now(), hooks, apps)
-        taken = [row for row in rows if self._take(row)]
-        for row in taken:
-            self._pool.submit(self._send, row)
-        return bool(taken)
+            rows = webhooks.due(session, now(), hooks, apps, sorted(accounts))
+        return any([self._begin(row, account) for row, account in rows])
 
-    def _take(self, row: WebhookDelivery) -> bool:
+    def _has_its_share(self, app: str | None, account: str | None) -> bool:
+        taken, places = len(self._under_way), list(self._under_way.values())
+        of_app, of_account = sum(one == app for one, _ in places), sum(one == account for _, one in places)
+        return (of_app >= EACH and taken >= AT_ONCE // 2) or (of_account >= EACH and taken >= AT_ONCE * 3 // 4)
+
+    def _begin(self, row: WebhookDelivery, account: str) -> bool:
+        """Whether it is under way now."""
         with self._lock:
-            full = len(self._under_way) >= AT_ONCE
-            if full or row.webhook_id in self._under_way or self._has_its_share(row.app_id):
+            full = len(self._under_way) >= AT_ONCE or self._has_its_share(row.app_id, account)
+            if full or row.webhook_id in self._under_way or account in self._served:
                 return False
-            self._under_way[row.webhook_id] = row.app_id
-            return True
+            self._under_way[row.webhook_id] = (row.app_id, account)
+        try:
+            threading.Thread(target=self._send, args=[row], name="webhook").start()
+        except RuntimeError:  # the system gives no further thread
+            self._end(row)
+            raise
+        self._served.add(account)
+        return True
+
+    def _end(self, row: WebhookDelivery) -> None:
+        with self._lock:
+            del self._under_way[row.webhook_id]
 
     def _send(self, row: WebhookDelivery) -> None:
         try:
-            deliver(row)
-        except Exception:
-            log.exception("a webhook's delivery failed", extra={"delivery": row.id})
+            deliver(row, self._going)
         finally:
-            with self._lock:
-                del self._under_way[row.webhook_id]
+            self._end(row)
             self._bell.set()
 
 
-def deliver(row: WebhookDelivery) -> None:
-    """Send one message, and write down how that went."""
+def deliver(row: WebhookDelivery, going: Callable[[], bool] = lambda: True) -> None:
+    """Send one message, and write down how that went.
+
+    Where it cannot be written that is tried until it can, or ``going`` says that the process ends: a message that is still due
+    would be sent again at once, for ever. Meanwhile nothing more is sent to this webhook.
+    """
     code, error = None, None
     attempt = new_id()
     try:
@@ -129,10 +149,22 @@ def deliver(row: WebhookDelivery) -> None:
     except Exception:  # counts as any other that failed, else it would be due again at once, for ever
         log.exception("a webhook's message cannot be sent", extra={"delivery": row.id})
         error = DavitError.id
-    with transaction() as session:
-        known = session.get(WebhookDelivery, row.id)
-        if known is not None and known.next_attempt_at is not None:
-            webhooks.record_attempt(session, known, attempt, code, error)
+    told = False
+    while True:
+        try:
+            with transaction() as session:
+                known = session.get(WebhookDelivery, row.id)
+                if known is not None and known.next_attempt_at is not None:
+                    webhooks.record_attempt(session, known, attempt, code, error)
+            return
+        except Exception as problem:
+            if not going():
+                return
+            if not told:
+                reason = f"{type(problem).__name__}: {problem}"
+                log.warning("how a webhook's delivery went is not written yet", extra={"delivery": row.id, "reason": reason})
+            told = True
+            time.sleep(LOOK_SECONDS)
 
 
 def _encode(value: Any) -> bytes:

@@ -231,13 +231,19 @@ def message(delivery: WebhookDelivery, attempt: str, encode: Any) -> Message:
 
 
 def due(
-    session: Session, at: datetime, hooks: Sequence[str] = (), apps: Sequence[str] = (), most: int = 20
-) -> list[WebhookDelivery]:
-    """Deliveries whose time has come, those first that have waited longest; none of these webhooks, and none of these apps."""
-    query = select(WebhookDelivery).where(
-        WebhookDelivery.next_attempt_at <= at, WebhookDelivery.webhook_id.not_in(hooks), WebhookDelivery.app_id.not_in(apps)
-    )
-    return list(session.scalars(query.order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.created_at).limit(most)))
+    session: Session, at: datetime, hooks: Sequence[str] = (), apps: Sequence[str] = (), accounts: Sequence[str] = ()
+) -> list[tuple[WebhookDelivery, str]]:
+    """Deliveries whose time has come, those first that have waited longest, each with the id of its app's owner (where the app is
+    gone: empty); none of these webhooks, none of these apps, and none of these accounts.
+    """
+    owner = func.coalesce(App.owner_id, "")
+    query = select(WebhookDelivery, owner).outerjoin(App, App.id == WebhookDelivery.app_id)
+    query = query.where(
+        WebhookDelivery.next_attempt_at <= at, WebhookDelivery.webhook_id.not_in(hooks), WebhookDelivery.app_id.not_in(apps),
+        owner.not_in(accounts),
+    )  # fmt: skip
+    rows = session.execute(query.order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.created_at).limit(20))
+    return [(row, account) for row, account in rows]
 
 
 def record_attempt(session: Session, delivery: WebhookDelivery, attempt_id: str, code: int | None, error: str | None) -> None:

@@ -22,11 +22,13 @@ import pytest
 from api import deliveries
 from foundation import outbound
 from foundation.clock import now
+from foundation.errors import Conflict, DiskFull
 from foundation.settings import settings
 from runtime import records
-from state import apps, db, outbox, releases, webhooks
+from state import accounts, apps, db, outbox, releases, webhooks
 from state.models import App, Dyno, Webhook, WebhookDelivery, WebhookEvent
 from tests.api.conftest import Api, _forget, _make, give_code, use_home
+from tests.conftest import wait_until
 
 
 class Receiver:
@@ -100,7 +102,7 @@ def _deliver() -> int:
     """Send everything that is due, as the deliverer does; returns how many messages that were."""
     with db.snapshot() as session:
         rows = webhooks.due(session, now())
-    for row in rows:
+    for row, _ in rows:
         deliveries.deliver(row)
     return len(rows)
 
@@ -345,6 +347,139 @@ def test_an_app_whose_receivers_are_dead_holds_up_no_other_app(api: Api, receive
             assert [one["data"]["app"]["name"] if "app" in one["data"] else one["data"]["name"] for one in receiver.said()] == ["timely"]
         finally:
             going = False
+
+
+def _messages(app: App, like: Webhook, session: db.Session, *, hooks: int, each: int, minutes: int) -> None:
+    """So many webhooks of an app, each with so many messages that have been due for so long."""
+    event = WebhookEvent(app_id=app.id, include="api:app", action="update", resource="app", data={}, previous_data={}, actor={})
+    session.add(event)
+    for _ in range(hooks):
+        hook = Webhook(app_id=app.id, url=like.url, include=["api:app"], level="sync", credentials=like.credentials)
+        session.add(hook)
+        session.flush()
+        at = now() - timedelta(minutes=minutes)
+        session.add_all(WebhookDelivery(webhook_id=hook.id, event_id=event.id, app_id=app.id, next_attempt_at=at) for _ in range(each))
+
+
+class _Given(deliveries.Deliverer):
+    """A deliverer that only notes what it would send."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: True)
+        self.rows: list[WebhookDelivery] = []
+
+    def _send(self, row: WebhookDelivery) -> None:
+        self.rows.append(row)
+
+    def has(self, count: int) -> bool:
+        return len(self.rows) >= count
+
+    def over(self, row: WebhookDelivery) -> None:
+        """One was sent."""
+        with db.transaction() as session:
+            session.delete(session.get(WebhookDelivery, row.id))
+        self._end(row)
+
+
+def test_an_account_whose_receivers_are_dead_leaves_places_to_others_however_many_apps_it_has(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    with db.transaction() as session:
+        like = session.query(Webhook).one()
+        mine = session.get(App, like.app_id)
+        dead = accounts.create(session, None, "dead@example.com")
+        for n in range(12):
+            _messages(apps.create(session, dead, f"dead-{n}"), like, session, hooks=2, each=1, minutes=60)
+        _messages(mine, like, session, hooks=1, each=1, minutes=1)
+    deliverer = _Given()
+    deliverer.look()
+    wait_until(lambda: deliverer.has(len(deliverer._under_way)), "what was given to senders")
+    assert sum(row.app_id == mine.id for row in deliverer.rows) == 1
+
+
+def test_accounts_take_turns_at_a_place_that_is_free_again(api: Api, receiver: Receiver) -> None:
+    _hook(api, receiver, "api:app")
+    with db.transaction() as session:
+        like = session.query(Webhook).one()
+        mine = session.get(App, like.app_id)
+        for n in range(20):
+            dead = accounts.create(session, None, f"dead-{n}@example.com")
+            _messages(apps.create(session, dead, f"dead-{n}"), like, session, hooks=2, each=40, minutes=60)
+        _messages(mine, like, session, hooks=1, each=1, minutes=1)
+    deliverer = _Given()
+    deliverer.look()
+    for freed in range(21):
+        wait_until(lambda count=deliveries.AT_ONCE + freed: deliverer.has(count), "what was given to senders")
+        if deliverer.rows[-1].app_id == mine.id:
+            return
+        deliverer.over(deliverer.rows[freed])
+        deliverer.look()
+    pytest.fail("every place that was free again went to those who had one before")
+
+
+def test_what_cannot_be_written_down_is_not_sent_again_meanwhile(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hook(api, receiver, "api:app")
+    api.patch("/apps/timely", {"maintenance": True})
+    attempts: list[int] = []
+    going = full = True
+    write = deliveries.transaction
+
+    @contextmanager
+    def transaction() -> Iterator[Any]:
+        if full:
+            attempts.append(1)
+            raise DiskFull()
+        with write() as session:
+            yield session
+
+    monkeypatch.setattr(deliveries, "transaction", transaction)
+    monkeypatch.setattr(deliveries, "LOOK_SECONDS", 0.02)
+    thread = threading.Thread(target=deliveries.Deliverer(lambda: going).run)
+    thread.start()
+    try:
+        wait_until(lambda: len(attempts) > 10, "attempts to write")
+        assert len(receiver.heard) == 1
+        full = False
+        wait_until(lambda: api.get("/apps/timely/webhook-deliveries").json[0]["status"] == "succeeded", "the outcome")
+        assert len(receiver.heard) == 1
+    finally:
+        going = full = False
+        thread.join(30)
+
+
+def test_the_deliverer_outlives_a_thread_that_does_not_start_and_a_database_that_is_in_the_way(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hook(api, receiver, "api:app")
+    api.patch("/apps/timely", {"maintenance": True})
+    going = True
+    trouble: list[Exception] = [RuntimeError("can't start new thread"), Conflict("Others were faster.")]
+    start, look = threading.Thread.start, webhooks.due
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name == "webhook" and len(trouble) == 2:
+            raise trouble.pop(0)
+        start(thread)
+
+    def due(*words: Any) -> Any:
+        if len(trouble) == 1:
+            raise trouble.pop()
+        return look(*words)
+
+    def sweep(*words: Any) -> None:
+        raise DiskFull()
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    monkeypatch.setattr(webhooks, "due", due)
+    monkeypatch.setattr(webhooks, "sweep", sweep)
+    monkeypatch.setattr(deliveries, "LOOK_SECONDS", 0.02)
+    thread = threading.Thread(target=deliveries.Deliverer(lambda: going).run)
+    thread.start()
+    try:
+        wait_until(lambda: receiver.heard, "the message's arrival")
+        assert not trouble
+    finally:
+        going = False
+        thread.join(30)
 
 
 @pytest.mark.parametrize(
