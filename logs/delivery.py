@@ -177,10 +177,14 @@ class Delivery:
                     self.lost = Lost(owed.count + self.lost.count, owed.since)
                     self._telling = 0
                 break
-            except DavitError as error:
+            except Exception as error:  # one that nobody foresaw, too: nobody would begin this thread anew
                 self.failures += 1
                 self._hang_up()
-                self._trouble(error.message, certificate=isinstance(error, outbound.BadCertificate))
+                if isinstance(error, DavitError):
+                    self._trouble(error.message, certificate=isinstance(error, outbound.BadCertificate))
+                else:
+                    self._trouble("Davit could not send; its own log says why.")
+                    log.warning("a drain waits", extra={"drain": self.drain.token}, exc_info=True)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, pause)
                 pause = min(PAUSES[1], 2 * pause)

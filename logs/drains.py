@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.clock import now
@@ -32,6 +33,10 @@ log = logging.getLogger("logs")
 
 LOOK = 10.0
 """Seconds between looks for drains that nobody told of."""
+KEPT, KEEP = 7 * 86400, 3600.0
+"""Seconds for which what is noted of a drain stays after it is gone, and from one renewal to the next."""
+BUSY_SECONDS = 5.0
+"""How long a SQLite that is busy is waited for."""
 END_SECONDS = 6.0
 """How long a delivery under way may take when this process is told to stop."""
 WORST = 10
@@ -62,6 +67,7 @@ class Drains:
         self._read = read or read_database
         self.deliveries: dict[str, Delivery] = {}
         self._read_to: dict[str, Place] = {}
+        self._kept_notes = -KEEP
         self._look = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -124,6 +130,9 @@ class Drains:
         for id, drain in present.items():
             if id not in self.deliveries:
                 self._begin(drain)
+        if time.monotonic() - self._kept_notes >= KEEP:
+            self._keep_notes()
+            self._kept_notes = time.monotonic()
         apps = {drain.app_id for drain in wanted}
         self._read_to = {app_id: place for app_id, place in self._read_to.items() if app_id in apps}
 
@@ -132,10 +141,15 @@ class Drains:
 
         kept = self._redis.execute_command("GET", _cursor_key(drain.id))
         start, lost = _resumed(kept.decode()) if kept else (places.newest(self._redis, drain.app_id), Lost())
-        read = self._read_to.setdefault(drain.app_id, start)
-        delivery = self.deliveries[drain.id] = Delivery(drain, self._settler(drain.id), self._teller(drain.app_id), lost)
+        if not kept:  # a restart goes on from here also when nothing was taken until then
+            self._settler(drain.id)(start, lost)
+        read = self._read_to.get(drain.app_id, start)
+        missed, lines = 0, list[tuple[Place, Line]]()
         if read != start:  # its app is read already, from elsewhere: what it lacks is read for it alone
             missed, lines = places.read_on(self._redis, drain.app_id, start, read)
+        delivery = Delivery(drain, self._settler(drain.id), self._teller(drain.app_id), lost)
+        self._read_to[drain.app_id], self.deliveries[drain.id] = read, delivery
+        if missed or lines:
             delivery.put(lines, missed)
 
     def _follow(self) -> None:
@@ -149,11 +163,16 @@ class Drains:
                 if delivery.drain.app_id == app_id:
                     delivery.put(lines, missed)
 
+    def _keep_notes(self) -> None:
+        """What is noted of a drain stays for as long as there is the drain, however long nothing is taken."""
+        for id in self.deliveries:
+            self._redis.execute_command("EXPIRE", _cursor_key(id), KEPT)
+
     def _settler(self, id: str) -> Callable[[Place, Lost], None]:
         def settle(place: Place, lost: Lost) -> None:
             try:
                 words = f"{place.id} {place.number} {lost.count} {lost.since:.0f}"
-                self._redis.execute_command("SET", _cursor_key(id), words, "EX", 7 * 86400)
+                self._redis.execute_command("SET", _cursor_key(id), words, "EX", KEPT)
             except Exception as error:
                 log.debug("a drain's place was not noted: %s", error)
 
@@ -201,11 +220,16 @@ def _rows(question: str, values: Sequence[str] = ()) -> Sequence[Any]:
     if url.startswith("sqlite:///"):
         import sqlite3
 
-        connection = sqlite3.connect(f"file:{url.removeprefix('sqlite:///')}?mode=ro", uri=True, timeout=5)
+        file = url.removeprefix("sqlite:///")
+        if not Path(file).exists():
+            return []  # not migrated yet
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_SECONDS)
         try:
             return connection.execute(question, values).fetchall()
-        except sqlite3.OperationalError:
-            return []  # not migrated yet
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return []  # not migrated yet; another is passing trouble, and no word of the drains
+            raise
         finally:
             connection.close()
     import psycopg

@@ -112,10 +112,19 @@ class Sender:
             while self._bytes > BYTES:
                 self._drop(max(self._waiting, key=lambda app: len(self._waiting[app])))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="log-sender", daemon=True)
-                self._thread.start()
+                self._begin()
             self._changed.notify_all()
             return self._accepted
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._work, name="log-sender", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives none at the moment: the lines wait for the next ones
+            log.debug("log lines wait: %s", error)
+            self.prompt = False
+        else:
+            self._thread = thread
 
     def wait(self, mark: int, timeout: float) -> bool:
         """Wait until every line up to ``mark`` is in Redis (or lost), for at most ``timeout`` seconds."""

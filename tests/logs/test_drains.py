@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import socketserver
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -19,7 +20,7 @@ import pytest
 from foundation import outbound
 from foundation.settings import from_environment
 from logs import delivery, places, stream
-from logs.drains import Drain, Drains
+from logs.drains import KEEP, Drain, Drains, read_database
 from logs.frames import frame
 from logs.places import Place
 from logs.resp import Client
@@ -256,9 +257,10 @@ def test_lines_that_left_the_window_before_a_drain_read_them_are_counted(
 ) -> None:
     drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
     first = run(drain)
+    begun = client.execute_command("GET", f"drains:{drain.id}")
     say(client, app_id, "one")
     wait_until(lambda: receiver.taken() == ["one"], "the first line's arrival")
-    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being noted")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}") != begun, "its being noted")
     first.stop()
     stream.emit(client, app_id, [Line(AT, "heroku", "web.1", "State changed from up to crashed")], wait=5)
     say(client, app_id, *map(str, range(5000)))
@@ -310,12 +312,87 @@ def test_a_window_that_was_made_anew_counts_from_its_own_beginning(client: Clien
     assert missed == 0 and [(place.number, line.text) for place, line in lines] == [(1, "four")]
 
 
+def test_what_a_drain_has_not_got_when_it_never_got_anything_comes_after_a_restart(
+    run: Run, client: Client, app_id: str, receiver: Receiver
+) -> None:
+    drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
+    receiver.statuses = [503] * 10_000
+    first = run(drain)
+    say(client, app_id, "precious")
+    wait_until(lambda: receiver.requests, "an attempt")
+    first.stop()
+    receiver.statuses = []
+    run(drain)
+    wait_until(lambda: "precious" in receiver.taken(), "the line's arrival")
+
+
+def test_what_is_noted_of_a_drain_that_takes_nothing_does_not_expire(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
+    running = run(Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/"))
+    client.execute_command("EXPIRE", f"drains:id-{app_id}", 60)
+    running._kept_notes -= 2 * KEEP
+    running.look()
+    wait_until(lambda: int(client.execute_command("TTL", f"drains:id-{app_id}")) > 86400, "its being kept on")
+
+
+def test_an_error_that_nobody_foresaw_ends_no_delivery(
+    app_id: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[Place] = []
+    told: list[str] = []
+    troubles: list[Exception] = [OSError(24, "Too many open files")]
+    look = outbound.refusal
+
+    def refusal(*words: Any) -> str | None:
+        if troubles:
+            raise troubles.pop()
+        return look(*words)
+
+    monkeypatch.setattr(outbound, "refusal", refusal)
+    url = f"http://127.0.0.1:{receiver.port}/"
+    one = delivery.Delivery(Drain("1", app_id, "d.1", url), lambda place, lost: settled.append(place), told.append)
+    try:
+        one.put(numbered("precious"))
+        wait_until(lambda: settled, "the line's arrival")
+        assert told == ["Error L13 (local delivery error): d.1: Davit could not send; its own log says why."]
+    finally:
+        one.stop()
+        one.join(30)
+
+
+@pytest.mark.parametrize("trouble", ["database is locked", "disk I/O error", "no such table: log_drains"])
+def test_a_database_that_does_not_answer_is_not_one_without_drains(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "davit.db"
+    monkeypatch.setattr("logs.drains.settings", lambda: from_environment({"DATABASE_URL": f"sqlite:///{file}"}))
+    assert read_database() == [], "nothing is there yet"
+    if trouble.startswith("disk"):
+        file.mkdir()
+    else:
+        file.touch()
+    holder = sqlite3.connect(file, isolation_level=None) if file.is_file() else None
+    try:
+        if holder and "locked" in trouble:
+            holder.execute("CREATE TABLE log_drains (id, app_id, token, url)")
+            holder.execute("BEGIN EXCLUSIVE")
+        if "no such" in trouble:
+            assert read_database() == []
+            return
+        monkeypatch.setattr("logs.drains.BUSY_SECONDS", 0.01)
+        with pytest.raises(sqlite3.OperationalError, match=trouble):
+            read_database()
+    finally:
+        if holder:
+            holder.close()
+
+
 def test_what_is_lost_and_not_told_of_yet_is_told_after_a_restart(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
     receiver.statuses = [400]
     first = run(drain)
+    begun = client.execute_command("GET", f"drains:{drain.id}")
     say(client, app_id, "unwanted")
-    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being given up")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}") != begun, "its being given up")
     first.stop()
     run(drain)
     say(client, app_id, "next")
@@ -356,9 +433,10 @@ def test_a_syslog_drain_gets_counted_frames_and_comes_again_after_a_break(run: R
 def test_drains_go_on_where_they_were(run: Run, client: Client, app_id: str, receiver: Receiver) -> None:
     drain = Drain(f"id-{app_id}", app_id, "d.1", f"http://127.0.0.1:{receiver.port}/")
     first = run(drain)
+    begun = client.execute_command("GET", f"drains:{drain.id}")
     say(client, app_id, "one")
     wait_until(lambda: receiver.taken() == ["one"], "the first line's arrival")
-    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}"), "its being noted")
+    wait_until(lambda: client.execute_command("GET", f"drains:{drain.id}") != begun, "its being noted")
     first.stop()
     say(client, app_id, "while nobody looked")
     run(drain)

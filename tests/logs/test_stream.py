@@ -294,6 +294,24 @@ def test_lines_wait_while_redis_is_away_and_loss_is_counted(own_redis: OwnRedis,
     assert report.startswith("Error L12 (local buffer overflow): ")  # of the platform's share: what came after it did not push it out
 
 
+def test_lines_wait_when_the_system_gives_no_thread_for_them(own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = stream.connect(own_redis.url)
+    sender = Sender(client, stream.append, stream.overflow, trim, Room(client))
+    start, refused = threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name == "log-sender" and refused:
+            raise refused.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    sender.put("a", [b"1 app web.1 first"])
+    assert not refused
+    sender.put("a", [b"1 app web.1 second"])
+    assert sender.flush(20)
+    assert int(client.execute_command("XLEN", key("a"))) == 2
+
+
 def test_the_report_of_loss_comes_first_when_redis_is_back(own_redis: OwnRedis) -> None:
     client = stream.connect(own_redis.url)
     own_redis.kill()
