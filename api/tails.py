@@ -134,15 +134,28 @@ class Hub:
         self._after: dict[str, str] = {}
 
     def add(self, tail: Tail) -> None:
-        """From now on the tail is served here, and its connection closed when it ends."""
-        with self._lock:
-            self._new.append(tail)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tails", daemon=True)
-                self._thread.start()
+        """From now on the tail is served here, and its connection closed when it ends.
 
-    def _run(self) -> None:
-        with select.epoll() as self._epoll:
+        Raises:
+            RuntimeError, OSError: the system gives no further thread, or no descriptor; the tail is still its caller's.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._begin()
+            self._new.append(tail)
+
+    def _begin(self) -> None:
+        epoll = select.epoll()
+        thread = threading.Thread(target=self._run, args=[epoll], name="tails", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            epoll.close()
+            raise
+        self._thread = thread
+
+    def _run(self, epoll: select.epoll) -> None:
+        with epoll as self._epoll:
             self._looked = time.monotonic()
             while True:
                 try:
@@ -194,19 +207,31 @@ class Hub:
             self._write(tail, *made[tail.kind])
 
     def _write(self, tail: Tail, data: bytes, count: int) -> None:
-        if not data:
-            return
-        if len(tail.pending) + len(data) > BUFFER:
-            tail.lost, tail.lost_since = tail.lost + count, tail.lost_since or time.time()
-            return
-        if tail.lost:
-            text = f"Error L11 (tail buffer overflow): {tail.lost} messages dropped since {stream.iso(tail.lost_since)}."
-            tail.pending += tail.framed(render(None, Line(now(), "heroku", "logplex", text), tail.events))
-            tail.lost, tail.lost_since = 0, 0.0
-        if not tail.pending:
-            tail.wrote = time.monotonic()
-        tail.pending += tail.framed(data)
-        self._flush(tail)
+        """Send lines, as many at a time as there is room for; those that find none are lost."""
+        if tail.pending:
+            self._flush(tail)
+        end = b"\n\n" if tail.events else b"\n"
+        while data and tail.sock.fileno() in self._tails:
+            part = self._fitting(tail, data, end)
+            if not part:
+                tail.lost, tail.lost_since = tail.lost + count, tail.lost_since or time.time()
+                return
+            if tail.lost:
+                text = f"Error L11 (tail buffer overflow): {tail.lost} messages dropped since {stream.iso(tail.lost_since)}."
+                tail.pending += tail.framed(render(None, Line(now(), "heroku", "logplex", text), tail.events))
+                tail.lost, tail.lost_since = 0, 0.0
+            if not tail.pending:
+                tail.wrote = time.monotonic()
+            tail.pending += tail.framed(part)
+            data, count = data[len(part) :], count - part.count(end)
+            self._flush(tail)
+
+    def _fitting(self, tail: Tail, data: bytes, end: bytes) -> bytes:
+        """The whole lines that there is room for; none while some are lost already and less than half of the room is free."""
+        room = BUFFER - len(tail.pending)
+        if tail.lost and room < BUFFER // 2:
+            return b""
+        return data if len(data) <= room else data[: data.rfind(end, 0, room) + len(end)] if end in data[:room] else b""
 
     def _flush(self, tail: Tail) -> None:
         try:
@@ -275,10 +300,9 @@ def begin(tail: Tail, hub: Hub, head: bytes, backlog: bytes) -> None:
         tail.sock.settimeout(30)
         tail.sock.sendall(head + tail.framed(backlog))
         tail.sock.setblocking(False)
-    except OSError:
+        hub.add(tail)
+    except (OSError, RuntimeError):
         tail.sock.close()
         tail.give_back()
-        return
-    hub.add(tail)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import select
 import shutil
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,9 +25,11 @@ from api import attach, links, streams, tails, tunnel
 from api.credentials import Identity
 from builder.output import Outcome, Output
 from foundation import wire
+from foundation.clock import now
 from foundation.errors import Unauthorized
 from foundation.settings import settings
 from logs import stream
+from logs.stream import Line
 from state import accounts, apps, builds, db, releases
 from state.models import App, Token
 from tests.api.conftest import Api, Handler, Neighbour, _forget, _make, give_code, use_home
@@ -282,6 +287,67 @@ def test_a_tail_whose_reader_was_removed_ends_as_a_whole_body(
     tails.Hub(lambda: stream.connect(redis_server)).add(tail)
     assert b"".join(iter(lambda: there.recv(65536), b"")) == end
     there.close()
+
+
+def _followed(events: bool) -> tuple[tails.Hub, tails.Tail, socket.socket]:
+    """A tail that a hub without a thread serves, and its client's end."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
+    there.settimeout(60)
+    hub = tails.Hub(lambda: None)
+    tail = tails.Tail(here, "app", "0-0", None, None, events, lambda: True, lambda: None)
+    hub._epoll = select.epoll()
+    hub._tails[here.fileno()] = tail
+    hub._epoll.register(here.fileno(), select.EPOLLRDHUP)
+    return hub, tail, there
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_of_a_burst_a_tail_gets_what_there_is_room_for_and_only_the_rest_is_lost(events: bool) -> None:
+    hub, tail, there = _followed(events)
+    lines = [(f"1-{n}", Line(now(), "app", "web.1", f"{n:05}" + "x" * 2000)) for n in range(400)]
+    hub._write(tail, *tails.render_all(lines, tail.kind))
+    assert tail.lost and tails.BUFFER // 2 < len(tail.pending) <= tails.BUFFER
+    got = b""
+    while tail.pending:
+        got += there.recv(1 << 20)
+        hub._flush(tail)
+    hub._write(tail, *tails.render_all([("2-0", Line(now(), "app", "web.1", "after"))], tail.kind))
+    while b"after" not in got:
+        got += there.recv(1 << 20)
+        hub._flush(tail)
+    arrived = re.findall(rb"web\.1\]: (\d{5})x{2000}\n", got)
+    (told,) = re.findall(rb"L11 \(tail buffer overflow\): (\d+) messages", got)
+    assert [int(number) for number in arrived] == list(range(400 - int(told)))
+    hub._end(tail)
+    there.close()
+
+
+def test_a_thread_that_the_system_does_not_give_is_asked_for_again_with_the_next_tail(
+    monkeypatch: pytest.MonkeyPatch, redis_server: str
+) -> None:
+    monkeypatch.setattr(tails, "RECHECK_SECONDS", -1.0)
+    start, refused, given_back = threading.Thread.start, [RuntimeError("can't start new thread")], []
+
+    def begin(thread: threading.Thread) -> None:
+        if thread.name == "tails" and refused:
+            raise refused.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    hub = tails.Hub(lambda: stream.connect(redis_server))
+    for n in range(2):
+        here, there = socket.socketpair()
+        there.settimeout(60)
+        line = types.SimpleNamespace(
+            **{name: getattr(here, name) for name in ("fileno", "settimeout", "sendall", "setblocking", "send", "shutdown", "close")}
+        )
+        tail = tails.Tail(line, "app", "0-0", None, None, False, lambda: False, lambda n=n: given_back.append(n))
+        tails.begin(tail, hub, b"", b"hello")
+        assert b"".join(iter(lambda there=there: there.recv(65536), b"")) == b"hello"
+        there.close()
+    assert given_back == [0, 1] and not refused
 
 
 def test_a_stream_that_has_ended_gives_its_place_back(api: Api) -> None:
