@@ -39,8 +39,13 @@ class Reply:
     fds: list[int] = field(default_factory=list)
 
 
+def encoded(value: Any) -> bytes:
+    """A JSON value as a packet has it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")  # as json.loads reads it
+
+
 def _pack(message: Mapping[str, Any]) -> bytes:
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = encoded(message)
     if len(data) > PACKET:
         raise DavitError(f"A message of {len(data)} bytes is too large for the wire ({PACKET} at the most).")
     return data

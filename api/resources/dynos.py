@@ -30,6 +30,7 @@ MOVE_SECONDS = 600
 _VARIABLE = re.compile(r"\w{1,255}", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _ENVIRONMENT_BYTES = 64 * 1024
+_WRITTEN_BYTES = wire.PACKET - 10_000  # what else is told of a command takes less
 COMMAND = Fields(
     command=Text(needed=True), type=Text(), env=Texts(), size=Reference(), isolation=Text(), attach=Flag(), force_no_tty=Flag(),
     time_to_live=Whole(least=1, most=LONGEST_SECONDS),
@@ -186,6 +187,9 @@ def _parameters(call: Call) -> dict[str, Any]:
         raise InvalidParams(f"Field env: {wrong[0]!r} is not the name of an environment variable.")
     if sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > _ENVIRONMENT_BYTES:
         raise InvalidParams(f"Field env may have at most {_ENVIRONMENT_BYTES // 1024} KB.")
+    if len(wire.encoded([command, env])) > _WRITTEN_BYTES:
+        most = f"at most {_WRITTEN_BYTES // 1000} KB together"
+        raise InvalidParams(f"Fields command and env may have {most}, written as JSON: a control character takes six bytes.")
     size = body.reference("size")
     return {
         "app_id": call.app.id,

@@ -361,3 +361,9 @@ def test_a_stream_that_has_ended_gives_its_place_back(api: Api) -> None:
 @pytest.mark.parametrize("sent", [{"lines": "many"}, {"lines": -1}, {"source": "other"}, {"dyno": "web 1"}, {"tail": 3}])
 def test_a_log_session_that_cannot_be_is_refused(api: Api, sent: dict[str, object]) -> None:
     assert api.post("/apps/timely/log-sessions", sent).status_code == 422
+
+
+def test_an_environment_that_is_too_large_for_the_process_that_starts_dynos_is_refused_with_a_sentence(api: Api) -> None:
+    answer = api.post("/apps/timely/dynos", {"command": "x", "env": {"A": "\x01" * 60_000}})
+    assert (answer.status_code, answer.json["id"]) == (422, "invalid_params")
+    assert answer.json["message"].startswith("Fields command and env may have at most 190 KB together")

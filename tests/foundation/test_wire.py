@@ -106,6 +106,11 @@ def test_what_is_sent_arrives(peer: Peer, params: dict[str, Any]) -> None:
     assert wire.call(peer.path, "echo", params).result == params
 
 
+def test_letters_of_all_scripts_take_their_bytes_and_no_more(peer: Peer) -> None:
+    params = {"text": "é" * 60_000, "half": "\ud800"}
+    assert wire.call(peer.path, "echo", params).result == params
+
+
 def test_a_connection_takes_one_call_after_the_other(peer: Peer) -> None:
     with wire.Connection(peer.path) as connection:
         assert [connection.call("echo", {"n": n}).result["n"] for n in range(100)] == list(range(100))
