@@ -222,10 +222,17 @@ class Forwarder:
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
         tasks: set[asyncio.Task[None]] = set()
+        accepting: asyncio.Task[tuple[socket.socket, object]] | None = None
         while self.busy or time.monotonic() - self.last < IDLE_SECONDS:
+            accepting = accepting or loop.create_task(loop.sock_accept(listener))  # one that is cancelled can lose a client
+            if not (await asyncio.wait([accepting], timeout=60))[0]:
+                continue
+            done, accepting = accepting, None
             try:
-                client, _ = await asyncio.wait_for(loop.sock_accept(listener), 60)
-            except (asyncio.TimeoutError, TimeoutError):
+                client, _ = done.result()
+            except OSError as error:  # no descriptor or memory left at the moment
+                print(f"connections cannot be taken: {error}", file=sys.stderr, flush=True)
+                await asyncio.sleep(1)
                 continue
             self.last = time.monotonic()
             task = loop.create_task(self._receive(client))

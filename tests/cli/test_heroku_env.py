@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from asyncio import selector_events
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +101,33 @@ def forwarded(davit: Davit, elsewhere: dict[str, str]) -> dict[str, str]:
     values = _exports(davit("heroku:env", **elsewhere).stdout)
     assert _exports(davit("heroku:env", **elsewhere).stdout) == values, "the same forwarder is used again"
     return values
+
+
+def test_a_forwarder_outlives_a_moment_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = [OSError(24, "Too many open files")]
+    accept = selector_events.BaseSelectorEventLoop.sock_accept
+
+    async def sock_accept(loop: asyncio.AbstractEventLoop, listener: socket.socket) -> tuple[socket.socket, object]:
+        if refused:
+            raise refused.pop()
+        return await accept(loop, listener)
+
+    async def scene(listener: socket.socket) -> bytes:
+        there = forwarder.Forwarder("http://127.0.0.1:1", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), None)
+        serving = asyncio.ensure_future(there.serve(listener))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET /.forwarder HTTP/1.1\r\n\r\n")
+        answer = asyncio.ensure_future(reader.read())
+        await asyncio.wait([serving, answer], return_when=asyncio.FIRST_COMPLETED)
+        assert not serving.done()
+        serving.cancel()
+        writer.close()
+        return await answer
+
+    monkeypatch.setattr(selector_events.BaseSelectorEventLoop, "sock_accept", sock_accept)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert asyncio.run(scene(listener)).startswith(b"HTTP/1.1 200 OK")
+    assert not refused
 
 
 def test_checkouts_find_the_forwarder_where_it_was_before(davit: Davit, elsewhere: dict[str, str], forwarded: dict[str, str], tmp_path: Path) -> None:
