@@ -320,13 +320,14 @@ def test_the_deliverer_sends_what_is_due_and_slow_receivers_hold_up_only_their_o
             for _ in range(deliveries.EACH + 1):
                 session.add(Webhook(app_id=other.app_id, url=slow.url, include=["api:app"], level="sync", credentials=other.credentials))
         going = True
-        deliverer = deliveries.Deliverer(lambda: going)
-        deliverer.start()
-        for on in (True, False, True):
-            api.patch("/apps/timely", {"maintenance": on})
-        _wait_for(receiver, 3)
-        assert [one["data"]["maintenance"] for one in receiver.said()] == [True, False, True]
-        going = False
+        try:
+            deliveries.Deliverer(lambda: going).start()
+            for on in (True, False, True):
+                api.patch("/apps/timely", {"maintenance": on})
+            _wait_for(receiver, 3)
+            assert [one["data"]["maintenance"] for one in receiver.said()] == [True, False, True]
+        finally:
+            going = False
 
 
 def test_an_app_whose_receivers_are_dead_holds_up_no_other_app(api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
