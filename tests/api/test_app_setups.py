@@ -48,16 +48,17 @@ class Shelf:
         self.content = b""
         self.status = 200
         self.moved = "/it"
-        self.dribbled, self.enough = b"", threading.Event()
+        self.dribbled, self.enough, self.read_to_the_end = b"", threading.Event(), False
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if shelf.dribbled:
                     self.wfile.write(shelf.dribbled)
-                    for _ in range(500):
+                    for _ in range(3000):
                         if shelf.enough.wait(0.01):
-                            break
+                            return
                         self.wfile.write(b"0")
+                    shelf.read_to_the_end = True
                     return
                 self.send_response(302 if self.path == "/again" else shelf.status)
                 self.send_header("Location", shelf.moved)
@@ -313,6 +314,7 @@ def test_a_source_that_dribbles_is_given_up(api: Api, shelf: Shelf, monkeypatch:
     try:
         with pytest.raises(manifest.BadSource, match="takes longer than"):
             manifest.app_json(f"{shelf.url}/it")
+        assert not shelf.read_to_the_end
     finally:
         shelf.enough.set()
 
