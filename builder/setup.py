@@ -6,7 +6,6 @@ command, so that setups never hold the slots that their own builds need.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import selectors
@@ -14,14 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 
 import redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from builder import appjson, buildpacks, manifest, queue, slot
-from foundation import wire
+from foundation import lockfile, wire
 from foundation.clock import now
 from foundation.errors import DavitError
 from foundation.settings import settings
@@ -212,7 +210,7 @@ def _held(setup_id: str) -> Iterator[bool]:
     directory = settings().run / "setups"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / setup_id
-    descriptor = _locked(path)
+    descriptor = lockfile.take(path)
     if descriptor is None:
         yield False
         return
@@ -222,17 +220,3 @@ def _held(setup_id: str) -> Iterator[bool]:
             path.unlink()
     finally:
         os.close(descriptor)
-
-
-def _locked(path: Path) -> int | None:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # whoever had it was done in between: the lock of a file without a name keeps nobody out

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foundation import lockfile
 from foundation.errors import DavitError
 from foundation.settings import Settings
 from runtime import cgroups
@@ -157,27 +158,6 @@ class _Registry:
         os.close(self.fd)
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock on ``path``, or None when somebody else does."""
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    if _is_at(fd, path):
-        return fd
-    os.close(fd)  # its number was given back in between: the lock of a file without a name keeps nobody out
-    return _locked(path)
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _owner(path: Path) -> str | None:
     """The DAVIT_HOME of a number; None when it is nobody's."""
     try:
@@ -187,9 +167,9 @@ def _owner(path: Path) -> str | None:
 
 
 def _locked_soon(path: Path) -> int | None:
-    """The same, with patience: what a killed runtime had forked and not yet executed holds its lock a little longer."""
+    """The lock, with patience: what a killed runtime had forked and not yet executed holds its lock a little longer."""
     until = time.monotonic() + PATIENCE_SECONDS
-    while (lock := _locked(path)) is None and time.monotonic() < until:
+    while (lock := lockfile.take(path)) is None and time.monotonic() < until:
         time.sleep(0.05)
     return lock
 
@@ -206,7 +186,7 @@ def _choose(directory: Path, home: str) -> tuple[int, int]:
     for number in [n for n in NUMBERS if n not in owners] + stale:
         if number in owners and cgroups.populated(f"/davit{number}"):
             continue  # a killed runtime's dynos still run under it
-        lock = _locked(directory / str(number))
+        lock = lockfile.take(directory / str(number))
         if lock is not None:
             return number, lock
     raise InstanceUnavailable(f"All {len(NUMBERS)} instance numbers of this machine are in use; see {directory}.")
