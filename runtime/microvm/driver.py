@@ -247,16 +247,15 @@ class MicroVmDriver:
             launch.fds[kept] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             launch.fds[number] = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-    def limit(self, group: cgroups.Cgroup, limits: Limits, memory: int, *, kvm: bool, machines: int = 1) -> list[Path]:
+    def limit(self, group: cgroups.Cgroup, limits: Limits, memory: int, *, kvm: bool, machines: int = 1) -> None:
         """Put QEMU's limits in force: the guest's memory and what emulating it takes, for ``machines`` of them.
 
         Args:
             kvm: whether these machines are accelerated; which the host's answer of today does not tell.
         """
-        joined = group.create()
+        group.create()
         most = machines * (memory + _OVERHEAD[kvm])
         group.update(replace(limits, memory_max=most, pids=machines * qemu.threads()))
-        return joined
 
     async def limit_running(self, dyno: MicroVm, limits: Limits, memory: int) -> None:
         """Put the limits of a machine that runs in force."""
