@@ -36,7 +36,8 @@ class Record:
         fifos: whether its output goes to the FIFOs.
         isolation: the driver that started it and can take it over.
         allowed: as in :class:`runtime.driver.DynoSpec`.
-        facts: what that driver needs to find it again (socket paths, what was plugged in): JSON values only.
+        facts: what that driver needs to find it again (socket paths, what was plugged in): JSON values only. One that moves has
+            the process to which it does as ``moving_to``: pid, when that began, and whatever the driver adds.
     """
 
     id: str
@@ -52,6 +53,13 @@ class Record:
     isolation: str = "container"
     allowed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> list[tuple[int, int | None]]:
+        """The processes in which it may live, each with when it began: one that moves may have arrived already."""
+        found = [] if self.pid is None else [(self.pid, self.started)]
+        going = self.facts.get("moving_to")
+        return [*found, (going[0], going[1])] if going else found
 
     @classmethod
     def parse(cls, text: str) -> Record | None:

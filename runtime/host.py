@@ -235,13 +235,8 @@ class Host:
             if record is None or record.boot != boot or (path / "ended").exists():
                 self.leave_to_logs(directory, record is not None and record.boot == boot)
                 continue
-            found.append((record, self._lives(record)))
+            found.append((record, lives(record)))
         return found, newest
-
-    def _lives(self, record: Record) -> bool:
-        if record.pid is None or not cgroups.Cgroup(record.cgroup).holds(record.pid):
-            return False
-        return record.started in (None, children.start_time(record.pid))
 
     def _sweep(self, alive: set[str], used: set[int]) -> None:
         for top in cgroups.layout().directories(self.instance.cgroup):
@@ -425,6 +420,12 @@ class Host:
     def _remove_unwanted(self, started: asyncio.Task[_Dyno]) -> None:
         if not started.cancelled() and started.exception() is None:
             self.keep(started.result().remove())
+
+
+def lives(record: Record) -> bool:
+    """Whether a dyno that an earlier runtime process wrote down lives, in whichever process."""
+    group = cgroups.Cgroup(record.cgroup)
+    return any(group.holds(pid) and started in (None, children.start_time(pid)) for pid, started in record.processes)
 
 
 def _close(fds: Sequence[int]) -> None:

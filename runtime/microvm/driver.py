@@ -30,6 +30,7 @@ from runtime.microvm import acceleration, kernel, machine, moving, resize
 from runtime.microvm.agent import Agent, GuestFailed, Streams
 from runtime.microvm.dyno import SILENCE, MicroVm, StartFailed, order_of
 from runtime.microvm.machine import Machine
+from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
 from runtime.qmp import Monitor, MonitorFailed
 
@@ -76,7 +77,8 @@ class MicroVmDriver:
         kvm: whether to use hardware acceleration; found out by a test boot when None.
 
     Attributes:
-        promised: bytes of the disk for machines that are just being written down.
+        memory: what of the host's is promised to machines that start or move.
+        disk: what of it is promised to machines that are just being written down.
     """
 
     isolation: ClassVar[str] = "microvm"
@@ -84,7 +86,7 @@ class MicroVmDriver:
     def __init__(self, host: Host, *, program: str = qemu.PROGRAM, kvm: bool | None = None) -> None:
         self.host = host
         self.running: dict[str, MicroVm] = {}
-        self.promised = 0
+        self.memory, self.disk = Promises(), Promises()
         self.kvm = bool(kvm)
         self._kvm, self._program = kvm, program
         self.qemu = ""
@@ -146,7 +148,18 @@ class MicroVmDriver:
             raise StartFailed(f"“{spec.id}” or “{spec.app_id}” cannot be a dyno's or app's identifier.")
         if spec.binds:
             raise Unsupported("A microVM cannot be shown directories of the host; builds run in containers.")
-        return await self.host.bring_up(lambda stdio: start(replace(spec, stdio=stdio)), spec.stdio)
+        return await self.host.bring_up(lambda stdio: self._promised(start, replace(spec, stdio=stdio)), spec.stdio)
+
+    async def _promised(self, start: Callable[[DynoSpec], Coroutine[Any, Any, MicroVm]], spec: DynoSpec) -> MicroVm:
+        """Whoever moves meanwhile leaves it the memory that it is about to take."""
+        self.memory.give(spec.id, booting(spec.limits), cgroups.Cgroup(self._cgroup(spec)).memory)
+        try:
+            return await start(spec)
+        finally:
+            self.memory.take_back(spec.id)
+
+    def _cgroup(self, spec: DynoSpec) -> str:
+        return f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}"
 
     async def _start(self, spec: DynoSpec) -> MicroVm:
         launch = self.plan(spec)
@@ -184,14 +197,13 @@ class MicroVmDriver:
     def plan(self, spec: DynoSpec, incoming: bool = False) -> Launch:
         """What is to be made for ``spec``; takes a slot."""
         slot = self.host.pool.reserve()
-        cgroup = f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}"
         fifos = spec.terminal is None and spec.stdio is None
         record = Record(
-            spec.id, spec.app_id, spec.name, slot, cgroup, boot_id(), network=spec.network, fifos=fifos,
+            spec.id, spec.app_id, spec.name, slot, self._cgroup(spec), boot_id(), network=spec.network, fifos=fifos,
             isolation=self.isolation, allowed=spec.allowed,
         )  # fmt: skip
         cores = min(os.cpu_count() or 1, machine.MOST_PROCESSORS)
-        memory = machine.rounded(spec.limits.memory) + machine.RESERVE
+        memory = booting(spec.limits)
         wanted = Machine(
             name=f"{spec.app}/{spec.name}",
             memory=memory,
@@ -466,6 +478,11 @@ class MicroVmDriver:
         for dyno in self.running.values():
             dyno.let_go()
         self._open = False
+
+
+def booting(limits: Limits) -> int:
+    """How much memory a machine boots with."""
+    return machine.rounded(limits.memory) + machine.RESERVE
 
 
 def pluggable(host: int, memory: int) -> int:

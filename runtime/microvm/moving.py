@@ -44,7 +44,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("runtime")
 
 SECONDS = 120.0
-"""For the memory to get across."""
+"""For the memory to get across while nobody waits for it."""
+STILL_SECONDS = 20.0
+"""For which a machine may stand still while it moves, and its requests be held. Who was asked just before has thirty seconds to
+begin an answer, and the router holds whoever came since for no more than seventy-five, of which its own ways take some."""
+RUN_ON_SECONDS = 30.0
+"""For QEMU to let a machine run on, here or there, while requests are held."""
 DOWNTIME_MS = 100
 """QEMU stops the machine when it can send the rest within this."""
 LITTLE_MS = 1
@@ -85,7 +90,14 @@ async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
             it has ended.
     """
     await _refuse_another_qemu(driver, dyno)
-    refuse_without_memory(dyno.record.name, *await driver.host.in_thread(lambda: (dyno.cgroup.memory(), available_memory())))
+    await driver.host.in_thread(_promise_memory, driver, dyno)
+    try:
+        return await _move(driver, dyno, hold)
+    finally:
+        driver.memory.take_back(dyno)
+
+
+async def _move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
     source = dyno.monitor
     assert source is not None
     ours, theirs = socket.socketpair()
@@ -131,11 +143,20 @@ async def _refuse_another_qemu(driver: MicroVmDriver, dyno: MicroVm) -> None:
         )
 
 
+def _promise_memory(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """Room for a second copy of it, which others on their way do not take; blocking."""
+    uses = dyno.cgroup.memory()
+    driver.memory.give(
+        dyno, 2 * uses, dyno.cgroup.memory,
+        lambda promised: refuse_without_memory(dyno.record.name, uses, available_memory() - promised),
+    )  # fmt: skip
+
+
 def refuse_without_memory(name: str, uses: int, available: int) -> None:
     """See that there is room for a second copy of a machine: else the kernel ends somebody else's dyno.
 
     Args:
-        uses, available: bytes that it takes now, and that the host has for it.
+        uses, available: bytes that it takes now, and that the host has for it beside those that are on their way.
 
     Raises:
         Unsupported: there is none; it runs on where it was.
@@ -143,7 +164,7 @@ def refuse_without_memory(name: str, uses: int, available: int) -> None:
     if uses + RESERVE_MEMORY > available:
         raise Unsupported(
             f"The dyno {name} cannot be moved now and runs on: its {uses >> 20} MB of memory are there twice while it moves, and "
-            f"this host has {available >> 20} MB left, of which it keeps {RESERVE_MEMORY >> 20}. End something, or "
+            f"this host has {max(0, available) >> 20} MB left, of which it keeps {RESERVE_MEMORY >> 20}. End something, or "
             "`davit ps:restart` it."
         )
 
@@ -157,7 +178,7 @@ def refuse_without_disk(name: str, uses: int, free: int) -> None:
     if uses + RESERVE_DISK > free:
         raise MoveFailed(
             f"The dyno {name} could not be put aside and runs on: its {uses >> 20} MB of memory do not fit on the disk, which "
-            f"has {free >> 20} MB free, of which {RESERVE_DISK >> 20} are Davit's own."
+            f"has {max(0, free) >> 20} MB free, of which {RESERVE_DISK >> 20} are Davit's own."
         )
 
 
@@ -169,18 +190,37 @@ def available_memory() -> int:
 async def _hand_over(
     kvm: bool, source: Monitor, target: Monitor, descriptor: int, hold: Callable[[], Awaitable[None]]
 ) -> None:
-    """The memory goes to the target; both stand still when this returns."""
+    """The memory goes to the target; both stand still when this returns.
+
+    Raises:
+        MonitorFailed: it does not get there, or would have to stand still for longer than requests can be held.
+    """
+    told: dict[str, Any] = {}
+    if kvm:  # it runs, and QEMU may not stop it before requests are held, unless hardly anything is left to be sent
+        await _begin(source, descriptor, LITTLE_MS, pausing=True)
+        told = await _until(source, lambda told: told.get("status") in _AT_REST or _nearly(told))
+    await hold()
+    try:
+        await asyncio.wait_for(_rest(kvm, source, target, descriptor, told), STILL_SECONDS)
+    except asyncio.TimeoutError:
+        raise MonitorFailed(
+            f"its memory was not at the other end within the {STILL_SECONDS:g} seconds for which it may stand still"
+        ) from None
+
+
+async def _rest(kvm: bool, source: Monitor, target: Monitor, descriptor: int, told: dict[str, Any]) -> None:
+    """Requests are held: what is still to be sent is."""
     if kvm:
-        await _send(source, descriptor, hold, live=True)
+        await source.execute("migrate-set-parameters", {"downtime-limit": DOWNTIME_MS})
     else:
-        await hold()
         await source.execute("stop")
-        await _send(source, descriptor, _at_rest)
+        await _begin(source, descriptor, DOWNTIME_MS, pausing=True)
+    if told.get("status") not in _AT_REST:
+        told = await _until(source, lambda told: told.get("status") in _AT_REST)
+    if told.get("status") != "completed":
+        await source.execute("migrate-continue", {"state": "pre-switchover"})
+        await _until(source, _completed)
     await _until_read(target)
-
-
-async def _at_rest() -> None:
-    """It stands still already."""
 
 
 async def _run_there(driver: MicroVmDriver, dyno: MicroVm, target: Launch, source: Monitor) -> float:
@@ -193,11 +233,11 @@ async def _run_there(driver: MicroVmDriver, dyno: MicroVm, target: Launch, sourc
         left_agent.lost = lambda: None
     pause = 0.0
     try:
-        await target.monitor.execute("cont")
+        await target.monitor.execute("cont", timeout=RUN_ON_SECONDS)
         with suppress(MonitorFailed):  # it runs, and that is what counts
-            stopped: float = (await source.event("STOP", timeout=5))[1]["at"]
-            pause = max(0.0, (await target.monitor.event("RESUME", timeout=5))[1]["at"] - stopped)
-        with suppress(OSError):  # a full disk: it runs on, but a next runtime process takes it for ended and starts it anew
+            stopped: float = (await source.event("STOP", timeout=1))[1]["at"]
+            pause = max(0.0, (await target.monitor.event("RESUME", timeout=1))[1]["at"] - stopped)
+        with suppress(OSError):  # a full disk: what was written before it left names the other machine, too
             await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
     except DavitError as error:  # whether it ran nobody knows: it must not go on in two places
         dyno.give_up(f"It was moved, and did not run at the other end: {error.message}")
@@ -288,45 +328,55 @@ def take_descriptor(pid: int, number: int) -> int:
         os.close(pidfd)
 
 
-async def _send(
-    monitor: Monitor, descriptor: int, at_rest: Callable[[], Awaitable[None]] | None = None, live: bool = False
-) -> None:
-    """Send the machine's memory into ``descriptor``; returns when all of it is gone, and the machine is stopped then.
-
-    Args:
-        at_rest: called before the rest is sent, for which it is stopped.
-        live: it runs, and goes on until ``at_rest`` has returned: QEMU may not stop it before, unless hardly anything is left to
-            be sent.
+async def _send(monitor: Monitor, descriptor: int) -> None:
+    """Send a stopped machine's memory into ``descriptor``; returns when all of it is gone.
 
     Raises:
         MonitorFailed: it could not be sent.
     """
-    pausing = {"capability": "pause-before-switchover", "state": at_rest is not None}
-    await monitor.execute("migrate-set-capabilities", {"capabilities": [pausing]})
-    downtime = LITTLE_MS if live else DOWNTIME_MS
+    await _begin(monitor, descriptor, DOWNTIME_MS, pausing=False)
+    await _until(monitor, _completed)
+
+
+async def _begin(monitor: Monitor, descriptor: int, downtime: int, *, pausing: bool) -> None:
+    """Begin to send a machine's memory.
+
+    Args:
+        downtime: milliseconds; QEMU stops a machine that runs when it can send the rest within this.
+        pausing: whether it waits, stopped, for a word before it sends the rest.
+    """
+    wanted = [{"capability": "pause-before-switchover", "state": pausing}]
+    await monitor.execute("migrate-set-capabilities", {"capabilities": wanted})
     await monitor.execute("migrate-set-parameters", {"max-bandwidth": 16 << 30, "downtime-limit": downtime})
     await monitor.execute("getfd", {"fdname": "memory"}, fds=[descriptor])
     await monitor.execute("migrate", {"uri": "fd:memory"})
+
+
+async def _until(monitor: Monitor, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What QEMU tells of the machine's memory that it sends, once that is what ``ready`` waits for.
+
+    Raises:
+        MonitorFailed: it could not be sent.
+    """
     end = time.monotonic() + SECONDS
-    paused = False
     while True:
-        told = await monitor.execute("query-migrate")
+        told: dict[str, Any] = await monitor.execute("query-migrate")
+        if ready(told):
+            return told
         status = told.get("status")
-        if status == "completed":
-            return
-        if at_rest is not None and (status == "pre-switchover" or (live and _nearly(told))):
-            await at_rest()
-            at_rest = None
-            await monitor.execute("migrate-set-parameters", {"downtime-limit": DOWNTIME_MS})
-        if status == "pre-switchover" and not paused:
-            paused = True
-            await monitor.execute("migrate-continue", {"state": "pre-switchover"})
         if status in ("failed", "cancelled"):
             raise MonitorFailed(f"its memory could not be sent: {told.get('error-desc', status)}")
         if time.monotonic() > end:
             await monitor.execute("migrate_cancel")
             raise MonitorFailed(f"its memory could not be sent within {SECONDS:g} seconds; it changes too fast ({status})")
         await asyncio.sleep(0.02)
+
+
+_AT_REST = ("pre-switchover", "completed")
+
+
+def _completed(told: dict[str, Any]) -> bool:
+    return told.get("status") == "completed"
 
 
 def _nearly(told: dict[str, Any]) -> bool:
@@ -352,12 +402,17 @@ async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> 
         _note(driver, dyno, moving_to=None)
     dyno.stood_still()
     if dyno.monitor is not None:
-        with suppress(DavitError):
-            await dyno.monitor.execute("migrate_cancel")
-        with suppress(DavitError):
-            if (await dyno.monitor.execute("query-status"))["status"] != "running":
-                await dyno.monitor.execute("cont")
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_run_here(dyno.monitor), RUN_ON_SECONDS)
     await _limit_one(driver, dyno)
+
+
+async def _run_here(monitor: Monitor) -> None:
+    with suppress(DavitError):
+        await monitor.execute("migrate_cancel")
+    with suppress(DavitError):
+        if (await monitor.execute("query-status"))["status"] != "running":
+            await monitor.execute("cont")
 
 
 async def _limit_one(driver: MicroVmDriver, dyno: MicroVm) -> None:
@@ -433,9 +488,7 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         MoveFailed: it could not be written; it runs on, and ``to`` is gone.
     """
     assert dyno.monitor is not None and dyno.process is not None
-    uses, free = await driver.host.in_thread(lambda: (dyno.cgroup.memory(), shutil.disk_usage(to.parent).free))
-    refuse_without_disk(dyno.record.name, uses, free - driver.promised)
-    driver.promised += uses
+    await driver.host.in_thread(_promise_disk, driver, dyno, to)
     try:
         to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
@@ -449,10 +502,26 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         reason = error.message if isinstance(error, DavitError) else error.strerror
         raise MoveFailed(f"The dyno {dyno.record.name} could not be put aside and runs on: {reason}.") from None
     finally:
-        driver.promised -= uses
+        driver.disk.take_back(dyno)
     dyno.put_aside = True
     dyno.process.send(SIGKILL)
     await dyno.wait()
+
+
+def _promise_disk(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
+    """Room on the disk, which others that are just being written down do not take; blocking."""
+    uses = dyno.cgroup.memory()
+    driver.disk.give(
+        dyno, uses, lambda: _size(to / _MEMORY),
+        lambda promised: refuse_without_disk(dyno.record.name, uses, shutil.disk_usage(to.parent).free - promised),
+    )  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _most(record: Record) -> int:

@@ -145,7 +145,9 @@ class ImitationDriver(MicroVmDriver):
         self.accelerated: list[bool] = []
         self.freed: list[int] = []
         self.others: dict[int, Imitation] = {}
-        instance = SimpleNamespace(directory=home, address=lambda slot: "198.18.0.2", mac=lambda slot: "02:00:00:00:00:02")
+        instance = SimpleNamespace(
+            directory=home, address=lambda slot: "198.18.0.2", mac=lambda slot: "02:00:00:00:00:02", cgroup="/none"
+        )
         self.kept: set[asyncio.Task[Any]] = set()
         host = SimpleNamespace(
             instance=instance, dynos=home / "dynos", in_thread=asyncio.to_thread, forget=lambda pid: None, keep=self._keep,

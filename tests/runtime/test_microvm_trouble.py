@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -20,8 +21,13 @@ from typing import Any
 
 import pytest
 
+from router.config import Timeouts
+from runtime import cgroups
+from runtime.children import start_time
 from runtime.driver import Exit, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
+from runtime.formation import HOLD_SECONDS
+from runtime.host import lives
 from runtime.microvm import acceleration, moving, protocol, pump, resize
 from runtime.microvm import driver as microvm_driver
 from runtime.microvm import dyno as microvm
@@ -31,6 +37,7 @@ from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.kernel import Kernel
 from runtime.microvm.machine import MIB, Machine
 from runtime.microvm.moving import MoveFailed
+from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
 from runtime.qmp import MonitorFailed
 from tests.e2e.errors_page import assert_says
@@ -266,6 +273,69 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_of_two_at_the_same_time_the_one_for_which_there_is_no_room_beside_the_other_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(moving, "available_memory", lambda: 300 * MIB + 300 * MIB + moving.RESERVE_MEMORY - 1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            other, another = await driver.start_imitation("other")
+            for one in (dyno, other):
+                one.cgroup.memory = lambda: 300 * MIB  # type: ignore[method-assign]
+            twin = await begin_move(driver, dyno, monkeypatch)
+            refused: list[str] = []
+
+            @asynccontextmanager
+            async def hold() -> AsyncIterator[None]:
+                with pytest.raises(Unsupported, match="cannot be moved now and runs on") as failed:
+                    await other.migrate(holding([]))
+                refused.append(failed.value.message)
+                yield
+
+            with ended(another):
+                await dyno.migrate(hold)
+                assert refused and dyno.pid == twin.process.pid and driver.memory.outstanding() == 0
+                other.let_go()
+
+        play(tmp_path, story)
+
+    def test_one_stays_when_what_starts_beside_it_is_about_to_take_the_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(moving, "available_memory", lambda: 300 * MIB + LIMITS.memory + moving.RESERVE_MEMORY)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.cgroup.memory = lambda: 300 * MIB  # type: ignore[method-assign]
+
+            async def start(spec: object) -> Any:
+                with pytest.raises(Unsupported, match="cannot be moved now and runs on"):
+                    await dyno.migrate(holding([]))
+
+            await driver._promised(start, SimpleNamespace(id="new", app_id="app-id", limits=LIMITS))  # type: ignore[arg-type]
+            assert driver.memory.outstanding() == 0
+
+        play(tmp_path, story)
+
+    @pytest.mark.row("microvm-move")
+    def test_one_that_would_stand_still_for_longer_than_requests_can_be_held_goes_on_where_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        longest = HOLD_SECONDS + moving.STILL_SECONDS + moving.RUN_ON_SECONDS
+        assert longest < Timeouts().hold - 10 and Timeouts().first_byte > moving.STILL_SECONDS
+        monkeypatch.setattr(moving, "STILL_SECONDS", 0.3)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            twin.status = "inmigrate"  # for ever
+            events: list[str] = []
+            with pytest.raises(MoveFailed, match=r"runs on where it was: .* within the 0.3 seconds") as failed:
+                await dyno.migrate(holding(events))
+            assert_says("microvm-move", failed.value.message)
+            assert events == ["held", "let go"] and qemu.status == "running" and not dyno.ended
+            assert "cont" not in twin.asked and dyno.pid == qemu.process.pid
+
+        play(tmp_path, story)
+
     def test_one_whose_memory_would_fill_the_disk_is_not_written_down(self, tmp_path: Path) -> None:
         assert moving.available_memory() > 0
         moving.refuse_without_disk("web.1", 300 * MIB, 300 * MIB + moving.RESERVE_DISK)
@@ -275,11 +345,11 @@ class TestMoving:
             with pytest.raises(MoveFailed, match=r"could not be put aside and runs on: its \d+ MB of memory do not fit"):
                 await dyno.suspend(tmp_path / "aside")
             dyno.cgroup.memory = lambda: 0  # type: ignore[method-assign]
-            driver.promised = 1 << 60  # to another, which is just being written
+            driver.disk.give("another", 1 << 60, lambda: 0)  # which is just being written
             with pytest.raises(MoveFailed, match="do not fit"):
                 await dyno.suspend(tmp_path / "aside")
             assert "stop" not in qemu.asked and not dyno.ended and not (tmp_path / "aside").exists()
-            assert driver.promised == 1 << 60
+            assert driver.disk.outstanding() == 1 << 60
 
         play(tmp_path, story)
 
@@ -411,6 +481,16 @@ def test_one_that_had_grown_before_it_slept_has_room_for_that_when_it_wakes(tmp_
     assert driver.limited == [736 * MIB]
 
 
+def test_what_is_promised_and_has_been_taken_is_not_counted_twice() -> None:
+    promises, taken = Promises(), [0]
+    promises.give("a", 100, lambda: taken[0])
+    seen: list[int] = []
+    for taken[0] in (0, 70, 130):
+        promises.give("b", 10, lambda: 0, seen.append)
+        promises.take_back("b")
+    assert seen == [100, 30, 0]
+
+
 class TestFindingAgain:
     """Its runtime was killed, and the next takes it over."""
 
@@ -431,6 +511,32 @@ class TestFindingAgain:
             again = await driver._adopt(record, True)
             assert qemu.orders[0]["a"] == b"198.18.0.2/16" and not again.ended
             assert not json.loads((driver.host.dynos / "dyno" / "dyno.json").read_text())["facts"]["waking"]
+            again.let_go()
+
+        play(tmp_path, story)
+
+    def test_one_that_had_just_moved_when_the_disk_was_full_is_where_it_went(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where it goes is written before it leaves; that it has arrived could not be."""
+        write = DynoDirectory.write
+
+        def full(directory: DynoDirectory, record: Record) -> None:
+            if not record.facts["moving_to"]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(directory, record)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+            monkeypatch.setattr(DynoDirectory, "write", full)
+            await dyno.migrate(holding([]))
+            monkeypatch.undo()
+            self.left(driver, dyno)
+            known = DynoDirectory(driver.host.dynos / "dyno").read()
+            monkeypatch.setattr(cgroups.Cgroup, "holds", lambda group, pid: start_time(pid) is not None)
+            assert known is not None and qemu.gone and lives(known)
+            again = await driver._adopt(known, True)
+            assert again.pid == twin.process.pid and not again.ended
             again.let_go()
 
         play(tmp_path, story)
