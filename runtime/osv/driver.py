@@ -174,7 +174,7 @@ class OsvDriver:
     def _plan(self, spec: DynoSpec) -> _Launch:
         slot = self.host.pool.reserve()
         facts = {
-            "memory": spec.limits.memory, "port": spec.port, "booted": False, "agent": False,
+            "memory": spec.limits.memory, "port": spec.port, "agent": False,
             "managed": self.images.has_module(management.SERVER) and spec.network,
         }  # fmt: skip
         record = Record(
@@ -354,8 +354,11 @@ class OsvDriver:
                 f"its kernel did not start it within {limit:g} seconds" if not dyno.ended else "its kernel powered off at once"
             )
             raise StartFailed(f"The dyno {launch.spec.name} could not be started: {what.rstrip('.')}{self._words(launch)}.")
-        dyno.record = launch.record = replace(launch.record, facts={**launch.record.facts, "booted": True})
-        launch.directory.write(launch.record)
+
+    def has_booted(self, id: str) -> Path:
+        """The file that is there once the dyno ``id`` has been seen to start its app: what its console said before is read and
+        gone, and says it to no later runtime process. It is in memory, so no full disk keeps it from being there."""
+        return self.directory / id / "booted"
 
     def _words(self, launch: _Launch) -> str:
         """QEMU's own last words, for the sentence."""

@@ -67,7 +67,8 @@ class Unikernel:
         self.cgroup = cgroups.Cgroup(record.cgroup)
         self.monitor: Monitor | None = None
         self.fifos: list[int] = []
-        self.console = Console(record.id, booted=bool(record.facts.get("booted")))
+        seen = bool(record.facts.get("booted"))  # as Davit wrote it down before it had the file
+        self.console = Console(record.id, booted=seen or driver.has_booted(record.id).exists())
         self.booted = asyncio.Event()
         if self.console.booted:
             self.booted.set()
@@ -138,6 +139,8 @@ class Unikernel:
     def _take(self, data: bytes) -> None:
         self._waiting += self.console.feed(data)
         if self.console.booted and not self.booted.is_set():
+            with contextlib.suppress(OSError):
+                self._driver.has_booted(self.spec_id).touch()
             self.booted.set()
         if self.console.crash is not None and not self._over and (self._crash is None or self._crash.done()):
             self._crash = self._help(self._end_a_crashed())

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
@@ -26,8 +27,10 @@ from runtime import cgroups, qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
 from runtime.osv import kernel, management, signals, zfs
-from runtime.osv.driver import QEMU, StartFailed
+from runtime.osv.driver import QEMU, OsvDriver, StartFailed
+from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
+from runtime.qmp import Monitor
 from slugs import osvcommand, rofs
 from slugs.osvcommand import CommandRefused
 from tests.e2e.errors_page import assert_says
@@ -184,6 +187,29 @@ def test_what_is_done_otherwise_is_said_in_the_apps_log(bench: OsvBench, monkeyp
     )
     bench.run(bench.saying("x\n", 0).wait())
     assert said == [("app-id", "web.1", "it is served by one process")]
+
+
+def test_one_that_is_found_while_it_boots_is_found_again_by_every_later_runtime(
+    bench: OsvBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its console says when it has booted is read once."""
+
+    async def line_only(driver: OsvDriver, launch: Any, dyno: Unikernel) -> None:
+        dyno.monitor = await Monitor.connect(driver.directory / dyno.spec_id / "monitor", 60)
+        await kernel.begin(dyno.monitor, launch.line)
+
+    with monkeypatch.context() as ended_early:  # its runtime: it has handed over the command line and read nothing
+        ended_early.setattr(OsvDriver, "_boot", line_only)
+        ended_early.setattr(Unikernel, "_readable", lambda dyno: None)
+        dyno = bench.begin(f"before\n{STAND_STILL}")
+        assert not dyno.console.booted
+    dyno = bench.restart_the_runtime(dyno)  # type: ignore[assignment, arg-type]
+    assert dyno.console.booted and not dyno.ended
+    monkeypatch.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 0.0, False: 0.0})
+    dyno = bench.restart_the_runtime(dyno)  # type: ignore[assignment, arg-type]
+    assert dyno.console.booted and not dyno.ended
+    bench.run(dyno.signal(signal.SIGKILL))
+    assert bench.output(dyno) == "before\n"
 
 
 # -- refused, and nothing is left
