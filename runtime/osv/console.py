@@ -27,6 +27,11 @@ _KERNEL = re.compile(
     rb"|syscall\(\): unimplemented system call \d+|Requested termination of .*, waiting\.\.\."
     rb"|Powering off\.|Chdir to: .*|chdir done"
 )
+_AMIDST = re.compile(
+    rb"(?:VFS: unmounting /\S*|random: (?:<[^<>]*> initialized|device unblocked\.|blocking on read\.)"
+    rb"|syscall\(\): unimplemented system call \d+)\Z"
+)
+"""What the kernel says at any time, be the app's line at its end or not."""
 _STATUS = re.compile(rb"program (?:exited with status|.{1,4096} returned) (-?\d{1,20})")
 _BACKTRACE = b"[backtrace]"
 _REPORT = re.compile(rb"|\[backtrace\]|\[registers\]|0x[0-9a-f]{8,16}( <.*>)?|[A-Z][A-Z0-9]{1,2}: +0x[0-9a-f]{16}( .*)?")
@@ -37,10 +42,10 @@ _CRASHES = (
     (re.compile(rb"trying to execute or access missing symbol"), SIGABRT),
     (re.compile(rb"Assertion failed: .*"), SIGABRT),
     (re.compile(rb".*: failed looking up symbol .*"), SIGABRT),
-    (re.compile(rb"page fault outside application, addr: 0x[0-9a-f]+"), SIGSEGV),
-    (re.compile(rb"Out of memory: could not reclaim any further\..*"), SIGKILL),
+    (re.compile(rb".*page fault outside application, addr: 0x[0-9a-f]+"), SIGSEGV),
+    (re.compile(rb".*Out of memory: could not reclaim any further\..*"), SIGKILL),
 )
-_UNCAUGHT = re.compile(rb'Uncaught signal (\d{1,2}) \(.*"\)\. Powering off\.')
+_UNCAUGHT = re.compile(rb'Uncaught signal (\d{1,2}) \("[^"]{1,40}"\)\. Powering off\.\Z')
 _FAILURES = re.compile(
     rb"Failed to load object: .{1,300}|Could not mount rofs root filesystem\.|unrecognized option: [\w-]{1,80}"
     rb"|Failed to parse command line\."
@@ -79,7 +84,6 @@ class Console:
         self._secret = False
         self._last = b""
         self._rest = b""
-        self._within = False
         self._held: list[tuple[bytes, int]] = []
 
     def feed(self, data: bytes) -> bytes:
@@ -92,7 +96,7 @@ class Console:
         if len(self._rest) > LONGEST:
             self._not_crashed()
             passed += self._release() + self._rest
-            self._rest, self._within = b"", True
+            self._rest = b""
         return passed
 
     def end(self) -> bytes:
@@ -141,16 +145,17 @@ class Console:
 
     def _line(self, line: bytes) -> bytes:
         line = line.removesuffix(b"\r")
-        if self._within:  # the rest of a line whose beginning was passed on
-            self._within = False
-            self._not_crashed()
-            return line + b"\n"
         if _KERNEL.fullmatch(line):
             return b""
-        if told := _STATUS.fullmatch(line):
+        if interrupted := _AMIDST.search(line):
             self._not_crashed()
-            self._held.append((line, int(told[1])))
-            return b""
+            return self._release() + line[: interrupted.start()]  # what follows is the rest of that line
+        if told := _status(line):
+            self._not_crashed()
+            before = line[: told.start()]
+            passed = self._release() + before if before else b""
+            self._held.append((told[0], int(told[1])))
+            return passed
         if _FAILURES.match(line) and line.startswith(b"Failed to load object"):
             self.failure = self.failure or line[:300].decode(errors="replace")
         if not self._crashed(line) and not _REPORT.fullmatch(line):
@@ -168,7 +173,7 @@ class Console:
 
     def _crashed(self, line: bytes) -> bool:
         self.reported = self.reported or line == _BACKTRACE
-        if told := _UNCAUGHT.fullmatch(line):
+        if told := _UNCAUGHT.search(line):
             self.crash = int(told[1])
             return True
         for pattern, number in _CRASHES:
@@ -177,6 +182,12 @@ class Console:
                 self.oom = self.oom or number == SIGKILL
                 return True
         return False
+
+
+def _status(line: bytes) -> re.Match[bytes] | None:
+    """How the app ended, when ``line`` says it; a line that the app left without its end may stand before."""
+    last = line.rfind(b"program ")
+    return (_STATUS.fullmatch(line, last) if last > 0 else None) or _STATUS.fullmatch(line)
 
 
 def outcome(console: Console, qemu: int | None, asked: int | None) -> Exit:

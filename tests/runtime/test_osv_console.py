@@ -106,9 +106,37 @@ def test_how_it_ended(words: bytes, exit: Exit) -> None:
     assert outcome(console, 0, None) == exit
 
 
+@pytest.mark.parametrize(
+    ("words", "exit"),
+    [
+        (b"program exited with status 3\r\n", Exit(3)),
+        (b"program /app/server returned 3\r\n", Exit(3)),
+        (b'Uncaught signal 6 ("Aborted"). Powering off.\r\n', Exit(134)),
+        (b"page fault outside application, addr: 0x0000000000000010\r\n[registers]\r\n\r\n[backtrace]\r\n", Exit(139)),
+        (b"Out of memory: could not reclaim any further. Current memory: 123 Kb\r\n[backtrace]\r\n", Exit(137, oom=True)),
+        (b"", Exit(0)),
+    ],
+)
+def test_how_it_ended_is_read_behind_a_line_without_an_end(words: bytes, exit: Exit) -> None:
+    text, console = read(PRELUDE + b"the program failed: no" + words + END, 9)
+    assert outcome(console, 0, None) == exit
+    told = words.replace(b"\r", b"").decode() if exit.status and exit.status > 3 else ""
+    assert text == f"the program failed: no{told}"
+
+
+def test_a_line_that_the_kernel_interrupts_is_one() -> None:
+    for words in (b"random: device unblocked.", b"syscall(): unimplemented system call 334", b"random: <Yarrow> initialized"):
+        for begun in (b"begun", b"x" * 40_000):
+            text, _ = read(PRELUDE + begun + words + b"\r\n" + words + b"\r\n and ended\r\nnext\r\n" + END, 4096)
+            assert text == f"{begun.decode()} and ended\nnext\n"
+
+
 def test_an_app_that_says_the_kernels_words_and_goes_on_has_not_ended() -> None:
     text, console = read(PRELUDE + b"program exited with status 9\r\nstill here\r\n" + END)
     assert text == "program exited with status 9\nstill here\n"
+    assert outcome(console, 0, None) == Exit(0)
+    text, console = read(PRELUDE + b"the program exited with status 9\r\nstill here\r\n" + END)
+    assert text == "the program exited with status 9\nstill here\n"
     assert outcome(console, 0, None) == Exit(0)
 
 

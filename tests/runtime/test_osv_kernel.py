@@ -206,6 +206,13 @@ def test_native_programs_and_their_status(bench: KernelBench, program: str) -> N
     assert bench.run(bench.started(program).wait(), 60) == Exit(0)
 
 
+def test_a_last_line_without_an_end_hides_no_status(bench: KernelBench) -> None:
+    words = "import os, sys; sys.stdout.write('no'); sys.stdout.flush(); "
+    for end, exit, said in (("sys.exit(3)", 3, "no"), ("os.abort()", 134, 'noUncaught signal 6 ("Aborted"). Powering off.\n')):
+        dyno = bench.started('python3 -c "$CODE"', env={**ENV, "CODE": words + end})
+        assert (bench.run(dyno.wait(), 60), bench.output(dyno)) == (Exit(exit), said)
+
+
 def test_gunicorns_application_is_served_by_one_process(bench: KernelBench) -> None:
     dyno = bench.started("python3 -c \"import davit_wsgi, wsgi; davit_wsgi.serve(wsgi.app, '0.0.0.0', 8080, 4)\"", port=8080)
     bench.ready(dyno)
