@@ -176,6 +176,7 @@ class Monitor:
                     self._take(line)
                 if len(rest) > _LONGEST:
                     break
+                await asyncio.sleep(0)  # what is there already is had without a wait, and others want their turn
         except (OSError, ValueError):
             pass
         finally:

@@ -18,12 +18,22 @@ from pathlib import Path
 from foundation.errors import DavitError
 from runtime.driver import Exit, Listener, Stats
 from runtime.microvm import protocol
+from runtime.microvm.allowance import Allowance
 from runtime.microvm.protocol import Frame, Order, State
 
 _PIECE = 4096  # PIPE_BUF: what a pipe that is said to be writable takes without blocking
 _MOST_WAITING = 8 << 20
 """Bytes for a guest that it does not read: what a host has to say in earnest is far less."""
 _FILLER = bytes(protocol.CHUNK + 64)
+TALK = (1 << 20, 256 << 10)
+"""Bytes that a guest may say beside its commands' output, at once and each second. One that is what Davit put there says a
+hundredth of it."""
+PACE = (20_000.0, 10_000.0)
+"""Frames that are taken from a guest at once and each second, whatever they are; the rest waits in the guest. Each look for more
+counts as one, and so does each HEAVY bytes."""
+HEAVY = 16384
+_MOST_SOUGHT = 64 << 20
+"""Bytes in which a guest's answer to SYNC is looked for: what an earlier connection has left is far less."""
 
 
 class GuestFailed(DavitError):
@@ -110,11 +120,17 @@ class Channel:
         elif frame.type == protocol.ACCEPTED:
             self._window = min(protocol.WINDOW, self._window + protocol.count(frame.payload))
             self._read_on()
-        elif frame.type == protocol.EXITED:
+        elif frame.type == protocol.EXITED and self._over is None:
             status, oom = protocol.exited(frame.payload)
             self._over = Exit(status, oom)
             asyncio.get_running_loop().call_later(2, self.end)
             self._end_when_written()
+
+    def expects(self, frame: Frame) -> bool:
+        """Whether the host has asked for this: output has its window, and input is accepted where there was some."""
+        if frame.type == protocol.ACCEPTED:
+            return self._window < protocol.WINDOW and protocol.count(frame.payload) > 0
+        return frame.type in (protocol.OUTPUT, protocol.ERRORS) and len(frame.payload) > 0
 
     def end(self, exit: Exit | None = None) -> None:
         """It has ended (by ``exit``, or as the guest told); what is still to be written is written."""
@@ -230,7 +246,10 @@ class Agent:
         self.breach = ""
         self._writing = False
         self._closed = False
+        self._sought = 0
         self._reader = protocol.Reader()
+        self._talk, self._pace = Allowance(*TALK, self.heard), Allowance(*PACE, self.heard)
+        self._resting: asyncio.TimerHandle | None = None
         self.listeners: list[Listener] = []
         self.stats: Stats | None = None
         self.state = State(0, "waiting", None, False)
@@ -278,12 +297,16 @@ class Agent:
             data = await asyncio.get_running_loop().sock_recv(self._socket, protocol.CHUNK)
             if not data:
                 raise GuestFailed("it ended while it booted")
+            self._sought += len(data)
+            if self._sought > _MOST_SOUGHT:
+                raise GuestFailed(f"its guest says {_MOST_SOUGHT >> 20} MB of other things instead of answering")
             found = hunter.feed(data)
             if found:
                 self.state, rest = found
                 for frame in self._reader.feed(rest):
                     self._take(frame)
                 return
+            await asyncio.sleep(0)  # what is there already is had without a wait, and others want their turn
 
     def close(self) -> None:
         """Hang up; the guest goes on."""
@@ -293,8 +316,10 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
         loop.remove_writer(self._socket)
+        if self._resting is not None:
+            self._resting.cancel()
         self._socket.close()
-        failure = GuestFailed("the connection to its guest has ended")
+        failure = GuestFailed("the connection to its guest has ended" + (f": {self.breach}" if self.breach else ""))
         for waiting in (*self._done.values(), *(channel.started for channel in self._channels.values())):
             if not waiting.done():
                 waiting.set_exception(failure)
@@ -432,11 +457,26 @@ class Agent:
             self.close()
             self.lost()
             return
-        self.heard = time.monotonic()
+        self.heard = now = time.monotonic()
+        skipped, said, frames = self._reader.skipped, 0, 1 + len(data) / HEAVY
         for frame in self._reader.feed(data):
             if self._closed:
                 return
+            frames += 1
+            channel = self._channels.get(frame.channel)
+            said += 0 if channel is not None and channel.expects(frame) else protocol.FRAME + len(frame.payload)
             self._take(frame)
+        if self._talk.take(said + self._reader.skipped - skipped, now):
+            self.break_off("it says far more than a guest agent has to say")
+        elif rest := self._pace.take(frames, now):
+            self._rest(rest)
+
+    def _rest(self, seconds: float) -> None:
+        """Take nothing more from this guest for a while: it has no more of this process than others."""
+        loop = asyncio.get_running_loop()
+        if not self._closed:
+            loop.remove_reader(self._socket)
+            self._resting = loop.call_later(seconds, self._listen)
 
     def _take(self, frame: Frame) -> None:
         if frame.type == protocol.LISTENERS:

@@ -20,6 +20,11 @@ CHUNK = 65536
 WINDOW = 262144
 """Bytes that may be under way in one direction of a channel before the other end says that it took some."""
 
+MOST_LISTENERS = 256
+"""As many as guest/look.c tells."""
+FRAME = 64
+"""Bytes for which a frame counts beside those that it carries, where one counts what a guest says."""
+
 _HEAD = struct.Struct("<4sBBHI")
 _STATES = ("waiting", "running", "over")
 
@@ -135,14 +140,19 @@ def limits(channel: int, memory: int, pids: int, processors: int) -> bytes:
 
 
 class Reader:
-    """Makes frames of the bytes that come from the guest; what is not a frame is skipped."""
+    """Makes frames of the bytes that come from the guest; what is not a frame is skipped.
+
+    Attributes:
+        skipped: how many bytes that was; one that looks like a frame's beginning counts for FRAME more.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
+        self.skipped = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that are whole now. Whatever the bytes are, each is looked at once or twice, and none is copied twice."""
-        stream, at = self._rest + data, 0
+        stream, at, framed = self._rest + data, 0, 0
         try:
             while True:
                 begin = stream.find(MAGIC, at)
@@ -155,14 +165,16 @@ class Reader:
                 _, type, _, channel, length = _HEAD.unpack_from(stream, at)
                 if length > CHUNK:
                     at += 1
+                    self.skipped += FRAME
                     continue
                 end = at + _HEAD.size + length
                 if len(stream) < end:
                     return
-                frame, at = Frame(type, channel, stream[at + _HEAD.size : end]), end
+                frame, framed, at = Frame(type, channel, stream[at + _HEAD.size : end]), framed + end - at, end
                 yield frame
         finally:
             self._rest = stream[at:]
+            self.skipped += at - framed
 
 
 class Hunter:
@@ -202,7 +214,7 @@ def exited(payload: bytes) -> tuple[int, bool]:
 def listeners(payload: bytes) -> list[Listener]:
     """Listening sockets."""
     found = []
-    for at in range(0, len(payload) - 18, 19):
+    for at in range(0, min(len(payload), 19 * MOST_LISTENERS) - 18, 19):
         family, address, port = struct.unpack_from("<B16sH", payload, at)
         text = ipaddress.IPv4Address(address[:4]) if family == 4 else ipaddress.IPv6Address(address)
         found.append(Listener(str(text), port))

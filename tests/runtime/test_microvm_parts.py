@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.driver import Listener, Stats
 from runtime.microvm import kernel, kernel_builder, protocol
+from runtime.microvm.allowance import Allowance
 from runtime.microvm.kernel import KernelMissing
 from runtime.microvm.protocol import Frame, Hunter, Order, Reader
 from runtime.stacks import digest_of
@@ -61,9 +62,16 @@ def test_the_answer_to_a_sync_is_found_behind_the_rest_of_an_earlier_talk(before
     assert (state.version, state.state, state.status, state.oom, rest) == (1, "over", 7, True, after)
 
 
+def test_an_allowance_comes_back_with_time_and_is_never_more_than_it_was() -> None:
+    allowance = Allowance(10, 2, now=100.0)
+    assert [allowance.take(10, 100.0), allowance.take(1, 100.0), allowance.take(3, 100.5)] == [0.0, 0.5, 1.5]
+    assert [allowance.take(0, 200.0), allowance.take(11, 200.0)] == [0.0, 0.5]
+
+
 def test_listeners_and_figures() -> None:
     told = struct.pack("<B16sH", 4, bytes([127, 0, 0, 1]) + bytes(12), 5000) + struct.pack("<B16sH", 6, bytes(16), 80)
     assert protocol.listeners(told) == [Listener("127.0.0.1", 5000), Listener("::", 80)]
+    assert len(protocol.listeners(told * 1000)) == protocol.MOST_LISTENERS
     assert protocol.figures(struct.pack("<6Q", 1, 2, 3_000_000, 4, 5, 6)) == (Stats(1, 2, 3.0, 4, 5), 6)
 
 

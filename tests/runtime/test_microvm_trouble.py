@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from runtime.driver import Exit, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.formation import HOLD_SECONDS
 from runtime.host import lives
-from runtime.microvm import acceleration, moving, protocol, pump, resize
+from runtime.microvm import acceleration, agent, moving, protocol, pump, resize
 from runtime.microvm import driver as microvm_driver
 from runtime.microvm import dyno as microvm
 from runtime.microvm.agent import Agent, GuestFailed, Streams
@@ -850,11 +850,77 @@ class TestHostileGuest:
             guest = Guest()
             guest.agent.main(None)
             heard = guest.agent._done[7] = asyncio.get_running_loop().create_future()
-            await guest.say(protocol.frame(protocol.OUTPUT, 0, b"x") * 20_000 + protocol.frame(protocol.DONE, 7))
+            await guest.say(protocol.frame(protocol.OUTPUT, 0, b"x") * 8_000 + protocol.frame(protocol.DONE, 7))
             await heard
             await asyncio.sleep(0)
             answered = len(guest.agent._out) + len(await asyncio.to_thread(guest.socket.recv, 1 << 20))
-            assert answered < 20_000
+            assert answered < 8_000
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            protocol.frame(protocol.LISTENERS, 0, bytes(19 * 3000)), protocol.frame(protocol.FIGURES, 0, bytes(48)),
+            protocol.frame(protocol.DONE, 3), protocol.frame(protocol.STARTED, 0), protocol.frame(protocol.EXITED, 0, bytes(5)),
+            protocol.frame(protocol.ACCEPTED, 0, struct.pack("<I", 1)), protocol.frame(protocol.OUTPUT, 0),
+            protocol.frame(protocol.OUTPUT, 9, bytes(4096)), protocol.frame(99, 0), bytes(4096), protocol.MAGIC * 1024,
+        ],
+        ids=[
+            "listeners", "figures", "answers", "starts", "ends", "acceptance of nothing", "empty output", "output of nothing",
+            "what nobody knows", "no frames", "half frames",
+        ],
+    )  # fmt: skip
+    def test_one_that_says_more_than_there_is_to_say_is_hung_up_on(self, said: bytes) -> None:
+        async def story() -> None:
+            guest = Guest()
+            guest.agent.main(None)
+            flood = asyncio.ensure_future(guest.say(said * ((64 << 20) // len(said))))
+            await guest.hung_up.wait()
+            assert "far more than a guest agent has to say" in guest.agent.breach
+            with pytest.raises(OSError):  # not all of it was taken
+                await flood
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_its_dyno_ends_and_the_log_says_why(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            assert qemu.agent is not None
+            qemu.agent.write(protocol.frame(protocol.FIGURES, 0, bytes(48)) * 100_000)
+            exit = await dyno.wait()
+            assert exit.status == 137 and exit.why.startswith("Its guest agent does not keep to the protocol (it says far more")
+            assert exit.why in caplog.text and qemu.gone
+
+        play(tmp_path, story)
+
+    def test_output_in_small_pieces_is_taken_as_fast_as_each_may(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(agent, "PACE", (5.0, 10_000.0))
+
+        async def story() -> None:
+            guest, rests = Guest(), list[float]()
+            rest = guest.agent._rest
+            monkeypatch.setattr(guest.agent, "_rest", lambda seconds: (rests.append(seconds), rest(seconds)))
+            guest.agent.main(None)
+            heard = guest.agent._done[7] = asyncio.get_running_loop().create_future()
+            await guest.say(protocol.frame(protocol.OUTPUT, 0, b"x") * 8_000 + protocol.frame(protocol.DONE, 7))
+            await heard
+            assert rests and not guest.agent.breach and not asyncio.get_running_loop().remove_reader(guest.agent._socket)
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_one_that_says_anything_but_its_answer_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(agent, "_MOST_SOUGHT", 1 << 20)
+
+        async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while True:
+                    writer.write(bytes(1 << 16))
+                    await writer.drain()
+
+        async def story() -> None:
+            async with await asyncio.start_unix_server(floods, tmp_path / "agent"):
+                with pytest.raises(GuestFailed, match="1 MB of other things instead of answering"):
+                    await Agent.connect(tmp_path / "agent", 100)
 
         asyncio.run(asyncio.wait_for(story(), 120))
 
@@ -900,7 +966,7 @@ class TestHostileGuest:
 
     def test_magic_words_without_an_end_are_skipped_at_once(self) -> None:
         reader = protocol.Reader()
-        for _ in range(200):  # four million of them: quadratic would be hours
+        for _ in range(20):
             assert list(reader.feed(protocol.MAGIC * 20_000)) == []
         assert len(reader._rest) < 12
 
