@@ -11,9 +11,16 @@ from pathlib import Path
 
 import click
 
-from foundation.settings import settings
+from foundation.settings import Settings, settings
 
 _SIGNS = {"ok": ("green", "ok"), "warn": ("yellow", "warn"), "fail": ("red", "FAIL")}
+
+
+def _settings() -> Settings:
+    """What the Davit on this host is set to, also where systemd alone has been told."""
+    from cli.host import keeper
+
+    return keeper.take_up()
 
 
 @click.command()
@@ -22,9 +29,10 @@ def up(detach: bool) -> None:
     """Start Davit on this machine."""
     from cli.host import updown
 
-    updown.up(settings(), click.echo, detach=detach)
-    click.echo(f"Davit is up. Apps: {settings().app_url('NAME')}  API and git: {settings().api_url}")
-    click.echo(f"Dashboard: {updown.dashboard(settings())}")
+    ours = _settings()
+    updown.up(ours, click.echo, detach=detach)
+    click.echo(f"Davit is up. Apps: {ours.app_url('NAME')}  API and git: {ours.api_url}")
+    click.echo(f"Dashboard: {updown.dashboard(ours)}")
 
 
 @click.command()
@@ -32,7 +40,7 @@ def dashboard() -> None:
     """Print where the dashboard is: before its first sign-in, a link for the owner to set it up with (good once, for a day)."""
     from cli.host import updown
 
-    click.echo(updown.dashboard(settings()))
+    click.echo(updown.dashboard(_settings()))
 
 
 @click.command()
@@ -41,7 +49,7 @@ def down(keep_apps: bool) -> None:
     """Stop Davit and, unless told otherwise, the apps."""
     from cli.host import updown
 
-    updown.down(settings(), click.echo, keep_apps=keep_apps)
+    updown.down(_settings(), click.echo, keep_apps=keep_apps)
 
 
 @click.command()
@@ -106,7 +114,8 @@ def stack_build(vm: bool) -> None:
     """Build the stack anew; running apps move to it at their next release."""
     from runtime import stacks
 
-    root, mirror = settings().stacks, settings().mirror
+    ours = _settings()
+    root, mirror = ours.stacks, ours.mirror
     if not vm:
         built = stacks.build(root, mirror=mirror, progress=click.echo)
         click.echo(f"Built {built.name} {built.version}.")
@@ -143,13 +152,14 @@ def slugs_export(
     """Write an app's slug as a file for elsewhere, without its config vars."""
     from cli.host import slugs
 
+    ours = _settings()
     what = slugs.find(app, version)
     target = target or Path(f"{what.app}-v{what.version}.{slugs.FORMATS[form]}")
 
     def say(note: str) -> None:
         click.echo(f" !     {note}", err=True)
 
-    slugs.export(settings(), what, form, target, process=process, loader=loader, builder=builder, say=say)
+    slugs.export(ours, what, form, target, process=process, loader=loader, builder=builder, say=say)
     click.echo(f"Wrote {target} ({target.stat().st_size / 2**20:.1f} MB).")
 
 
@@ -159,7 +169,7 @@ def stack_export(file: Path) -> None:
     """Write the newest stack into an archive, which new hosts can fetch instead of building their own."""
     from runtime import stacks
 
-    digest = stacks.export(stacks.current(settings().stacks), file)
+    digest = stacks.export(stacks.current(_settings().stacks), file)
     click.echo(f"Wrote {file}.\nSHA-256: {digest}")
 
 
@@ -173,7 +183,7 @@ def backup(file: Path) -> None:
     """
     from cli.host import backup as backups
 
-    backups.backup(settings(), file, lambda line: click.echo(line, err=True))
+    backups.backup(_settings(), file, lambda line: click.echo(line, err=True))
     if str(file) != "-":
         click.echo(f"Wrote {file} ({file.stat().st_size / 2**20:.1f} MB). It holds every secret of this Davit.")
 
@@ -187,8 +197,9 @@ def restore(file: Path) -> None:
     """
     from cli.host import backup as backups
 
-    backups.restore(settings(), file, lambda line: click.echo(line, err=True))
-    click.echo(f"Restored into {settings().home}; `davit up` starts it.")
+    ours = _settings()
+    backups.restore(ours, file, lambda line: click.echo(line, err=True))
+    click.echo(f"Restored into {ours.home}; `davit up` starts it.")
 
 
 @click.command("config:rotate-keys")
@@ -200,6 +211,7 @@ def rotate_keys() -> None:
     """
     from state import rotation
 
+    _settings()
     count = rotation.rotate(click.echo)
     click.echo(f"Done: {count} {'value is' if count == 1 else 'values are'} encrypted with the new key.")
 

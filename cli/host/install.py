@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import sys
@@ -24,6 +25,8 @@ USER = "davit"
 COMMAND = Path("/usr/local/bin/davit")
 PATIENCE = 600.0
 """Seconds that the processes may take to answer: a small virtual machine without acceleration takes minutes."""
+
+_ENVIRONMENT_FILE = re.compile(r"^EnvironmentFile=(.+)$", re.M)
 
 Say = Callable[[str], None]
 
@@ -206,6 +209,15 @@ def read_environment(file: Path) -> dict[str, str]:
             raise CannotInstall(f"Line {number} of {file} is not NAME=VALUE.")
         values[name] = words[0] if words else ""
     return values
+
+
+def installed_with() -> Path | None:
+    """The file of settings that the units on this host name; None where there are none."""
+    try:
+        found = _ENVIRONMENT_FILE.search((UNITS / units.PREPARE).read_text())
+    except OSError:
+        return None
+    return Path(found[1]) if found else None
 
 
 def _settings_file(file: Path) -> None:

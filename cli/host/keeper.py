@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cli.host import environment, processes, procfile, ready, record
 from foundation.programs import run
-from foundation.settings import Address, Settings, settings
+from foundation.settings import Address, Settings, from_environment, settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SYSTEMD = "systemd"
@@ -73,20 +73,38 @@ def find(settings: Settings) -> Keeper | None:
 
 
 def adopt() -> Keeper | None:
-    """For a command that speaks of the processes: find who keeps them, and take up the settings that they run with.
+    """For a command that speaks of the processes: find who keeps them, and take up the settings that they run with."""
+    take_up()
+    kept_by = find(settings())
+    if kept_by is not None and kept_by.name == SYSTEMD:
+        take_up(also_given=True)  # they run with these, whatever is typed
+    return kept_by
 
-    systemd has those from a file, and whoever types a command has them in no variable.
+
+def take_up(*, also_given: bool = False) -> Settings:
+    """The settings of the Davit that a command typed on this host is meant for, whether its processes run or not.
+
+    Where ``davit install`` wrote units, those name a file of settings, and whoever types a command has them in no variable. It is
+    that Davit's command unless DAVIT_HOME names another.
+
+    Args:
+        also_given: the file's settings also where a variable says something else.
+
+    Raises:
+        DavitError: the file is there and cannot be understood.
     """
     from cli.host import install
 
-    kept_by = find(settings())
-    if kept_by is None or kept_by.name != SYSTEMD:
-        return kept_by
-    told = _show("--property=EnvironmentFiles", "--value", "davit-web.service").rpartition(" (")[0]
-    if told and os.access(told, os.R_OK):
-        os.environ.update(install.read_environment(Path(told)))
-        settings.cache_clear()
-    return kept_by
+    file = install.installed_with()
+    if file is None or not os.access(file, os.R_OK):
+        return settings()
+    variables = install.read_environment(file)
+    given = {name: value for name, value in os.environ.items() if value}
+    if from_environment({**variables, **given}).home != from_environment(variables).home:
+        return settings()
+    os.environ.update(variables if also_given else {name: value for name, value in variables.items() if name not in given})
+    settings.cache_clear()
+    return settings()
 
 
 def survey(settings: Settings, kept_by: Keeper) -> list[Process]:

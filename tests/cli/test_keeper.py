@@ -9,11 +9,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
-from cli.host import doctor, home, keeper, processes, ready, record, status
-from foundation.settings import Settings, from_environment
+from cli.host import doctor, home, install, keeper, processes, ready, record, slugs, status
+from cli.main import cli
+from foundation.settings import Settings, from_environment, settings
+from runtime import stacks
+from runtime.microvm import kernel as microvm_kernel
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
 from tests.ports import free_port
@@ -138,3 +143,63 @@ def test_who_listens_at_a_port_is_seen() -> None:
         mine.listen()
         assert processes.listen([os.getpid()], port) and not processes.listen([os.getppid()], port)
         assert not processes.listen([], port)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, davit_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """As ``davit install`` leaves a host from cloud-init whose administrator has no setting in a variable: the units' file."""
+    file = tmp_path / "davit.env"
+    file.write_text(f"DAVIT_HOME={davit_home}\nDAVIT_STACKS={tmp_path}/stacks\nDAVIT_DOMAIN=apps.example.com\n")
+    variables = install.read_environment(file)
+    monkeypatch.setattr(install, "UNITS", tmp_path / "units")
+    install.UNITS.mkdir()
+    install.write(install.compose(file, variables, from_environment(variables), "davit"), install.UNITS)
+    for name in (*variables, "DAVIT_MIRROR"):
+        monkeypatch.setenv(name, "")  # what is set in its place is undone in the end
+        monkeypatch.delenv(name)
+    settings.cache_clear()
+    yield file
+    settings.cache_clear()
+
+
+def test_where_systemd_keeps_davit_a_command_has_its_settings(
+    installed: Path, davit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it is stopped."""
+    taken = keeper.take_up()
+    assert (taken.home, taken.stacks, taken.domain) == (davit_home, tmp_path / "stacks", "apps.example.com")
+
+    monkeypatch.setenv("DAVIT_STACKS", "/srv/stacks")
+    settings.cache_clear()
+    assert keeper.take_up().stacks == Path("/srv/stacks"), "whoever types a variable means it"
+
+
+def test_a_command_for_another_davit_has_that_ones_settings(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_HOME", "/srv/other")
+    settings.cache_clear()
+    assert keeper.take_up().stacks == Path("/srv/other/stacks")
+
+
+def test_stacks_and_the_microvms_kernel_are_made_where_systemds_davit_looks(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes them is a stand-in: it takes minutes, and what matters is where."""
+    made: list[tuple[str, Path]] = []
+    monkeypatch.setattr(microvm_kernel, "install_qemu", lambda progress: None)
+    monkeypatch.setattr(stacks, "ensure", lambda root, **_: made.append(("stack", root)))
+    monkeypatch.setattr(microvm_kernel, "build", lambda root, *_: made.append(("kernel", root)) or SimpleNamespace(version="1"))
+    done = CliRunner().invoke(cli, ["stack:build", "--vm"])
+    assert done.exit_code == 0, done.output
+    assert made == [("stack", tmp_path / "stacks"), ("kernel", tmp_path / "stacks")]
+
+    export = SimpleNamespace(app="shop", version=1)
+    monkeypatch.setattr(stacks, "current", lambda root: root)
+    monkeypatch.setattr(stacks, "export", lambda stack, file: made.append((str(file), stack)) or "0" * 64)
+    monkeypatch.setattr(slugs, "find", lambda app, version: export)
+    monkeypatch.setattr(slugs, "export", lambda ours, *_, **__: made.append(("slug", ours.stacks)))
+    for words in (["stack:export", "stack.tar"], ["slugs:export", "shop", "--output", str(installed)]):
+        monkeypatch.delenv("DAVIT_STACKS")
+        settings.cache_clear()
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output
+    assert made[-2:] == [("stack.tar", tmp_path / "stacks"), ("slug", tmp_path / "stacks")]
