@@ -22,7 +22,7 @@ from typing import ClassVar
 from foundation.errors import DavitError
 from runtime import applog, cgroups, oci, qemu
 from runtime.children import Process, start_time
-from runtime.driver import DynoSpec, Limits, Unsupported
+from runtime.driver import DynoSpec, Exit, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.osv import kernel, machine, management, signals
@@ -41,6 +41,8 @@ BOOT_SECONDS = {True: 30.0, False: 120.0}
 """From QEMU's start until the kernel starts the app: with and without acceleration."""
 MONITOR_SECONDS = 60.0
 """Until QEMU itself answers, on a busy host."""
+LAST_WORDS_SECONDS = 10.0
+"""How long one whose QEMU does not answer any more may take to be over."""
 AGENT_SECONDS = 300.0
 """After which it is tried again to build the agent, when that failed."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -341,7 +343,7 @@ class OsvDriver:
             if not connecting.done():
                 raise StartFailed(f"The dyno {launch.spec.name} could not be started: QEMU ended at once{self._words(launch)}.")
             dyno.monitor = connecting.result()
-            await kernel.begin(dyno.monitor, launch.line)
+            await self._begin(dyno, launch.line, ending)
             booting = asyncio.ensure_future(dyno.booted.wait())
             await asyncio.wait({booting, ending}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             booting.cancel()
@@ -359,6 +361,20 @@ class OsvDriver:
         """The file that is there once the dyno ``id`` has been seen to start its app: what its console said before is read and
         gone, and says it to no later runtime process. It is in memory, so no full disk keeps it from being there."""
         return self.directory / id / "booted"
+
+    async def _begin(self, dyno: Unikernel, line: bytes, ending: asyncio.Future[Exit]) -> None:
+        """Let the kernel go. A short program may be over, and QEMU with it, before QEMU's answer was heard.
+
+        Raises:
+            MonitorFailed: it does not begin.
+        """
+        assert dyno.monitor is not None
+        try:
+            await kernel.begin(dyno.monitor, line)
+        except MonitorFailed:
+            await asyncio.wait({ending}, timeout=LAST_WORDS_SECONDS)
+            if not (ending.done() and dyno.booted.is_set()):
+                raise
 
     def _words(self, launch: _Launch) -> str:
         """QEMU's own last words, for the sentence."""

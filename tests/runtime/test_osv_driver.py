@@ -30,7 +30,7 @@ from runtime.osv import kernel, management, signals, zfs
 from runtime.osv.driver import QEMU, OsvDriver, StartFailed
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
-from runtime.qmp import Monitor
+from runtime.qmp import Monitor, MonitorFailed
 from slugs import osvcommand, rofs
 from slugs.osvcommand import CommandRefused
 from tests.e2e.errors_page import assert_says
@@ -118,6 +118,26 @@ def test_a_crash_is_told_and_a_guest_that_stands_still_after_it_is_ended(
     dyno = bench.begin(f"working\nAborted\n\n[backtrace]\n{STAND_STILL}")
     assert bench.run(dyno.wait()) == Exit(128 + signal.SIGABRT)
     assert bench.output(dyno) == "working\nAborted\n\n[backtrace]\n"
+
+
+def test_a_program_that_is_over_before_qemu_has_answered_has_its_own_status(
+    bench: OsvBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = kernel.begin
+
+    async def unheard(monitor: Monitor, line: bytes) -> None:
+        await begin(monitor, line)
+        (dyno,) = bench.osv.running.values()
+        assert dyno.process is not None
+        await dyno.process.wait()
+        raise MonitorFailed("The virtual machine has gone.")
+
+    monkeypatch.setattr("runtime.osv.kernel.begin", unheard)
+    dyno = bench.saying("said\n", 3)
+    assert (bench.run(dyno.wait()), bench.output(dyno)) == (Exit(3), "said\n")
+    bench.remove_all()
+    with pytest.raises(StartFailed, match="The virtual machine has gone"):
+        bench.run(bench.osv.start(replace(bench.says(""), env={"SAY": f"$nothing was started{POWER_OFF}"})))
 
 
 def test_one_that_only_says_a_crashs_words_lives_on(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
