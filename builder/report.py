@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta, Struct
 
-from foundation.errors import DavitError
+from foundation import yamltext
+from foundation.errors import DavitError, InvalidParams
 
 LINE_LIMIT = 1 << 20
 LINES_LIMIT = 2000
@@ -139,8 +139,8 @@ def parse_release(printed: bytes, buildpack: str) -> BuildpackRelease:
         ReleaseError: it is no YAML mapping, or what we read of it is of the wrong kind.
     """
     try:
-        document = yaml.safe_load(printed.decode("utf-8-sig"))
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
+        document = yamltext.load(printed.decode("utf-8-sig"), "What it printed")
+    except (UnicodeDecodeError, InvalidParams):
         raise ReleaseError(f"What bin/release of the buildpack {buildpack} printed is not YAML.") from None
     if document is None:
         return BuildpackRelease()

@@ -84,18 +84,12 @@ def _text(file: Path) -> str:
 
 
 def _checked(text: str) -> str:
-    import yaml
-
-    from foundation import programs
+    from foundation import programs, yamltext
     from hosts import vocabulary
 
     if not text.startswith("#cloud-config"):
         raise InvalidParams("User-data must begin with the line #cloud-config.")
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidParams(f"User-data is no YAML: {' '.join(str(error).split())}.") from None
-    vocabulary.check(document)
+    vocabulary.check(yamltext.load(text, "User-data"))
     program = shutil.which("cloud-init")
     if program:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import yaml
 
+from foundation import yamltext
 from foundation.errors import InvalidParams
 
 PORT = 8000
@@ -100,12 +101,7 @@ def cloud_init(text: str) -> CloudInit:
     Raises:
         InvalidParams: it is no YAML, or has keys or types that OSv's module does not know (which it would pass over in silence).
     """
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        at = f" (line {where.line + 1})" if where is not None else ""
-        raise InvalidParams(f"{CLOUD_INIT_VARIABLE} is no YAML{at}.") from None
+    document = yamltext.load(text, CLOUD_INIT_VARIABLE)
     if not isinstance(document, Mapping):
         raise InvalidParams(f"{CLOUD_INIT_VARIABLE} must be a mapping with some of: {', '.join(_KEYS)}.")
     for key, value in document.items():

@@ -88,6 +88,8 @@ def test_release_output_gives_types_and_config_vars() -> None:
         b"config_vars: {A: 0x" + b"f" * 4000 + b"}\n",
         b"!!python/object/apply:os.system ['true']\n",
         b"[" * 30_000,
+        b"config_vars: {A: !!bool x}\n",
+        b"config_vars: !!timestamp x\n",
         b"a: &a [x,x]\n"
         + b"".join(b"%c: &%c [*%c,*%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 120))
         + b"default_process_types: {web: *z}\n",

@@ -237,6 +237,8 @@ UNSOUND = {
     "output: {al: /var/log/x}": "knows no “al” in “output”; did you mean “all”?",
     "- a": "must be a mapping",
     "a: [": "User-data is no YAML",
+    "hostname: 2020-13-45": "User-data is no YAML (line 2: “2020-13-45” cannot be read as timestamp)",
+    "packages: [!!bool x]": "User-data is no YAML (line 2: “x” cannot be read as bool)",
 }
 
 

@@ -154,6 +154,8 @@ def test_what_osv_knows_is_passed_on_and_the_host_name_goes_another_way() -> Non
         ("hostname: [a]", "“hostname” has the wrong type"),
         ("- a", "must be a mapping"),
         ("a: [", r"is no YAML \(line"),
+        ("hostname: 2020-13-45", r"is no YAML \(line 1: “2020-13-45” cannot be read as timestamp\)"),
+        ("run: " + "[" * 400 + "]" * 400, r"is no YAML \(line 1: it is nested too deeply\)"),
     ],
 )
 def test_what_osv_would_pass_over_is_refused(text: str, why: str) -> None:
