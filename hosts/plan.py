@@ -20,7 +20,11 @@ _SUM = re.compile(r"[0-9a-f]{64}\Z")
 _URL = re.compile(r"https?://[^\s'\"\\]{1,2000}\Z")
 _GIT = re.compile(r"(https?|git|ssh)://[^\s'\"\\]{1,2000}\Z")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}\Z")
-_SECRET_PARAMETER = re.compile(r"token|secret|passw|signature|credential|auth|jwt|key|^sig$|^pwd$", re.I)
+_SECRET_PARAMETER = re.compile(
+    r"token|secret|passw|passphrase|(?<!by)pass$|signature|hmac|credential|auth(?!ors?(?![a-z]))|jwt|key(?!word|board)"
+    r"|^(sig|code|pwd?)$",
+    re.I,
+)
 """What a parameter of an address is called that lets whoever has it fetch something."""
 _SETTINGS = frozenset(one.metadata["variable"] for one in fields(Settings))
 SECRETS = frozenset(("DATABASE_URL", "REDIS_URL"))
@@ -102,15 +106,15 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         """The settings of the host's Davit, by variable."""
-        return {
+        chosen = {
             "DAVIT_DOMAIN": self.domain,
             "DAVIT_HTTP": "0.0.0.0:80",
             "DAVIT_HTTPS": "0.0.0.0:443",
             "DAVIT_API": "0.0.0.0:5000",
             "DAVIT_SSH": "0.0.0.0:2222",
-            "DAVIT_STACKS": STACKS,
             **self.settings,
         }
+        return {**chosen, "DAVIT_STACKS": chosen.get("DAVIT_STACKS") or STACKS}  # the set-up needs to know where
 
     def _check_secrets(self) -> None:
         if self.secrets:
@@ -146,18 +150,26 @@ class Host:
                     "by whoever manages the cloud; write it to /etc/davit/davit.env on the host, or allow it by --with-secrets."
                 )
         try:
-            from_environment(self.environment)
+            settings = from_environment(self.environment)
         except SettingError as error:
             raise InvalidParams(error.message) from None
+        if settings.stacks.is_relative_to(settings.home):
+            raise InvalidParams(
+                f"DAVIT_STACKS is “{settings.stacks}”; it must be outside of {settings.home}, which would be root's when the"
+                f" stack is put there before Davit is: leave it out for {STACKS}."
+            )
 
 
 def _holds_secret(url: str) -> bool:
-    """Whether there is a password in it; of HTTP also a name alone, which may be a token, and a parameter that is called so."""
+    """Whether there is a password in it; of HTTP also a name alone, which may be a token, and a parameter that is called so, or
+    that has no name."""
     try:
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query)):
+        if parts.scheme not in ("http", "https"):
+            return parts.password is not None
+        if any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query)):
             return True
-        return parts.password is not None or (parts.scheme in ("http", "https") and bool(parts.username))
+        return any("=" not in word for word in parts.query.split("&") if word) or bool(parts.username or parts.password)
     except ValueError:
         return "@" in url
 

@@ -1,7 +1,7 @@
 """Which words a ``#cloud-config`` of ours may have. cloud-init's own schema lets unknown keys of the top level pass, so a
 typing error there would silently do nothing. Pure.
 
-Source: cloud-init's module reference and its schema, from 22.4 (Debian 12) on; what is deprecated is known, too.
+Source: cloud-init's module reference and its schema, of 22.4 (Debian 12) to 26.2; what is deprecated is known, too.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ TOP: Mapping[str, Any] = {
     "resize_rootfs": (bool, str),
     "resolv_conf": dict,
     "rh_subscription": dict,
+    "rpi": dict,
     "rpi_interfaces": dict,
     "rpi_userconf": dict,
     "rsyslog": dict,
@@ -121,12 +122,13 @@ TOP: Mapping[str, Any] = {
     "zypper": dict,
 }
 _CERTIFICATES = frozenset("remove_defaults remove-defaults trusted".split())
+_USER = frozenset(
+    "name create_groups doas expiredate gecos groups hashed_passwd homedir inactive lock_passwd no_create_home no_log_init "
+    "no_user_group passwd plain_text_passwd primary_group selinux_user shell snapuser ssh_authorized_keys ssh_import_id "
+    "ssh_redirect_user sudo system uid".split()
+)
 _BELOW: Mapping[str, frozenset[str]] = {
-    "users": frozenset(
-        "name create_groups doas expiredate gecos groups hashed_passwd homedir inactive lock-passwd lock_passwd no_create_home "
-        "no_log_init no_user_group passwd plain_text_passwd primary_group selinux_user shell snapuser ssh_authorized_keys "
-        "ssh_import_id ssh_redirect_user sudo system uid".split()
-    ),
+    "users": _USER | {name.replace("_", "-") for name in _USER},  # all of them also with dashes, says its schema from 24.2 on
     "write_files": frozenset("path content source owner permissions encoding append defer".split()),
     "swap": frozenset("filename size maxsize".split()),
     "ca_certs": _CERTIFICATES,

@@ -138,6 +138,11 @@ def test_no_secret_is_in_it_unless_asked_for() -> None:
     {"git": "https://code.example.com/davit.git?private_token=s3cret"},
     {"git": None, "release": Download("https://example.com/davit.tar?a=1&token=s3cret", SUM)},
     {"stack": Download("https://bucket.example.com/stack.tar?X-Amz-Signature=s3cret", SUM)},
+    {"stack": Download("https://example.com/stack.tar?s3cret", SUM)},
+    {"stack": Download("https://example.com/stack.tar?version=3&s3cret", SUM)},
+    *({"stack": Download(f"https://example.com/stack.tar?{name}=s3cret", SUM)} for name in (
+        "pass", "db_pass", "pw", "pwd", "code", "hmac", "api-key", "AccessKey", "Authorization", "oauth", "sig",
+    )),
     {"git": "ssh://git:s3cret@code.example.com/davit.git"},
     {"git": None, "release": Download("https://ann:s3cret@example.com/davit.tar", SUM)},
     {"stack": Download("https://ann:s3cret@example.com/stack.tar", SUM)},
@@ -166,8 +171,14 @@ def test_a_stack_is_fetched_to_where_davit_looks_for_it() -> None:
     assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
 
 
+def test_stacks_are_where_they_are_by_default_when_the_setting_is_empty() -> None:
+    emptied = replace(EVERYTHING, settings={"DAVIT_STACKS": ""})
+    assert files(emptied)[cloudconfig.SETUP] == files(EVERYTHING)[cloudconfig.SETUP]
+    assert f'DAVIT_STACKS="{plan.STACKS}"\n' in files(emptied)[cloudconfig.ENVIRONMENT]
+
+
 def test_a_parameter_that_is_no_secret_is_none() -> None:
-    address = "https://example.com/stack.tar?version=3&download=1"
+    address = "https://example.com/stack.tar?version=3&download=1&author=ann&keyword=a&bypass=1&country_code=de&token="
     assert address in cloudconfig.user_data(replace(HOST, stack=Download(address, SUM)))
 
 
@@ -185,7 +196,9 @@ def test_the_firewall_lets_in_where_davit_listens() -> None:
 def test_a_host_whose_kernel_is_too_old_is_told_before_anything_is_installed(tmp_path: Path) -> None:
     """Also where the stack, whose building would tell, comes from elsewhere; an image is not built where it runs."""
     setup = (Path(__file__).parents[2] / "scripts/setup").read_text()
-    stand_ins = "uname() { echo 5.15.0-100-generic; }\npackages() { echo installing; }\npython_environment() { :; }\nalone() { :; }\n"
+    stand_ins = (
+        "uname() { echo 5.15.0-100-generic; }\npackages() { echo installing; }\npython_environment() { :; }\nalone() { :; }\n"
+    )
     (tmp_path / "setup").write_text(setup.replace('\nmain "$@"', f'\n{stand_ins}main "$@"'))
     env = {"PATH": "/usr/bin:/bin", "DAVIT_CACHE": str(tmp_path / "cache"), "SETUP_STACK": "no"}
 
@@ -211,6 +224,7 @@ WRONG = {
     "an unknown setting": ({"settings": {"PATH": "/tmp"}}, "PATH is no setting of Davit's"),
     "a setting that there is not": ({"settings": {"DAVIT_BUILDSLOTS": "2"}}, "is no setting of Davit's; did you mean DAVIT_BUILD_SLOTS?"),
     "a setting's value": ({"settings": {"DAVIT_BUILD_SLOTS": "many"}}, "DAVIT_BUILD_SLOTS is “many”; it must be a whole number"),
+    "stacks that make Davit's home root's": ({"settings": {"DAVIT_STACKS": "/var/lib/davit/stacks"}}, "it must be outside of"),
     "a setting's list": ({"settings": {"DAVIT_NAMES": "http://x"}}, "DAVIT_NAMES has “http://x”; it must be host names"),
     "a setting of two lines": ({"settings": {"DAVIT_MIRROR": "a\nDAVIT_HOME=/x"}}, "has control characters"),
     "a certificate that is none": ({"certificates": ("hello",)}, "must be PEM text"),
@@ -278,6 +292,14 @@ def test_every_key_that_cloud_init_knows_is_known() -> None:
     assert {"runcmd", "chpasswd", "ssh_import_id"} <= keys, "the schema is read otherwise now"
     assert keys - vocabulary.TOP.keys() == set()
     assert set(schema["$defs"]["users_groups.user"]["properties"]) - vocabulary._BELOW["users"] == set()
+
+
+def test_what_newer_cloud_inits_know_is_known() -> None:
+    """From the schemas of 24.2 (a user's words with dashes) and 25.2 (rpi), which the installed one may be older than."""
+    words = "create-groups hashed-passwd lock-passwd no-create-home no-log-init no-user-group plain-text-passwd primary-group"
+    more = "selinux-user ssh-authorized-keys ssh-import-id ssh-redirect-user"
+    user = {"name": "ann", **dict.fromkeys(f"{words} {more}".split(), "x")}
+    vocabulary.check({"users": [user], "rpi": {"interfaces": {"spi": True}}})
 
 
 SOUND = """#cloud-config
