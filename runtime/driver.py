@@ -20,8 +20,8 @@ BUILD = "build-"
 """What the ids of build sandboxes begin with; all others are dynos'."""
 
 
-Hold = Callable[[], AbstractAsyncContextManager[None]]
-"""Keeps requests from a dyno for as long as it is entered."""
+Hold = Callable[[], AbstractAsyncContextManager[str | None]]
+"""Keeps requests from a dyno for as long as it is entered; gives why they cannot be kept from it, nothing when they are."""
 
 
 class Unsupported(DavitError):
@@ -202,7 +202,7 @@ class RunningDyno(Protocol):
         ``pid`` is another afterwards. When it fails it runs on where it was, or (once it ran at the other end) has ended.
 
         Args:
-            hold: entered before it stands still, left when it runs again.
+            hold: entered before it stands still, left when it runs again; where it keeps nothing from it, it is not moved.
 
         Returns:
             seconds for which it stood still.

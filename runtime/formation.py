@@ -27,6 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from foundation.errors import DavitError, DiskFull, NotFound, Unavailable
 from runtime import applog, environment, records
 from runtime.attempts import WAVE, Attempt, Rise, Unwanted
@@ -49,7 +51,8 @@ _T = TypeVar("_T")
 DRAIN_SECONDS = 30
 """How long a dyno that left the routes may still answer what it was asked before."""
 HOLD_SECONDS = 10.0
-"""Within which the router has to hold a dyno's requests: what is to be moved may stand still for that long."""
+"""Within which a dyno's requests have to be held, written down and by the router: what is to be moved may stand still for that
+long."""
 POLL_SECONDS = 2.0
 _ALL_AT_ONCE: AbstractAsyncContextManager[Any] = contextlib.nullcontext()
 
@@ -136,10 +139,10 @@ class AppManager:
 
     async def close(self) -> None:
         """Stop managing; the dynos run on."""
-        for task in [*([self._task] if self._task else []), *self._under_way(), *self._background]:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        for task in [*([self._task] if self._task else []), *self._under_way()]:
+            await _cancelled(task)
+        while self._background:  # what ends may begin something: who moved gets the route back
+            await _cancelled(self._background.pop())
 
     def _under_way(self) -> list[asyncio.Task[None]]:
         attempts = [*self._attempts.values(), *self._given_up]
@@ -647,7 +650,7 @@ class AppManager:
         leaving = list(lives)
         if not leaving:
             return
-        web = [life for life in leaving if life.row.routed]
+        web = [life for life in leaving if life.row.routed or life.id in self._held]
         await asyncio.to_thread(records.switch, [], [life.id for life in leaving])
         for life in leaving:
             life.row.routed, life.row.leaving = False, True
@@ -717,11 +720,11 @@ class AppManager:
         held = 0.0
 
         @contextlib.asynccontextmanager
-        async def hold() -> AsyncIterator[None]:
+        async def hold() -> AsyncIterator[str]:
             nonlocal held
             began = time.monotonic()
-            async with self._held_back(life):
-                yield
+            async with self._held_back(life) as why:
+                yield why
             held = time.monotonic() - began
 
         pause = await life.running.migrate(hold)
@@ -731,34 +734,68 @@ class AppManager:
         return Moved(pause, held)
 
     @contextlib.asynccontextmanager
-    async def _held_back(self, life: DynoLife) -> AsyncIterator[None]:
+    async def _held_back(self, life: DynoLife) -> AsyncIterator[str]:
         """Requests go to other dynos meanwhile; where there is none the router holds them. Afterwards it is routed to as
-        before, unless it has ended or is leaving by then.
+        before, unless it has ended or is leaving by then. Whoever enters or leaves this waits HOLD_SECONDS at the most.
 
-        Raises:
-            Unavailable: the router does not hold them soon: it is away, and who has come until then is served as before.
+        Gives why requests are not held; empty when they are.
         """
+        if life.id in self._held:
+            yield "it has not got its route back since it moved last; the router or the database is away"
+            return
         if not life.row.routed:
-            yield
+            yield ""
             return
         self._held.add(life.id)
-        held = False
+        written = asyncio.ensure_future(asyncio.to_thread(records.hold, life.id, True))  # which nobody can call back
         try:
+            yield await self._hold(life, written)
+        finally:
+            serving = self._in_background(self._serve_again(life, written), f"serve {life.name}")
+            await asyncio.wait({serving}, timeout=HOLD_SECONDS)
+            if not serving.done():
+                log.warning("a dyno that moved has no route yet", extra={"app_id": self.app_id, "dyno": life.name})
+
+    async def _hold(self, life: DynoLife, written: asyncio.Future[bool]) -> str:
+        async def hold() -> None:
+            await asyncio.shield(written)
             life.row.routed = False
-            await asyncio.to_thread(records.hold, life.id, True)
-            holding = self._in_background(self.router.sync(self.app_id), f"hold {life.name}")
-            held = holding in (await asyncio.wait({holding}, timeout=HOLD_SECONDS))[0]
-            if not held:
-                raise Unavailable(f"the router did not hold its requests within {HOLD_SECONDS:g} seconds")
-            yield
+            await self.router.sync(self.app_id)
+
+        holding = asyncio.ensure_future(hold())
+        try:
+            await asyncio.wait({holding}, timeout=HOLD_SECONDS)
+            if not holding.done():
+                return f"the router did not hold its requests within {HOLD_SECONDS:g} seconds"
+            holding.result()
+            return ""
+        except DavitError as error:
+            return f"its requests could not be held: {error.message}"
+        finally:
+            holding.cancel()
+
+    async def _serve_again(self, life: DynoLife, written: asyncio.Future[bool]) -> None:
+        """Whatever became of ``written``, it is taken back; a database that is away is asked until it is there."""
+        try:
+            await asyncio.wait({written})
+            if not await self._let_go(life):
+                return
         finally:
             self._held.discard(life.id)
-            if life.exit is None and life.id in self.lives and not life.leaving:
+            self._wake.set()
+        await self.router.sync(self.app_id)
+
+    async def _let_go(self, life: DynoLife) -> bool:
+        while life.exit is None and life.id in self.lives and not life.leaving:
+            try:
                 back = await asyncio.to_thread(records.hold, life.id, False)
-                life.row.routed = back and not life.row.leaving and life.exit is None
-                serving = self._in_background(self.router.sync(self.app_id), f"serve {life.name}")
-                if held:
-                    await serving
+            except (DavitError, SQLAlchemyError) as error:
+                log.warning("a dyno's route could not be given back; it is tried again: %s", error, extra={"dyno": life.name})
+                await asyncio.sleep(1)
+                continue
+            life.row.routed = back and not life.row.leaving and life.exit is None
+            return True
+        return False  # whoever sees it off tells the router
 
     # --- crashes
 
@@ -814,6 +851,12 @@ class AppManager:
         await self._gone(self.app_id)
         if state is not None:  # last: as long as there is a row, whoever starts next goes on with the rest
             await asyncio.to_thread(records.forget_app, self.app_id)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
 
 
 def _shape(life: DynoLife) -> tuple[str, str]:

@@ -102,17 +102,21 @@ async def _move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
     assert source is not None
     ours, theirs = socket.socketpair()
     target: Launch | None = None
+    pause: float | None = None
     source.forget_events()
     try:
         async with AsyncExitStack() as held:
+
+            async def hold_back() -> None:
+                if why := await held.enter_async_context(hold()):
+                    raise MoveFailed(why)
+
             try:
                 target = await driver.host.in_thread(_twin, driver, dyno, os.dup(theirs.fileno()))
                 await driver.launch(target)
                 assert target.monitor is not None and target.process is not None
                 _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
-                await _hand_over(
-                    dyno.record.facts["kvm"], source, target.monitor, ours.fileno(), lambda: held.enter_async_context(hold())
-                )
+                await _hand_over(dyno.record.facts["kvm"], source, target.monitor, ours.fileno(), hold_back)
                 if dyno.ended:
                     raise MoveFailed("it has ended meanwhile")
             except BaseException as error:
@@ -124,10 +128,14 @@ async def _move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
                 where = "has ended" if dyno.ended else "runs on where it was"
                 raise MoveFailed(f"The dyno {dyno.record.name} could not be moved and {where}: {reason}{words}") from None
             pause = await _run_there(driver, dyno, target, source)
-        await _reach(driver, dyno)
+    except Exception:
+        if pause is None:
+            raise
+        log.exception("a microVM has moved, and its requests were not let go as they should", extra={"dyno": dyno.spec_id})
     finally:
         ours.close()
         theirs.close()
+    await _reach(driver, dyno)
     return pause
 
 

@@ -87,8 +87,12 @@ class FakeDyno:
         self.events.append(f"migrating {self.spec.name}")
         if self.behaviour == "moves slowly":
             await self.may_go_on.wait()
-        async with hold():
+        async with hold() as why:
+            if why:
+                raise DavitError(f"It runs on where it was: {why}.")
             self.events.append(f"migrate {self.spec.name}")
+            if self.behaviour == "stands still":
+                await self.may_go_on.wait()
             if self.behaviour == "dies on the way":
                 self.end(137)
                 await asyncio.sleep(0.1)
@@ -1473,24 +1477,101 @@ def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
     play(world, story)
 
 
-def test_a_move_is_given_up_when_the_router_is_away_and_holds_no_requests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_is_given_up_when_the_router_is_away_and_one_that_took_the_hold_late_is_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may stand still already."""
-    monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 0.1)
+    monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 1.0)
 
     async def story() -> None:
         await world.microvm()
-        sync, back = world.router.sync, asyncio.Event()
+        sync = world.router.sync
 
-        async def away(app_id: str) -> None:
-            await back.wait()
+        async def late(app_id: str) -> None:
             await sync(app_id)
+            await asyncio.Event().wait()  # its answer never comes
 
-        world.router.sync = away  # type: ignore[method-assign]
-        with pytest.raises(Unavailable, match="the router did not hold its requests within"):
+        world.router.sync = late  # type: ignore[method-assign]
+        world.events.clear()
+        with pytest.raises(DavitError, match="the router did not hold its requests within"):
             await world.manager.migrate("web.1")
-        assert "migrate web.1" not in world.events and world.rows() == [("web.1", "up", True)]
-        back.set()
         await until(lambda: world.router.routed == [row.id for row in world.dynos("up")], "it is routed to as before")
+        assert world.events == ["migrating web.1", "routes []", "routes [web.1@v2]"]
+        assert world.rows() == [("web.1", "up", True)] and not world.dynos("up")[0].held
+
+    play(world, story)
+
+
+def test_a_move_is_given_up_when_the_database_is_busy_and_what_it_writes_late_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 0.1)
+    hold, its_turn = records.hold, threading.Event()
+
+    def busy(dyno_id: str, held: bool) -> bool:
+        if held:
+            its_turn.wait(60)
+        return hold(dyno_id, held)
+
+    async def story() -> None:
+        await world.microvm()
+        monkeypatch.setattr(records, "hold", busy)
+        with pytest.raises(DavitError, match="did not hold its requests within"):
+            await world.manager.migrate("web.1")
+        assert not its_turn.is_set() and world.rows() == [("web.1", "up", True)]
+        with pytest.raises(DavitError, match="not got its route back since it moved last"):
+            await world.manager.migrate("web.1")
+        its_turn.set()
+        await until(lambda: not world.manager._held, "it was written, and taken back")
+        assert world.rows() == [("web.1", "up", True)] and not world.dynos("up")[0].held
+
+    play(world, story)
+
+
+@pytest.mark.parametrize("refused", ["the hold", "its end"])
+def test_a_dyno_that_moved_while_the_database_was_away_gets_its_route_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    hold, refusals, back = records.hold, list[bool](), threading.Event()
+
+    def goes(dyno_id: str, held: bool) -> bool:
+        if not back.is_set() and held == (refused == "the hold"):
+            refusals.append(held)
+            raise Unavailable("The database does not answer.")
+        return hold(dyno_id, held)
+
+    async def story() -> None:
+        await world.microvm()
+        monkeypatch.setattr(records, "hold", goes)
+        moving = asyncio.create_task(world.manager.migrate("web.1"))
+        if refused == "the hold":
+            with pytest.raises(DavitError, match="could not be held: The database does not answer"):
+                await moving
+        else:
+            await until(lambda: refusals, "it cannot be written")
+            assert world.rows() == [("web.1", "up", False)]
+            back.set()
+            await moving
+        await until(lambda: world.rows() == [("web.1", "up", True)], "it is written")
+        await until(lambda: world.router.routed == [row.id for row in world.dynos("up")], "it is routed to as before")
+        assert not world.dynos("up")[0].held
+
+    play(world, story)
+
+
+def test_a_dyno_that_leaves_while_its_requests_are_held_answers_those_that_it_has(world: World) -> None:
+    async def story() -> None:
+        web = await world.microvm()
+        web.behaviour = "stands still"
+        moving = asyncio.create_task(world.manager.migrate("web.1"))
+        await until(lambda: "migrate web.1" in world.events, "it stands still")
+        world.events.clear()
+        world.scale(web=0)
+        await until(lambda: world.rows() == [], "it is gone")
+        assert world.events[:3] == ["drained", "signal 15 web.1", "removed web.1"]
+        web.behaviour = "serves"
+        web.may_go_on.set()
+        await moving
 
     play(world, story)
 
@@ -1541,6 +1622,26 @@ def test_who_waits_for_a_move_is_told_that_davit_ends(world: World) -> None:
         await world.manager.close()
         with pytest.raises(Unavailable, match="ending"):
             await moving
+
+    play(world, story)
+
+
+def test_davit_ends_while_a_dyno_moves_and_the_router_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        web = await world.microvm()
+        web.behaviour = "stands still"
+        moving = asyncio.create_task(world.manager.migrate("web.1"))
+        await until(lambda: "migrate web.1" in world.events, "it stands still")
+
+        async def away(app_id: str) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 0.1)
+        world.router.sync = away  # type: ignore[method-assign]
+        await asyncio.wait_for(world.manager.close(), 60)
+        with pytest.raises(Unavailable, match="ending"):
+            await moving
+        assert world.rows() == [("web.1", "up", True)], "the next runtime has nothing to mend"
 
     play(world, story)
 

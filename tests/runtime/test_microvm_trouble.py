@@ -212,6 +212,49 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_one_whose_requests_cannot_be_held_runs_on_before_it_gets_any(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["kvm"] = True
+            twin = await begin_move(driver, dyno, monkeypatch)
+            events: list[str] = []
+            qemu.answers["query-migrate"] = lambda _: {"status": "pre-switchover"}
+            qemu.answers["cont"] = lambda _: (events.append("cont"), {})[1]
+
+            @asynccontextmanager
+            async def hold() -> AsyncIterator[str]:
+                try:
+                    yield "the router is away"
+                finally:
+                    events.append("let go")
+
+            with pytest.raises(MoveFailed, match="runs on where it was: the router is away"):
+                await dyno.migrate(hold)
+            assert events == ["cont", "let go"] and "migrate-continue" not in qemu.asked
+            assert not dyno.ended and dyno.pid == qemu.process.pid and "cont" not in twin.asked
+
+        play(tmp_path, story)
+
+    def test_one_that_has_moved_is_looked_after_also_when_its_requests_are_not_let_go(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            twin = await begin_move(driver, dyno, monkeypatch)
+
+            @asynccontextmanager
+            async def hold() -> AsyncIterator[None]:
+                yield
+                raise RuntimeError("nobody foresaw this")
+
+            assert await dyno.migrate(hold) >= 0
+            await dyno.look()  # it answers
+            await dyno.signal(signal.SIGTERM)
+            while bytes([protocol.SIGNAL]) not in twin.told:
+                await asyncio.sleep(0.01)
+
+        play(tmp_path, story)
+
     def test_a_signal_waits_until_it_has_arrived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             twin = await begin_move(driver, dyno, monkeypatch)
