@@ -18,17 +18,18 @@ PAIRS = 100_000
 """How many keys all mappings may have together, those that are merged into others counted each time."""
 
 
-def load(text: str, name: str) -> Any:
+def load(text: str, name: str, once: bool = False) -> Any:
     """Read a document of plain values.
 
     Args:
         name: what it is called in the sentence.
+        once: refuse a key that is there twice, as YAML does; the last one counts otherwise, in silence.
 
     Raises:
         InvalidParams: it cannot be read; the sentence says what is wrong, and in which line.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506
+        return yaml.load(text, _Strict if once else _Loader)  # noqa: S506
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark is not None else ""
@@ -66,3 +67,17 @@ class _Loader(yaml.SafeLoader):
             shown = f"“{node.value[:60]}”" if isinstance(node, yaml.ScalarNode) else "what is there"
             problem = f"{shown} cannot be read as {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+class _Strict(_Loader):
+    """Takes a key once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"“{key.value[:60]}” is there twice", key.start_mark)
+                seen.add(key.value)
+        return node

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import shlex
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -82,10 +83,14 @@ table inet davit_host {{
 """
 
 _FIREWALL_UNIT = """\
+# Before the network is up, and so before all that usually comes first: cloud-init waits for the network, and the rest of the boot
+# for cloud-init.
 [Unit]
 Description=What comes in to this Davit host
-Before=network-pre.target davit.target
+DefaultDependencies=no
 Wants=network-pre.target
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
 
 [Service]
 Type=oneshot
@@ -93,7 +98,7 @@ RemainAfterExit=yes
 ExecStart=/usr/sbin/nft -f /etc/davit/firewall.nft
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=sysinit.target
 """
 
 _SETUP = """\
@@ -142,12 +147,14 @@ wait "$stack" # fetched meanwhile
 trap - EXIT"""
 
 _ARCHIVE = """\
-fetch {url} {sha256} /var/cache/davit/release.tar
 if [ "$(cat {checkout}/.release 2>/dev/null)" != {sha256} ]; then
+    fetch {url} {sha256} /var/cache/davit/release.tar
     say "unpacking Davit"
     mkdir -p {checkout}
     tar -xf /var/cache/davit/release.tar -C {checkout} --strip-components=1 --no-same-owner
+    [ -x {checkout}/bin/davit ] || {{ say "the archive holds no directory with Davit in it"; exit 1; }}
     echo {sha256} >{checkout}/.release
+    rm -f /var/cache/davit/release.tar
 fi"""
 
 _GIT = """\
@@ -155,7 +162,7 @@ _GIT = """\
 chmod 600 {checkout}/.git/config # the address may hold a token
 if [ "$(cat {checkout}/.release 2>/dev/null)" != {ref} ]; then
     git -C {checkout} fetch --quiet --tags origin
-    git -C {checkout} checkout --quiet {ref}
+    git -C {checkout} checkout --quiet {ref} || {{ say "the repository has no version" {ref}; exit 1; }}
     echo {ref} >{checkout}/.release
 fi"""
 
@@ -212,11 +219,23 @@ def compose(host: Host) -> dict[str, Any]:
     if host.swap:
         document["swap"] = {"filename": "/swapfile", "size": host.swap << 20, "maxsize": host.swap << 20}
     if host.certificates:
-        document["ca_certs"] = {"trusted": [text.strip() + "\n" for text in host.certificates]}
+        document["ca_certs"] = {"trusted": [text + "\n" for text in host.authorities]}
     if host.mirror:
         # Debian 13's image keeps its list of sources unless told otherwise
-        document["apt"] = {"preserve_sources_list": False, "primary": [{"arches": ["default"], "uri": host.mirror}]}
+        where = {"primary": host.mirror, "security": security(host.mirror)}
+        document["apt"] = {"preserve_sources_list": False} | {
+            name: [{"arches": ["default"], "uri": uri}] for name, uri in where.items()
+        }
     return document
+
+
+def security(mirror: str) -> str:
+    """Where a mirror's security archive is: Debian's is beside its archive, Ubuntu's in it.
+
+    cloud-init takes the archive for both when it is told of one only; Debian's has no security updates, and apt fails.
+    """
+    path = urlsplit(mirror).path.rstrip("/")
+    return mirror if "ubuntu" in path.rpartition("/")[2] else f"{mirror.rstrip('/')}-security"
 
 
 def _admin(host: Host) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from urllib.parse import parse_qsl, urlsplit
+
+from cryptography import x509
 
 from foundation.errors import InvalidParams
 from foundation.settings import SettingError, Settings, from_environment
@@ -17,6 +20,8 @@ _KEY = re.compile(
     r" [A-Za-z0-9+/=]{40,2000}( [^\r\n]{0,200})?\Z"
 )
 _SUM = re.compile(r"[0-9a-f]{64}\Z")
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}\Z")
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _URL = re.compile(r"https?://[^\s'\"\\]{1,2000}\Z")
 _GIT = re.compile(r"(https?|git|ssh)://[^\s'\"\\]{1,2000}\Z")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}\Z")
@@ -80,28 +85,40 @@ class Host:
         Raises:
             InvalidParams: something cannot be; the sentence names it and what it must be.
         """
-        for name, value in (("domain", self.domain), ("hostname", self.hostname)):
+        for name, value, such in (("domain", self.domain, "apps.example.com"), ("hostname", self.hostname, "davit-1")):
             if value is not None and not _NAME.match(value):
-                raise InvalidParams(f"The {name} “{value}” is no host name; give one such as apps.example.com.")
+                raise InvalidParams(f"The {name} “{value}” is no host name; give one such as {such}.")
+        if _ADDRESS.match(self.domain):
+            raise InvalidParams(
+                f"The domain “{self.domain}” is no host name but an address, and apps answer at NAME.DOMAIN; give one such as "
+                "apps.example.com."
+            )
         for key in self.admin_keys:
-            if not _KEY.match(key.strip()):
-                raise InvalidParams(f"“{key.strip()[:40]}…” is no SSH public key; give the line of a .pub file.")
+            _check_key(key.strip())
         if (self.release is None) == (self.git is None):
             raise InvalidParams("Say where Davit comes from: an archive (--archive, --sha256) or a repository (--git).")
         for what, download in (("archive", self.release), ("stack", self.stack)):
             if download is not None:
                 _check_download(what, download)
-        if self.git is not None and not (_GIT.match(self.git) and _REF.match(self.ref)):
-            raise InvalidParams(f"“{self.git}” at “{self.ref}” is no repository and version; give https://HOST/REPO and v1.2.3.")
+        if self.git is not None and not _GIT.match(self.git):
+            raise InvalidParams(
+                f"“{self.git}” is no repository's address; give one such as https://HOST/REPO or ssh://git@HOST/REPO."
+            )
+        if not _REF.match(self.ref):
+            raise InvalidParams(f"The version “{self.ref}” is no branch, tag or commit.")
         if not 0 <= self.swap <= 65536:
             raise InvalidParams(f"Swap is {self.swap} MiB; it must be between 0 and 65536.")
         if self.mirror is not None and not _URL.match(self.mirror):
             raise InvalidParams(f"The mirror “{self.mirror}” is no HTTP address.")
         for text in self.certificates:
-            if not text.lstrip().startswith("-----BEGIN CERTIFICATE-----"):
-                raise InvalidParams("A certificate must be PEM text that begins with -----BEGIN CERTIFICATE-----.")
+            _check_certificate(text)
         self._check_secrets()
         self._check_settings()
+
+    @property
+    def authorities(self) -> list[str]:
+        """The certificates one by one, without whatever else is in their files (a private key, for instance)."""
+        return [found for text in self.certificates for found in _PEM.findall(text)]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -133,6 +150,8 @@ class Host:
 
     def _check_settings(self) -> None:
         for name, value in self.settings.items():
+            if name == "DAVIT_DOMAIN":
+                raise InvalidParams("The domain is set twice, by --domain and by --set DAVIT_DOMAIN; leave the latter out.")
             if name not in _SETTINGS:
                 near = difflib.get_close_matches(name, _SETTINGS, 1)
                 meant = f"did you mean {near[0]}?" if near else "docs/settings.md lists them."
@@ -178,4 +197,35 @@ def _check_download(what: str, download: Download) -> None:
     if not _URL.match(download.url):
         raise InvalidParams(f"The {what}'s address “{download.url}” is no HTTP address.")
     if not _SUM.match(download.sha256):
-        raise InvalidParams(f"The {what}'s checksum must be its SHA-256 in 64 hexadecimal digits.")
+        raise InvalidParams(
+            f"The {what}'s checksum must be its SHA-256 in 64 hexadecimal digits, as `sha256sum` prints it "
+            f"(--{'sha256' if what == 'archive' else 'stack-sha256'})."
+        )
+
+
+def _check_key(key: str) -> None:
+    """Source: RFC 4253, section 6.6: a key is strings, each after its length in four bytes; the first one is the kind."""
+    if "PRIVATE KEY" in key:
+        raise InvalidParams("A private key is no SSH public key, and yours alone; give the file beside it that ends in .pub.")
+    if not _KEY.match(key):
+        shown = key.split("\n")[0][:40]
+        raise InvalidParams(f"“{shown}” is no SSH public key; give the line of a .pub file, or the file.")
+    kind, body = key.split()[:2]
+    try:
+        data, parts = base64.b64decode(body, validate=True), list[bytes]()
+    except ValueError:
+        data, parts = b"\0", []
+    while len(data) >= 4 and len(data) >= 4 + (length := int.from_bytes(data[:4], "big")):
+        parts.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    if data or len(parts) < 2 or parts[0] != kind.encode():
+        raise InvalidParams(f"“{kind} {body[:20]}…” is no SSH public key: a part of it is missing or has been changed.")
+
+
+def _check_certificate(text: str) -> None:
+    try:
+        found = [x509.load_pem_x509_certificate(one.encode()) for one in _PEM.findall(text)]
+    except ValueError:
+        found = []
+    if not found:
+        raise InvalidParams("A certificate must be PEM text, whole from -----BEGIN CERTIFICATE----- to -----END.")

@@ -153,7 +153,7 @@ def check(document: object) -> None:
         kinds = TOP[key] if isinstance(TOP[key], tuple) else (TOP[key],)
         if type(value) not in kinds:
             names = " or ".join(_KINDS[kind] for kind in kinds)
-            raise InvalidParams(f"The value of “{key}” must be {names}, not {value!r}.")
+            raise InvalidParams(f"The value of “{key}” must be {names}, not {_kind(value)}.")
         _check_below(key, value)
 
 
@@ -165,12 +165,16 @@ def _check_below(key: str, value: Any) -> None:
         if not isinstance(entry, dict):
             if key == "users" and isinstance(entry, str | list):
                 continue
-            raise InvalidParams(f"Each entry of “{key}” must be a mapping, not {type(entry).__name__}.")
+            raise InvalidParams(f"Each entry of “{key}” must be a mapping, not {_kind(entry)}.")
         for name in entry:
             if name not in known:
                 raise InvalidParams(f"cloud-init knows no “{name}” in “{key}”{_guess(str(name), known)}")
         if (name := _NEEDED.get(key, "")) not in ("", *entry) and "snapuser" not in entry:
             raise InvalidParams(f"An entry of “{key}” has no “{name}”.")
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _guess(word: str, known: Any) -> str:

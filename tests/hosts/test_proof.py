@@ -236,5 +236,7 @@ def the_commands_know_what_systemd_keeps(machine: Machine) -> None:
     for variable, address in (("DAVIT_API", "0.0.0.0:5000"), ("DAVIT_SSH", "0.0.0.0:2222"), ("DAVIT_HTTP", "0.0.0.0:80")):
         assert re.search(rf"{variable} +{address} is Davit's", looked), looked
     assert "`systemctl stop davit.target`" in machine.ssh("sudo davit down 2>&1", check=False)
-    assert "Wrote" in machine.ssh("sudo davit stack:export /var/tmp/again.tar && sudo rm /var/tmp/again.tar"), "its own stack is found"
+    assert "Wrote" in machine.ssh("sudo davit stack:export /var/tmp/again.tar && sudo rm /var/tmp/again.tar"), (
+        "its own stack is found"
+    )
     serves(machine, "first")

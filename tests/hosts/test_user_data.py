@@ -22,10 +22,10 @@ from hosts import cloudconfig, plan, seed, units, vocabulary
 from hosts.plan import Download, Host
 from tests.e2e.errors_page import assert_says
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq0000000000000000000000000000000000000000 ann@laptop"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq00000000000000000000000000000000000000000 ann@laptop"
 HOST = Host("apps.example.com", (KEY,), git="https://code.example.com/davit.git", ref="v1.0")
 SUM = "ab" * 32
-CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+CERTIFICATE = "".join(Path("/etc/ssl/certs/ca-certificates.crt").read_text().partition("-----END CERTIFICATE-----\n")[:2])
 EVERYTHING = replace(
     HOST, git=None, release=Download("https://example.com/davit.tar", SUM), stack=Download("https://example.com/stack.tar", SUM),
     hostname="davit-1", settings={"DAVIT_PUSH_LIMIT": "2048"}, certificates=(CERTIFICATE,), mirror="http://mirror.example.com/debian",
@@ -71,9 +71,15 @@ def test_all_that_set_up_needs_is_installed_by_set_up_alone() -> None:
     assert "scripts/setup run host" in files(EVERYTHING)[cloudconfig.SETUP]
 
 
-def test_a_mirror_replaces_what_the_image_has() -> None:
-    assert document(EVERYTHING)["apt"] == {
-        "preserve_sources_list": False, "primary": [{"arches": ["default"], "uri": "http://mirror.example.com/debian"}],
+@pytest.mark.parametrize(("mirror", "security"), [
+    ("http://mirror.example.com/debian", "http://mirror.example.com/debian-security"),
+    ("http://mirror.example.com/debian/", "http://mirror.example.com/debian-security"),
+    ("http://mirror.example.com/ubuntu/", "http://mirror.example.com/ubuntu/"),
+])  # fmt: skip
+def test_a_mirror_replaces_what_the_image_has(mirror: str, security: str) -> None:
+    assert document(replace(EVERYTHING, mirror=mirror))["apt"] == {
+        "preserve_sources_list": False, "primary": [{"arches": ["default"], "uri": mirror}],
+        "security": [{"arches": ["default"], "uri": security}],
     }  # fmt: skip
 
 
@@ -193,6 +199,12 @@ def test_the_firewall_lets_in_where_davit_listens() -> None:
     assert "tcp dport { 22, 443, 8443, 22222 } accept" in files(replace(HOST, settings=moved))["/etc/davit/firewall.nft"]
 
 
+def test_the_firewall_waits_for_nothing_that_waits_for_the_network() -> None:
+    """As most units do by themselves: cloud-init's wait for the network, and the others for cloud-init's."""
+    unit = files(HOST)["/etc/systemd/system/davit-firewall.service"]
+    assert "DefaultDependencies=no\n" in unit and "\nAfter=" not in unit and "Before=network-pre.target" in unit
+
+
 def test_a_host_whose_kernel_is_too_old_is_told_before_anything_is_installed(tmp_path: Path) -> None:
     """Also where the stack, whose building would tell, comes from elsewhere; an image is not built where it runs."""
     setup = (Path(__file__).parents[2] / "scripts/setup").read_text()
@@ -218,8 +230,13 @@ WRONG = {
     "two sources": ({"release": Download("https://x/y", SUM)}, "Say where Davit comes from"),
     "no checksum": ({"git": None, "release": Download("https://x/y", "")}, "checksum must be its SHA-256"),
     "a shell in the address": ({"git": None, "release": Download("https://x/'; reboot", SUM)}, "is no HTTP address"),
-    "a shell in the version": ({"ref": "$(reboot)"}, "is no repository and version"),
-    "an option as the version": ({"ref": "--upload-pack=x"}, "is no repository and version"),
+    "a shell in the version": ({"ref": "$(reboot)"}, "is no branch, tag or commit"),
+    "an option as the version": ({"ref": "--upload-pack=x"}, "is no branch, tag or commit"),
+    "a repository as scp names it": ({"git": "git@code.example.com:davit.git"}, "is no repository's address"),
+    "an address as the domain": ({"domain": "10.0.0.1"}, "is no host name but an address"),
+    "a domain set twice": ({"settings": {"DAVIT_DOMAIN": "other.example.com"}}, "The domain is set twice"),
+    "half a key": ({"admin_keys": (KEY[:60],)}, "a part of it is missing"),
+    "a key of another kind": ({"admin_keys": (KEY.replace("ssh-ed25519", "ssh-rsa"),)}, "a part of it is missing"),
     "too much swap": ({"swap": 1 << 20}, "must be between 0 and 65536"),
     "an unknown setting": ({"settings": {"PATH": "/tmp"}}, "PATH is no setting of Davit's"),
     "a setting that there is not": ({"settings": {"DAVIT_BUILDSLOTS": "2"}}, "is no setting of Davit's; did you mean DAVIT_BUILD_SLOTS?"),
@@ -228,6 +245,7 @@ WRONG = {
     "a setting's list": ({"settings": {"DAVIT_NAMES": "http://x"}}, "DAVIT_NAMES has “http://x”; it must be host names"),
     "a setting of two lines": ({"settings": {"DAVIT_MIRROR": "a\nDAVIT_HOME=/x"}}, "has control characters"),
     "a certificate that is none": ({"certificates": ("hello",)}, "must be PEM text"),
+    "half a certificate": ({"certificates": (CERTIFICATE[:300] + "\n-----END CERTIFICATE-----\n",)}, "must be PEM text"),
 }  # fmt: skip
 
 
@@ -243,12 +261,16 @@ def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str) -> 
 UNSOUND = {
     "runcmdd: [ls]": "knows no key “runcmdd”; did you mean “runcmd”?",
     "chpaswd: {expire: false}": "knows no key “chpaswd”; did you mean “chpasswd”?",
-    "packages: curl": "The value of “packages” must be a list, not 'curl'",
+    "packages: curl": "The value of “packages” must be a list, not text.",
     "package_update: 1": "must be true or false",
     "write_files: [{content: x}]": "An entry of “write_files” has no “path”",
     "write_files: [{path: /x, mode: 1}]": "knows no “mode” in “write_files”",
     "users: [{name: ann, ssh-keys: []}]": "knows no “ssh-keys” in “users”",
     "output: {al: /var/log/x}": "knows no “al” in “output”; did you mean “all”?",
+    "hostname: 5": "The value of “hostname” must be text, not a number.",
+    "runcmd:": "The value of “runcmd” must be a list, not nothing.",
+    "runcmd: [a]\nruncmd: [b]": "User-data is no YAML (line 3: “runcmd” is there twice)",
+    "write_files: [{path: /a, content: x, path: /b}]": "User-data is no YAML (line 2: “path” is there twice)",
     "- a": "must be a mapping",
     "a: [": "User-data is no YAML",
     "hostname: 2020-13-45": "User-data is no YAML (line 2: “2020-13-45” cannot be read as timestamp)",
@@ -280,6 +302,104 @@ def test_a_file_that_is_no_user_data_is_told(content: bytes, tmp_path: Path) -> 
         assert_says("user-data-none", done.exception.message)
 
 
+OPTIONS = {
+    "a checksum of nothing": (["--sha256", SUM], "--sha256 is there without --archive"),
+    "a stack's checksum of nothing": (["--stack-sha256", SUM], "--stack-sha256 is there without --stack"),
+    "no key and no file": (["--admin-key", "id.pub"], "--admin-key “id.pub” is no SSH public key and no file."),
+    "a directory as the key": (["--admin-key", "/tmp"], "is no SSH public key and no file."),
+    "a program as the key": (["--admin-key", "program"], "The SSH public key program is no text in UTF-8."),
+    "a private key": (["--admin-key", "private"], "A private key is no SSH public key"),
+    "an empty file as the key": (["--admin-key", "empty"], "is no SSH public key but an empty file."),
+    "a program as the certificate": (["--ca", "program"], "The certificate program is no text in UTF-8."),
+}
+
+
+@pytest.mark.row("user-data-option", "user-data-none")
+@pytest.mark.parametrize(("words", "sentence"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_that_is_none_is_a_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program").write_bytes(b"\x7fELF\xff\xfe")
+    (tmp_path / "private").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n")
+    (tmp_path / "empty").touch()
+    done = CliRunner().invoke(cli, ["host:user-data", "--domain", "x.example.com", "--git", "https://x/y.git", *words])
+    assert isinstance(done.exception, InvalidParams) and sentence in done.exception.message, done.exception
+    assert "b3Bl" not in done.exception.message
+    assert_says("user-data-none" if "UTF-8" in sentence else "user-data-option", done.exception.message)
+
+
+def test_a_version_without_a_repository_is_told() -> None:
+    words = ["--domain", "x.example.com", "--archive", "https://x/y", "--sha256", SUM, "--version", "v1"]
+    done = CliRunner().invoke(cli, ["host:user-data", *words])
+    assert isinstance(done.exception, InvalidParams) and "--version is there without --git" in done.exception.message
+
+
+def test_a_file_may_have_several_keys_and_a_certificates_file_more_than_those(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# Ann's\n{KEY}\n\n{KEY} too\n")
+    (tmp_path / "pem").write_text(f"-----BEGIN PRIVATE KEY-----\ns3cret\n-----END PRIVATE KEY-----\n{CERTIFICATE}\n{CERTIFICATE}")
+    words = [
+        "--domain",
+        "Apps.Example.COM",
+        "--git",
+        "https://x/y.git",
+        "--admin-key",
+        tmp_path / "keys",
+        "--ca",
+        tmp_path / "pem",
+    ]
+    done = CliRunner().invoke(cli, ["host:user-data", *map(str, words)])
+    read = yaml.safe_load(done.stdout)
+    assert read["users"][1]["ssh_authorized_keys"] == [KEY, f"{KEY} too"]
+    assert [text.strip() for text in read["ca_certs"]["trusted"]] == [CERTIFICATE.strip()] * 2
+    assert "s3cret" not in done.stdout and 'DAVIT_DOMAIN="apps.example.com"' in done.stdout
+
+
+NETWORKS = {
+    "ethernets: {}": "The network configuration must be a mapping",
+    "version: two": "The network configuration must be a mapping",
+    "version: [": "The network configuration is no YAML",
+}
+
+
+@pytest.mark.row("user-data-type", "user-data-none")
+@pytest.mark.parametrize(("text", "sentence"), NETWORKS.items(), ids=NETWORKS)
+def test_a_network_that_is_none_is_told(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "network").write_text(text)
+    words = [tmp_path / "iso", "--domain", "x.example.com", "--git", "https://x/y.git", "--network", tmp_path / "network"]
+    done = CliRunner().invoke(cli, ["host:seed", *map(str, words)])
+    assert isinstance(done.exception, InvalidParams) and sentence in done.exception.message
+    assert_says("user-data-none" if "YAML" in sentence else "user-data-type", done.exception.message)
+    assert not (tmp_path / "iso").exists()
+
+
+@pytest.mark.row("user-data-option")
+def test_ones_own_user_data_takes_no_options_and_a_seed_without_a_key_says_so(tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text("#cloud-config\nhostname: a\n")
+    words = ["host:seed", str(tmp_path / "iso"), "--user-data", str(tmp_path / "user-data")]
+    done = CliRunner().invoke(cli, [*words, "--domain", "x.example.com"])
+    assert isinstance(done.exception, InvalidParams) and "--domain would not be in it" in done.exception.message
+    assert_says("user-data-option", done.exception.message)
+    assert CliRunner().invoke(cli, [*words, "--hostname", "a"]).stderr == ""
+    done = CliRunner().invoke(cli, [*words[:2], "--domain", "x.example.com", "--git", "https://x/y.git"])
+    assert done.exit_code == 0 and "nobody will be able to log in" in done.stderr
+
+
+def test_what_was_not_asked_for_its_schema_is_not_called_sound_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user-data").write_text("#cloud-config\nssh_genkeytypes: [42]\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(cli, ["host:check", str(tmp_path / "user-data")])
+    assert done.exit_code == 0 and "cloud-init is not installed, so its schema was not asked" in done.output
+
+
+def unknown(schema: dict[str, Any]) -> set[str]:
+    """The keys of cloud-init's schema that our own check would refuse."""
+    parts = [schema["$defs"][part["$ref"].rpartition("/")[2]] for part in schema["allOf"]]
+    keys = {key for part in [schema, *parts] for key in part.get("properties", ())}
+    assert {"runcmd", "chpasswd", "ssh_import_id"} <= keys, "the schema is read otherwise now"
+    return (keys - vocabulary.TOP.keys()) | (set(schema["$defs"]["users_groups.user"]["properties"]) - vocabulary._BELOW["users"])
+
+
 def test_every_key_that_cloud_init_knows_is_known() -> None:
     """Its own schema, which the package has installed for the host's Python."""
     program = shutil.which("cloud-init")
@@ -287,11 +407,7 @@ def test_every_key_that_cloud_init_knows_is_known() -> None:
     where = "import cloudinit.config, pathlib; print(pathlib.Path(cloudinit.config.__file__).with_name('schemas'))"
     told = subprocess.run(["/usr/bin/python3", "-c", where], capture_output=True, text=True, check=True).stdout.strip()
     schema = json.loads((Path(told) / "schema-cloud-config-v1.json").read_text())
-    parts = [schema["$defs"][part["$ref"].rpartition("/")[2]] for part in schema["allOf"]]
-    keys = {key for part in [schema, *parts] for key in part.get("properties", ())}
-    assert {"runcmd", "chpasswd", "ssh_import_id"} <= keys, "the schema is read otherwise now"
-    assert keys - vocabulary.TOP.keys() == set()
-    assert set(schema["$defs"]["users_groups.user"]["properties"]) - vocabulary._BELOW["users"] == set()
+    assert unknown(schema) == set()
 
 
 def test_what_newer_cloud_inits_know_is_known() -> None:
