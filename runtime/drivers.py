@@ -135,10 +135,15 @@ class Drivers:
     async def end(self, grace: float) -> None:
         """Ask every dyno to end (SIGTERM), as Heroku asks; returns when all have, or after ``grace`` seconds. :meth:`close` ends
         the rest, and build sandboxes, which are not asked: a build begins anew."""
+
+        async def end(dyno: RunningDyno) -> None:
+            with contextlib.suppress(Exception):
+                await dyno.signal(SIGTERM, everyone=True)
+            await dyno.wait()
+
         dynos = [dyno for dyno in await self.adopt() if not dyno.spec_id.startswith(BUILD)]
-        await asyncio.gather(*(dyno.signal(SIGTERM, everyone=True) for dyno in dynos), return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*(dyno.wait() for dyno in dynos), return_exceptions=True), grace)
+            await asyncio.wait_for(asyncio.gather(*(end(dyno) for dyno in dynos), return_exceptions=True), grace)
 
     async def close(self, stop_dynos: bool) -> None:
         """Let go of everything; with ``stop_dynos`` end all dynos and remove every trace from the host."""

@@ -353,8 +353,7 @@ class DynoLife:
         assert self._watcher is not None
         if self.exit is None and grace > 0:
             applog.say(self.row.app_id, self.name, "Stopping all processes with SIGTERM")
-            await running.signal(signal.SIGTERM, everyone=True)
-            await asyncio.wait({self._watcher}, timeout=grace)
+            await self._ask_to_end(running, grace)
         if self.exit is None:
             if grace > 0:
                 applog.say(
@@ -364,6 +363,19 @@ class DynoLife:
                 )  # fmt: skip
             await running.signal(signal.SIGKILL, everyone=True)
             await asyncio.wait({self._watcher}, timeout=10)
+
+    async def _ask_to_end(self, running: RunningDyno, grace: float) -> None:
+        """SIGTERM; returns when it has ended or ``grace`` seconds are over, whether or not it could be told by then."""
+        assert self._watcher is not None
+        telling = asyncio.ensure_future(running.signal(signal.SIGTERM, everyone=True))
+        end = time.monotonic() + grace
+        try:
+            await asyncio.wait({telling, self._watcher}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            if telling.done():
+                telling.result()
+                await asyncio.wait({self._watcher}, timeout=max(0.0, end - time.monotonic()))
+        finally:
+            telling.cancel()
 
 
 def describe(exit: Exit, isolation: str) -> str:

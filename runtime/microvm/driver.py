@@ -431,11 +431,7 @@ class MicroVmDriver:
         return list(await asyncio.gather(*(self._adopt(record, alive) for record, alive in found)))
 
     async def _adopt(self, record: Record, alive: bool) -> MicroVm:
-        record = await moving.settle(self, record) if alive else record
-        process = None
-        if alive and record.pid is not None:
-            with suppress(ProcessLookupError):
-                process = Process(record.pid)
+        process = moving.somewhere(record) if alive else None
         dyno = MicroVm(self, record, process)
         if record.fifos:
             dyno.fifos = DynoDirectory(self.host.dynos / record.id).open_fifos()
@@ -450,6 +446,7 @@ class MicroVmDriver:
     async def _find_again(self, dyno: MicroVm) -> None:
         """Connect to a machine that another process started; one that does not answer is ended."""
         try:
+            await moving.settle(self, dyno)
             dyno.monitor = await Monitor.connect(self.socket(dyno.record, "monitor"))
             status = (await dyno.monitor.execute("query-status"))["status"]
             if status in ("shutdown", "guest-panicked", "internal-error"):

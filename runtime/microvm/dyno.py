@@ -68,7 +68,7 @@ class MicroVm:
 
     def __init__(self, driver: MicroVmDriver, record: Record, process: Process | None) -> None:
         self.driver, self.record, self.process = driver, record, process
-        self.spec_id, self.slot, self.pid = record.id, record.slot, record.pid or 0
+        self.spec_id, self.slot, self.pid = record.id, record.slot, process.pid if process is not None else record.pid or 0
         self.address = driver.host.instance.address(record.slot) if record.network else None
         self.terminal_fd: int | None = None
         self.cgroup = cgroups.Cgroup(record.cgroup)
@@ -313,15 +313,22 @@ class MicroVm:
         return await asyncio.shield(self._exit) if self._exit is not None else Exit(None)
 
     async def signal(self, number: int, everyone: bool = False) -> None:
-        """Send a signal to its command through the guest's init, or to all its processes but the init."""
-        if number != SIGKILL:
-            await self._arrived.wait()  # what is said to a machine that is leaving may stay with it
-        if self.ended:
+        """Send a signal to its command through the guest's init, or to all its processes but the init. One that is not found yet,
+        or moves, gets it when it has arrived: nobody waits for that."""
+        if number != SIGKILL and not self._arrived.is_set():
+            self.driver.host.keep(self._signal_there(number, everyone))
             return
-        if self.agent is not None:
-            self.agent.send(protocol.signal(0, number, everyone))
-        if number == SIGKILL:
+        self._signal(number, everyone)
+        if number == SIGKILL and not self.ended:
             self.driver.host.keep(self._see_to_the_end())
+
+    async def _signal_there(self, number: int, everyone: bool) -> None:
+        await self._arrived.wait()  # what is said to a machine that is leaving may stay with it
+        self._signal(number, everyone)
+
+    def _signal(self, number: int, everyone: bool) -> None:
+        if not self.ended and self.agent is not None:
+            self.agent.send(protocol.signal(0, number, everyone))
 
     async def _see_to_the_end(self) -> None:
         """A guest that hangs cannot kill anything: its machine ends."""

@@ -28,7 +28,7 @@ from foundation.errors import DavitError
 from foundation.memory import meminfo
 from foundation.programs import run
 from runtime import cgroups
-from runtime.children import start_time
+from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
 from runtime.microvm import machine, protocol, pump
@@ -435,30 +435,41 @@ def _note(driver: MicroVmDriver, dyno: MicroVm, **facts: Any) -> None:
     DynoDirectory(driver.host.dynos / dyno.spec_id).write(dyno.record)
 
 
-async def settle(driver: MicroVmDriver, record: Record) -> Record:
-    """The record of a dyno whose runtime was killed while it moved: it is where it runs now, and the other machine ends."""
-    going = record.facts.get("moving_to")
-    group = cgroups.Cgroup(record.cgroup)
-    if going:
+def somewhere(record: Record) -> Process | None:
+    """A process in which a dyno that an earlier runtime process wrote down may live; of one that moved just then, where it was
+    before if that is still there."""
+    for pid, started in record.processes:
+        if started in (None, start_time(pid)):
+            with suppress(ProcessLookupError):
+                return Process(pid)
+    return None
+
+
+async def settle(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """A dyno whose runtime was killed while it moved is where it runs now, and the other machine ends."""
+    record, group = dyno.record, cgroups.Cgroup(dyno.record.cgroup)
+    if going := record.facts.get("moving_to"):
         pid, started, generation = going
         there = replace(record, pid=pid, started=started, facts={**record.facts, "generation": generation, "moving_to": None})
         if group.holds(pid) and start_time(pid) == started and await _left(driver, record):
-            record = there
-            await _go_on(driver, record)
+            if dyno.pid != pid:
+                driver.host.watch(pid)
+                dyno.lives_in(Process(pid), None)
+            dyno.record = there
         else:
             if not group.holds(pid) and record.pid is not None and await _left(driver, record):
                 # the other one may have run, and written to the disk, before it ended: this one must not go on upon that
                 log.warning("a microVM that was moving is ended: nobody knows whether it ran", extra={"dyno": record.id})
                 with suppress(ProcessLookupError):
                     os.kill(record.pid, SIGKILL)
-            record = replace(record, facts={**record.facts, "moving_to": None})
-            await _go_on(driver, record)
-        DynoDirectory(driver.host.dynos / record.id).write(record)
+            dyno.record = replace(record, facts={**record.facts, "moving_to": None})
+        await _go_on(driver, dyno.record)
+        with suppress(OSError):  # a full disk: the next one settles it once more
+            await driver.host.in_thread(DynoDirectory(driver.host.dynos / record.id).write, dyno.record)
     for pid in group.pids():
-        if pid != record.pid:
+        if pid != dyno.pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, SIGKILL)
-    return record
 
 
 async def _left(driver: MicroVmDriver, record: Record) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from signal import SIGTERM
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,5 +44,32 @@ def test_machines_that_run_are_taken_over_where_no_new_one_can_be_started(tmp_pa
         for _ in range(2):
             with pytest.raises(Unsupported, match="damaged"):
                 await drivers.check("microvm")
+
+    asyncio.run(story())
+
+
+def test_one_that_cannot_be_told_to_end_keeps_no_other_from_it_and_nobody_waiting() -> None:
+    async def story() -> None:
+        told: list[int] = []
+
+        class Mute:
+            spec_id = "mute"
+
+            async def signal(self, number: int, everyone: bool = False) -> None:
+                await asyncio.Event().wait()
+
+            async def wait(self) -> None:
+                await asyncio.Event().wait()
+
+        class Other(Mute):
+            spec_id = "other"
+
+            async def signal(self, number: int, everyone: bool = False) -> None:
+                told.append(number)
+
+        drivers = Drivers(SimpleNamespace(isolations=lambda: ["microvm"]), {"microvm": lambda _: both})  # type: ignore[dict-item, arg-type]
+        both = SimpleNamespace(adopt=lambda: asyncio.sleep(0, [Mute(), Other()]))
+        await asyncio.wait_for(drivers.end(0.1), 60)
+        assert told == [SIGTERM]
 
     asyncio.run(story())

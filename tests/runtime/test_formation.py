@@ -56,6 +56,8 @@ class FakeDyno:
 
     async def signal(self, number: int, everyone: bool = False) -> None:
         self.events.append(f"signal {int(number)} {self.spec.name}")
+        if self.behaviour == "cannot be told" and number != 9:
+            await asyncio.Event().wait()
         if self.behaviour != "ignores SIGTERM" or number == 9:
             self.end(128 + number)
 
@@ -401,6 +403,17 @@ def test_a_release_that_does_not_come_up_fails_and_the_old_one_serves_on(world: 
         with db.snapshot() as session:
             current = releases.current(session, world.app.id)
             assert current is not None and current.id == good.id
+
+    play(world, story)
+
+
+def test_one_that_cannot_be_told_to_end_is_ended_after_the_grace_period_all_the_same(world: World) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.dynos[0].behaviour = "cannot be told"
+        (life,) = world.manager.lives.values()
+        await asyncio.wait_for(life.stop(grace=0.1), 60)
+        assert world.events[-3:] == ["signal 15 web.1", "signal 9 web.1", "removed web.1"]
 
     play(world, story)
 

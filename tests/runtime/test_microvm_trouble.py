@@ -255,19 +255,18 @@ class TestMoving:
 
         play(tmp_path, story)
 
-    def test_a_signal_waits_until_it_has_arrived(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_signal_reaches_it_where_it_arrives_and_nobody_waits_for_that(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             twin = await begin_move(driver, dyno, monkeypatch)
-            signals: list[asyncio.Task[None]] = []
 
             @asynccontextmanager
             async def hold() -> AsyncIterator[None]:
-                signals.append(asyncio.ensure_future(dyno.signal(signal.SIGTERM)))
-                await asyncio.sleep(0)
+                await asyncio.wait_for(dyno.signal(signal.SIGTERM), 60)
                 yield
 
             await dyno.migrate(hold)
-            await asyncio.gather(*signals)
             while bytes([protocol.SIGNAL]) not in twin.told:
                 await asyncio.sleep(0.01)
             assert bytes([protocol.SIGNAL]) not in qemu.told
@@ -408,12 +407,13 @@ class TestMoving:
         """Its runtime was killed in the middle of the move: the other may have written to the disk."""
 
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
-            moving_to = {**dyno.record.facts, "moving_to": [1 << 22, 0, 2]}
-            await moving.settle(driver, replace(dyno.record, facts=moving_to))
+            before = replace(dyno.record, facts={**dyno.record.facts, "moving_to": [1 << 22, 0, 2]})
+            dyno.record = before
+            await moving.settle(driver, dyno)
             assert not dyno.ended and "cont" not in qemu.asked  # it had not sent everything away: it has never stopped
-            qemu.status = "postmigrate"
-            settled = await moving.settle(driver, replace(dyno.record, facts=moving_to))
-            assert settled.facts["moving_to"] is None and (await dyno.wait()).status == 137
+            dyno.record, qemu.status = before, "postmigrate"
+            await moving.settle(driver, dyno)
+            assert dyno.record.facts["moving_to"] is None and (await dyno.wait()).status == 137
             assert "cont" not in qemu.asked
 
         play(tmp_path, story)
@@ -584,6 +584,38 @@ class TestFindingAgain:
 
         play(tmp_path, story)
 
+    def test_one_that_moved_and_is_slow_to_say_where_it_is_holds_up_nobody(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "FOUND_SECONDS", 0.1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            launch, twin = await driver.twin(dyno)
+            record, pids, says = self.left(driver, dyno), (qemu.process.pid, twin.process.pid), asyncio.Event()
+            record.facts["moving_to"] = [launch.record.pid, launch.record.started, launch.generation]
+            monkeypatch.setattr(cgroups.Cgroup, "holds", lambda group, pid: pid in pids)
+            monkeypatch.setattr(cgroups.Cgroup, "pids", lambda group: [pid for pid in pids if start_time(pid) is not None])
+
+            async def left(driver: object, record: object) -> bool:
+                await says.wait()
+                return True
+
+            monkeypatch.setattr(moving, "_left", left)
+            again = await asyncio.wait_for(driver._adopt(record, True), 60)
+            assert not again.ended and again.pid == qemu.process.pid
+            await again.signal(signal.SIGTERM)
+            says.set()
+            while bytes([protocol.SIGNAL]) not in twin.told:
+                await asyncio.sleep(0.01)
+            assert again.pid == twin.process.pid and not again.ended
+            while not qemu.gone:
+                await asyncio.sleep(0.01)
+            known = DynoDirectory(driver.host.dynos / "dyno").read()
+            assert known is not None and known.pid == twin.process.pid and not known.facts["moving_to"] and not again.ended
+            again.let_go()
+
+        play(tmp_path, story)
+
     def test_one_that_does_not_answer_holds_up_nobody_and_is_found_when_it_does(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -594,9 +626,8 @@ class TestFindingAgain:
             qemu.agent_answers = False
             again = await driver._adopt(record, True)
             assert not again.ended and again.agent is None
-            asked = asyncio.ensure_future(again.signal(signal.SIGTERM))
+            await asyncio.wait_for(again.signal(signal.SIGTERM), 60)
             qemu.agent_answers = True
-            await asked
             while bytes([protocol.SIGNAL]) not in qemu.told:
                 await asyncio.sleep(0.01)
             assert qemu.agent is not None
