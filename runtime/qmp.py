@@ -69,8 +69,7 @@ class Monitor:
             raise MonitorFailed(f"The virtual machine's monitor does not answer: {error or 'time out'}.") from None
         try:
             greeting = await asyncio.wait_for(asyncio.shield(monitor._greeted), timeout)
-            numbers = greeting.get("version", {}).get("qemu", {})
-            monitor.version = tuple(int(numbers.get(part, 0)) for part in ("major", "minor", "micro"))
+            monitor.version = tuple(int(figure(greeting, "version", "qemu", part)) for part in ("major", "minor", "micro"))
             await monitor.execute("qmp_capabilities")
         except asyncio.TimeoutError:
             monitor.close()
@@ -111,6 +110,28 @@ class Monitor:
             raise MonitorFailed(f"The virtual machine's monitor is gone: {error.strerror}.") from None
         finally:
             self._waiting.pop(number, None)
+
+    async def table(self, command: str) -> dict[str, Any]:
+        """What a command returns that answers with names and values.
+
+        Raises:
+            MonitorFailed: as :meth:`execute`, or it is anything else: an app may have broken out into this QEMU.
+        """
+        answer = await self.execute(command)
+        if not isinstance(answer, dict):
+            raise MonitorFailed(f"The virtual machine gives no answer to “{command}”.")
+        return answer
+
+    async def status(self, timeout: float = 30) -> str:
+        """What the machine does: ``running``, ``paused``, ``internal-error``, ….
+
+        Raises:
+            MonitorFailed: as :meth:`execute`, or that is not what it answers.
+        """
+        answer = await self.execute("query-status", timeout=timeout)
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), str):
+            raise MonitorFailed("The virtual machine does not say what it does.")
+        return str(answer["status"])
 
     async def event(self, *names: str, timeout: float | None = 30, **data: Any) -> tuple[str, dict[str, Any]]:
         """The next event (also of those that came before and nobody asked for) with one of these names and this data.
@@ -185,20 +206,27 @@ class Monitor:
     def _take(self, line: bytes) -> None:
         if not line.strip():
             return
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            message = None
+        if not isinstance(message, dict):
+            raise ValueError("no message")
         if "QMP" in message and not self._greeted.done():
             self._greeted.set_result(message["QMP"])
         elif "event" in message:
-            at = message.get("timestamp", {})
-            data = {**(message.get("data") or {}), "at": at.get("seconds", 0) + at.get("microseconds", 0) / 1e6}
+            at = figure(message, "timestamp", "seconds") + figure(message, "timestamp", "microseconds") / 1e6
+            told = message.get("data")
+            data = {**(told if isinstance(told, dict) else {}), "at": at}
             self._events = [*self._events[-63:], (str(message["event"]), data)]
             self._heard.set()
         else:
-            answer = self._waiting.get(message.get("id", -1))
+            answer = self._waiting.get(int(figure(message, "id")))
             if answer is None or answer.done():
                 return
             if "error" in message:
-                answer.set_exception(MonitorFailed(f"QEMU says: {message['error'].get('desc', 'no')}"))
+                words = message["error"].get("desc") if isinstance(message["error"], dict) else None
+                answer.set_exception(MonitorFailed(f"QEMU says: {words or 'no'}"))
             else:
                 answer.set_result(message.get("return"))
 
@@ -212,6 +240,13 @@ class Monitor:
         if not self._greeted.done():
             self._greeted.set_exception(failure)
             self._greeted.exception()  # nobody may be waiting for it
+
+
+def figure(told: Any, *path: str) -> float:
+    """A number in what a QEMU says, which may be anything: 0 where there is none."""
+    for name in path:
+        told = told.get(name) if isinstance(told, dict) else None
+    return float(told) if isinstance(told, int | float) and abs(told) < 1 << 63 else 0.0
 
 
 def listen(path: Path) -> socket.socket:

@@ -71,7 +71,7 @@ async def _boots(directory: Path) -> str | None:
         booting = asyncio.ensure_future(Agent.connect(directory / "agent", SECONDS))
         while time.monotonic() < end and not booting.done():
             await asyncio.wait({booting}, timeout=0.3)
-            if (await monitor.execute("query-status"))["status"] in ("internal-error", "shutdown"):
+            if await monitor.status() in ("internal-error", "shutdown"):
                 booting.cancel()
                 return "a guest stops with an internal error, or gives up, under this host's KVM"
         if not booting.done():

@@ -448,7 +448,7 @@ class MicroVmDriver:
         try:
             await moving.settle(self, dyno)
             dyno.monitor = await Monitor.connect(self.socket(dyno.record, "monitor"))
-            status = (await dyno.monitor.execute("query-status"))["status"]
+            status = await dyno.monitor.status()
             if status in ("shutdown", "guest-panicked", "internal-error"):
                 raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
             if status in ("paused", "postmigrate"):
@@ -462,8 +462,9 @@ class MicroVmDriver:
                 with suppress(OSError):  # a full disk: it is told once more by the next
                     await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)
             dyno.talk_to(dyno.agent)
-        except (DavitError, OSError) as error:
-            log.warning("a microVM is ended: %s", error, extra={"dyno": dyno.spec_id})
+        except Exception as error:  # whatever it was: nobody would look after it
+            foreseen = isinstance(error, DavitError | OSError)
+            log.warning("a microVM is ended: %s", error, exc_info=not foreseen, extra={"dyno": dyno.spec_id})
             assert dyno.process is not None
             dyno.process.send(SIGKILL)
 

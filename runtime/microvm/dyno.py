@@ -240,13 +240,15 @@ class MicroVm:
 
     async def _trouble(self) -> str:
         """Why there is nothing to be hoped for any more; empty while there is."""
-        silent = time.monotonic() - self.agent.heard if self.agent is not None else 0.0
+        if self.agent is None:
+            return "Nobody is connected to its guest" if self._found.is_set() else ""
+        silent = time.monotonic() - self.agent.heard
         if silent < 2 * WATCH_SECONDS:
             return ""
         status = "unknown"
         with contextlib.suppress(DavitError):
             assert self.monitor is not None
-            status = str((await self.monitor.execute("query-status"))["status"])
+            status = await self.monitor.status()
         if status in ("internal-error", "guest-panicked", "shutdown"):
             return f"QEMU has stopped it ({status})"
         if silent < SILENCE[self.record.facts["kvm"]]:

@@ -36,7 +36,7 @@ from runtime.microvm.agent import Agent
 from runtime.microvm.dyno import ANSWER_SECONDS, SILENCE, MicroVm
 from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Order
-from runtime.qmp import Monitor, MonitorFailed
+from runtime.qmp import Monitor, MonitorFailed, figure
 
 if TYPE_CHECKING:
     from runtime.microvm.driver import Launch, MicroVmDriver
@@ -368,7 +368,7 @@ async def _until(monitor: Monitor, ready: Callable[[dict[str, Any]], bool]) -> d
     """
     end = time.monotonic() + SECONDS
     while True:
-        told: dict[str, Any] = await monitor.execute("query-migrate")
+        told = await monitor.table("query-migrate")
         if ready(told):
             return told
         status = told.get("status")
@@ -389,8 +389,8 @@ def _completed(told: dict[str, Any]) -> bool:
 
 def _nearly(told: dict[str, Any]) -> bool:
     """Whether all of it has been sent once, and what has changed since could be within DOWNTIME_MS, as QEMU tells."""
-    again = told.get("ram", {}).get("dirty-sync-count", 0) > 1
-    return told.get("status") == "active" and again and told.get("expected-downtime", 0) <= DOWNTIME_MS
+    again = figure(told, "ram", "dirty-sync-count") > 1
+    return told.get("status") == "active" and again and figure(told, "expected-downtime") <= DOWNTIME_MS
 
 
 async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> None:
@@ -419,7 +419,7 @@ async def _run_here(monitor: Monitor) -> None:
     with suppress(DavitError):
         await monitor.execute("migrate_cancel")
     with suppress(DavitError):
-        if (await monitor.execute("query-status"))["status"] != "running":
+        if await monitor.status() != "running":
             await monitor.execute("cont")
 
 
@@ -479,7 +479,7 @@ async def _left(driver: MicroVmDriver, record: Record) -> bool:
     except DavitError:
         return record.pid is None or start_time(record.pid) != record.started
     try:
-        return bool((await monitor.execute("query-status"))["status"] == "postmigrate")
+        return await monitor.status() == "postmigrate"
     except DavitError:
         return False
     finally:
@@ -492,7 +492,7 @@ async def _go_on(driver: MicroVmDriver, record: Record) -> None:
         with suppress(DavitError):
             await monitor.execute("migrate_cancel")
         with suppress(DavitError):
-            if (await monitor.execute("query-status"))["status"] == "paused":
+            if await monitor.status() == "paused":
                 await monitor.execute("cont")
         monitor.close()
 
@@ -637,7 +637,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
 async def _until_read(monitor: Monitor) -> None:
     """It has come in, and stands still."""
     end = time.monotonic() + SECONDS
-    while (await monitor.execute("query-status"))["status"] == "inmigrate":
+    while await monitor.status() == "inmigrate":
         if time.monotonic() > end:
             raise MonitorFailed(f"its memory could not be read within {SECONDS:g} seconds")
         await asyncio.sleep(0.01)

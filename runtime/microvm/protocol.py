@@ -200,7 +200,7 @@ class Hunter:
             return None
         version, state, status, oom = struct.unpack_from("<IBiB", self._rest, at + len(self._mark))
         name = _STATES[state] if state < len(_STATES) else "over"
-        return State(version, name, status if name == "over" else None, bool(oom)), self._rest[end:]
+        return State(version, name, _possible(status) if name == "over" else None, bool(oom)), self._rest[end:]
 
 
 def exited(payload: bytes) -> tuple[int, bool]:
@@ -208,7 +208,11 @@ def exited(payload: bytes) -> tuple[int, bool]:
     if len(payload) != 5:
         return 1, False
     status, oom = struct.unpack("<iB", payload)
-    return (status if 0 <= status <= 255 else 1), bool(oom)
+    return _possible(status), bool(oom)
+
+
+def _possible(status: int) -> int:
+    return status if 0 <= status <= 255 else 1
 
 
 def listeners(payload: bytes) -> list[Listener]:

@@ -17,7 +17,7 @@ from runtime.dynodir import DynoDirectory
 from runtime.microvm import machine, protocol
 from runtime.microvm.dyno import ANSWER_SECONDS, MicroVm
 from runtime.microvm.machine import MIB
-from runtime.qmp import MonitorFailed
+from runtime.qmp import MonitorFailed, figure
 
 if TYPE_CHECKING:
     from runtime.microvm.driver import MicroVmDriver
@@ -102,7 +102,8 @@ async def _memory(dyno: MicroVm, size: int) -> None:
     end = time.monotonic() + SECONDS
     plugged = before
     while time.monotonic() < end:
-        plugged = int(await dyno.monitor.execute("qom-get", {**path, "property": "size"}))
+        told = int(figure(await dyno.monitor.execute("qom-get", {**path, "property": "size"})))
+        plugged = min(max(0, told), max(before, size))  # whatever it says: the cgroup's limit goes by it
         if plugged == size or (size < before and time.monotonic() > end - SECONDS + PULL_SECONDS):
             break
         await asyncio.sleep(0.05)

@@ -262,7 +262,7 @@ class Unikernel:
         if self.monitor is None:
             return False
         try:
-            return bool((await self.monitor.execute("query-status", timeout=SILENCE))["status"] == "internal-error")
+            return await self.monitor.status(SILENCE) == "internal-error"
         except DavitError:
             return False
 

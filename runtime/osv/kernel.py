@@ -179,7 +179,7 @@ async def _first_words(monitor: Path, out: int, console: Console) -> None:
             try:
                 data = os.read(out, 65536)
             except BlockingIOError:
-                if (await control.execute("query-status"))["status"] == "internal-error":
+                if await control.status() == "internal-error":
                     return
                 continue
             if not data:

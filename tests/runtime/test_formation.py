@@ -1651,7 +1651,9 @@ def test_davit_ends_while_a_dyno_moves_and_the_router_is_away(world: World, monk
 
         monkeypatch.setattr("runtime.formation.HOLD_SECONDS", 0.1)
         world.router.sync = away  # type: ignore[method-assign]
-        await asyncio.wait_for(world.manager.close(), 60)
+        closing = asyncio.create_task(world.manager.close())
+        await asyncio.wait({closing}, timeout=60)
+        assert closing.done()
         with pytest.raises(Unavailable, match="ending"):
             await moving
         assert world.rows() == [("web.1", "up", True)], "the next runtime has nothing to mend"

@@ -39,7 +39,7 @@ from runtime.microvm.machine import MIB, Machine
 from runtime.microvm.moving import MoveFailed
 from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
-from runtime.qmp import MonitorFailed
+from runtime.qmp import Monitor, MonitorFailed
 from tests.e2e.errors_page import assert_says
 from tests.runtime.imitation_qemu import LIMITS, Imitation, ImitationDriver, ended
 
@@ -653,6 +653,38 @@ class TestFindingAgain:
 
         play(tmp_path, story)
 
+    @pytest.mark.parametrize("moved", [False, True], ids=["as ever", "in the middle of a move"])
+    @pytest.mark.parametrize("answer", [None, [], {"status": {}}], ids=["null", "a list", "a table"])
+    def test_one_whose_qemu_answers_nonsense_is_ended_and_keeps_davit_from_nothing(
+        self, tmp_path: Path, answer: Any, moved: bool
+    ) -> None:
+        """An app has broken out into it."""
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            record.facts["moving_to"] = [1 << 22, 0, 2] if moved else None
+            qemu.answers["query-status"] = lambda _: answer
+            again = await driver._adopt(record, True)
+            assert (await again.wait()).status == 137 and qemu.gone
+            again.let_go()
+
+        play(tmp_path, story)
+
+    def test_one_that_is_not_found_for_a_reason_that_nobody_foresaw_is_ended(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def settle(driver: object, dyno: object) -> None:
+            raise ZeroDivisionError
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            monkeypatch.setattr(moving, "settle", settle)
+            again = await driver._adopt(record, True)
+            assert (await again.wait()).status == 137 and qemu.gone
+            again.let_go()
+
+        play(tmp_path, story)
+
 
 class TestItsEnd:
     @pytest.mark.row("microvm-gave-up")
@@ -745,6 +777,13 @@ class TestWatchdog:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             qemu.status = "internal-error"
             assert "internal-error" in (await dyno.wait()).why
+
+        play(tmp_path, story)
+
+    def test_one_to_whose_guest_nobody_is_connected_is_ended(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.agent = None
+            assert "Nobody is connected" in (await dyno.wait()).why
 
         play(tmp_path, story)
 
@@ -846,6 +885,63 @@ class TestResize:
             assert driver.limited[-1] == 224 * MIB < driver.limited[0]
 
         play(tmp_path, story)
+
+
+    def test_what_qemu_says_is_plugged_in_is_believed_as_far_as_it_can_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The limit of its control group goes by it."""
+        monkeypatch.setattr(resize, "PULL_SECONDS", 0.1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.answers["qom-get"] = lambda _: 1 << 60
+            await dyno.update(replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB))
+            assert dyno.record.facts["plugged_memory"] == 608 * MIB - 224 * MIB
+            await dyno.update(LIMITS)
+            assert max(driver.limited) == 608 * MIB
+
+        play(tmp_path, story)
+
+
+class TestHostileQemu:
+    """An app has broken out into it."""
+
+    @pytest.mark.parametrize("line", [b"5", b"null", b"{", b"[" * 100_000], ids=["a number", "null", "a half", "without end"])
+    def test_one_that_says_what_is_no_message_is_hung_up_on(self, line: bytes) -> None:
+        async def story() -> None:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            monitor = Monitor(ours)
+            theirs.sendall(line + b"\n")
+            with pytest.raises(MonitorFailed):
+                await monitor.event("STOP", timeout=60)
+            await asyncio.gather(monitor._reading)  # which has not failed for it
+            monitor.close()
+            theirs.close()
+
+        asyncio.run(asyncio.wait_for(story(), 120))
+
+    def test_messages_of_another_shape_are_taken_for_what_they_say(self) -> None:
+        async def story() -> None:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            monitor = Monitor(ours)
+            asked = asyncio.ensure_future(monitor.status())
+            refused = asyncio.ensure_future(monitor.table("query-migrate"))
+            await asyncio.sleep(0)
+            theirs.sendall(
+                b'{"QMP": 5}\n{"id": [1]}\n{"id": "1"}\n{"event": ["STOP"], "data": [1], "timestamp": 5}\n'
+                b'{"event": "STOP", "data": 7, "timestamp": {"seconds": 1e999, "microseconds": []}}\n'
+                b'{"id": 2, "error": "no"}\n{"id": 1, "return": {"status": "running"}}\n'
+            )
+            assert await monitor.event("STOP", timeout=60) == ("STOP", {"at": 0.0})
+            assert await asked == "running"
+            with pytest.raises(MonitorFailed, match="QEMU says: no"):
+                await refused
+            monitor.close()
+            theirs.close()
+
+        asyncio.run(asyncio.wait_for(story(), 120))
 
 
 class Guest:
@@ -1037,6 +1133,12 @@ class TestHostileGuest:
             assert max(stats.pids, stats.ooms, stats.cpu) < 1 << 34
 
         play(tmp_path, story)
+
+    @pytest.mark.parametrize("status", [-1, 256, 1 << 30])
+    def test_a_status_that_none_can_have_is_told_as_1(self, status: int) -> None:
+        answer = protocol.frame(protocol.SYNCED, 0, bytes(16) + struct.pack("<IBiB", protocol.VERSION, 2, status, 0) + bytes(2))
+        found = protocol.Hunter(bytes(16)).feed(answer)
+        assert found is not None and found[0].status == 1
 
     def test_magic_words_without_an_end_are_skipped_at_once(self) -> None:
         reader = protocol.Reader()
