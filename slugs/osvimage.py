@@ -25,6 +25,7 @@ from slugs.rofs import Disk, File, Folder, Link
 from slugs.view import View
 
 SECTOR = 512
+UNWINDER = "libgcc_s.so.1"
 APP, CONFIG = "/app", "/etc/davit"
 SCRIPT = f"{CONFIG}/run"
 ALIGNMENT = 2 << 20
@@ -113,6 +114,8 @@ def _add_libraries(root: Folder, stack: Path) -> None:
     within = loader.startswith(f"{osvcommand.LIBRARIES}/")
     root.add(osvcommand.LOADER, Link(loader.encode()) if within else rofs.on_disk(view.host(loader)))
     root.add("lib", Link(b"/usr/lib"))
+    if (libraries / UNWINDER).is_file():  # OSv's own modules open it, and OSv's loader does not look among the stack's libraries
+        root.add(f"usr/lib/{UNWINDER}", Link(f"{osvcommand.LIBRARIES}/{UNWINDER}".encode()))
     if _real_directory(stack, "usr/share/zoneinfo"):
         root.add("usr/share/zoneinfo", Disk(stack / "usr/share/zoneinfo"))
 

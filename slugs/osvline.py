@@ -62,6 +62,19 @@ class Boot:
     script: bytes
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that begins before the program.
+
+    Attributes:
+        argv: its path and arguments.
+        beside: it runs beside the program and ends with it; otherwise it is over before anything else begins.
+    """
+
+    argv: Sequence[str]
+    beside: bool = True
+
+
 def option(name: str, value: str | None = None) -> str:
     """A loader option, ``--name`` or ``--name=value``.
 
@@ -92,7 +105,7 @@ def compose(
     argv: Sequence[str],
     *,
     script: str,
-    before: Sequence[Sequence[str]] = (),
+    before: Sequence[Command] = (),
     last: tuple[str, str] | None = None,
     limit: int = LONGEST_LINE,
 ) -> Boot:
@@ -103,7 +116,7 @@ def compose(
         environment: what the program finds. Secrets.
         argv: the program's path and arguments.
         script: the path at which the guest finds the runscript.
-        before: commands that run beside it and end with it.
+        before: commands that begin before it, in this order.
         last: a variable that is set after all others: what the console shows of it is the end of the kernel's own words.
         limit: bytes of the line at the most.
 
@@ -134,7 +147,7 @@ def compose(
         assert carried is not None
         words.append(carried)
     line += [option("env", f"{name}={value}") for name, value in carriers.items()]
-    commands = [" ".join(map(word, command)) + " &!" for command in before]
+    commands = [" ".join(map(word, command.argv)) + (" &!" if command.beside else ";") for command in before]
     text = " ".join([*line, *commands, f"runscript {word(script)}"]).encode()
     if len(text) > limit:
         raise LineTooLong(

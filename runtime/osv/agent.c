@@ -1,6 +1,7 @@
 /* Brings signals into a unikernel, where nothing from outside can send any: listens on the TCP port that it is given, and for
- * each number that a connection sends as a line raises that signal in the one process that there is. A shared object that
- * OSv's own loader starts beside the app; nothing of the platform's other parts is in it. */
+ * each number that a connection sends as a line raises that signal in the one process that there is. With `wait PORT` it is
+ * over once somebody listens there, or after ten seconds. A shared object that OSv's own loader starts; nothing of the
+ * platform's other parts is in it. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -9,11 +10,35 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+static int wait_for(int port)
+{
+    struct sockaddr_in address;
+    int tries;
+
+    memset(&address, 0, sizeof address);
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    for (tries = 0; tries < 1000; tries++) {
+        int connection = socket(AF_INET, SOCK_STREAM, 0);
+        int there = connection >= 0 && connect(connection, (struct sockaddr *)&address, sizeof address) == 0;
+
+        if (connection >= 0)
+            close(connection);
+        if (there)
+            break;
+        usleep(10000);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_in address;
     int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
 
+    if (argc == 3 && strcmp(argv[1], "wait") == 0)
+        return wait_for(atoi(argv[2]));
     if (argc < 2 || listener < 0)
         return 0;
     memset(&address, 0, sizeof address);

@@ -177,7 +177,7 @@ class OsvDriver:
         slot = self.host.pool.reserve()
         facts = {
             "memory": spec.limits.memory, "port": spec.port, "agent": False,
-            "managed": self.images.has_module(management.SERVER) and spec.network,
+            "managed": False,
         }  # fmt: skip
         record = Record(
             spec.id, spec.app_id, spec.name, slot, f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}", boot_id(),
@@ -205,10 +205,12 @@ class OsvDriver:
             if path is not None:
                 launch.fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         own = sources.launch.runtime in ("python", "node")  # Davit's modules in these take signals themselves
-        agent = self._agent(spec) if spec.network and not own else None
-        reached = spec.network and (own or agent is not None)
-        launch.record = record = replace(record, facts={**record.facts, "agent": reached})
-        boot = self._compose(launch, sources, agent)
+        managed = spec.network and self.images.has_module(management.SERVER)
+        agent = self._agent(spec) if spec.network and (managed or not own) else None
+        # without one it could not be told when the server is ready, and would be started too early
+        facts = {"agent": spec.network and (own or agent is not None), "managed": managed and agent is not None}
+        launch.record = record = replace(record, facts={**record.facts, **facts})
+        boot = self._compose(launch, sources, agent, own)
         launch.line = boot.line
         launch.fds[machine.CONFIG] = self._configuration(place / "config", launch, boot, agent)
         if spec.network:
@@ -227,16 +229,19 @@ class OsvDriver:
         launch.fds[machine.KEPT_OUT], launch.fds[machine.KEPT_ERR] = (os.dup(fd) for fd in launch.fifos)
         launch.target = os.open(launch.directory.path / "stdout", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def _compose(self, launch: _Launch, sources: Sources, agent: Path | None) -> osvline.Boot:
+    def _compose(self, launch: _Launch, sources: Sources, agent: Path | None, own: bool) -> osvline.Boot:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
-        if launch.record.facts["agent"] and agent is None:
-            environment[osvline.SIGNALS] = str(signals.PORT)
-        before = [[f"{osvimage.CONFIG}/{signals.NAME}", str(signals.PORT)]] if agent else []
+        program, before = f"{osvimage.CONFIG}/{signals.NAME}", []
         if launch.record.facts["managed"]:
-            before.append([f"/{management.SERVER}"])
+            before.append(osvline.Command([f"/{management.SERVER}"]))
+            before.append(osvline.Command([program, "wait", str(management.PORT)], beside=False))
         if wanted:
             before += self._cloud_init(launch, wanted)
+        if launch.record.facts["agent"] and own:
+            environment[osvline.SIGNALS] = str(signals.PORT)
+        elif agent is not None:
+            before.append(osvline.Command([program, str(signals.PORT)]))
         return osvline.compose(
             machine.options(self._network(launch.record), launch.machine.slug),
             environment,
@@ -246,7 +251,7 @@ class OsvDriver:
             last=(MARKER, launch.record.id),
         )
 
-    def _cloud_init(self, launch: _Launch, text: str) -> list[list[str]]:
+    def _cloud_init(self, launch: _Launch, text: str) -> list[osvline.Command]:
         wanted = management.cloud_init(text)
         launch.hostname = wanted.hostname
         if wanted.hostname and not launch.record.facts["managed"]:
@@ -256,13 +261,14 @@ class OsvDriver:
             )
         if wanted.document is None:
             return []
-        if not self.images.has_module(management.CLOUD_INIT):
+        program = next((name for name in management.CLOUD_INIT if self.images.has_module(name)), None)
+        if program is None:
             raise Unsupported(
-                f"{management.CLOUD_INIT_VARIABLE} needs OSv's cloud-init module: put {management.CLOUD_INIT} into the directory"
-                " of DAVIT_OSV_MODULES."
+                f"{management.CLOUD_INIT_VARIABLE} needs OSv's cloud-init module: put {management.CLOUD_INIT[0]} into the"
+                " directory of DAVIT_OSV_MODULES."
             )
         launch.record.facts["cloud_init"] = wanted.document.decode()
-        return [[f"/{management.CLOUD_INIT}", "--file", f"{osvimage.CONFIG}/files/cloud-init.yaml"]]
+        return [osvline.Command([f"/{program}", "--file", f"{osvimage.CONFIG}/files/cloud-init.yaml"], beside=False)]
 
     def _configuration(self, path: Path, launch: _Launch, boot: osvline.Boot, agent: Path | None) -> int:
         """The configuration's image as a descriptor: it has no name any more once QEMU has it."""

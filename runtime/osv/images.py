@@ -13,15 +13,18 @@ from pathlib import Path
 
 from runtime.images import Images
 from slugs import osvcommand, osvimage, rofs
+from slugs.elf import bound_at_once
 from slugs.osvcommand import Launch
 from slugs.rofs import Disk, File, Folder, ImageFull, Node, RofsFailed
 from slugs.view import View
 
-VERSION = "1"
+VERSION = "2"
 """Changes when the same sources give other images."""
 KEPT_BASES = 4
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _SLUG = re.compile(r"[0-9a-f]{64}")
+_LARGEST_MODULE = 64 << 20
+"""Bytes; a larger file is laid into the root as it is."""
 
 
 class TooLargeForMemory(osvimage.ImageFailed):
@@ -156,7 +159,7 @@ class OsvImages:
     def _add_modules(self, root: Folder) -> None:
         if self._modules is None or not self._modules.is_dir():
             return
-        _merge(root, Disk(self._modules, skip=lambda path: path == "meta" or path.startswith("meta/")), "")
+        _merge(root, Disk(self._modules, skip=lambda path: path == "meta" or path.startswith("meta/"), file=_module), "")
 
 
 def _too_large(holds: str, memory: int) -> TooLargeForMemory:
@@ -182,6 +185,18 @@ def forget(home: Path, digests: Iterable[str]) -> None:
     """
     for digest in digests:
         (home / "osv" / "slugs" / f"{digest.removeprefix('sha256:')}.rofs").unlink(missing_ok=True)
+
+
+def _module(path: Path, status: os.stat_result) -> File:
+    """A file of the user's modules. OSv looks a symbol up in all that is loaded, and divides by zero in a glibc loader that has
+    already relocated itself: so nothing may be left to look up when the app's loader begins."""
+    found = rofs.on_disk(path, status)
+    if ".so" not in path.name or status.st_size > _LARGEST_MODULE:
+        return found
+    with found.open() as file:
+        content = file.read(status.st_size)
+    bound = bound_at_once(content)
+    return found if bound is content else rofs.data(bound)
 
 
 def _merge(root: Folder, tree: Disk, way: str) -> None:

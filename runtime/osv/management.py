@@ -20,7 +20,8 @@ from foundation.errors import InvalidParams
 
 PORT = 8000
 SERVER = "libhttpserver-api.so"
-CLOUD_INIT = "libcloud-init.so"
+CLOUD_INIT = ("usr/mgmt/cloud-init.so", "libcloud-init.so")
+"""Where OSv's module has it, and where some have put it."""
 CLOUD_INIT_VARIABLE = "OSV_CLOUD_INIT"
 """The config var that holds an app's document for OSv's cloud-init; the guest does not find it in its environment."""
 

@@ -239,7 +239,7 @@ def test_one_that_is_found_while_it_boots_is_found_again_by_every_later_runtime(
 def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path) -> None:
     rows = {
         "needs a shell": "osv-refused", "memory": "osv-too-large", "a unikernel takes 3600": "osv-line",
-        "has the key “runcmd”": "osv-cloud-init", "libcloud-init.so": "osv-module", "host name": "osv-module",
+        "has the key “runcmd”": "osv-cloud-init", "mgmt/cloud-init.so": "osv-module", "host name": "osv-module",
     }  # fmt: skip
     for changes, error, why in (
         ({"line": "a | b"}, CommandRefused, "needs a shell"),
@@ -250,7 +250,7 @@ def test_what_a_unikernel_cannot_have_is_refused(bench: OsvBench, tmp_path: Path
         ({"limits": replace(LIMITS, memory=1)}, TooLargeForMemory, "memory"),
         ({"stack": Path("/nonexistent")}, DavitError, "."),
         ({"env": {**ENV, "OSV_CLOUD_INIT": "runcmd: [x]"}}, InvalidParams, "has the key “runcmd”"),
-        ({"env": {**ENV, "OSV_CLOUD_INIT": "files: {/a: b}"}}, Unsupported, "libcloud-init.so"),
+        ({"env": {**ENV, "OSV_CLOUD_INIT": "files: {/a: b}"}}, Unsupported, "mgmt/cloud-init.so"),
         ({"env": {**ENV, "OSV_CLOUD_INIT": "hostname: x"}}, Unsupported, "host name"),
     ):
         with pytest.raises(error, match=why) as refused:

@@ -98,8 +98,9 @@ def test_more_than_the_line_takes_is_refused_with_a_sentence() -> None:
 
 
 def test_commands_beside_the_app() -> None:
-    boot = osvline.compose([], {}, ["/app"], script=SCRIPT, before=[["/libhttpserver-api.so"], ["/agent.so", "7 7"]])
-    assert booted(boot)[0] == [[b"/libhttpserver-api.so", b"&!"], [b"/agent.so", b"7 7", b"&!"], [b"/app", b""]]
+    before = [osvline.Command(["/libhttpserver-api.so"]), osvline.Command(["/agent.so", "7 7"], beside=False)]
+    boot = osvline.compose([], {}, ["/app"], script=SCRIPT, before=before)
+    assert booted(boot)[0] == [[b"/libhttpserver-api.so", b"&!"], [b"/agent.so", b"7 7", b";"], [b"/app", b""]]
 
 
 def test_a_name_may_have_dashes_and_points() -> None:
