@@ -21,12 +21,13 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from builder.repositories import Repositories
 from cli.host.home import make_directories
@@ -48,8 +49,6 @@ _SCRATCH = ("workspace.img",)
 """What a build works in while it goes on."""
 DRAFT = "restoring"
 """Below DAVIT_HOME, what a restore has read so far."""
-FILLED = "only the database was filled: restore again, into an empty database (dropdb, createdb) and an empty DAVIT_HOME"
-"""What is to be told and done when the rest fails."""
 DUMP_SECONDS = 24 * 3600
 
 
@@ -149,7 +148,8 @@ class _Backup:
 def restore(settings: Settings, source: Path, say: Say) -> None:
     """Make a DAVIT_HOME of an archive. Nothing is ever overwritten: there must be no Davit in it yet.
 
-    All is read, checked and unpacked beside its place first; what is whole is put there by renaming.
+    All is read, checked and unpacked beside its place first; what is whole is put there by renaming, or nothing of it is. Only a
+    PostgreSQL that was filled stays so when the rest fails.
 
     Args:
         source: the archive; ``-`` is standard input.
@@ -160,7 +160,7 @@ def restore(settings: Settings, source: Path, say: Say) -> None:
     home = settings.home
     make_directories(home)
     _refuse_to_overwrite(settings)
-    draft, done = home / DRAFT, "nothing was restored"
+    draft, filled = home / DRAFT, False
     shutil.rmtree(draft, ignore_errors=True)  # of a restore that was killed
     try:
         draft.mkdir(mode=0o700)
@@ -170,28 +170,49 @@ def restore(settings: Settings, source: Path, say: Say) -> None:
         _unbundle(draft, say)
         if (draft / POSTGRESQL).exists():
             _fill_postgresql(settings, draft / POSTGRESQL)
-            done = FILLED
+            filled = True
         _renew_identity(draft)
-        _into_place(settings, draft)
         _give_to_owner(home)
-    except OSError as error:
-        raise _in_words(error, done, f"{source} could not be restored into {home}, {done}") from error
+        _into_place(settings, draft)
+    except (OSError, SQLAlchemyError) as error:
+        left = _left(settings, filled)
+        raise _in_words(error, left, f"{source} could not be restored into {home}, {left}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _refuse_to_overwrite(settings: Settings) -> None:
-    there = [name for name in FILES if (settings.home / name).exists()]
-    if settings.database_url.startswith("sqlite") and _sqlite_file(settings).exists():
-        there.append(str(_sqlite_file(settings)))
-    there += [name for name in (*TREES, "repos") if any(_files(settings.home / name))]
-    if there:
+    if there := _there(settings):
         raise BackupFailed(
             f"There is a Davit in {settings.home} already ({', '.join(there)}). Restore into a DAVIT_HOME that is empty: "
             "stop it (`davit down`) and move that one out of the way."
         )
-    if not settings.database_url.startswith("sqlite") and inspect(engine()).get_table_names():
+    try:
+        full = not settings.database_url.startswith("sqlite") and bool(inspect(engine()).get_table_names())
+    except SQLAlchemyError as error:
+        raise BackupFailed(
+            f"The database that DATABASE_URL names cannot be read ({_reason(error)}): start it, or correct DATABASE_URL."
+        ) from error
+    if full:
         raise BackupFailed("The database that DATABASE_URL names is not empty; restore into a new one (createdb).")
+
+
+def _there(settings: Settings) -> list[str]:
+    """What of a Davit is in its place."""
+    there = [name for name in FILES if (settings.home / name).exists()]
+    if settings.database_url.startswith("sqlite") and _sqlite_file(settings).exists():
+        there.append(str(_sqlite_file(settings)))
+    return there + [name for name in (*TREES, "repos") if any(_files(settings.home / name))]
+
+
+def _left(settings: Settings, filled: bool) -> str:
+    """What a restore that failed has changed, and what is to be done then."""
+    left = [*(["the database"] if filled else []), *_there(settings)]
+    if not left:
+        return "nothing was restored"
+    only = "only the database was filled" if left == ["the database"] else f"only a part is there ({', '.join(left)})"
+    fresh = ["an empty database (dropdb, createdb)"] if filled else []
+    return f"{only}: restore again, into {' and '.join([*fresh, 'an empty DAVIT_HOME'])}"
 
 
 def _unpack(source: Path, draft: Path) -> None:
@@ -277,25 +298,52 @@ def _name_in_sqlite(path: Path, identity: str) -> bool:
 
 
 def _into_place(settings: Settings, draft: Path) -> None:
-    """The database's file comes last: what it names is there before it."""
-    for name in (*TREES, *FILES, "repos"):
-        fresh, place = draft / name, settings.home / name
-        if fresh.is_dir() and place.is_dir():
-            shutil.rmtree(place)  # empty: nothing is overwritten
-        if fresh.exists():
-            fresh.rename(place)
+    """All of it, or nothing. The database's file comes last: what it names is there before it."""
+    moves = [(draft / name, settings.home / name) for name in (*TREES, *FILES, "repos") if (draft / name).exists()]
+    done: list[tuple[Path, Path]] = []
+    with _beside_its_place(settings, draft) as database:
+        try:
+            for fresh, place in moves + database:
+                if place.is_dir():
+                    shutil.rmtree(place)  # empty: nothing is overwritten
+                if (fresh, place) in database:
+                    os.sync()
+                fresh.rename(place)
+                done.append((fresh, place))
+        except BaseException:
+            for fresh, place in reversed(done):
+                with suppress(OSError):
+                    place.rename(fresh)
+            raise
     os.sync()
-    if (draft / SQLITE).exists():
-        shutil.move(draft / SQLITE, _sqlite_file(settings))
-        os.sync()
+
+
+@contextmanager
+def _beside_its_place(settings: Settings, draft: Path) -> Iterator[list[tuple[Path, Path]]]:
+    """SQLite's file, which may belong on another disk than the home, where one renaming puts it into its place."""
+    if not (draft / SQLITE).exists():
+        yield []
+        return
+    place = _sqlite_file(settings)
+    beside = place.with_name(f".{place.name}.{DRAFT}")
+    try:
+        shutil.move(draft / SQLITE, beside)
+        _give(beside, settings.home.stat())
+        yield [(beside, place)]
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _give_to_owner(home: Path) -> None:
     """All of it belongs to whom the home belongs."""
     owner = home.stat()
+    for path in home.rglob("*"):
+        _give(path, owner)
+
+
+def _give(path: Path, owner: os.stat_result) -> None:
     if os.geteuid() == 0 and owner.st_uid != 0:
-        for path in home.rglob("*"):
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _sqlite_file(settings: Settings) -> Path:
@@ -364,8 +412,15 @@ def _opened(source: Path) -> Iterator[BinaryIO | IO[bytes]]:
             yield file
 
 
-def _in_words(error: OSError, consequence: str, what: str) -> DavitError:
+def _in_words(error: OSError | SQLAlchemyError, consequence: str, what: str) -> DavitError:
+    if isinstance(error, SQLAlchemyError):
+        return BackupFailed(f"{what}: {_reason(error).rstrip('.')}.")
     if error.errno in NO_ROOM:
         return DiskFull(consequence)
     where = f" ({error.filename})" if error.filename else ""
     return BackupFailed(f"{what}: {error.strerror or error}{where}.")
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The database's own words."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

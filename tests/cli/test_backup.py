@@ -231,19 +231,106 @@ def test_a_database_that_is_not_empty_is_left_alone(
         backup.restore(settings(), tmp_path / "davit.tar", silent)
 
 
-def test_what_a_restore_that_fails_late_left_is_told(
-    database: str, elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+def full(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """The disk is full whenever something is to get one of these names."""
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if Path(target).name in names:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+
+
+@pytest.fixture
+def saved(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A backup, and another Davit's empty home, in which this process is."""
+    a_day(davit_home, tmp_path)
+    home_made.prepare(settings())
+    backup.backup(settings(), tmp_path / "davit.tar", silent)
+    return tmp_path / "davit.tar", elsewhere()
+
+
+LATE = {"sqlite": "so nothing was restored", "postgresql": "only the database was filled: .*createdb"}
+
+
+def files_in(home: Path) -> list[Path]:
+    return [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_a_restore_that_fails_late_puts_nothing_in_its_place(
+    database: str, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    file, home = saved
+    for name in ("slugs", "owner-token", "davit.db") if database == "sqlite" else ("owner-token",):
+        with monkeypatch.context() as patch:
+            full(patch, name)
+            with pytest.raises(DavitError, match=LATE[database]):
+                backup.restore(settings(), file, silent)
+        assert files_in(home) == []
+    if database == "sqlite":
+        backup.restore(settings(), file, silent)  # into the same home: nothing is in its way
+        assert facts()["config"] == SECRET
+
+
+def test_what_cannot_be_taken_back_is_named(database: str, saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    file, home = saved
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if Path(target).name == "owner-token" or path == home / "keys":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(DavitError, match=r"only a part is there \((the database, )?keys\): restore again, into .*an empty DAVIT_HOME"):
+        backup.restore(settings(), file, silent)
+    assert (home / "keys" / "config.keys").exists()
+
+
+def test_a_database_that_refuses_its_new_identity_is_a_sentence(
+    database: str, elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
     a_day(davit_home, tmp_path)
+    home_made.prepare(settings())
+    with db.engine().begin() as connection:
+        if database == "sqlite":
+            connection.execute(text("CREATE TRIGGER no BEFORE UPDATE ON homes BEGIN SELECT RAISE(ABORT, 'not now'); END"))
+        else:
+            connection.execute(text("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$"))
+            connection.execute(text("CREATE TRIGGER no BEFORE UPDATE ON homes FOR EACH ROW EXECUTE FUNCTION no()"))
     backup.backup(settings(), tmp_path / "davit.tar", silent)
-    elsewhere()
-
-    def full(settings: object, draft: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(backup, "_into_place", full)
-    with pytest.raises(DavitError, match="so nothing was restored" if database == "sqlite" else "only the database was filled.*createdb"):
+    home = elsewhere()
+    with pytest.raises(backup.BackupFailed, match="not now") as refused:
         backup.restore(settings(), tmp_path / "davit.tar", silent)
+    assert ("only the database was filled" in refused.value.message) == (database == "postgresql")
+    assert files_in(home) == []
+
+
+def test_what_is_restored_belongs_to_whom_the_home_belongs(
+    database: str, saved: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    file, home = saved
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    if database == "sqlite":  # its file may be on another disk
+        monkeypatch.setenv("DATABASE_URL", f"sqlite:///{apart}/davit.db")
+        forget_caches()
+    os.chown(home, 12345, 12345)
+    backup.restore(settings(), file, silent)
+    assert {path.stat().st_uid for path in [*home.rglob("*"), *apart.iterdir()]} == {12345}
+    assert [path.name for path in apart.iterdir()] == (["davit.db"] if database == "sqlite" else [])
+
+
+def test_a_database_that_is_away_is_a_sentence(davit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVIT_HOME", str(davit_home))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://ann:hunter2@127.0.0.1:1/davit")
+    forget_caches()
+    with pytest.raises(backup.BackupFailed, match="that DATABASE_URL names cannot be read") as refused:
+        backup.restore(settings(), tmp_path / "davit.tar", silent)
+    assert "hunter2" not in refused.value.message
+    forget_caches()
 
 
 def test_half_an_archive_changes_nothing(elsewhere: Callable[[], Path], davit_home: Path, tmp_path: Path) -> None:
