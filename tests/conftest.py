@@ -36,7 +36,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a 
 POSTGRES_PORT = 5432
 """Only names the socket file: the private cluster listens on no TCP address."""
 
-PATIENCE = 5
+SLOWNESS = int(os.environ.get("DAVIT_TEST_SLOWNESS") or 1)
+"""How many times as long tests may take on the machine that they run on; one that is emulated sets it."""
+PATIENCE = 5 * SLOWNESS
 """How much slower than usual the machine may be before a wait gives up: times are given as an idle machine needs them."""
 
 
@@ -75,6 +77,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if without:
             config.hook.pytest_deselected(items=without)
             items[:] = [item for item in items if item not in without]
+    if SLOWNESS != 1:
+        for item in items:
+            own = item.get_closest_marker("timeout")
+            seconds = own.args[0] if own is not None else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(SLOWNESS * seconds), append=False)
     if hasattr(config, "workerinput"):  # alone they are run as they were asked for
         longest_first(items)
 

@@ -25,12 +25,13 @@ HURRIED = ("tests/builder/test_build_sandbox.py::test_harm_ends_in_a_failed_buil
 JOB = """
 cd /tmp
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DAVIT_STACKS=@stacks@
+export DAVIT_TEST_SLOWNESS=6
 git clone -q @source@ davit
 ln -s @python@ davit/.venv
 cd davit
 uname -r
 bin/davit doctor
-.venv/bin/python -m pytest -p no:cacheprovider -v --color=no -o timeout=1800 -m 'not slow' @tests@
+.venv/bin/python -m pytest -p no:cacheprovider -v --color=no -m 'not slow' @tests@
 tests=$?
 export DAVIT_HOME=/tmp/home PATH=$PATH:/tmp/davit/bin
 cp -a examples/static /tmp/app
