@@ -23,20 +23,23 @@ from pathlib import Path
 from types import FrameType
 
 from bench.tables import FIGURES, HEAD, Figure, read, table
+from foundation.settings import from_environment
 
 ROOT = Path(__file__).parents[1]
-MOST_SECONDS = 900
-"""Of one bench; then it is interrupted, and the next has its turn."""
+CLEAR_SECONDS = 600
+"""That a bench which was interrupted may take to end what it started: a whole Davit with all its dynos, at worst."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench: what it measures, its words, its words when it is to be quick, whether it wants a Davit that runs."""
+    """One bench: what it measures, its words, its words when it is to be quick, whether it wants a Davit that runs, and how many
+    seconds it may take: then it is interrupted, and the next has its turn."""
 
     title: str
     words: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     wants_davit: bool = False
+    most_seconds: int = 900
 
 
 BENCHES: Mapping[str, Bench] = {
@@ -49,7 +52,10 @@ BENCHES: Mapping[str, Bench] = {
         quick=("--deploys=3", "--configs=3", "--rollbacks=2", "--scales=2", "--restarts=1", "--kills=1"),
     ),
     "idle": Bench("memory with no app, and what a dyno adds", quick=("--settled=4",)),
-    "vms": Bench("containers, microVMs and unikernels side by side", quick=("--runs=1", "--seconds=2", "--most=3")),
+    "vms": Bench(
+        "containers, microVMs and unikernels side by side", ("--minutes=3",), quick=("--runs=1", "--seconds=2", "--most=3"),
+        most_seconds=2700,
+    ),
     "crowd": Bench("200 dynos on one machine", quick=("--dynos=40",)),
     "logs": Bench("collecting logs", quick=("--rounds=2", "--samples=30", "--idle=4")),
     "seal": Bench("sealing a slug against tar and gzip", ("--runs=3",), quick=("--runs=1",)),
@@ -76,6 +82,17 @@ def versions() -> Iterator[str]:
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     yield f"{release.get('PRETTY_NAME', '').strip(chr(34))}, Python {platform.python_version()}"
     yield ", ".join(filter(None, map(_version, PROGRAMS)))
+
+
+def accelerations() -> Iterator[str]:
+    """How virtual machines run here, a line for each kind that there is; found out by booting one."""
+    from cli.host import doctor
+    from tests.e2e.world import STACKS
+
+    ours = from_environment({**os.environ, "DAVIT_STACKS": str(STACKS)})
+    yield f"microVMs: {doctor.check_microvm(ours).message}"
+    if ours.osv_kernel is not None:
+        yield f"unikernels: {doctor.check_osv(ours).message}"
 
 
 def _version(command: str) -> str:
@@ -114,25 +131,42 @@ def work(name: str, bench: Bench, figures: Path, quick: bool) -> str | None:
     words = bench.quick if quick else bench.words
     try:
         with environment_for(bench, figures, quick) as environment:
-            return _run([sys.executable, "-m", f"bench.{name}", *words], environment)
+            return run([sys.executable, "-m", f"bench.{name}", *words], environment, bench.most_seconds)
     except AssertionError as error:
         return str(error)
 
 
-def _run(argv: list[str], environment: Mapping[str, str]) -> str | None:
-    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
+def run(argv: list[str], environment: Mapping[str, str], most_seconds: float) -> str | None:
+    """Run a program to its end, or interrupt it after so many seconds or when this is interrupted; None when it ended well.
+
+    It has a session of its own: Ctrl-C reaches it once, through this, and not again while it clears away what it made.
+    """
+    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        status = process.wait(MOST_SECONDS)
+        status = process.wait(most_seconds)
         return None if status == 0 else f"it ended with status {status}"
     except subprocess.TimeoutExpired:
-        return f"it took more than {MOST_SECONDS} s and was interrupted"
+        return f"it took more than {most_seconds:g} s and was interrupted"
     finally:
-        if process.poll() is None:  # let it clear away what it made
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(90)
-            process.kill()
-            process.wait()
+        if process.poll() is None:
+            _interrupt(process)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Let it clear away what it made; whoever is impatient meanwhile would have that stay."""
+    print(f"\ninterrupted: it ends what it started, within {CLEAR_SECONDS} s", flush=True)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(CLEAR_SECONDS)
+        if process.poll() is None:
+            print("killed, for it did not end: what it started, below /tmp/dvb…, may run on", flush=True)
+    finally:
+        process.kill()
+        process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(figures: list[Figure]) -> str:
@@ -152,18 +186,22 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("the benches start containers and need root: sudo make bench")
     signal.signal(signal.SIGTERM, _interrupted)
-    print("\n".join(versions()), flush=True)
+    for line in (*versions(), *accelerations()):
+        print(line, flush=True)
     failures = {}
     with tempfile.TemporaryDirectory(prefix="dvb") as directory:
         figures = Path(directory) / "figures"
         names = [name for name in BENCHES if name in (options.names or BENCHES)]
-        for number, name in enumerate(names, 1):
-            print(f"\n== {name} ({number} of {len(names)}): {BENCHES[name].title}\n", flush=True)
-            began = time.monotonic()
-            if problem := work(name, BENCHES[name], figures, options.quick):
-                failures[name] = problem
-                print(f"\n{name}: {problem}", flush=True)
-            print(f"({time.monotonic() - began:.0f} s)", flush=True)
+        try:
+            for number, name in enumerate(names, 1):
+                print(f"\n== {name} ({number} of {len(names)}): {BENCHES[name].title}\n", flush=True)
+                began = time.monotonic()
+                if problem := work(name, BENCHES[name], figures, options.quick):
+                    failures[name] = problem
+                    print(f"\n{name}: {problem}", flush=True)
+                print(f"({time.monotonic() - began:.0f} s)", flush=True)
+        except KeyboardInterrupt:
+            failures[name] = "interrupted; those after it did not run"
         print(f"\n== all goals\n\n{summary(read(figures))}")
     for name, problem in failures.items():
         print(f"{name}: {problem}")

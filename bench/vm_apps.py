@@ -10,16 +10,20 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
+from bench.crowd import until_nothing_left
 from bench.dyno_start import available
+from bench.parts import Parts
+from bench.vm_figures import Served
 from state.formation import MOST
 from tests.e2e.conftest import running
-from tests.e2e.world import TINY, App, Davit, eventually
+from tests.e2e.world import TINY, App, Davit
 
 SLEEP_AFTER = 3
 """Seconds without requests after which an app of the bench sleeps."""
@@ -28,61 +32,85 @@ PORT = 8080
 PATIENCE = 600.0
 LEAST_FREE = 1 << 30
 """Bytes that stay free: a host that is fuller than that begins to swap or to kill, and its figures are worth nothing."""
+ROOM = "there is room"
 
 
-@dataclass
-class Served:
-    """Of one isolation: requests a second; seconds; dynos that run and bytes of the host that each takes, why there are no more,
-    and for how many there is room when the host was not filled."""
-
-    rate: float = 0.0
-    wake: float = 0.0
-    pause: float | None = None
-    held: float | None = None
-    longest: float | None = None
-    dynos: int = 0
-    each: float = 0.0
-    why: str = ""
-    room: float | None = None
-
-
-def measure(isolations: list[str], seconds: int, most: int, filling: float) -> dict[str, Served]:
-    """All of it for each isolation.
+def measure(
+    isolations: list[str], seconds: int, most: int, filling: float, found: dict[str, Served], parts: Parts
+) -> None:
+    """All of it for each isolation, one after the other: the next begins when nothing of the one before is left.
 
     Args:
         isolations: those that this host can have.
         seconds: how long there is load.
         most, filling: dynos, and seconds, at which the filling of the host is given up.
+        found: gets what is measured, when it is.
     """
     kept = {name: os.environ[name] for name in ("DAVIT_OSV_KERNEL", "DAVIT_OSV_MODULES") if name in os.environ}
     extra = {"DAVIT_SLEEP_AFTER": str(SLEEP_AFTER), "DAVIT_BOOT_TIMEOUT": "300", **kept}
-    found: dict[str, Served] = {}
     with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")), extra=extra)) as davit:
         for isolation in isolations:
-            app = davit.create()
-            try:
+            into = found[isolation] = Served()
+            with parts.part(f"{isolation}, behind a Davit"):
+                app = davit.create()
                 app.deploy(same_in_many_types(most))
                 app.cli("ps:sleep", "off")
                 app.cli("ps:isolation", *(f"{type}={isolation}" for type in types(most)))
-                _until_up(app, 1, isolation)
-                found[isolation] = _one(davit, app, isolation, seconds, most, filling)
-            except AssertionError as error:
-                print(f"{isolation}, behind a Davit: not measured: {str(error)[:300]}", flush=True)
-            app.cli("apps:destroy", "--confirm", app.name)
-    return found
+                until_up(app, isolation)
+                _one(davit, app, isolation, seconds, most, filling, into, parts)
+            gone = False
+            with parts.part(f"{isolation}, its dynos' end"):
+                destroy_all(davit)
+                gone = True
+            if not gone:
+                break  # what still ends is load, and memory, of whatever is measured beside it
 
 
-def _one(davit: Davit, app: App, isolation: str, seconds: int, most: int, filling: float) -> Served:
-    into = Served()
-    into.rate = requests_a_second(davit, app, seconds)
+def _one(
+    davit: Davit, app: App, isolation: str, seconds: int, most: int, filling: float, into: Served, parts: Parts
+) -> None:
+    with parts.part(f"{isolation}, requests through the router"):
+        into.rate = requests_a_second(davit, app, seconds)
     if isolation == "microvm":
-        with asking(app) as waits:
-            said = app.cli("ps:migrate", "web.1").stderr
-        into.pause, into.held = told(said, "stood still"), told(said, "were held")
-        into.longest = max(waits)
-    into.wake = woken(app)
-    fill(app, isolation, most, filling, into)
-    return into
+        with parts.part(f"{isolation}, ps:migrate"):
+            with asking(app) as waits:
+                said = app.cli("ps:migrate", "web.1").stderr
+            into.pause, into.held = told(said, "stood still"), told(said, "were held")
+            into.longest = max(waits)
+    with parts.part(f"{isolation}, sleep and wake"):
+        into.wake = woken(app)
+    with parts.part(f"{isolation}, filling the host"):
+        until_up(app, isolation)
+        fill(app, isolation, most, filling, into)
+
+
+def destroy_all(davit: Davit) -> None:
+    """Destroy every app; returns when nothing of any is left.
+
+    Raises:
+        RuntimeError: something still is, after all patience.
+    """
+    with davit.client() as client:
+        for app in client.get("/apps").raise_for_status().json():
+            client.delete(f"/apps/{app['name']}").raise_for_status()
+    until_nothing_left(davit)
+
+
+def until_up(app: App, isolation: str) -> None:
+    """Until its only dyno is up, as ``isolation``."""
+    until(lambda: _are_up(app, 1, isolation), f"a dyno as {isolation}")
+
+
+def until(check: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """Poll.
+
+    Raises:
+        AssertionError: it is not so after ``seconds``.
+    """
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, f"not so within {seconds:.0f} s: {what}"
+        time.sleep(0.1)
 
 
 def types(dynos: int) -> list[str]:
@@ -104,7 +132,7 @@ def same_in_many_types(dynos: int) -> dict[str, str]:
 def requests_a_second(davit: Davit, app: App, seconds: int) -> float:
     """Through Davit's router, with 8 connections."""
     words = ["wrk", "-t1", "-c8", f"-d{seconds}s", "-H", f"Host: {app.name}.localhost", f"http://127.0.0.1:{davit.http}/"]
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     found = re.search(r"Requests/sec:\s+([\d.]+)", told)
     assert found is not None and "Non-2xx" not in told, told
     return float(found[1])
@@ -113,13 +141,15 @@ def requests_a_second(davit: Davit, app: App, seconds: int) -> float:
 def woken(app: App) -> float:
     """Seconds of the request that wakes the app: held by the router, answered by the dyno."""
     app.cli("ps:sleep", "on")
-    eventually(lambda: [dyno["state"] for dyno in app.dynos()] == ["idle"], "it sleeps", PATIENCE)
-    began = time.perf_counter()
-    answer = app.get()
-    took = time.perf_counter() - began
-    assert answer.status_code == 200, answer.text
-    app.cli("ps:sleep", "off")
-    return took
+    try:
+        until(lambda: [dyno["state"] for dyno in app.dynos()] == ["idle"], "it sleeps")
+        began = time.perf_counter()
+        answer = app.get()
+        took = time.perf_counter() - began
+        assert answer.status_code == 200, answer.text
+        return took
+    finally:
+        app.cli("ps:sleep", "off")
 
 
 def told(said: str, what: str) -> float:
@@ -149,41 +179,59 @@ def asking(app: App) -> Iterator[list[float]]:
     with ThreadPoolExecutor(1) as threads:
         asker = threads.submit(ask)
         try:
-            eventually(lambda: waits or asker.done(), "the first answer", PATIENCE)
+            until(lambda: waits or asker.done(), "the first answer")
             yield waits
         finally:
             done.set()
         asker.result()
 
 
-def fill(app: App, isolation: str, most: int, seconds: float, into: Served) -> None:
-    """Scale up, an eighth at a time, until the host is full, one is refused, or there are ``most``, or ``seconds`` are over."""
-    free, into.dynos, into.why = available(), 1, f"given up at {most}, there is room"
-    end = time.monotonic() + seconds
-    while into.dynos < most:
-        if available() < LEAST_FREE:
-            into.why = "less than 1 GiB of memory is left"
-            break
-        if time.monotonic() > end:
-            into.why = f"given up after {seconds / 60:.0f} minutes, there is room"
-            break
-        wanted = min(most, into.dynos + max(1, into.dynos // 8))
+def fill(
+    app: App, isolation: str, most: int, seconds: float, into: Served, *,
+    free: Callable[[], int] = available, clock: Callable[[], float] = time.monotonic,
+) -> None:  # fmt: skip
+    """Scale up, an eighth at a time, until the host is full, one is refused, or there are ``most``, or ``seconds`` are over.
+
+    Args:
+        free: bytes of memory that the host can still give.
+        clock: seconds.
+    """
+    before = left = free()
+    end, into.dynos = clock() + seconds, 1
+    try:
+        while not into.why:
+            wanted = min(most, into.dynos + max(1, into.dynos // 8))
+            if into.dynos >= most:
+                into.why = f"given up at {most}, {ROOM}"
+            elif left < LEAST_FREE:
+                into.why = "less than 1 GiB of memory is left"
+            elif clock() >= end or not _grow(app, isolation, wanted, end, clock, into):
+                into.why = into.why or f"given up after {seconds / 60:g} minutes, {ROOM}"
+            else:
+                into.dynos, left = wanted, free()
+    finally:
+        into.why = into.why or "cut short"
+        if into.dynos > 1:
+            into.each = (before - left) / (into.dynos - 1)
+            if into.why.endswith(ROOM) and into.each > 0:
+                into.room = into.dynos + max(0, left - LEAST_FREE) // into.each
+
+
+def _grow(app: App, isolation: str, wanted: int, end: float, clock: Callable[[], float], into: Served) -> bool:
+    """Whether so many came up before ``end``; why not, where that was not for want of time."""
+    patience = clock() + PATIENCE
+    try:
         done = app.cli("ps:scale", *spread(wanted), check=False)
-        try:
-            assert done.returncode == 0, done.stderr
-            _until_up(app, wanted, isolation)
-        except AssertionError as error:
-            into.why = f"the next did not come up: {str(error).strip().splitlines()[-1][:100]}"
-            break
-        into.dynos = wanted
-    left = available()
-    into.each = (free - left) / max(1, into.dynos - 1)
-    if into.why.startswith("given up") and into.each > 0:
-        into.room = into.dynos + max(0, left - LEAST_FREE) // into.each
+        assert done.returncode == 0, done.stderr
+        while not (up := _are_up(app, wanted, isolation)) and clock() < end:
+            assert clock() < patience, f"it took more than {PATIENCE / 60:g} minutes"
+            time.sleep(0.1)
+        return up
+    except (AssertionError, httpx.HTTPError, subprocess.SubprocessError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        into.why = f"the next did not come up: {said[-1][:100]}"
+    return False
 
 
-def _until_up(app: App, number: int, isolation: str) -> None:
-    def up() -> bool:
-        return sum(dyno["state"] == "up" and dyno.get("isolation") == isolation for dyno in app.dynos()) == number
-
-    eventually(up, f"{number} dynos as {isolation}", PATIENCE)
+def _are_up(app: App, number: int, isolation: str) -> bool:
+    return sum(dyno["state"] == "up" and dyno["isolation"] == isolation for dyno in app.dynos()) == number

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bench import vms
+from bench import vm_images
+from bench.vm_figures import Found, Measured
 from cli.host import doctor
 from foundation.errors import DavitError, InvalidParams
 from foundation.settings import from_environment
@@ -31,7 +32,7 @@ from runtime.osv.driver import QEMU, OsvDriver, StartFailed
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
 from runtime.qmp import Monitor, MonitorFailed
-from slugs import osvcommand, rofs
+from slugs import image, osvcommand, rofs
 from slugs.osvcommand import CommandRefused
 from tests.e2e.errors_page import assert_says
 from tests.runtime import imitation_guest
@@ -79,14 +80,18 @@ def argv_of(pid: int) -> str:
 
 
 def test_the_bench_of_isolations_times_the_images(
-    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loop: asyncio.AbstractEventLoop, images: tuple[Path, Path], loader: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(vms, "SLUG_MIB", 1)
+    (tmp_path / "tree" / "app").mkdir(parents=True)
+    (tmp_path / "tree" / "app" / "app.py").write_bytes(bytes(1 << 20))
+    image.seal(tmp_path / "tree", slug := tmp_path / "slug")
+    found = Found({"osv": Measured()}, slug_mib=1.0)
     bench = OsvBench(loop, *images, DAVIT_OSV_KERNEL=str(loader))
     bench.open()
     try:
-        vms.images(bench.osv, bench.stack, tmp_path, into := vms.Measured())
-        assert into.slug and into.root
+        vm_images.unikernels(bench.osv, bench.stack, slug, "python3 app.py", {}, found)
+        assert found.alone["osv"].image and found.alone["osv"].root
+        assert len(list((bench.osv.images.directory / "slugs").iterdir())) == 1
         assert not any(bench.host.images._users.values()), "the stack is still in use"
     finally:
         bench.close()

@@ -1,0 +1,31 @@
+"""The parts of a bench: when one fails that is said, and the others have their turn and their figures all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from foundation.errors import DavitError
+
+WORDS = 300
+
+
+class Parts:
+    """Which have failed, in words."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """One of them: whatever error ends it ends only it. An interruption ends the bench."""
+        try:
+            yield
+        except Exception as error:  # httpx's, subprocess's, an assertion's: none of them is another part's
+            said = error.message if isinstance(error, DavitError) else f"{type(error).__name__}: {error}"
+            self.fail(f"{what}: not measured: {said.strip()[:WORDS]}")
+
+    def fail(self, said: str) -> None:
+        """Say that one has failed."""
+        self.failed.append(said)
+        print(said, flush=True)
