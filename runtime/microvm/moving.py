@@ -28,6 +28,7 @@ from foundation.errors import DavitError
 from foundation.memory import meminfo
 from foundation.programs import run
 from runtime import cgroups
+from runtime.apart import apart
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
@@ -512,7 +513,7 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
         to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
         size, digest = await _write_memory(dyno.monitor, to / _MEMORY, _most(dyno.record))
-        await pump.apart(_write_rest, dyno, to, size, digest)
+        await apart(_write_rest, dyno, to, size, digest)
     except (DavitError, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
         dyno.stood_still()
@@ -563,7 +564,7 @@ async def _write_memory(monitor: Monitor, path: Path, most: int) -> tuple[int, i
         OSError: it could not be written: a full disk.
     """
     ours, theirs = socket.socketpair()
-    taking = pump.apart(pump.take, ours, path, most)
+    taking = apart(pump.take, ours, path, most)
 
     def over(taking: asyncio.Future[tuple[int, int]]) -> None:
         taking.exception()  # nobody may be waiting for it
@@ -611,7 +612,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
     Raises:
         MoveFailed: it is damaged or of another version; nothing runs.
     """
-    facts = await pump.apart(_read, driver, snapshot, spec, await driver.current_qemu())
+    facts = await apart(_read, driver, snapshot, spec, await driver.current_qemu())
     launch = driver.plan(spec, incoming=True)
     launch.record = replace(launch.record, facts={**facts, "generation": 1, "moving_to": None, "waking": True})
     launch.machine = replace(
@@ -622,7 +623,7 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         await driver.host.in_thread(_open_snapshot, driver, launch, snapshot)
         ours, theirs = socket.socketpair()
         launch.fds[machine.INCOMING] = theirs.detach()
-        pump.apart(pump.give, ours, snapshot / _MEMORY)  # ends when QEMU does, too
+        apart(pump.give, ours, snapshot / _MEMORY)  # ends when QEMU does, too
         await driver.launch(launch)
         assert launch.monitor is not None
         await _until_read(launch.monitor)

@@ -1,52 +1,19 @@
 """A machine's memory between QEMU's socket and a file, as fast as the slower of the two.
 
-That may be half a minute for each machine, and some fall asleep together: whatever lasts so long has a thread of its own. Those
-of :meth:`runtime.host.Host.in_thread` are few, and every dyno's start waits for one.
+That may be half a minute for each machine, and some fall asleep together: it is work for :func:`runtime.apart.apart`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import threading
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from runtime.qmp import MonitorFailed
 
-_T = TypeVar("_T")
 _PIECE = 1 << 20
-
-
-def apart(work: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
-    """Begin blocking work in a thread of its own, for which nothing waits when this process ends.
-
-    Returns:
-        its result, once it is there. To give up waiting does not end the work.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[_T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work(*args)
-        except BaseException as error:
-            _tell(loop, done, partial(done.set_exception, error))
-        else:
-            _tell(loop, done, partial(done.set_result, result))
-
-    threading.Thread(target=run, name="pump", daemon=True).start()
-    return done
-
-
-def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], say: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(lambda: None if done.done() else say())
 
 
 def take(source: socket.socket, path: Path, most: int) -> tuple[int, int]:

@@ -12,8 +12,6 @@ import logging
 import os
 import re
 import shutil
-import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,8 +41,6 @@ MONITOR_SECONDS = 60.0
 """Until QEMU itself answers, on a busy host."""
 LAST_WORDS_SECONDS = 10.0
 """How long one whose QEMU does not answer any more may take to be over."""
-AGENT_SECONDS = 300.0
-"""After which it is tried again to build the agent, when that failed."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -68,7 +64,13 @@ class _Launch:
     target: int = -1
     line: bytes = b""
     hostname: str | None = None
+    agent: Path | None = None
     dyno: Unikernel | None = None
+
+
+def _takes_signals(sources: Sources) -> bool:
+    """Whether Davit's modules in it take signals themselves."""
+    return sources.launch.runtime in ("python", "node")
 
 
 class OsvDriver:
@@ -88,11 +90,9 @@ class OsvDriver:
         self.kvm = bool(kvm)
         self.qemu = ""
         self.kernel: kernel.Kernel
-        self._agents: dict[Path, Path] = {}
-        self._no_agent: dict[Path, float] = {}
-        self._building = threading.Lock()
         settings = host.settings
         self.images = OsvImages(settings.home / "osv", host.images, settings.home / "slugs", settings.osv_modules)
+        self._agents = signals.Agents(self.images.directory)
         self._open = False
 
     @property
@@ -154,6 +154,7 @@ class OsvDriver:
             await self.host.in_thread(applog.say, spec.app_id, spec.name, *sources.launch.notes)
         launch = self._plan(spec)
         try:
+            launch.agent = await self._agent(spec, sources)
             await self.host.in_thread(self._prepare_launch, launch, sources)
             await self.host.in_thread(self._spawn, launch)
             dyno = self._dyno(launch)
@@ -204,9 +205,7 @@ class OsvDriver:
         for number, path in ((machine.ROOT, sources.root), (machine.SLUG, sources.slug)):
             if path is not None:
                 launch.fds[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        own = sources.launch.runtime in ("python", "node")  # Davit's modules in these take signals themselves
-        managed = spec.network and self.images.has_module(management.SERVER)
-        agent = self._agent(spec) if spec.network and (managed or not own) else None
+        own, managed, agent = _takes_signals(sources), self._is_managed(spec), launch.agent
         # without one it could not be told when the server is ready, and would be started too early
         facts = {"agent": spec.network and (own or agent is not None), "managed": managed and agent is not None}
         launch.record = record = replace(record, facts={**record.facts, **facts})
@@ -292,19 +291,15 @@ class OsvDriver:
             instance.address(record.slot), str(instance.network.netmask), instance.gateway, servers[0] if servers else None
         )
 
-    def _agent(self, spec: DynoSpec) -> Path | None:
-        """The program that brings signals in, built once per build stack; None where there is none. One who needs it meanwhile
-        waits: both would be built in the same place."""
-        build = next((path for path in sorted(spec.stack.parent.glob("build.*"))), None)
-        if build is None:
+    def _is_managed(self, spec: DynoSpec) -> bool:
+        return spec.network and self.images.has_module(management.SERVER)
+
+    async def _agent(self, spec: DynoSpec, sources: Sources) -> Path | None:
+        """The program that brings signals in; None where it is not needed, or cannot be had."""
+        if not spec.network or (_takes_signals(sources) and not self._is_managed(spec)):
             return None
-        with self._building:
-            if build not in self._agents and time.monotonic() >= self._no_agent.get(build, 0.0):
-                if (agent := signals.build(build, self.images.directory)) is None:
-                    self._no_agent[build] = time.monotonic() + AGENT_SECONDS
-                else:
-                    self._agents[build] = agent
-            return self._agents.get(build)
+        stack = next((path for path in sorted(spec.stack.parent.glob("build.*"))), None)
+        return await self._agents.program(stack) if stack is not None else None
 
     def _uid(self, slot: int) -> int:
         return self.host.instance.uids(slot) + oci.USER

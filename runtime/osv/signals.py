@@ -10,11 +10,13 @@ import hashlib
 import logging
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from foundation import disk
 from foundation.errors import DavitError
+from runtime.apart import apart
 from slugs import mounted
 
 log = logging.getLogger("runtime")
@@ -24,6 +26,39 @@ PORT = 65077
 NAME = "agent.so"
 _SOURCE = Path(__file__).with_name("agent.c")
 _SECONDS = 60
+AGAIN_SECONDS = 300.0
+"""After which it is tried again to build it, when that failed."""
+
+
+class Agents:
+    """The programs for guests, one for each build stack, built when they are first needed.
+
+    Args:
+        directory: where they are kept.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._built: dict[Path, Path] = {}
+        self._again: dict[Path, float] = {}
+        self._building: dict[Path, asyncio.Future[Path | None]] = {}
+
+    async def program(self, stack: Path) -> Path | None:
+        """See :func:`build`. It takes up to a minute: in a thread of its own, for which all wait who need the same meanwhile."""
+        if stack in self._built or time.monotonic() < self._again.get(stack, 0.0):
+            return self._built.get(stack)
+        if stack not in self._building:
+            self._building[stack] = apart(build, stack, self._directory)
+            self._building[stack].add_done_callback(lambda done: self._keep(stack, done))
+        return await asyncio.shield(self._building[stack])  # who gives up ends it for nobody else
+
+    def _keep(self, stack: Path, done: asyncio.Future[Path | None]) -> None:
+        del self._building[stack]
+        program = None if done.cancelled() or done.exception() else done.result()
+        if program is None:
+            self._again[stack] = time.monotonic() + AGAIN_SECONDS
+        else:
+            self._built[stack] = program
 
 
 def build(stack: Path, directory: Path) -> Path | None:
@@ -41,13 +76,12 @@ def build(stack: Path, directory: Path) -> Path | None:
         return kept
     try:
         program = _compile(stack, directory)
+        if not program.startswith(b"\x7fELF"):
+            raise DavitError("the build stack's compiler failed")
+        disk.write(kept, program)
     except (OSError, subprocess.SubprocessError, DavitError) as error:
         log.warning("unikernels get no signals: %s", error)
         return None
-    if not program.startswith(b"\x7fELF"):
-        log.warning("unikernels get no signals: the build stack's compiler failed")
-        return None
-    disk.write(kept, program)
     return kept
 
 

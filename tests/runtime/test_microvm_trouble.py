@@ -23,6 +23,7 @@ import pytest
 
 from router.config import Timeouts
 from runtime import cgroups
+from runtime.apart import apart
 from runtime.children import start_time
 from runtime.driver import Exit, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -501,9 +502,9 @@ class TestPuttingAside:
     def test_each_has_a_thread_of_its_own(self, tmp_path: Path) -> None:
         async def story() -> None:
             together = threading.Barrier(40)
-            await asyncio.gather(*(pump.apart(together.wait, 60) for _ in range(40)))
+            await asyncio.gather(*(apart(together.wait, 60) for _ in range(40)))
             with pytest.raises(FileNotFoundError):
-                await pump.apart((tmp_path / "nothing").read_bytes)
+                await apart((tmp_path / "nothing").read_bytes)
 
         asyncio.run(asyncio.wait_for(story(), 120))
 

@@ -18,7 +18,7 @@ import pytest
 
 from foundation.errors import InvalidParams
 from runtime.images import Images
-from runtime.osv import images, machine, management, memory
+from runtime.osv import images, machine, management, memory, signals
 from runtime.osv.driver import OsvDriver
 from runtime.osv.images import OsvImages, TooLargeForMemory
 from runtime.osv.machine import Machine, Network
@@ -228,25 +228,42 @@ def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: 
     assert len(list((cache.directory / "slugs").glob("*.rofs"))) == 1, "the larger dyno's is still there"
 
 
-def test_the_agent_is_built_by_one_at_a_time_and_again_some_time_after_a_failure(
+def test_the_agent_is_built_once_beside_everything_else_and_again_some_time_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The host that is given has no threads: none of the few that all dynos' starts share is taken."""
     (tmp_path / "build.img").touch()
     host: Any = SimpleNamespace(settings=SimpleNamespace(home=tmp_path, osv_modules=None), images=None)
-    given: Any = SimpleNamespace(stack=tmp_path / "run.img")
-    unkind, kind = OsvDriver(host, kvm=False), OsvDriver(host, kvm=False)
-    agents, held = [None, None, tmp_path / "agent.so"], []
+    driver = OsvDriver(host, kvm=False)
+    spec: Any = SimpleNamespace(stack=tmp_path / "run.img", network=True)
+    native: Any = SimpleNamespace(launch=SimpleNamespace(runtime="native"))
+    agents, go, asked = [None, tmp_path / "agent.so"], threading.Event(), []
 
     def build(stack: Path, directory: Path) -> Path | None:
-        held.append(unkind._building.locked() or kind._building.locked())
+        asked.append(stack)
+        assert go.wait(60)
         return agents.pop(0)
 
+    async def starts(count: int) -> list[Path | BaseException | None]:
+        go.clear()
+        waiting = [asyncio.ensure_future(driver._agent(spec, native)) for _ in range(count)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # who gives up ends it for nobody else
+        asyncio.get_running_loop().call_soon(go.set)
+        return (await asyncio.gather(*waiting, return_exceptions=True))[1:]
+
     monkeypatch.setattr("runtime.osv.signals.build", build)
-    assert [unkind._agent(given) for _ in range(2)] == [None, None]
-    assert held == [True], "it is not tried for each dyno"
-    monkeypatch.setattr("runtime.osv.driver.AGENT_SECONDS", 0.0)
-    assert [kind._agent(given) for _ in range(3)] == [None, *[tmp_path / "agent.so"] * 2]
-    assert held == [True] * 3
+    assert asyncio.run(starts(5)) == [None] * 4 and len(asked) == 1
+    assert asyncio.run(starts(2)) == [None] and len(asked) == 1, "it is not tried for each dyno"
+    driver._agents._again.clear()  # as when AGAIN_SECONDS have passed
+    assert asyncio.run(starts(5)) == [tmp_path / "agent.so"] * 4
+    assert asyncio.run(starts(2)) == [tmp_path / "agent.so"] and len(asked) == 2
+
+
+def test_an_agent_that_cannot_be_kept_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.osv.signals._compile", lambda stack, directory: b"\x7fELF")
+    assert signals.build(tmp_path / "build.img", tmp_path) is not None
+    assert signals.build(tmp_path / "build.img", tmp_path / "nowhere") is None  # as on a full disk
 
 
 def test_a_collected_slugs_image_goes_with_it(tmp_path: Path) -> None:
