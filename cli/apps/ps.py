@@ -115,7 +115,12 @@ def type_(app: Target, types: tuple[str, ...]) -> None:
 @click.argument("changes", nargs=-1, metavar="[TYPE=container|microvm|osv...]")
 @json_option
 def isolation(app: Target, changes: tuple[str, ...], as_json: bool) -> None:
-    """Show or change what stands between dynos and everything else: a container, a microVM with its own kernel, a unikernel."""
+    """Show or change what stands between dynos and everything else: a container, a microVM with its own kernel, a unikernel.
+
+    Every host runs containers. MicroVMs need QEMU and a kernel: `davit stack:build --vm`, as root on the host, brings both.
+    Unikernels need QEMU and a kernel of OSv's that the host's owner names (DAVIT_OSV_KERNEL). What cannot run is refused with
+    what it lacks, and the dynos stay as they are.
+    """
     rows = app.get("/formation")
     if changes:
         updates = [_isolated(text) for text in changes]
@@ -164,7 +169,11 @@ def _is_so(dyno: dict[str, Any], key: str, value: str) -> bool:
 @click.argument("changes", nargs=-1, required=True, metavar="TYPE=SIZE...")
 @click.option("--live", is_flag=True, help="Give running dynos the new size without a restart.")
 def resize(app: Target, changes: tuple[str, ...], live: bool) -> None:
-    """Change the dyno sizes; with --live running dynos grow or shrink where they are."""
+    """Change the dyno sizes; with --live running dynos grow or shrink where they are.
+
+    Containers and microVMs do. A unikernel has the memory that it was started with: --live is refused for it; without --live it
+    is started anew.
+    """
     updates: list[dict[str, Any]] = []
     for text in changes:
         match = _SIZE.fullmatch(text)
