@@ -15,12 +15,15 @@ def take(path: Path) -> int | None:
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        named = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                named = os.path.samestat(os.fstat(descriptor), path.stat())
         except BlockingIOError:
-            os.close(descriptor)
             return None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # whoever had it was done in between: the lock of a file without a name keeps nobody out
+        finally:
+            if not named:
+                os.close(descriptor)
+        if named:  # else whoever had it was done in between: the lock of a file without a name keeps nobody out
+            return descriptor

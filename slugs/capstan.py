@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,11 @@ from slugs.rofs import Disk, File, Folder, Link
 
 CREATED = "1970-01-01 00:00"
 """A package says when it was made; ours does not, so that the same slug gives the same package."""
+
+
+CANNOT_HOLD = "a blank, a quote, one of $ \\ ; & ! or what is no printable ASCII in its value, which Capstan cannot pass on"
+"""What is wrong with a variable's value for which :func:`can_hold` is false."""
+_PLAIN = re.compile(r"[^\x00-\x20\x7f-\U0010ffff\"'$\\;&!]*")
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,16 @@ def run_yaml(package: Package, port: int) -> str:
 
 
 def can_hold(value: str) -> bool:
-    """Whether Capstan allows it as a variable's value."""
-    return " " not in value
+    """Whether it arrives as a variable's value: Capstan, which refuses blanks, writes it without quotes into a runscript's line,
+    and what that does with it, :mod:`slugs.osvline` says."""
+    return _PLAIN.fullmatch(value) is not None
 
 
 def _config_set(name: str, launch: Launch, defaults: Mapping[str, str], port: int) -> dict[str, object]:
-    environment = {"PORT": str(port), "HOME": "/app", **defaults, **launch.environment}
+    environment = {**defaults, "PORT": str(port), "HOME": "/app", **launch.environment}
     for variable, value in environment.items():
         if not can_hold(value):
-            raise ImageFailed(f"{variable} of “{name}” has a blank in its value, which Capstan does not allow.")
+            raise ImageFailed(f"{variable} of “{name}” has {CANNOT_HOLD}.")
     try:
         words = [
             word if word.isascii() and word.replace("/", "").replace("-", "a").isalnum() else osvline.word(word)

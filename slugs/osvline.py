@@ -131,7 +131,9 @@ def compose(
     line = list(options)
     words: list[str] = []
     for name, value in environment.items():
-        if not _NAME.fullmatch(name) or "\0" in value:
+        if "\0" in value:
+            raise VariableRefused(f"The value of {name[:80]!r} has a NUL in it, which no environment can hold: correct it.")
+        if not _NAME.fullmatch(name):
             raise VariableRefused(
                 f"{name[:80]!r} cannot be an environment variable of a unikernel: correct its name, or run this process type as"
                 " microvm."

@@ -183,7 +183,7 @@ def _capstan(what: Export, view: View, stream: BinaryIO, say: Say) -> None:
     name = f"davit.{what.app}"
     defaults = {variable: value for variable, value in what.defaults.items() if capstan.can_hold(value)}
     for variable in sorted(what.defaults.keys() - defaults.keys()):
-        say(f"{variable} is left out: it has a blank in its value, which Capstan does not allow.")
+        say(f"{variable} is left out: it has {capstan.CANNOT_HOLD}.")
     package = Package(name, f"{what.app} v{what.version}", "Davit", str(what.version), launches, defaults)
     capstan.write_package(package, _tree(view, runtime, osvimage.configuration(b"")), stream, PORT)
 
@@ -195,7 +195,7 @@ def _of_all(launches: Mapping[str, Launch]) -> str:
 
 def _boot(what: Export, launch: Launch) -> osvline.Boot:
     options = [osvline.option(name, value) for name, value in (("rootfs", "rofs"), ("power-off-on-abort", None), ("cwd", "/app"))]
-    environment = {"PORT": str(PORT), "HOME": "/app", **what.defaults, **launch.environment}
+    environment = {**what.defaults, "PORT": str(PORT), "HOME": "/app", **launch.environment}
     return osvline.compose(options, environment, launch.argv, script=osvimage.SCRIPT, limit=osvline.LONGEST_ON_DISK)
 
 

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.images import Images
@@ -42,6 +42,14 @@ class Sources:
     launch: Launch
 
 
+@dataclass
+class _Turn:
+    """An image on its way, and how many want it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    wanted: int = 0
+
+
 class OsvImages:
     """The cache.
 
@@ -55,7 +63,7 @@ class OsvImages:
     def __init__(self, directory: Path, mounted: Images, slugs: Path, modules: Path | None = None) -> None:
         self.directory, self._mounted, self._slugs, self._modules = directory, mounted, slugs, modules
         self._lock = threading.Lock()
-        self._making: dict[Path, threading.Lock] = {}
+        self._making: dict[Path, _Turn] = {}
 
     def prepare(self) -> None:
         """Make the directories, and remove what nobody needs any more."""
@@ -137,12 +145,17 @@ class OsvImages:
     def _once(self, path: Path, make: Callable[[], None]) -> None:
         """Make ``path`` unless it is there; who wants the same meanwhile waits, others do not."""
         with self._lock:
-            lock = self._making.setdefault(path, threading.Lock())
-        with lock:
-            if not path.exists():
-                make()
-        with self._lock:
-            self._making.pop(path, None)
+            turn = self._making.setdefault(path, _Turn())
+            turn.wanted += 1
+        try:
+            with turn.lock:
+                if not path.exists():
+                    make()
+        finally:
+            with self._lock:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._making[path]
 
     # -- OSv's own modules
 

@@ -31,7 +31,7 @@ from cli.host import slugs
 from foundation.errors import DavitError
 from foundation.settings import settings
 home, stack, digest, form, target, loader, builder = sys.argv[1:]
-what = slugs.Export("shop", 3, digest, "", {"web": "/usr/bin/python3 -m http.server $PORT", "clock": "a | b"}, {"MODE": "plain", "OPTIONS": "-a -b"})
+what = slugs.Export("shop", 3, digest, "", {"web": "/usr/bin/python3 -m http.server $PORT", "clock": "a | b"}, {"MODE": "plain", "OPTIONS": "-a -b", "PORT": "1"})
 try:
     slugs.export(settings(), what, form, Path(target), stack=Path(stack), loader=Path(loader) if loader else None, builder=Path(builder) if builder else None, say=print)
 except DavitError as error:
@@ -74,12 +74,13 @@ def test_capstans_package_runs_what_can_run_and_says_what_cannot(place: tuple[Pa
     done = export(place, "capstan", tmp_path / "shop.mpm")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "clock is left out: The command pipes" in done.stdout
-    assert "OPTIONS is left out: it has a blank in its value" in done.stdout
+    assert "OPTIONS is left out: it has a blank, a quote, one of" in done.stdout
     with tarfile.open(tmp_path / "shop.mpm") as archive:
         run = yaml.safe_load(archive.extractfile("meta/run.yaml"))  # type: ignore[arg-type]
         names = set(archive.getnames())
         assert archive.extractfile("app/index.html").read() == b"hello\n"  # type: ignore[union-attr]
     assert list(run["config_set"]) == ["web"] and "davit_launch" in run["config_set"]["web"]["bootcmd"]
+    assert run["config_set"]["web"]["env"]["PORT"] == "8080", "ours, not the buildpacks'"
     assert run["config_set"]["web"]["env"]["MODE"] == "plain" and "OPTIONS" not in run["config_set"]["web"]["env"]
     assert {"etc/davit/python/sitecustomize.py", "lib64/ld-linux-x86-64.so.2", "meta/package.yaml"} <= names
 
@@ -95,6 +96,7 @@ def test_a_disk_that_boots_by_itself(place: tuple[Path, Path, str], tmp_path: Pa
     assert partition is not None and partition.start == 2 << 20
     image = rofs.Image(io.BytesIO(data), partition.start)
     assert image.read(b"/app/index.html") == b"hello\n" and b'"http.server" "8080"' in image.read(b"/etc/davit/run")
+    assert b'"--env=PORT=8080"' in image.read(b"/etc/davit/run")
     done = export(place, "qcow2", tmp_path / "disk.qcow2", loader)
     assert done.returncode == 0, done.stdout + done.stderr
     subprocess.run(["qemu-img", "convert", "-O", "raw", tmp_path / "disk.qcow2", tmp_path / "back"], check=True)

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +227,34 @@ def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: 
     with pytest.raises(TooLargeForMemory, match="their names alone"):  # made for a larger dyno
         cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 400_000)
     assert len(list((cache.directory / "slugs").glob("*.rofs"))) == 1, "the larger dyno's is still there"
+
+
+def test_an_image_that_cannot_be_made_is_tried_again_by_one_at_a_time_and_nothing_is_kept_of_it(
+    cache: OsvImages, tmp_path: Path
+) -> None:
+    """Of those that waited for one that failed, and one that comes then, each has its turn."""
+    working, most, go = [0], [0], threading.Event()
+
+    def make() -> None:
+        working[0] += 1
+        most[0] = max(most[0], working[0])
+        try:
+            assert go.wait(60)
+            raise OSError("full")
+        finally:
+            working[0] -= 1
+
+    def want() -> None:
+        with suppress(OSError):
+            cache._once(tmp_path / "image", make)
+
+    wanting = [threading.Thread(target=want) for _ in range(3)]
+    for one in wanting:
+        one.start()
+    go.set()
+    for one in wanting:
+        one.join(60)
+    assert most == [1] and cache._making == {}
 
 
 def test_the_agent_is_built_once_beside_everything_else_and_again_some_time_after_a_failure(

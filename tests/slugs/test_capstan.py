@@ -79,10 +79,20 @@ def test_a_package_is_the_root_with_its_two_descriptions() -> None:
 def test_what_capstan_cannot_say_is_refused() -> None:
     for launch, why in (
         (Launch("native", ("/app/x", "cost $5")), "cannot be written as a boot command"),
-        (Launch("native", ("/app/x",), {"A": "a b"}), "a blank in its value"),
+        *((Launch("native", ("/app/x",), {"A": f"a{odd}b"}), "which Capstan cannot pass on") for odd in " \n\t$\"'\\;&!\x7fä"),
     ):
         with pytest.raises(ImageFailed, match=why):
             capstan.run_yaml(Package("n", "t", "a", "1", {"web": launch}), 8080)
+
+
+@given(st.text(st.one_of(st.sampled_from(" \n\t$\"'\\;&!?=-nä"), st.characters(max_codepoint=0x7F))))
+@settings(deadline=None)
+def test_what_a_package_holds_arrives(value: str) -> None:
+    """Capstan puts ``--env=NAME?=VALUE`` before the command (``PrependEnvsPrefix`` in its runtime.go)."""
+    if capstan.can_hold(value):
+        files = {b"/run/web": f"--env=A?={value} /app/x".encode()}
+        commands, environment, _ = osv_parsers.boot(b"runscript /run/web", files)
+        assert (environment, commands[0][0]) == ({b"A": value.encode()}, b"/app/x")
 
 
 class FakeUploadServer:
