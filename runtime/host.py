@@ -54,6 +54,7 @@ class Host:
     Attributes:
         dynos: ``run/dynos``: one directory per dyno, see :mod:`runtime.dynodir`.
         work: this process's own tmpfs, in its private mount namespace; drivers keep what may die with the process there.
+        kernels: versions of virtual machines' kernel from which this process starts machines.
         pool: the slots: :meth:`~runtime.slots.Pool.take` for one with namespaces and a writable layer,
             :meth:`~runtime.slots.Pool.reserve` for the mere number.
     """
@@ -75,6 +76,7 @@ class Host:
         self.network = Network(instance)
         self.images = Images(self.work / "images", mount_image, mounts.unmount)
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.kernels: set[str] = set()
         self._environ = os.environ if environ is None else environ
         self._warm = warm
         self._threads = ThreadPoolExecutor(4, "driver")
@@ -223,6 +225,11 @@ class Host:
         mark = f"\0--root\0{self.instance.directory}/crun\0".encode()
         if not children.kill_all(lambda command: mark in command):
             log.warning("an OCI runtime of an earlier runtime process does not end")
+
+    def kernels_in_use(self) -> set[str]:
+        """The versions from which machines are started, and those with which machines that are there were; blocking."""
+        records = (DynoDirectory(path).read() for path in self.dynos.iterdir())
+        return self.kernels | {str(record.facts["kernel"]) for record in records if record and record.facts.get("kernel")}
 
     def _survey(self) -> tuple[list[tuple[Record, bool]], int]:
         """What earlier runtime processes left in run/dynos: records, whether the dyno lives; and the highest slot of all."""

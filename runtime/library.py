@@ -48,6 +48,15 @@ class Library:
             return []
         return stacks.collect(root, in_use, STEADY_SECONDS)
 
+    def collect_kernels(self, in_use: Callable[[], set[str]]) -> list[str]:
+        """Remove the versions of microVMs' kernel that nothing uses any more, as :meth:`collect_stacks` does; returns them."""
+        root = self.settings.stacks
+        if root != self.settings.home / "stacks" or not (root / "microvm-kernel").is_dir():
+            return []
+        from runtime.microvm import kernel  # a host without microVMs does not load their code
+
+        return kernel.collect(root, in_use, STEADY_SECONDS)
+
     def build_image(self) -> Path:
         """The newest build stack."""
         return stacks.current(self.settings.stacks).build

@@ -230,7 +230,7 @@ class Runtime:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _collect_slugs(self) -> None:
-        """Remove the slugs that no release can go back to, and the stacks that no release has.
+        """Remove the slugs that no release can go back to, and the stacks and kernels that nothing uses.
 
         Raises:
             WrongDatabase: this home's rows are in another one; nothing was removed.
@@ -243,6 +243,8 @@ class Runtime:
                 log.info("slugs were collected", extra={"count": len(gone)})
             if old := await asyncio.to_thread(self.library.collect_stacks, self._stacks_in_use):
                 log.info("stacks were removed that nothing uses any more", extra={"versions": ", ".join(old)})
+            if old := await asyncio.to_thread(self.library.collect_kernels, self.driver.host.kernels_in_use):
+                log.info("microVMs' kernels were removed that nothing uses any more", extra={"versions": ", ".join(old)})
 
     def _stacks_in_use(self) -> set[str]:
         identity.confirm()

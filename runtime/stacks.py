@@ -224,7 +224,17 @@ def collect(root: Path, in_use: Callable[[], set[str]], steady_seconds: float = 
     Returns:
         The versions that were removed.
     """
-    folder = root / name
+    return collect_from(root / name, lambda: [stack.version for stack in versions(root, name)], in_use, steady_seconds)
+
+
+def collect_from(
+    folder: Path, there: Callable[[], list[str]], in_use: Callable[[], set[str]], steady_seconds: float = 0
+) -> list[str]:
+    """Remove old versions below ``folder``, in which ``current`` points to the newest and ``.lock`` is who makes one's.
+
+    Args:
+        there: the versions, when it is called; the others are as for :func:`collect`.
+    """
     if not folder.is_dir():
         return []
     with (folder / ".lock").open("w") as lock:
@@ -233,12 +243,12 @@ def collect(root: Path, in_use: Callable[[], set[str]], steady_seconds: float = 
         except BlockingIOError:
             return []
         newest = _current_version(folder)
-        if newest is None or since_newest(root, name) < steady_seconds:
+        if newest is None or since_newest(folder.parent, folder.name) < steady_seconds:
             return []
         kept = in_use() | {newest}
-        old = [stack.version for stack in versions(root, name) if stack.version not in kept]
+        old = [version for version in there() if version not in kept]
         for version in old:
-            # Renamed first: a removal that is cut short leaves nothing that looks like a stack.
+            # Renamed first: a removal that is cut short leaves nothing that looks like a version.
             (folder / version).rename(folder / f".removing-{version}")
         for leftover in folder.glob(".removing-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -116,6 +116,7 @@ class MicroVmDriver:
             return
         self.qemu, self.qemu_version = await self.host.in_thread(qemu.find, QEMU, self._program)
         self.kernel = await self.host.in_thread(kernel.current, self.host.settings.stacks)
+        self.host.kernels.add(self.kernel.version)
         if self._kvm is None:
             self.kvm = (await acceleration.find_out(self.qemu, qemu.dotted(self.qemu_version), self.kernel)).kvm
         await self.host.in_thread(qemu.prepare, self.directory, self.host.alive())

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from foundation.errors import DavitError
 from foundation.programs import ProgramFailed, run
 from foundation.settings import settings
-from runtime.stacks import Progress, digest_of, locked
+from runtime.stacks import Progress, collect_from, digest_of, locked
 
 NAME = "microvm-kernel"
 _PARTS = ("vmlinux", "initramfs")
@@ -114,6 +115,24 @@ def build(root: Path, mirror: str | None = None, progress: Progress = print) -> 
             return found
         KernelBuilder(root, folder, mirror, progress).build()
     return current(root)
+
+
+def collect(root: Path, in_use: Callable[[], set[str]], steady_seconds: float = 0) -> list[str]:
+    """Remove old versions; none while somebody makes one.
+
+    Args:
+        in_use: the versions from which machines are started, or were, when it is called; the current one is always kept.
+        steady_seconds: for how long the current version has to have been it.
+
+    Returns:
+        the versions that were removed.
+    """
+    folder = root / NAME
+
+    def there() -> list[str]:
+        return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir() and not path.is_symlink())
+
+    return collect_from(folder, there, in_use, steady_seconds)
 
 
 def ensure(root: Path, mirror: str | None = None, progress: Progress = print) -> Kernel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import struct
 from pathlib import Path
 
@@ -11,12 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foundation.settings import from_environment
 from runtime.driver import Listener, Stats
+from runtime.dynodir import DynoDirectory, Record
+from runtime.host import Host
+from runtime.instance import Instance
+from runtime.library import Library
 from runtime.microvm import kernel, kernel_builder, protocol
 from runtime.microvm.allowance import Allowance
 from runtime.microvm.kernel import KernelMissing
 from runtime.microvm.protocol import Frame, Hunter, Order, Reader
-from runtime.stacks import digest_of
+from runtime.stacks import digest_of, locked
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 65535), st.binary(max_size=300)), max_size=8), st.data())
@@ -114,15 +120,48 @@ def test_what_is_no_kernel_image_has_no_payload() -> None:
 
 def test_what_was_made_by_this_recipe_before_is_taken_again(tmp_path: Path) -> None:
     """Two checkouts on one host, with different guest agents, do not make their kernels anew at every turn."""
-    folder = tmp_path / kernel.NAME
-    for version, recipe in (("1-old", "old"), (f"1-{kernel_builder.recipe()}", kernel_builder.recipe())):
+    _kernels(tmp_path, {"1-old": "old", f"1-{kernel_builder.recipe()}": kernel_builder.recipe()})
+    assert kernel.outdated(kernel.current(tmp_path))
+    found = kernel.ensure(tmp_path)
+    assert found == kernel.current(tmp_path) and not kernel.outdated(found)
+
+
+def _kernels(root: Path, recipes: dict[str, str]) -> Path:
+    """Versions with what they were made by; the first is the current one."""
+    folder = root / kernel.NAME
+    for version, recipe in recipes.items():
         place = folder / version
         place.mkdir(parents=True)
         (place / "vmlinux").write_bytes(version.encode())
         (place / "initramfs").write_bytes(b"")
         files = {part: {"size": (place / part).stat().st_size, "digest": digest_of(place / part)} for part in kernel_builder.PARTS}
         (place / "kernel.json").write_text(json.dumps({"recipe": recipe, "files": files}))
-    kernel_builder.point_to(folder / "1-old")
-    assert kernel.outdated(kernel.current(tmp_path))
-    found = kernel.ensure(tmp_path)
-    assert found == kernel.current(tmp_path) and not kernel.outdated(found)
+    kernel_builder.point_to(folder / next(iter(recipes)))
+    return folder
+
+
+def test_kernels_that_nothing_uses_go_an_hour_after_a_newer_one_where_no_other_davit_has_them(tmp_path: Path) -> None:
+    home, shared = {"DAVIT_HOME": str(tmp_path)}, {"DAVIT_STACKS": f"{tmp_path}/shared"}
+    for chosen in (from_environment(home | shared), from_environment(home)):
+        library = Library(chosen)
+        assert library.collect_kernels(set) == [], "there is none yet"
+        folder = _kernels(chosen.stacks, {"3": "", "1": "", "2": ""})
+        assert library.collect_kernels(set) == [], "the newest has only just become it"
+        os.utime(folder / "current", (0, 0), follow_symlinks=False)
+        gone = library.collect_kernels(lambda: {"2"})
+    assert gone == ["1"] and sorted(path.name for path in folder.iterdir()) == [".lock", "2", "3", "current"]
+    assert (chosen.home / "shared" / kernel.NAME / "1").exists()
+    (folder / ".removing-0").mkdir()  # a removal that was cut short
+    with locked(folder, lambda: None):
+        assert library.collect_kernels(set) == [], "one is just being made"
+    assert library.collect_kernels(set) == ["2"] and not (folder / ".removing-0").exists()
+    assert kernel.current(chosen.stacks).version == "3"
+
+
+def test_kernels_of_machines_that_are_there_and_of_those_that_are_still_to_be_started_are_in_use(tmp_path: Path) -> None:
+    host = Host(from_environment({"DAVIT_HOME": str(tmp_path)}), Instance.numbered(0))
+    host.kernels.add("2")
+    host.dynos.mkdir(parents=True)
+    for id, facts in (("a", {"kernel": "1"}), ("b", {})):
+        DynoDirectory(host.dynos / id).create(Record(id, "app-id", "web.1", 1, "/none", "", facts=facts))
+    assert host.kernels_in_use() == {"1", "2"}
