@@ -611,7 +611,12 @@ class AppManager:
                 await self.crashes.clear([name])
                 return snapshot
 
-            as_it_was = await life.start(plan, ready)
+            try:
+                as_it_was = await life.start(plan, ready)
+            except BaseException:  # wherever it failed: what it was to wake from would lie there
+                snapshots = self.sleepers.snapshots
+                await asyncio.to_thread(snapshots.drop, snapshots.fresh(self.app_id, life.id))
+                raise
             if slept:
                 how = "from its memory" if as_it_was else "anew"
                 applog.say(self.app_id, name, f"Woken in {(time.monotonic() - began) * 1000:.0f} ms ({how})")

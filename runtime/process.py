@@ -88,9 +88,10 @@ class Runtime:
     async def start(self) -> None:
         """Prepare the host, take over what runs, manage every app, listen."""
         await self.driver.open()
-        await asyncio.to_thread(self.snapshots.sweep)
         await asyncio.to_thread(self.sandboxes.sweep)
         await self._adopt()
+        asleep = {(app_id, name) for app_id, manager in self.managers.items() for name in manager.sleepers.rows}
+        await asyncio.to_thread(self.snapshots.sweep, asleep)
         for app_id in await asyncio.to_thread(records.all_app_ids):
             self._manager(app_id)
         for manager in self.managers.values():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 TOGETHER = 4
@@ -28,10 +29,15 @@ class Snapshots:
         self.directory = directory
         self.writing, self.reading = asyncio.Semaphore(TOGETHER), asyncio.Semaphore(TOGETHER)
 
-    def sweep(self) -> None:
-        """Remove what was not finished."""
-        for path in self.directory.glob("*/.*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def sweep(self, asleep: Collection[tuple[str, str]]) -> None:
+        """Remove what was not finished, and what nobody wakes from any more.
+
+        Args:
+            asleep: the apps and names of the dynos that sleep.
+        """
+        for path in self.directory.glob("*/*"):
+            if (path.parent.name, path.name) not in asleep:
+                shutil.rmtree(path, ignore_errors=True)
 
     def fresh(self, app_id: str, dyno_id: str) -> Path:
         """Where a dyno may be put aside; :meth:`keep` or :meth:`drop` it afterwards."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -1928,6 +1928,37 @@ def test_who_is_not_wanted_any_more_when_its_turn_to_wake_comes_leaves_nothing(w
         assert "resume web.1" not in world.events
 
     play(world, story)
+
+
+def test_a_wake_that_fails_before_its_turn_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        await world.microvm()
+        world.change(sleep.choose, "on")
+        kept = world.snapshots.directory / world.app.id / "web.1"
+        world.fall_asleep()
+        await until(kept.exists, "it is put aside")
+        await world.until_alive()
+        clear, taken = world.manager.sleepers.clear, list[Path]()
+
+        async def fails_once(names: Iterable[str]) -> None:
+            if "web.1" in (names := list(names)) and not taken:
+                taken.extend(kept.parent.iterdir())
+                raise RuntimeError("the database, for example")
+            await clear(names)
+
+        monkeypatch.setattr(world.manager.sleepers, "clear", fails_once)
+        world.wake_up()
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up, anew")
+        assert taken and not list(kept.parent.iterdir()) and "resume web.1" not in world.events
+
+    play(world, story)
+
+
+def test_snapshots_from_which_nobody_wakes_are_swept_away(tmp_path: Path) -> None:
+    for name in ("app/web.1", "app/web.2", "app/.half", "other/web.1"):
+        (tmp_path / name).mkdir(parents=True)
+    Snapshots(tmp_path).sweep({("app", "web.1")})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["app/web.1"]
 
 
 @pytest.mark.parametrize("isolation", ["container", "microvm"])
