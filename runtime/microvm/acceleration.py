@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,32 +34,29 @@ async def find_out(
         remembered: where the answer is kept.
     """
     key = {"qemu": version, "kernel": kernel.version}
-    return await acceleration.find_out("microVMs", remembered, key, lambda: _try(qemu, kernel), device)
+    return await acceleration.find_out("microVMs", remembered, key, lambda place: _try(qemu, kernel, place), device)
 
 
-async def _try(qemu: str, kernel: Kernel) -> str | None:
+async def _try(qemu: str, kernel: Kernel, place: Path) -> str | None:
     """Boot once; None when it worked, else why not."""
-    with tempfile.TemporaryDirectory(prefix="davit-probe-") as place:
-        directory = Path(place)
-        root = directory / "root"
-        root.mkdir()
-        sockets = [qmp.listen(directory / "agent"), qmp.listen(directory / "monitor")]
-        # should this process be killed meanwhile, the machine ends all the same
-        command = ["/usr/bin/timeout", "--signal=KILL", str(int(SECONDS * 3)), *machine.probe(qemu)]
-        argv = confine.argv(command, root=root, uid=_NOBODY, cgroups=[], shown=kernel.directory, kvm=True)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        process = Process(children.spawn(argv, [null, null, null, *(one.fileno() for one in sockets)], confine.ENVIRONMENT))
-        os.close(null)
-        for one in sockets:
-            one.close()
-        try:
-            return await _boots(directory)
-        finally:
-            process.send(signal.SIGTERM)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), 5)
-            process.send(signal.SIGKILL)
-            await process.wait()
+    root = place / "root"
+    root.mkdir()
+    sockets = [qmp.listen(place / "agent"), qmp.listen(place / "monitor")]
+    command = acceleration.ending_with_us(machine.probe(qemu), int(SECONDS * 3))
+    argv = confine.argv(command, root=root, uid=_NOBODY, cgroups=[], shown=kernel.directory, kvm=True)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    process = Process(children.spawn(argv, [null, null, null, *(one.fileno() for one in sockets)], confine.ENVIRONMENT))
+    os.close(null)
+    for one in sockets:
+        one.close()
+    try:
+        return await _boots(place)
+    finally:
+        process.send(signal.SIGTERM)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), 5)
+        process.send(signal.SIGKILL)
+        await process.wait()
 
 
 async def _boots(directory: Path) -> str | None:

@@ -115,8 +115,8 @@ async def find_out(
         remembered: where the answer is kept.
     """
 
-    async def attempt() -> str | None:
-        trial = await boot(qemu, kernel, kvm=True)
+    async def attempt(place: Path) -> str | None:
+        trial = await boot(qemu, kernel, kvm=True, within=place)
         said = f" ({trial.failure})" if trial.failure else ""
         return None if trial.banner else f"the kernel does not boot within {KVM_SECONDS:g} seconds under this host's KVM{said}"
 
@@ -132,11 +132,15 @@ class Trial:
     seconds: float
 
 
-async def boot(qemu: str, kernel: Kernel, *, kvm: bool) -> Trial:
-    """Boot the kernel with a root file system that holds nothing, confined as a dyno is, and read its first words."""
+async def boot(qemu: str, kernel: Kernel, *, kvm: bool, within: Path | None = None) -> Trial:
+    """Boot the kernel with a root file system that holds nothing, confined as a dyno is, and read its first words.
+
+    Args:
+        within: the directory for its files; where files go that nobody needs for long when None.
+    """
     limit = KVM_SECONDS if kvm else TCG_SECONDS
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="davit-osv-") as place:
+    with tempfile.TemporaryDirectory(prefix="davit-osv-", dir=within) as place:
         directory = Path(place)
         (directory / "root").mkdir()
         empty = rofs.Folder()
@@ -148,7 +152,7 @@ async def boot(qemu: str, kernel: Kernel, *, kvm: bool) -> Trial:
         monitor = qmp.listen(directory / "monitor")
         null, disk = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), os.open(directory / "disk", os.O_RDONLY | os.O_CLOEXEC)
         wanted = machine.Machine("osv-probe", 128 << 20, kvm=kvm, slug=False)
-        command = ["/usr/bin/timeout", "--signal=KILL", str(int(limit * 2)), *machine.command(qemu, wanted)]
+        command = acceleration.ending_with_us(machine.command(qemu, wanted), int(limit * 2))
         argv = confine.argv(command, root=directory / "root", uid=_NOBODY, cgroups=[], shown=kernel.directory, kvm=kvm)
         table = {machine.MONITOR: monitor.fileno(), machine.CONSOLE: into, machine.ROOT: disk, machine.CONFIG: disk}
         process = Process(children.spawn(argv, [table.get(n, null) for n in range(machine.DESCRIPTORS)], confine.ENVIRONMENT))

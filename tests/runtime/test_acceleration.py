@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from runtime.acceleration import AGAIN_SECONDS, Acceleration, find_out
+from runtime.children import state
+from tests.conftest import wait_until
 
 KEY = {"qemu": "7.2.0", "kernel": "1"}
 
@@ -21,7 +25,9 @@ class Attempts:
     def __init__(self, *ends: str | None) -> None:
         self.ends = list(ends)
 
-    async def __call__(self) -> str | None:
+    async def __call__(self, place: Path) -> str | None:
+        assert not list(place.iterdir())
+        (place / "monitor").touch()
         return self.ends.pop(0)
 
 
@@ -44,6 +50,37 @@ def test_a_boot_says_it_and_is_asked_once(tmp_path: Path, device: Path, caplog: 
         for _ in range(2):
             assert asyncio.run(find_out("machines", tmp_path / "known", KEY, once, device)) == Acceleration(True)
     assert [record.message for record in caplog.records] == ["machines run with KVM"] * 2  # every start of Davit says it
+
+
+def test_nothing_is_left_of_a_boot_also_when_the_one_before_was_killed(tmp_path: Path, device: Path) -> None:
+    (tmp_path / "known.trial").mkdir()
+    (tmp_path / "known.trial" / "monitor").touch()
+    asyncio.run(find_out("machines", tmp_path / "known", KEY, Attempts("it stops"), device))
+    assert not (tmp_path / "known.trial").exists()
+
+
+def test_what_boots_ends_when_who_tries_is_killed() -> None:
+    code = (
+        "import subprocess, time; from runtime.acceleration import ending_with_us\n"
+        "print(subprocess.Popen(ending_with_us(['/usr/bin/sleep', '600'], 600)).pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as tries:
+        assert tries.stdout
+        limiting = int(tries.stdout.readline())
+        wait_until(lambda: _machine(limiting) is not None, "it boots")
+        machine = _machine(limiting)
+        assert machine is not None
+        tries.kill()
+    wait_until(lambda: state(machine) in ("", "Z"), "its end")
+
+
+def _machine(limiting: int) -> int | None:
+    """What is run for a limited time, once it is."""
+    try:
+        pids = [int(word) for word in Path(f"/proc/{limiting}/task/{limiting}/children").read_text().split()]
+        return next((pid for pid in pids if b"sleep" in Path(f"/proc/{pid}/comm").read_bytes()), None)
+    except OSError:
+        return None
 
 
 @pytest.mark.parametrize("other", [{"qemu": "8.0.0"}, {"kernel": "2"}])
