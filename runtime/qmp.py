@@ -45,8 +45,7 @@ class Monitor:
 
     @classmethod
     async def connect(cls, path: Path, timeout: float = 10) -> Monitor:
-        """Connect to the socket at ``path`` and negotiate. Who is not greeted calls again, and waits longer each time: once in
-        thousands of starts nothing came by a connection within a minute, nobody knows why.
+        """Connect to the socket at ``path`` and negotiate. Who is not greeted calls again, and waits longer each time.
 
         Raises:
             MonitorFailed: nobody answers there within ``timeout`` seconds.
@@ -62,11 +61,14 @@ class Monitor:
     async def _connect(cls, path: Path, timeout: float) -> Monitor:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connection, str(path)), timeout)
+            await asyncio.wait_for(call(connection, path), timeout)
             monitor = cls(connection)
-        except (OSError, asyncio.TimeoutError) as error:
+        except asyncio.TimeoutError:
             connection.close()
-            raise MonitorFailed(f"The virtual machine's monitor does not answer: {error or 'time out'}.") from None
+            raise _NotGreeted("The virtual machine's monitor does not answer: time out.") from None
+        except OSError as error:
+            connection.close()
+            raise MonitorFailed(f"The virtual machine's monitor does not answer: {error}.") from None
         try:
             greeting = await asyncio.wait_for(asyncio.shield(monitor._greeted), timeout)
             monitor.version = tuple(int(figure(greeting, "version", "qemu", part)) for part in ("major", "minor", "micro"))
@@ -249,11 +251,28 @@ def figure(told: Any, *path: str) -> float:
     return float(told) if isinstance(told, int | float) and abs(told) < 1 << 63 else 0.0
 
 
+async def call(connection: socket.socket, path: Path) -> None:
+    """Connect a socket that does not block to the one at ``path``.
+
+    QEMU lets two callers wait, and takes nobody in before its machine is made. Whoever comes beyond them is told to try again
+    (unix(7): EAGAIN), which the loop's own sock_connect takes for being connected soon.
+    """
+    while True:
+        try:
+            return connection.connect(str(path))
+        except BlockingIOError:
+            await asyncio.sleep(0.05)
+
+
 def listen(path: Path) -> socket.socket:
-    """A listening socket at ``path`` to hand to QEMU as a descriptor: QEMU needs no right to the directory then."""
+    """A listening socket at ``path`` to hand to QEMU as a descriptor: QEMU needs no right to the directory then.
+
+    It does not block: for a moment after its start two of QEMU's threads look at it, and both take in the first caller (mended in
+    QEMU in November 2025). The later one would wait for another caller for ever, and with it the machine or the monitor.
+    """
     path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     listener.bind(str(path))
     os.chmod(path, 0o600)
-    listener.listen(16)  # who is not greeted calls again
+    listener.listen()
     return listener

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from foundation.errors import DavitError
+from runtime import qmp
 from runtime.driver import Exit, Listener, Stats
 from runtime.microvm import protocol
 from runtime.microvm.allowance import Allowance
@@ -265,8 +266,7 @@ class Agent:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         agent = cls(connection)
         try:
-            await asyncio.get_running_loop().sock_connect(connection, str(path))
-            await asyncio.wait_for(agent._synchronize(), timeout)
+            await asyncio.wait_for(agent._synchronize(path), timeout)
         except (OSError, asyncio.TimeoutError):
             connection.close()
             raise GuestFailed(f"its guest does not answer within {timeout:g} seconds") from None
@@ -276,7 +276,8 @@ class Agent:
         agent._listen()
         return agent
 
-    async def _synchronize(self) -> None:
+    async def _synchronize(self, path: Path) -> None:
+        await qmp.call(self._socket, path)
         loop = asyncio.get_running_loop()
         nonce = secrets.token_bytes(16)
         hunter = protocol.Hunter(nonce)

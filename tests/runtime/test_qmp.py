@@ -86,6 +86,38 @@ def test_who_is_not_greeted_calls_again(
     assert calls[:4] == [0.05, 0.1, 0.2, 0.4]
 
 
+def test_who_finds_the_queue_full_waits_for_a_place_in_it(tmp_path: Path) -> None:
+    """QEMU makes it one of two, and takes nobody in while its machine is being made."""
+    path = tmp_path / "monitor"
+
+    async def talk() -> None:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
+            listener.bind(str(path))
+            listener.listen(0)
+            early.connect(str(path))
+            late.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                late.connect(str(path))
+            calling = asyncio.ensure_future(Monitor.connect(path, 60))
+            await asyncio.sleep(0)
+            listener.accept()[0].close()
+            line, _ = await asyncio.to_thread(listener.accept)
+            line.sendall(b'{"QMP": {"version": {"qemu": {"major": 7}}}}\n')
+            await asyncio.to_thread(line.recv, 1000)
+            line.sendall(b'{"return": {}, "id": 1}\n')
+            monitor = await calling
+            assert monitor.version == (7, 0, 0)
+            monitor.close()
+            line.close()
+
+    asyncio.run(talk())
+
+
+def test_what_takes_in_callers_does_not_wait_for_one_that_another_has_taken_in(tmp_path: Path) -> None:
+    with qmp.listen(tmp_path / "monitor") as listener, pytest.raises(BlockingIOError):
+        listener.accept()
+
+
 def test_nobody_there_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(MonitorFailed, match="does not answer"):
         asyncio.run(Monitor.connect(tmp_path / "none.sock", 1))
