@@ -75,5 +75,6 @@ def dynos(run: Path, apps: Mapping[str, str]) -> list[str]:
         written = DynoDirectory(directory).read()
         process = Identity.of(written.pid) if written and written.pid is not None else None
         if written and process and written.started in (None, process.started) and written.boot == process.boot:
-            found.append(f"{written.name} of {apps.get(written.app_id, written.app_id)}")
+            known = apps.get(written.app_id)  # one that is just being destroyed is not
+            found.append(f"{written.name} of {known}" if known else written.name)
     return sorted(found)
