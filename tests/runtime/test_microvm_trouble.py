@@ -25,7 +25,7 @@ from router.config import Timeouts
 from runtime import cgroups
 from runtime.apart import apart
 from runtime.children import start_time
-from runtime.driver import Exit, Unsupported
+from runtime.driver import DynoSpec, Exit, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.formation import HOLD_SECONDS
 from runtime.host import lives
@@ -40,6 +40,7 @@ from runtime.microvm.machine import MIB, Machine
 from runtime.microvm.moving import MoveFailed
 from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
+from runtime.network import NetworkFailed
 from runtime.qmp import Monitor, MonitorFailed
 from tests.e2e.errors_page import assert_says
 from tests.runtime.imitation_qemu import LIMITS, Imitation, ImitationDriver, ended
@@ -523,6 +524,29 @@ def test_one_that_had_grown_before_it_slept_has_room_for_that_when_it_wakes(tmp_
     for fd in launch.fds.values():
         os.close(fd)
     assert driver.limited == [736 * MIB]
+
+
+@pytest.mark.row("no-tap")
+def test_one_that_gets_no_tap_is_not_started_and_leaves_nothing(tmp_path: Path) -> None:
+    driver, stack = ImitationDriver(tmp_path), tmp_path / "stack"
+    stack.touch()
+
+    def tap(slot: int) -> int:
+        raise NetworkFailed(f"The tap of slot {slot} could not be made: No such device.")
+
+    host: Any = driver.host
+    host.pool.reserve, host.admit, host.network = lambda: 1, lambda record: None, SimpleNamespace(tap=tap)
+    host.instance.uids = lambda slot: 0
+    driver.kernel = Kernel("1", tmp_path)
+    spec = DynoSpec(
+        "new", "web.1", "app", "app-id", stack, None, ["true"], {}, LIMITS, terminal=(24, 80), readonly=True, isolation="microvm"
+    )
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(NetworkFailed) as failed:
+        asyncio.run(driver._start(spec))
+    assert_says("no-tap", failed.value.message)
+    assert driver.freed == [1] and not list(host.dynos.iterdir()) and not list(driver.directory.iterdir())
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_is_promised_and_has_been_taken_is_not_counted_twice() -> None:

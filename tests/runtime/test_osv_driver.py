@@ -284,14 +284,22 @@ def test_a_guest_that_does_not_come_to_start_its_app_is_ended(bench: OsvBench, m
     assert_says("osv-boot", told.value.message)
 
 
-def test_a_tap_that_cannot_be_made_is_told_and_nothing_is_left(bench: OsvBench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("no-tap")
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(NetlinkError(errno.EBUSY), r"Device or resource busy\."), (FileNotFoundError(2, ""), r"\(is the module tun loaded\?")],
+)
+def test_a_tap_that_cannot_be_made_is_told_and_nothing_is_left(
+    bench: OsvBench, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     def refuse(slot: int) -> None:
-        raise NetlinkError(errno.EBUSY)
+        raise error
 
     with monkeypatch.context() as without:
         without.setattr(bench.host.network, "_plug_in", refuse)
-        with pytest.raises(NetworkFailed, match=r"The tap of slot \d+ could not be made: Device or resource busy\."):
+        with pytest.raises(NetworkFailed, match=rf"The tap of slot \d+ could not be made: .*{told}") as failed:
             bench.waiting("x\n")
+        assert_says("no-tap", failed.value.message)
 
 
 @pytest.mark.parametrize("when", ["at once", "while it boots"])
