@@ -167,24 +167,24 @@ class Cgroup:
         """Whether it is there."""
         return any(directory.is_dir() for directory in self.layout.directories(self.path))
 
-    def create(self) -> list[Path]:
-        """Make it, for a process that no OCI runtime puts in; no error when it is there.
+    @property
+    def joined(self) -> list[Path]:
+        """The directories whose cgroup.procs a process has to write its pid to that no OCI runtime puts in."""
+        if self.layout.unified is not None:
+            return self.layout.directories(self.path)
+        # cpuset and devices want to be set up first, and nothing of them is needed
+        mounts = {mount for name, mount in self.layout.controllers.items() if name in _JOINED or name.startswith("name=")}
+        return sorted(mount / self.path.lstrip("/") for mount in mounts)
 
-        Returns:
-            the directories whose cgroup.procs the process has to write its pid to.
-        """
+    def create(self) -> None:
+        """Make it, for a process that no OCI runtime puts in; no error when it is there."""
         if self.layout.unified is not None:
             app = str(Path(self.path).parent)
             for directory in self.layout.directories(app):
                 directory.mkdir(exist_ok=True)
             _delegate(self.layout.unified / app.lstrip("/"))
-            wanted = self.layout.directories(self.path)
-        else:  # cpuset and devices want to be set up first, and nothing of them is needed
-            mounts = {mount for name, mount in self.layout.controllers.items() if name in _JOINED or name.startswith("name=")}
-            wanted = sorted(mount / self.path.lstrip("/") for mount in mounts)
-        for directory in wanted:
+        for directory in self.joined:
             directory.mkdir(parents=True, exist_ok=True)
-        return wanted
 
     def pids(self) -> list[int]:
         """The processes in it, as the host numbers them."""

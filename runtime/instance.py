@@ -124,12 +124,11 @@ class Instance:
         self.let_go()
 
     def let_go(self) -> None:
-        """Drop the lock but keep the number for this DAVIT_HOME (its dynos run on)."""
-        if self.lock >= 0:
-            try:
-                os.close(self.lock)
-            except OSError:
-                pass
+        """Drop the lock but keep the number for this DAVIT_HOME (its dynos run on); idempotent."""
+        lock = self.lock
+        object.__setattr__(self, "lock", -1)  # its number is another descriptor's the next time
+        if lock >= 0:
+            os.close(lock)
 
 
 def _network(number: int, chosen: str | None) -> ipaddress.IPv4Network:

@@ -127,6 +127,7 @@ def start(
 
     Args:
         place: the directory of this machine's; QEMU's words go into the file ``messages`` there.
+        group: what it runs in, which is there and has its limits.
         uid: what it runs as.
         shown: the directory that it finds at /data.
         sockets: where it is to listen, by the number of its descriptor.
@@ -145,7 +146,7 @@ def start(
         ours.callback(os.close, null)
         for number, path in sockets.items():
             table[number] = ours.enter_context(qmp.listen(path)).fileno()
-        argv = confine.argv(command, root=place / "root", uid=uid, cgroups=group.create(), shown=shown, kvm=kvm)
+        argv = confine.argv(command, root=place / "root", uid=uid, cgroups=group.joined, shown=shown, kvm=kvm)
         return host.spawn(argv, [table.get(number, null) for number in range(most)], confine.ENVIRONMENT)
 
 

@@ -159,11 +159,11 @@ def _group() -> Iterator[list[Path]]:
     own = f"/{GROUPS}{os.getpid()}"
     cgroups.prepare(own)
     group = cgroups.Cgroup(f"{own}/qemu")
-    joined = group.create()
+    group.create()
     memory = MEMORY << 20
     group.update(Limits(memory=memory, memory_max=memory + qemu.OVERHEAD, pids=qemu.threads()))
     try:
-        yield joined
+        yield group.joined
     finally:
         group.kill()
         group.remove()

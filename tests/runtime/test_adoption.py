@@ -15,6 +15,7 @@ import pytest
 
 from runtime import children
 from runtime.children import exit_information
+from runtime.container import ContainerDyno
 from runtime.driver import Exit
 from runtime.drivers import Drivers
 from tests.runtime.bench_of_driver import Bench
@@ -88,26 +89,28 @@ def test_an_adopted_dyno_that_ends_has_crashed_where_the_kernel_keeps_no_status_
     assert ended == Exit(None, watched=True) and ended.by_itself
 
 
-def test_one_that_ended_meanwhile_is_told_as_ended_and_its_lines_are_kept(other: Bench) -> None:
-    ((id, _, _, pid),) = start_and_kill(other, "echo line; sleep 60")
+def adopted_after_its_end(bench: Bench, command: str) -> tuple[object, object, ContainerDyno]:
+    """Id and slot of a dyno that ended while no runtime ran, and what the next one makes of it."""
+    ((id, slot, _, pid),) = start_and_kill(bench, command)
     os.kill(int(str(pid)), signal.SIGKILL)
-    other.until(lambda: _dead(pid), "the dyno's end")
-    other.open()
-    (dyno,) = other.run(other.driver.adopt())
-    assert dyno.spec_id == id
-    assert other.run(dyno.wait()) == Exit(None)
-    other.run(dyno.remove())
+    bench.until(lambda: _dead(pid), "the dyno's end")
+    bench.open()
+    (dyno,) = bench.run(bench.driver.adopt())
+    return id, slot, dyno
+
+
+def test_one_that_ended_meanwhile_is_told_as_ended_and_its_lines_are_kept(other: Bench) -> None:
+    id, _, ended = adopted_after_its_end(other, "echo line; sleep 60")
+    assert ended.spec_id == id
+    assert other.run(ended.wait()) == Exit(None)
+    other.run(ended.remove())
 
 
 def test_one_that_ended_meanwhile_keeps_its_place_until_it_is_taken_away(other: Bench) -> None:
     """Or its number would be given to a new dyno, whose cable would be pulled when the old one is taken away."""
     import socket
 
-    ((_, slot, _, pid),) = start_and_kill(other, "sleep 60")
-    os.kill(int(str(pid)), signal.SIGKILL)
-    other.until(lambda: _dead(pid), "the dyno's end")
-    other.open()
-    (ended,) = other.run(other.driver.adopt())
+    _, slot, ended = adopted_after_its_end(other, "sleep 60")
     fresh = other.start(_SERVE)
     assert fresh.slot > int(str(slot))  # nor is it another's at once: a route may still lead to the old address
     other.until(lambda: fresh.listeners(), "listening")
