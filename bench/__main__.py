@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from bench.parts import ended_whole
 from bench.tables import FIGURES, HEAD, Figure, read, table
 from foundation.settings import from_environment
 
@@ -118,7 +119,7 @@ def environment_for(bench: Bench, figures: Path, quick: bool) -> Iterator[dict[s
     own |= QUICK_ROUTER if quick else {}
     try:
         if bench.wants_davit:
-            with running(Davit(home)) as davit:
+            with ended_whole(running(Davit(home))) as davit:
                 yield davit.environment | {FIGURES: str(figures)}
         else:
             yield own

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from bench.idle import dyno_cgroups, groups, memory
+from bench.parts import ended_whole
 from bench.tables import Figure, mib, ms, report, table
 from tests.e2e.conftest import running
 from tests.e2e.residue import residue
@@ -157,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dynos", type=int, default=200, help="an even number, 200 at the most")
     options = parser.parse_args()
-    with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")))) as davit:
+    with ended_whole(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))))) as davit:
         report(measure(davit, options.dynos))
 
 

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.parts import ended_whole
 from bench.tables import Figure, mib, report, table
 from tests.e2e.conftest import running
 from tests.e2e.residue import instance
@@ -136,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settled", type=float, default=SETTLED, help="seconds of rest before Davit's memory is read")
     options = parser.parse_args()
-    with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")))) as davit:
+    with ended_whole(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))))) as davit:
         report(measure(davit, options.settled))
 
 

@@ -1,13 +1,35 @@
-"""The parts of a bench: when one fails that is said, and the others have their turn and their figures all the same."""
+"""The parts of a bench: when one fails that is said, and the others have their turn and their figures all the same; and what it
+started is ended whole.
+"""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from foundation.errors import DavitError
 
 WORDS = 300
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+Entered = TypeVar("Entered")
+
+
+@contextmanager
+def ended_whole(context: AbstractContextManager[Entered]) -> Iterator[Entered]:
+    """``context``, whose end no interruption cuts short: a Davit that is half down would stay."""
+    before = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+    try:
+        with context as entered:
+            try:
+                yield entered
+            finally:
+                for number in INTERRUPTIONS:
+                    signal.signal(number, lambda *_: print("it is ending what it started", flush=True))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Parts:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bench.parts import ended_whole
 from bench.tables import Figure, ms, report, table
 from slugs import image
 from tests.compose import test_compose as compose
@@ -409,7 +410,7 @@ def main() -> None:
     parser.add_argument("--firsts", type=int, default=5, help="first deploys of each")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))
-    with dockers() as by_hand, running(Davit(home)) as davit:
+    with dockers() as by_hand, ended_whole(running(Davit(home))) as davit:
         report(measure(Pushing(davit), by_hand, options.rounds, options.firsts))
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.parts import ended_whole
 from bench.tables import Figure, hand_over, ms
 from tests.e2e.conftest import running
 from tests.e2e.world import Davit
@@ -208,7 +209,7 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="dvbench", dir="/tmp"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, home, ignore_errors=True)
-        davit = stack.enter_context(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")))))
+        davit = stack.enter_context(ended_whole(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp"))))))
         argv = [sys.executable, "-m", "bench.receive", "--serve", str(home)]
         backend = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL)
         stack.callback(backend.wait)

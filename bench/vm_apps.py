@@ -19,7 +19,7 @@ import httpx
 
 from bench.crowd import until_nothing_left
 from bench.dyno_start import available
-from bench.parts import Parts
+from bench.parts import Parts, ended_whole
 from bench.vm_figures import Served
 from state.formation import MOST
 from tests.e2e.conftest import running
@@ -48,7 +48,7 @@ def measure(
     """
     kept = {name: os.environ[name] for name in ("DAVIT_OSV_KERNEL", "DAVIT_OSV_MODULES") if name in os.environ}
     extra = {"DAVIT_SLEEP_AFTER": str(SLEEP_AFTER), "DAVIT_BOOT_TIMEOUT": "300", **kept}
-    with running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")), extra=extra)) as davit:
+    with ended_whole(running(Davit(Path(tempfile.mkdtemp(prefix="dvb", dir="/tmp")), extra=extra))) as davit:
         for isolation in isolations:
             into = found[isolation] = Served()
             with parts.part(f"{isolation}, behind a Davit"):

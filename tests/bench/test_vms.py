@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench import vm_apps, vms
-from bench.parts import Parts
+from bench.parts import Parts, ended_whole
 from bench.tables import Figure
 from bench.vm_figures import Found, Measured, Served, figures
 
@@ -181,3 +182,24 @@ def test_an_interruption_takes_dynos_away(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(vms, "alone", alone)
     assert vms.main() == 1
     assert [dyno.there for dyno in driver.dynos] == [False], "no further one was started"
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_what_a_bench_started_is_ended_whole_however_often_it_is_interrupted() -> None:
+    ended: list[str] = []
+
+    @contextmanager
+    def davit() -> Iterator[str]:
+        try:
+            yield "a Davit"
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                ended.append("went on")
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), ended_whole(davit()) as started:
+        assert started == "a Davit"
+        raise KeyboardInterrupt
+    assert ended == ["went on", "went on"]
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.default_int_handler
