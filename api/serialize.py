@@ -99,7 +99,7 @@ def account(row: Account) -> Json:
 
 
 def app(row: App, *, git_url: str, web_url: str) -> Json:
-    """GET /apps/NAME; ``sleep`` and ``asleep`` are Davit's own."""
+    """GET /apps/NAME; ``sleep``, ``asleep`` and ``sleeps`` (whether and when, in words; null in lists) are Davit's own."""
     stack = named("stack", row.stack)
     return {
         "acm": False,
@@ -123,6 +123,7 @@ def app(row: App, *, git_url: str, web_url: str) -> Json:
         "repo_size": row.repo_size,
         "sleep": row.sleep,
         "asleep": row.asleep_at is not None,
+        "sleeps": None,
         "slug_size": row.slug_size,
         "space": None,
         "stack": stack,

@@ -131,7 +131,8 @@ APP = _resource("app", {
     "create_status": among("complete"), "created_at": AT, "generation": _NAMED, "git_url": URL, "id": ID,
     "internal_routing": FLAG, "joined": FLAG, "locked": FLAG, "maintenance": FLAG, "name": _APP_NAME, "organization": NULL,
     "owner": _USER, "region": _NAMED, "released_at": maybe(AT), "repo_size": maybe(WHOLE), "sleep": maybe(TEXT),
-    "slug_size": maybe(WHOLE), "space": NULL, "stack": _NAMED, "team": NULL, "updated_at": AT, "web_url": URL,
+    "sleeps": maybe(TEXT), "slug_size": maybe(WHOLE), "space": NULL, "stack": _NAMED, "team": NULL, "updated_at": AT,
+    "web_url": URL,
 })  # fmt: skip
 _STATUS = among("failed", "pending", "succeeded")
 _BUILDPACK = thing(name=TEXT, url=TEXT)

@@ -275,7 +275,7 @@ class BuildJob:
             self._output.warning("There is no web process type, so nothing will answer requests.")
             self._output.indented("Declare one in a file named Procfile, for example:  web: gunicorn app:app")
         for name, line in self._unikernels({**result.defaults, **result.types}).items():
-            if note := osvcommand.outlook(line, {}):
+            if note := osvcommand.outlook(line, {**result.config, **config.read(self.app)}):
                 self._output.warning(f"{name} runs on OSv. {note}")
 
     def _unikernels(self, types: Mapping[str, str]) -> dict[str, str]:

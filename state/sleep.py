@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from foundation.clock import now
 from foundation.errors import InvalidParams
-from state import audit, notify
+from state import audit, notify, sizes
 from state.meanwhile import ChangedMeanwhile
 from state.models import Account, App, Formation, Release
 
@@ -51,6 +51,30 @@ def allowed(session: Session, app: App) -> bool:
     if web is None or app.sleep == "off":
         return False
     return app.sleep == "on" or web.size in SLEEPY_SIZES
+
+
+def told(session: Session, app: App, patience: int) -> str:
+    """Whether it sleeps, and after how long, as a sentence.
+
+    Args:
+        patience: seconds without a request after which it does, where it may.
+    """
+    if app.sleep == "off":
+        return "it stays awake"
+    if allowed(session, app):
+        return f"it sleeps when nobody asks it anything for {spoken(patience)}"
+    web = session.scalar(select(Formation).where(Formation.app_id == app.id, Formation.type == "web", Formation.quantity > 0))
+    if web is None:
+        return "it never sleeps, for it has no web dynos"
+    label, sleepy = sizes.find(web.size).label, " and ".join(sorted(sizes.find(name).label for name in SLEEPY_SIZES))
+    return f"it stays awake: only {sleepy} dynos sleep by themselves, and its web dynos are {label}"
+
+
+def spoken(seconds: int) -> str:
+    """A time as people say it: ``30 minutes``."""
+    units = ((3600, "hour"), (60, "minute"), (1, "second"))
+    number, unit = next((seconds // size, unit) for size, unit in units if seconds % size == 0)
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def candidates(session: Session) -> list[str]:

@@ -28,6 +28,11 @@ def render(app: App) -> Any:
     return serialize.app(app, git_url=f"{links.base_url()}/{app.name}.git", web_url=settings().app_url(app.name))
 
 
+def _one(call: Call) -> Any:
+    """The app that was asked for, and whether it sleeps: in lists nobody looks that up."""
+    return {**render(call.app), "sleeps": sleep.told(call.session, call.app, settings().sleep_after)}
+
+
 def _listing(call: Call, everything: bool) -> Reply:
     window = call.window(ORDER)
     return call.listing(listings.apps(call.session, call.account, window, everything=everything), ORDER, window, render)
@@ -73,7 +78,7 @@ def create(call: Call) -> Reply:
 @resource.on("GET", "/apps/<app>", needs="view", gives=shapes.APP)
 def show(call: Call) -> Any:
     """One app."""
-    return render(call.app)
+    return _one(call)
 
 
 @resource.on(
@@ -94,7 +99,7 @@ def update(call: Call) -> Any:
         sleep.choose(call.session, call.account, call.app, choice)
     check_stack(call.body.reference("build_stack"))  # there is one, which the app has
     call.session.flush()
-    return render(call.app)
+    return _one(call)
 
 
 @resource.on("DELETE", "/apps/<app>", needs="manage", gives=shapes.APP)

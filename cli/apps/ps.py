@@ -152,6 +152,10 @@ def _until_so(app: Target, wanted: dict[str, tuple[str, str]]) -> Any:
             if row["type"] in wanted and row["failure"]:
                 raise DavitError(row["failure"])
         dynos = [dyno for dyno in app.get("/dynos") if dyno["type"] in wanted]
+        for dyno in dynos:
+            key, value = wanted[dyno["type"]]
+            if dyno["state"] == "crashed" and dyno[key] == value:
+                raise DavitError(f"{dyno['name']} has crashed as {value}; `davit logs` shows why. It is started again and again.")
         late = [dyno["name"] for dyno in dynos if not _is_so(dyno, *wanted[dyno["type"]])]
         if not late:
             return rows
@@ -161,7 +165,8 @@ def _until_so(app: Target, wanted: dict[str, tuple[str, str]]) -> Any:
 
 
 def _is_so(dyno: dict[str, Any], key: str, value: str) -> bool:
-    return dyno["state"] in ("crashed", "idle") or (dyno[key] == value and dyno["state"] == "up")
+    """One that sleeps as something else is about to wake: whoever changes an app wakes it."""
+    return dyno[key] == value and dyno["state"] in ("up", "idle")
 
 
 @command("ps:resize")
@@ -226,7 +231,7 @@ def sleep(app: Target, choice: str | None) -> None:
     if choice:
         with action(f"Setting sleep of {hexed(app.app)} to {choice}"):
             shown = app.client.patch(app.path, {"sleep": choice})
-    click.echo(f"sleep: {shown['sleep']}" + (" (the app sleeps now)" if shown["asleep"] else ""))
+    click.echo(f"sleep: {shown['sleep']}: {shown['sleeps']}" + (" (the app sleeps now)" if shown["asleep"] else ""))
 
 
 _named = click.option("-d", "--dyno-name", "-p", "--process-type", "named", help="as the argument: a dyno or a process type")

@@ -37,6 +37,7 @@ def show(visit: Visit) -> Response:
         commands=base.process_types if base else {}, dynos=dynos, kernels=kernels, sizes=sizes.SIZES.values(),
         capacity=capacity.of(visit.session, visit.app.id), most=formation.MOST, isolations=isolations.ISOLATIONS,
         filled=lambda row, name: _filled(visit, row, name), allowed=settings().dynos_allow,
+        patience=sleep.spoken(settings().sleep_after), sleeps=sleep.told(visit.session, visit.app, settings().sleep_after),
     )  # fmt: skip
 
 
@@ -79,7 +80,8 @@ def _update(visit: Visit, type: str) -> dict[str, Any] | None:
     seen = {name: text for name in FIELDS if (text := visit.text(f"seen.{name}.{type}", 40))}
     typed = {name: text for name in FIELDS if (text := visit.text(f"{name}.{type}", 40))}
     wanted = {name: text for name, text in typed.items() if text != seen.get(name)}
-    return {"type": type, "seen": seen, **wanted} if wanted else None
+    live = {"live": True} if "size" in wanted and visit.text("live", 10) else {}
+    return {"type": type, "seen": seen, **wanted, **live} if wanted else None
 
 
 @pages.on("POST", "/apps/<app>/sleep", does="PATCH /apps/<app>", again=show)

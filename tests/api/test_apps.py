@@ -61,6 +61,13 @@ def test_maintenance_goes_on_and_off(api: Api) -> None:
     assert api.patch("/apps/timely", {"maintenance": "maybe"}).status_code == 422
 
 
+def test_an_app_says_whether_it_sleeps(api: Api) -> None:
+    for shown in (api.get("/apps/timely"), api.patch("/apps/timely", {"sleep": "on"})):
+        assert shown.json["sleeps"] == "it never sleeps, for it has no web dynos"
+    assert [app["sleeps"] for app in api.get("/apps").json] == [None], "nobody looks that up for a list"
+    assert api.patch("/apps/timely", {"sleep": "off"}).json["sleeps"] == "it stays awake"
+
+
 def test_renaming_takes_the_permission_to_manage(api: Api) -> None:
     assert api.patch("/apps/timely", {"name": "other"}, as_="operator").status_code == 403
     assert api.patch("/apps/timely", {"name": "other"}, as_="manager").status_code == 200

@@ -26,7 +26,7 @@ from builder.sandbox import Ended, Inlet
 from foundation.errors import Unavailable
 from foundation.settings import settings
 from state import accounts, apps, builds, config, db, notify, releases, setups, vault
-from state.models import Account, App, AppSetup, Build, Release, Slug
+from state.models import Account, App, AppSetup, Build, Formation, Release, Slug
 from tests.builder.building import LocalSandbox, build_root
 from tests.conftest import wait_until
 from tests.e2e.errors_page import assert_says
@@ -212,6 +212,16 @@ def test_a_build_becomes_a_release_and_then_the_ref_moves(pushed: Pushed, runtim
     assert release.description == f"Deploy {commit[:8]}" and slug.commit == commit
     ended = output.outcome(build_id)
     assert ended and (ended.status, ended.version, ended.url) == ("succeeded", release.version, "http://hello.localhost:8080/")
+
+
+def test_what_is_said_of_a_unikernels_line_knows_the_config_vars(pushed: Pushed, runtime: Callable[..., None]) -> None:
+    with db.transaction() as session:
+        account, app = session.get_one(Account, pushed.account.id), session.get_one(App, pushed.app.id)
+        config.change(session, account, app, {"SET": "1"})
+        for type in ("web", "clock"):
+            session.add(Formation(app_id=app.id, type=type, quantity=0, size="basic", isolation="osv"))
+    printed = pushed.run(pushed.build(pushed.commit(Procfile="web: python3 a.py ${SET:?}\nclock: python3 a.py ${UNSET:?}\n")))
+    assert "clock runs on OSv. The command wants UNSET, which is not set." in printed and "web runs on OSv" not in printed
 
 
 def test_a_failed_build_changes_nothing(pushed: Pushed, runtime: Callable[..., None]) -> None:

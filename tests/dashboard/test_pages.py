@@ -56,7 +56,19 @@ from state import (
     web_sessions,
     webhooks,
 )
-from state.models import Account, App, AuditEvent, Build, Dyno, LogDrain, PipelineCoupling, Release, WebhookDelivery, WebSession
+from state.models import (
+    Account,
+    App,
+    AuditEvent,
+    Build,
+    Dyno,
+    Formation,
+    LogDrain,
+    PipelineCoupling,
+    Release,
+    WebhookDelivery,
+    WebSession,
+)
 from tests.api.conftest import Neighbour, give_code, use_home
 from tests.conftest import wait_until
 from tests.dashboard import scenery
@@ -1127,11 +1139,24 @@ def test_only_the_newest_crashes_are_kept(desk: Desk) -> None:
         assert kept == list(range(crashes.KEPT + 4, 4, -1))
 
 
+def _live(desk: Desk) -> tuple[str, bool]:
+    with db.snapshot() as session:
+        row = session.scalars(select(Formation).where(Formation.app_id == desk.app_id, Formation.type == "web")).one()
+        return row.size, row.live
+
+
 def test_isolation_and_sleep_are_chosen(desk: Desk) -> None:
     give_code(desk.app_id)
     owner = desk.person("owner")
     assert owner.post("/apps/timely/resources", {"quantity.web": "1", "isolation.web": "microvm"}).status_code == 303
-    assert "<option selected>microvm" in owner.get("/apps/timely/resources").text
+    page = owner.get("/apps/timely/resources").text
+    assert "<option selected>microvm" in page and "When nobody asks it anything for 30 minutes" in page
+    assert "As it is now, it stays awake: only Eco dynos sleep by themselves, and its web dynos are Basic." in page
+    assert owner.post("/apps/timely/resources", {"size.web": "standard-2x", "live": "yes"}).status_code == 303
+    assert _live(desk) == ("standard-2x", True)
+    assert owner.post("/apps/timely/resources", {"size.web": "eco"}).status_code == 303
+    assert _live(desk) == ("eco", False)
+    assert "it sleeps when nobody asks it anything for 30 minutes." in owner.get("/apps/timely/resources").text
     assert owner.post("/apps/timely/sleep", {"sleep": "off"}).status_code == 303
     assert owner.post("/apps/timely/sleep", {"sleep": "sometimes"}).status_code == 422
     assert desk.person("viewer").post("/apps/timely/sleep", {"sleep": "on"}).status_code == 403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -43,8 +44,10 @@ def test_an_app_that_nobody_asks_sleeps_and_many_requests_at_once_wake_it_and_ar
         answers = list(pool.map(lambda _: app.get(), range(20)))
     assert [answer.status_code for answer in answers] == [200] * 20
     assert "Idling" in app.log() and "Unidling" in app.log()
+    eventually(lambda: re.search(r"heroku\[web\.1\]: Woken in \d+ ms \(anew\)", app.log()), "the time that it took")
+    assert "sleep: on: it sleeps when nobody asks it anything for 3 seconds" in app.cli("ps:sleep").stdout
     app.cli("ps:sleep", "off")
-    assert "sleep: off" in app.cli("ps:sleep").stdout
+    assert "sleep: off: it stays awake" in app.cli("ps:sleep").stdout
 
 
 def test_who_sleeps_is_woken_although_runtime_and_router_were_killed(app: App, sleepy: Davit) -> None:
