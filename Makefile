@@ -34,6 +34,7 @@ docs: ## write the generated parts of docs/
 	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m api.reference
 	$(PYTHON) -m cli.reference
+	$(PYTHON) -m tests.runtime.contract_table
 
 test-vms: ## the slow proof that virtual machines keep the whole contract of dynos, a guest for each test
 	@MAKE_TARGET=test-vms scripts/setup run test vm

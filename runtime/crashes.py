@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 
 from runtime import applog, backoff, records
 from runtime.driver import Exit
@@ -29,6 +29,7 @@ class Crashes:
         self.ended: Counter[str] = Counter()
         self.rows: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
+        self._started_as: dict[str, Hashable] = {}
         self._noting: set[str] = set()
         self._release: str | None = None
 
@@ -43,16 +44,26 @@ class Crashes:
 
     # --- when the next one starts
 
-    def may_start(self, name: str) -> bool:
-        """Whether the pause is over, and the last crash is written down."""
-        return name not in self._noting and time.monotonic() >= self._not_before.get(name, 0.0)
+    def may_start(self, name: str, as_what: Hashable, asked_for: Collection[str] = ()) -> bool:
+        """Whether the pause is over, and the last crash is written down. A pause is over early when somebody has said: now, or
+        wants something else than what crashed.
+
+        Args:
+            as_what: size, isolation and whatever else makes it another one.
+            asked_for: ids of the rows of dynos that somebody wants to be started anew.
+        """
+        if name in self._noting:
+            return False
+        early = self._started_as.get(name, as_what) != as_what or self.rows.get(name) in asked_for
+        return early or time.monotonic() >= self._not_before.get(name, 0.0)
 
     def postpone(self, name: str, seconds: float) -> None:
         """Let so much time pass before the next one starts."""
         self._not_before[name] = time.monotonic() + seconds
 
-    def starts(self, name: str) -> None:
+    def starts(self, name: str, as_what: Hashable) -> None:
         """It starts now."""
+        self._started_as[name] = as_what
         self._not_before.pop(name, None)
 
     def until_next(self) -> float | None:

@@ -363,7 +363,7 @@ class AppManager:
         surplus = [life for life in present if life.name not in names]
         await self.crashes.clear_but(wanted.type, [name for name in names if name not in have])
         for name in names:
-            if name not in have and self._may_start(name):
+            if name not in have and self._may_start(name, state, wanted):
                 self._begin(state, release, wanted, name, [life for life in stale if life.name == name])
         # a runtime that was killed may have left two of a name, or a web dyno that is up and not routed to yet
         twice = [life for life in stale if life.name in have and life.name not in self._attempts]
@@ -376,7 +376,7 @@ class AppManager:
 
     def _obsolete(self, state: AppState, release: Release, wanted: Wanted, names: Collection[str]) -> list[str]:
         """Dynos that are being started as something that is not wanted any more, or were to start before somebody said: now."""
-        shape = (release.id, wanted.size.name, wanted.isolation, wanted.restarts)
+        shape = (release.id, *_as_what(wanted))
         return [
             name
             for name, attempt in self._attempts.items()
@@ -388,8 +388,8 @@ class AppManager:
             )
         ]
 
-    def _may_start(self, name: str) -> bool:
-        if name in self._attempts or not self.crashes.may_start(name):
+    def _may_start(self, name: str, state: AppState, wanted: Wanted) -> bool:
+        if name in self._attempts or not self.crashes.may_start(name, _as_what(wanted), state.restart_dynos):
             return False
         if _type(name) != "web" and any(attempt.name == name for attempt in self._given_up):
             return False  # that one may be about to run
@@ -398,7 +398,7 @@ class AppManager:
 
     def _begin(self, state: AppState, release: Release, wanted: Wanted, name: str, leaving: list[DynoLife]) -> None:
         """Start a dyno in place of one that is leaving or missing, beside everything else."""
-        self.crashes.starts(name)
+        self.crashes.starts(name, _as_what(wanted))
         attempt = self._attempts[name] = Attempt(name, release.id, wanted.size.name, wanted.isolation, wanted.restarts)
         self._take_half_started(attempt, state, release, wanted)
         work = self._attempt(attempt, state, release, wanted, leaving)
@@ -862,6 +862,10 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
+
+
+def _as_what(wanted: Wanted) -> tuple[str, str, int]:
+    return wanted.size.name, wanted.isolation, wanted.restarts
 
 
 def _shape(life: DynoLife) -> tuple[str, str]:

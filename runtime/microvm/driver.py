@@ -243,10 +243,15 @@ class MicroVmDriver:
         if launch.machine.scratch and machine.SCRATCH not in launch.fds:
             image = scratch.image(launch.limits.disk, self.host.settings.run)
             self.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
+            moving.name_layer(image, self.layer(record.id))
         if record.network:
             launch.fds[machine.TAP] = self.host.network.tap(record.slot)
         memory = record.facts["memory"] + record.facts["plugged_memory"]  # one that wakes has what was plugged in before it slept
         self.limit(cgroups.Cgroup(record.cgroup), launch.limits, memory, kvm=launch.machine.kvm)
+
+    def layer(self, id: str) -> Path:
+        """The name of the dyno ``id``'s writable layer, where it has one; for its directory's time only."""
+        return self.host.dynos / id / "layer"
 
     def open_disk(self, launch: Launch, number: int, kept: int, fd: int) -> None:
         """Hand ``fd`` to QEMU as a disk, and once more for whoever looks for it later."""
@@ -415,6 +420,8 @@ class MicroVmDriver:
     async def take_away(self, dyno: MicroVm) -> None:
         """Remove everything that was made for ``dyno``, which has ended."""
         await self.host.in_thread(qemu.clear, self.directory / dyno.spec_id, dyno.cgroup)
+        with suppress(OSError):  # its directory waits for `logs`, and this need not
+            self.layer(dyno.spec_id).unlink()
         if dyno.main is not None and dyno.terminal_fd is not None:
             os.close(dyno.terminal_fd)
             dyno.terminal_fd = None

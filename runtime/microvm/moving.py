@@ -178,16 +178,20 @@ def refuse_without_memory(name: str, uses: int, available: int) -> None:
         )
 
 
-def refuse_without_disk(name: str, uses: int, free: int) -> None:
+def refuse_without_disk(name: str, memory: int, layer: int, free: int) -> None:
     """See that a machine can be written down and leaves Davit room on the disk.
+
+    Args:
+        memory, layer: bytes that these will take: of its writable layer only what has to be copied.
 
     Raises:
         MoveFailed: it cannot; it runs on.
     """
-    if uses + RESERVE_DISK > free:
+    if memory + layer + RESERVE_DISK > free:
+        copied = f" and {layer >> 20} MB of writable layer" if layer else ""
         raise MoveFailed(
-            f"The dyno {name} could not be put aside and runs on: its {uses >> 20} MB of memory do not fit on the disk, which "
-            f"has {max(0, free) >> 20} MB free, of which {RESERVE_DISK >> 20} are Davit's own."
+            f"The dyno {name} could not be put aside and runs on: its {memory >> 20} MB of memory{copied} do not fit on the "
+            f"disk, which has {max(0, free) >> 20} MB free, of which {RESERVE_DISK >> 20} are Davit's own."
         )
 
 
@@ -510,7 +514,6 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     assert dyno.monitor is not None and dyno.process is not None
     await driver.host.in_thread(_promise_disk, driver, dyno, to)
     try:
-        to.mkdir(mode=0o700)
         await dyno.monitor.execute("stop")
         size, digest = await _write_memory(dyno.monitor, to / _MEMORY, _most(dyno.record))
         await apart(_write_rest, dyno, to, size, digest)
@@ -529,17 +532,49 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
 
 
 def _promise_disk(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
-    """Room on the disk, which others that are just being written down do not take; blocking."""
-    uses = dyno.cgroup.memory()
-    driver.disk.give(
-        dyno, uses, lambda: _size(to / _MEMORY),
-        lambda promised: refuse_without_disk(dyno.record.name, uses, shutil.disk_usage(to.parent).free - promised),
-    )  # fmt: skip
+    """Make ``to``, with the writable layer where that need not be copied, and promise it room on the disk that others which are
+    just being written down do not take; blocking.
 
-
-def _size(path: Path) -> int:
+    Raises:
+        MoveFailed: there is none.
+        OSError: ``to`` cannot be made.
+    """
+    to.mkdir(mode=0o700)
+    uses, copied = dyno.cgroup.memory(), 0
+    if dyno.record.facts["scratch"]:
+        try:
+            os.link(driver.layer(dyno.spec_id), to / _SCRATCH)
+        except OSError:  # it has no name, or lies on another disk
+            copied = _taken_by(_held_layer(dyno))
     try:
-        return path.stat().st_size
+        driver.disk.give(
+            dyno, uses + copied, lambda: _taken_by(to / _MEMORY) + (_taken_by(to / _SCRATCH) if copied else 0),
+            lambda promised: refuse_without_disk(dyno.record.name, uses, copied, shutil.disk_usage(to).free - promised),
+        )  # fmt: skip
+    except MoveFailed:
+        shutil.rmtree(to, ignore_errors=True)
+        raise
+
+
+def name_layer(image: int, path: Path) -> None:
+    """Give a nameless writable layer a name, by which it is put aside without a copy: a link by another process's descriptor
+    would cross from one mount namespace into another. Where the file system cannot, it is copied then."""
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)  # with any directory, os.link follows symbolic links (before Python 3.13)
+    try:
+        with suppress(OSError):
+            os.link(f"/proc/self/fd/{image}", path, src_dir_fd=root)
+    finally:
+        os.close(root)
+
+
+def _held_layer(dyno: MicroVm) -> Path:
+    return Path(f"/proc/{dyno.pid}/fd/{machine.KEPT_SCRATCH}")
+
+
+def _taken_by(path: Path) -> int:
+    """Bytes that a file takes on its disk."""
+    try:
+        return path.stat().st_blocks * 512
     except OSError:
         return 0
 
@@ -595,11 +630,8 @@ async def _taken(taking: asyncio.Future[tuple[int, int]]) -> tuple[int, int]:
 
 def _write_rest(dyno: MicroVm, to: Path, size: int, digest: int) -> None:
     if dyno.record.facts["scratch"]:
-        held = f"/proc/{dyno.pid}/fd/{machine.KEPT_SCRATCH}"
-        try:
-            os.link(held, to / _SCRATCH, follow_symlinks=True)
-        except OSError:  # another disk, or a file system without nameless files
-            run(["cp", "--sparse=always", held, to / _SCRATCH], timeout=600)
+        if not (to / _SCRATCH).exists():
+            run(["cp", "--sparse=always", _held_layer(dyno), to / _SCRATCH], timeout=600)
         (to / _SCRATCH).chmod(0o600)
     meta = {"facts": dyno.record.facts, "digest": digest, "size": size}
     (to / _META).touch(mode=0o600)
@@ -673,6 +705,9 @@ def _open_snapshot(driver: MicroVmDriver, launch: Launch, snapshot: Path) -> Non
         image = os.open(snapshot / _SCRATCH, os.O_RDWR | os.O_CLOEXEC)
         driver.open_disk(launch, machine.SCRATCH, machine.KEPT_SCRATCH, image)
     driver.prepare(launch)
+    if launch.machine.scratch:
+        with suppress(OSError):  # on another disk: it is copied when it sleeps again
+            os.link(snapshot / _SCRATCH, driver.layer(launch.record.id))
 
 
 async def _wake(driver: MicroVmDriver, launch: Launch) -> MicroVm:

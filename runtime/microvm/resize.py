@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -53,36 +54,61 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
         raise Unsupported(
             f"The dyno {dyno.record.name} uses {used // MIB} MB, more than the {limits.memory // MIB} MB of the new size."
         )
-    plugged = facts["plugged_memory"]
+    held, plugged = Limits(**facts["limits"]), facts["plugged_memory"]
     try:
         await driver.limit_running(dyno, limits, max(before, wanted))
-        if wanted > before:
-            await _memory(dyno, more)
-        await _tell(dyno, limits, processors)
-        if wanted < before:
-            await _memory(dyno, more)
-        await _balloon(dyno, min(facts["memory"], wanted))
+        if limits.memory > held.memory:
+            if wanted > before:
+                await _memory(dyno, more)
+            await _balloon(dyno, min(facts["memory"], wanted), grows=True)
+            await _tell(dyno, limits, processors)
+        else:
+            await _tell(dyno, limits, processors)
+            if wanted < before:
+                await _memory(dyno, more)
+            await _balloon(dyno, min(facts["memory"], wanted))
         if wanted < before:
             await driver.limit_running(dyno, limits, facts["memory"] + facts["plugged_memory"])
+        facts["limits"] = dict(vars(limits))
+        await driver.host.in_thread(_write, driver, dyno)
     except (DavitError, OSError):
-        await _as_before(driver, dyno, plugged)
+        facts["limits"] = dict(vars(held))
+        await _as_before(driver, dyno, held, plugged, back=limits.memory < held.memory)
         raise
-    facts["limits"] = dict(vars(limits))
-    await driver.host.in_thread(DynoDirectory(driver.host.dynos / dyno.spec_id).write, dyno.record)
 
 
-async def _as_before(driver: MicroVmDriver, dyno: MicroVm, plugged: int) -> None:
-    """What was begun is undone, each step whether or not another can be."""
+def _write(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """Blocking.
+
+    Raises:
+        Unsupported: the disk is full: a next runtime process would not know what is in force.
+    """
+    try:
+        DynoDirectory(driver.host.dynos / dyno.spec_id).write(dyno.record)
+    except OSError as error:
+        raise Unsupported(
+            f"The new limits of {dyno.record.name} could not be written down, and it has those that it had: {error.strerror}."
+        ) from None
+
+
+async def _as_before(driver: MicroVmDriver, dyno: MicroVm, held: Limits, plugged: int, *, back: bool) -> None:
+    """What was begun is undone, each step whether or not another can be.
+
+    Args:
+        back: it was shrinking, so that it grows now.
+    """
     facts = dyno.record.facts
-    limits = Limits(**facts["limits"])
-    with suppress(DavitError):
-        await _tell(dyno, limits, qemu.processors(limits, facts["most_processors"]))
-    with suppress(DavitError):
-        await _balloon(dyno, min(facts["memory"], machine.rounded(limits.memory) + machine.RESERVE))
-    with suppress(DavitError):
-        await _memory(dyno, plugged)
+    booted = min(facts["memory"], machine.rounded(held.memory) + machine.RESERVE)
+    steps: list[Callable[[], Awaitable[None]]] = [
+        lambda: _tell(dyno, held, qemu.processors(held, facts["most_processors"])),
+        lambda: _balloon(dyno, booted, grows=back),
+        lambda: _memory(dyno, plugged),
+    ]
+    for step in reversed(steps) if back else steps:
+        with suppress(DavitError):
+            await step()
     with suppress(OSError):
-        await driver.limit_running(dyno, limits, facts["memory"] + facts["plugged_memory"])
+        await driver.limit_running(dyno, held, facts["memory"] + facts["plugged_memory"])
 
 
 async def _tell(dyno: MicroVm, limits: Limits, processors: int) -> None:
@@ -112,7 +138,19 @@ async def _memory(dyno: MicroVm, size: int) -> None:
         raise MonitorFailed(f"The guest took only {plugged // MIB} of {size // MIB} MB more memory.")
 
 
-async def _balloon(dyno: MicroVm, size: int) -> None:
-    """What the machine booted with and the dyno may not use any more goes back to the host."""
+async def _balloon(dyno: MicroVm, size: int, grows: bool = False) -> None:
+    """Have the guest keep ``size`` bytes of what it booted with; the rest goes back to the host as far as the guest lets go.
+
+    Args:
+        grows: it gets some again, and has it when this returns.
+
+    Raises:
+        MonitorFailed: it does not take them.
+    """
     assert dyno.monitor is not None
     await dyno.monitor.execute("balloon", {"value": size})
+    end = time.monotonic() + SECONDS
+    while grows and (actual := int((await dyno.monitor.execute("query-balloon"))["actual"])) < size:
+        if time.monotonic() > end:
+            raise MonitorFailed(f"The guest took only {actual // MIB} of the {size // MIB} MB that it booted with.")
+        await asyncio.sleep(0.05)

@@ -340,7 +340,9 @@ class Unikernel:
             Unsupported: the memory would be another.
         """
         if limits.memory != self.memory:
-            raise Unsupported("A unikernel's memory cannot be changed while it runs; the new size holds from its next start on.")
+            raise Unsupported(
+                "A unikernel's memory cannot be changed while it runs; without --live it is restarted at the new size."
+            )
         await self._driver.host.in_thread(self.cgroup.update, self._driver.limits(limits))
 
     async def connect(self, port: int) -> socket.socket:

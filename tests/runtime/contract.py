@@ -11,16 +11,18 @@ import socket
 import struct
 import termios
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from foundation.errors import DavitError
 from runtime.driver import Bind, Exit
 from tests.conftest import PATIENCE
-from tests.e2e.errors_page import assert_says
+from tests.e2e.errors_page import assert_says, says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB, Bench
 
 CONNECT = """
@@ -63,7 +65,22 @@ class LifeContract:
 
     It is written in the bench's own words (:meth:`Bench.saying`, :meth:`Bench.waiting`, …), so that a guest that is only an
     imitation can show it, too.
+
+    Attributes:
+        left_out: the tests that a driver does not keep, and why not: given to the class that inherits this.
     """
+
+    left_out: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, left_out: Mapping[str, str] | None = None) -> None:
+        silent = [name for name, value in vars(cls).items() if name.startswith("test_") and value is None]
+        unknown = [name for name in left_out or () if not callable(getattr(cls, name, None))]
+        unexplained = [name for name, why in (left_out or {}).items() if not why.strip()]
+        if wrong := [*silent, *unknown, *unexplained]:
+            raise TypeError(f"{cls.__name__} leaves out {', '.join(wrong)}: each must be a test here, and have a reason in left_out.")
+        cls.left_out = {**cls.left_out, **(left_out or {})}
+        for name in left_out or ():
+            setattr(cls, name, None)
 
     # -- its end
 
@@ -130,6 +147,18 @@ class LifeContract:
             with pytest.raises(DavitError, match="as many as it has places for") as full_up:
                 bench.waiting("x\n")
         assert_says("no-places", full_up.value.message)
+
+    def test_a_network_that_the_kernel_refuses_starts_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = bench.host.pool
+        bench.until(lambda: not pool.leaving and len(pool._ready) == pool.warm, "quiet")
+        with monkeypatch.context() as without:
+            without.setattr(pool, "_ready", deque())
+            without.setattr(pool, "warm", 0)
+            without.setattr(bench.host.network, "_bridge", 1 << 30)  # as when somebody has deleted it
+            with pytest.raises(DavitError, match=r"of slot \d+ could not be made: \S") as refused:
+                bench.waiting("x\n")
+        assert says("no-network", refused.value.message) or says("no-tap", refused.value.message)
+        assert bench.saying("again\n", 0)
 
     def test_given_descriptors_get_its_output(self, bench: Bench, tmp_path: Path) -> None:
         with (tmp_path / "in").open("w+") as source, (tmp_path / "out").open("w") as target:

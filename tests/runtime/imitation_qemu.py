@@ -42,6 +42,7 @@ class Imitation:
         asked: what its monitor was told, in order.
         answers: command → what to do and to return instead of the usual; an exception is a refusal.
         agent_answers: whether its guest agent does.
+        ballooned: bytes that its guest has of what it booted with.
         orders: what its guest agent was told to apply, in order: the texts and numbers by their keys.
     """
 
@@ -53,6 +54,7 @@ class Imitation:
         self.orders: list[dict[str, bytes]] = []
         self.answers: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.agent_answers = True
+        self.ballooned = 224 * MIB
         self._monitor: asyncio.StreamWriter | None = None
         self.agent: asyncio.StreamWriter | None = None
 
@@ -89,6 +91,10 @@ class Imitation:
         if command in ("stop", "cont"):
             self.status = "paused" if command == "stop" else "running"
             self.say("STOP" if command == "stop" else "RESUME")
+        if command == "balloon":
+            self.ballooned = arguments["value"]
+        if command == "query-balloon":
+            return {"actual": self.ballooned}
         if command == "migrate":
             self.status = "postmigrate"
         return {"query-status": {"status": self.status}, "query-migrate": {"status": "completed"}, "ringbuf-read": ""}.get(command, {})

@@ -49,7 +49,7 @@ def test_a_boot_says_it_and_is_asked_once(tmp_path: Path, device: Path, caplog: 
     with caplog.at_level(logging.INFO, "runtime"):
         for _ in range(2):
             assert asyncio.run(find_out("machines", tmp_path / "known", KEY, once, device)) == Acceleration(True)
-    assert [record.message for record in caplog.records] == ["machines run with KVM"] * 2  # every start of Davit says it
+    assert [record.message for record in caplog.records] == ["machines run with KVM"] * 2  # each time that one is wanted
 
 
 def test_nothing_is_left_of_a_boot_also_when_the_one_before_was_killed(tmp_path: Path, device: Path) -> None:

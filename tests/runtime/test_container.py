@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.root]
 _NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2)
 
 
+@pytest.mark.row("no-network")
 class TestWithCrun(SharedKernelContract):
     """Every test of the contract."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -31,7 +32,7 @@ from runtime.snapshots import TOGETHER, Snapshots
 from state import accounts, apps, builds, config, crashes, db, formation, notify, releases, sleep, vault
 from state.models import Account, App, AuditEvent, Build, Dyno, Formation, Release, Slug
 from tests.conftest import PostgresCluster
-from tests.e2e.errors_page import assert_says
+from tests.e2e.errors_page import assert_says, says
 
 
 class FakeDyno:
@@ -906,6 +907,24 @@ def test_a_crash_is_followed_by_a_restart_at_once_and_the_next_one_waits(world: 
     play(world, story)
 
 
+@pytest.mark.parametrize("said", ["another isolation", "restart web", "restart web.1"])
+def test_who_waits_after_a_crash_starts_at_once_as_something_else_or_when_it_is_told_to(world: World, said: str) -> None:
+    async def story() -> None:
+        await world.settled(world.deploy())
+        world.driver.dynos[0].end(1)
+        await until(lambda: len(world.driver.dynos) == 2 and world.rows() == [("web.1", "up", True)], "up again")
+        world.driver.dynos[1].end(1)
+        await until(lambda: world.rows() == [("web.1", "crashed", False)], "it waits")
+        world.manager.crashes.postpone("web.1", 3600)
+        if said == "another isolation":
+            world.shape("web", isolation="microvm")
+        else:
+            world.change(formation.restart, said.partition(" ")[2])
+        await until(lambda: world.rows() == [("web.1", "up", True)], "up at once")
+
+    play(world, story)
+
+
 def _crashes_are_written_late(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Events: one is about to be written; it may be."""
     begun, go_on, crash = threading.Event(), threading.Event(), records.crash
@@ -1388,6 +1407,7 @@ def test_a_size_reaches_running_dynos_live(world: World) -> None:
     play(world, story)
 
 
+@pytest.mark.row("resize-uses")
 @pytest.mark.parametrize(("behaviour", "memory", "why"), [("cannot be resized", 1, "cannot be resized"), ("serves", 1 << 31, "2048 MiB")])
 def test_a_size_that_cannot_come_live_changes_nothing(world: World, behaviour: str, memory: int, why: str) -> None:
     async def story() -> None:
@@ -1397,6 +1417,7 @@ def test_a_size_that_cannot_come_live_changes_nothing(world: World, behaviour: s
         world.shape("web", size="standard-1x", live=True)
         row = await until(lambda: (found := world.formation()).failure and found, "the reason")
         assert why in row.failure
+        assert memory == 1 or says("resize-uses", row.failure)
         assert row.size == "basic"
         assert len(world.driver.dynos) == 1
 
@@ -1460,11 +1481,13 @@ def test_eco_dynos_sleep_by_themselves_and_others_only_when_they_are_told_to(wor
     play(world, story)
 
 
+@pytest.mark.row("move-others")
 def test_requests_are_held_while_the_only_dyno_is_moved(world: World) -> None:
     async def story() -> None:
         await world.settled(world.deploy())
-        with pytest.raises(Unsupported, match="isolated by container"):
+        with pytest.raises(Unsupported, match="isolated by container") as refused:
             await world.manager.migrate("web.1")
+        assert_says("move-others", refused.value.message)
         await world.microvm()
         world.events.clear()
         sync, held = world.router.sync, list[bool]()
@@ -1784,7 +1807,10 @@ def test_an_app_whose_release_comes_up_is_not_put_to_sleep(world: World) -> None
     play(world, story)
 
 
-def test_a_sleeping_app_has_no_dynos_and_wakes(world: World) -> None:
+def test_a_sleeping_app_has_no_dynos_and_wakes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
     async def story() -> None:
         await world.settled(world.deploy(web="serve", worker="work"))
         world.scale(worker=1)
@@ -1797,6 +1823,8 @@ def test_a_sleeping_app_has_no_dynos_and_wakes(world: World) -> None:
         world.wake_up()
         await world.until_alive("web.1", "worker.1")
         await until(lambda: world.rows() == [("web.1", "up", True), ("worker.1", "up", False)], "up")
+        told = [re.fullmatch(r"Woken in \d+ ms \((.+)\)", text) for text in said]
+        assert sorted(match[1] for match in told if match) == ["anew", "anew"]
 
     play(world, story)
 
@@ -1829,7 +1857,12 @@ def test_a_deploy_wakes(world: World) -> None:
     play(world, story)
 
 
-def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old(world: World) -> None:
+def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
     async def story() -> None:
         await world.settled(world.deploy())
         world.change(sleep.choose, "on")
@@ -1850,10 +1883,12 @@ def test_a_microvm_is_put_aside_and_woken_as_it_was_unless_that_is_broken_or_old
         world.wake_up()
         await awake()
         assert world.events.count("resume web.1") == 1
+        assert re.fullmatch(r"Woken in \d+ ms \(from its memory\)", said[-1])
         await asleep()
         (kept / "memory").write_text("rubbish")
         world.wake_up()
         await awake()
+        assert re.fullmatch(r"Woken in \d+ ms \(anew\)", said[-1])
         await asleep()
         await world.settled(world.deploy())
         await awake()

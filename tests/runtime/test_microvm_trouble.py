@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from router.config import Timeouts
-from runtime import cgroups
+from runtime import cgroups, scratch
 from runtime.apart import apart
 from runtime.children import start_time
-from runtime.driver import DynoSpec, Exit, Unsupported
+from runtime.driver import DynoSpec, Exit, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.formation import HOLD_SECONDS
 from runtime.host import lives
@@ -382,7 +382,7 @@ class TestMoving:
 
     def test_one_whose_memory_would_fill_the_disk_is_not_written_down(self, tmp_path: Path) -> None:
         assert moving.available_memory() > 0
-        moving.refuse_without_disk("web.1", 300 * MIB, 300 * MIB + moving.RESERVE_DISK)
+        moving.refuse_without_disk("web.1", 300 * MIB, 0, 300 * MIB + moving.RESERVE_DISK)
 
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             dyno.cgroup.memory = lambda: 1 << 60  # type: ignore[method-assign]
@@ -396,6 +396,55 @@ class TestMoving:
             assert driver.disk.outstanding() == 1 << 60
 
         play(tmp_path, story)
+
+    def test_its_writable_layer_is_put_aside_without_a_copy_and_counted_where_it_is_copied(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held = tmp_path / "held"
+        held.write_bytes(os.urandom(3 * MIB))
+        free = moving.RESERVE_DISK + 2 * MIB
+        monkeypatch.setattr(moving.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(moving, "_held_layer", lambda dyno: held)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["scratch"] = True
+            with pytest.raises(MoveFailed, match=r"its 0 MB of memory and 3 MB of writable layer do not fit"):
+                await dyno.suspend(tmp_path / "aside")
+            assert not (tmp_path / "aside").exists() and not dyno.ended and driver.disk.outstanding() == 0
+            os.link(held, driver.layer(dyno.spec_id))
+            await dyno.suspend(tmp_path / "aside")
+            assert (tmp_path / "aside/scratch").samefile(held)
+
+        async def copied(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["scratch"] = True
+            await dyno.suspend(tmp_path / "copied")
+            assert (tmp_path / "copied/scratch").read_bytes() == held.read_bytes()
+            assert not (tmp_path / "copied/scratch").samefile(held)
+
+        (tmp_path / "one").mkdir()
+        (tmp_path / "two").mkdir()
+        play(tmp_path / "one", story)
+        free += 2 * MIB
+        play(tmp_path / "two", copied)
+
+    @pytest.mark.row("microvm-attached")
+    def test_one_to_which_a_command_is_attached_stays(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record = replace(dyno.record, fifos=False)  # as one whose own command somebody is attached to
+            for asked, what in ((dyno.migrate(holding([])), "moved"), (dyno.suspend(tmp_path / "aside"), "put aside")):
+                with pytest.raises(Unsupported, match=rf"cannot be {what} while a command is attached to it") as refused:
+                    await asked
+                assert_says("microvm-attached", refused.value.message)
+            assert "stop" not in qemu.asked and not dyno.ended
+
+        play(tmp_path, story)
+
+    def test_a_nameless_layer_gets_a_name(self, tmp_path: Path) -> None:
+        image = scratch.image(16 * MIB, tmp_path)
+        moving.name_layer(image, tmp_path / "layer")
+        assert os.path.samestat(os.fstat(image), (tmp_path / "layer").stat())
+        moving.name_layer(image, tmp_path / "layer")  # it has one: nothing happens
+        os.close(image)
 
     def test_another_qemu_is_told_before_anything_happens(self, tmp_path: Path) -> None:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
@@ -908,6 +957,49 @@ class TestResize:
             assert wanted[-1] == 0 and dyno.record.facts["plugged_memory"] == 0
             assert dyno.record.facts["limits"] == vars(LIMITS)
             assert driver.limited[-1] == 224 * MIB < driver.limited[0]
+
+        play(tmp_path, story)
+
+    def test_what_grows_is_there_before_the_dyno_may_use_it_and_what_shrinks_is_out_of_use_before_it_goes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = replace(LIMITS, memory=64 * MIB, memory_max=64 * MIB)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            steps: list[str] = []
+            deflating = [160 * MIB, 200 * MIB, 224 * MIB]  # a guest takes its time
+            qemu.answers["balloon"] = lambda arguments: (steps.append(f"balloon {arguments['value'] // MIB}"), {})[1]
+            qemu.answers["query-balloon"] = lambda _: {"actual": deflating.pop(0)}
+            qemu.answers["qom-get"] = lambda _: 0
+            tell = resize._tell
+
+            async def told(dyno: MicroVm, limits: Limits, processors: int) -> None:
+                steps.append("told")
+                await tell(dyno, limits, processors)
+
+            monkeypatch.setattr(resize, "_tell", told)
+            await dyno.update(small)
+            assert steps == ["told", "balloon 160"]
+            steps.clear()
+            await dyno.update(LIMITS)
+            assert steps == ["balloon 224", "told"] and deflating == []
+
+        play(tmp_path, story)
+
+    def test_one_that_cannot_be_written_down_is_undone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(directory: DynoDirectory, record: Record) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            plugged = [0]
+            qemu.answers["qom-set"] = lambda arguments: (plugged.append(arguments["value"]), {})[1]
+            qemu.answers["qom-get"] = lambda _: plugged[-1]
+            monkeypatch.setattr(DynoDirectory, "write", full)
+            with pytest.raises(Unsupported, match=r"of web\.1 could not be written down, and it has those .*: No space left") as failed:
+                await dyno.update(replace(LIMITS, memory=512 * MIB, memory_max=512 * MIB))
+            assert_says("microvm-resize", failed.value.message)
+            assert max(plugged) > 0 == plugged[-1] == dyno.record.facts["plugged_memory"]
+            assert dyno.record.facts["limits"] == vars(LIMITS) and driver.limited[-1] == 224 * MIB
 
         play(tmp_path, story)
 

@@ -184,6 +184,7 @@ def test_the_app_cannot_be_found_is_an_end_and_not_a_start_that_fails(bench: Osv
     assert bench.run(dyno.wait()) == Exit(127)
 
 
+@pytest.mark.row("osv-resize")
 def test_qemu_is_confined_and_has_limits(bench: OsvBench) -> None:
     dyno = bench.begin(STAND_STILL)
     status = dict(line.split(":\t") for line in Path(f"/proc/{dyno.pid}/status").read_text().splitlines() if ":\t" in line)
@@ -193,8 +194,9 @@ def test_qemu_is_confined_and_has_limits(bench: OsvBench) -> None:
     assert dyno.pid in dyno.cgroup.pids()
     assert dyno.slot in bench.host.network.cables()
     bench.run(dyno.update(replace(LIMITS, cpu_quota=0.5)))
-    with pytest.raises(Unsupported, match="memory cannot be changed"):
+    with pytest.raises(Unsupported, match="memory cannot be changed") as refused:
         bench.run(dyno.update(replace(LIMITS, memory=256 * MIB)))
+    assert_says("osv-resize", refused.value.message)
     bench.until(lambda: dyno.touched, "the look at its memory")
     assert 0 < dyno.stats().memory < 32 * MIB, "QEMU's own memory, which is more, is not the guest's"
     assert dyno.cgroup.memory() > dyno.stats().memory and dyno.listeners() == []
