@@ -2,6 +2,9 @@
 
 A package (``.mpm``) is a gzipped tar of what is to be the root, and of these two (Capstan's documentation, "Application
 management" and "Configuration files"). Config vars are not in it: they are secrets, and a package is passed on.
+
+Capstan writes each configuration as a runscript, unquoted: ``--env=NAME?=VALUE … COMMAND``; and the program starts in ``/``, for
+only the kernel's own line can say another directory. Davit's modules in Python and Node.js go to /app by themselves.
 """
 
 from __future__ import annotations
@@ -9,17 +12,18 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import posixpath
 import re
 import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 import yaml
 
 from slugs import cpio, osvline
 from slugs.osvcommand import Launch
-from slugs.osvimage import ImageFailed
+from slugs.osvimage import APP, ImageFailed
 from slugs.rofs import Disk, File, Folder, Link
 
 CREATED = "1970-01-01 00:00"
@@ -73,6 +77,27 @@ def can_hold(value: str) -> bool:
     """Whether it arrives as a variable's value: Capstan, which refuses blanks, writes it without quotes into a runscript's line,
     and what that does with it, :mod:`slugs.osvline` says."""
     return _PLAIN.fullmatch(value) is not None
+
+
+def from_anywhere(launch: Launch, is_file: Callable[[str], bool]) -> Launch:
+    """``launch`` for a start in ``/``: the script or archive that it names in the slug, by its whole path.
+
+    Args:
+        is_file: whether a path is a file's.
+    """
+    if launch.runtime not in ("node", "java"):
+        return launch
+    words = list(launch.argv)
+    for number, word in enumerate(words):
+        if not word.startswith(("/", "-")) and is_file(whole := posixpath.normpath(f"{APP}/{word}")):
+            words[number] = whole
+            break
+    return replace(launch, argv=tuple(words))
+
+
+def needs_its_directory(launch: Launch) -> bool:
+    """Whether nothing of Davit's takes the program to /app."""
+    return launch.runtime in ("native", "java")
 
 
 def _config_set(name: str, launch: Launch, defaults: Mapping[str, str], port: int) -> dict[str, object]:

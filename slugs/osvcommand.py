@@ -24,6 +24,9 @@ LOADER = "/lib64/ld-linux-x86-64.so.2"
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
+_PLACES = ("/app/.heroku/python/bin", "/app/.heroku/node/bin", "/app/.jdk/bin", "/app/node_modules/.bin", "/app/bin")
+"""Where buildpacks put programs."""
+_JAVA_MODES = frozenset(("-Xint", "-Xmixed", "-Xcomp"))
 _ADVICE = "run this process type as microvm (`davit ps:isolation TYPE=microvm`)"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}$`]*))?\})")
@@ -270,7 +273,7 @@ class _Translation:
         """What the buildpacks' .profile.d scripts set for a shell."""
         places = [
             place
-            for place in ("/app/.heroku/python/bin", "/app/.heroku/node/bin", "/app/node_modules/.bin", "/app/bin")
+            for place in _PLACES
             if self._view.directory(place)
         ]
         if places and "PATH" not in self._given:
@@ -382,9 +385,13 @@ class _Translation:
             raise CommandRefused("There is no java in the slug or on the stack.")
         home = real.rsplit("/bin/", 1)[0]
         libraries = f"{home}/lib/server:{home}/lib:{self._libraries()}"
-        options = [word for word in ("-Xint", "-XX:-UsePerfData") if word not in arguments]
-        if "-Xint" in options:
-            self._notes.append("Java runs interpreted (-Xint) on OSv, which is slow; nothing else was found to work.")
+        options = ["-XX:-UsePerfData"]
+        if not _JAVA_MODES.intersection(arguments):
+            options.insert(0, "-Xint")
+            self._notes.append(
+                "Java runs interpreted (-Xint), which starts in half the time where the processor is emulated; with -Xmixed in"
+                " the command it compiles what is often run."
+            )
         return Launch("java", (*_by_loader(libraries), real, *options, *arguments), {"JAVA_HOME": home})
 
     def _package_script(self, manager: str, words: Sequence[str]) -> Launch:

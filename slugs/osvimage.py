@@ -134,6 +134,11 @@ def _add_runtime(root: Folder, stack: Path, runtime: str) -> None:
             root.add("usr/bin/node", node)
     elif runtime == "java" and _real_directory(stack, "usr/lib/jvm"):
         root.add("usr/lib/jvm", Disk(stack / "usr/lib/jvm"))
+        for settings in sorted((stack / "etc").glob("java-*")):  # Debian's Java has its files by symlinks to here
+            if _real_directory(stack, f"etc/{settings.name}"):
+                root.add(f"etc/{settings.name}", Disk(settings))
+        if node := _file_of(stack, "etc/ssl/certs/java/cacerts"):
+            root.add("etc/ssl/certs/java/cacerts", node)
 
 
 def slug(app: Path) -> Disk:

@@ -174,7 +174,8 @@ def _capstan(what: Export, view: View, stream: BinaryIO, say: Say) -> None:
     launches: dict[str, Launch] = {}
     for process in sorted(what.process_types, key=lambda name: (name != "web", name)):
         try:
-            launches[process] = _launch(what, view, process, say)
+            found = capstan.from_anywhere(_launch(what, view, process, say), lambda path: view.file(path) is not None)
+            launches[process] = found
         except CommandRefused as refused:
             say(f"{process} is left out: {refused.message}")
     if not launches:
@@ -184,6 +185,8 @@ def _capstan(what: Export, view: View, stream: BinaryIO, say: Say) -> None:
     defaults = {variable: value for variable, value in what.defaults.items() if capstan.can_hold(value)}
     for variable in sorted(what.defaults.keys() - defaults.keys()):
         say(f"{variable} is left out: it has {capstan.CANNOT_HOLD}.")
+    for process in [name for name, launch in launches.items() if capstan.needs_its_directory(launch)]:
+        say(f"{process} starts in /, not in /app, unless Capstan is told: --run '--cwd=/app runscript /run/{process}'.")
     package = Package(name, f"{what.app} v{what.version}", "Davit", str(what.version), launches, defaults)
     capstan.write_package(package, _tree(view, runtime, osvimage.configuration(b"")), stream, PORT)
 
@@ -276,4 +279,5 @@ def _zfs(what: Export, view: View, target: Path, process: str, builder: Path | N
     boot = _boot(what, launch)
     tree = _tree(view, launch.runtime, osvimage.configuration(boot.script))
     zfs.build(builder, tree, target)
-    say(f"Boot it with a kernel that knows ZFS and this command line: {boot.line.decode().replace('rootfs=rofs', 'rootfs=zfs')}")
+    line = boot.line.decode().replace("rootfs=rofs", "rootfs=zfs")
+    say(f"Boot it with a kernel that knows ZFS, as the builder itself does, and this command line: {line}")

@@ -18,7 +18,7 @@ from slugs.osvcommand import Launch
 from slugs.rofs import Disk, File, Folder, ImageFull, Node, RofsFailed
 from slugs.view import View
 
-VERSION = "2"
+VERSION = "3"
 """Changes when the same sources give other images."""
 KEPT_BASES = 4
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")

@@ -12,7 +12,9 @@ import sys
 
 
 def main(words: list[str]) -> None:
-    """Run what ``words`` say."""
+    """Run what ``words`` say, in /app."""
+    if "OSV_VERSION" in os.environ and os.getcwd() == "/":  # noqa: PTH109
+        os.chdir("/app")  # Capstan has no word for the directory
     if words[:1] == ["-m"]:
         sys.argv[:] = words[1:]
         sys.path[0] = os.getcwd()  # noqa: PTH109

@@ -3,7 +3,9 @@
 'use strict';
 const port = Number(process.env['.signals'] || 0);
 for (const name of Object.keys(process.env)) if (name.startsWith('.')) delete process.env[name]; // Davit's own
-if (port && require('node:worker_threads').isMainThread) {
+const main = require('node:worker_threads').isMainThread;
+if (main && process.env.OSV_VERSION && process.cwd() === '/') process.chdir('/app'); // Capstan has no word for the directory
+if (port && main) {
   const names = Object.entries(require('node:os').constants.signals);
   const server = require('node:net').createServer((connection) => {
     connection.on('error', () => {});

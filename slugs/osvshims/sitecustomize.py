@@ -97,7 +97,15 @@ def _deliver(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
+def _close_input() -> None:
+    """Nobody types at the console: who reads from it would wait for ever."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 def _install() -> None:
+    _close_input()
     time.sleep = _sleep  # type: ignore[assignment]
     socket.socketpair = _socketpair
     os.set_blocking = _set_blocking

@@ -49,3 +49,27 @@ def test_a_day_with_a_unikernel(osv_davit: Davit) -> None:
     app.cli("ps:isolation", "web=container")
     eventually(lambda: isolations(app) == {"container"}, "the container", 120)
     app.assert_serves("second")
+
+
+NODE = {
+    "package.json": '{"private": true, "scripts": {"start": "node server.js"}}',
+    "server.js": """
+const server = require("node:http").createServer((request, response) => response.end(`Node ${process.cwd()}`));
+server.listen(process.env.PORT, "0.0.0.0");
+process.on("SIGTERM", () => { console.log("told to end"); process.exit(7); });
+""",
+}
+
+
+def test_node_serves_in_a_unikernel_and_hears_of_its_end(osv_davit: Davit) -> None:
+    app = osv_davit.create()
+    app.deploy(NODE)
+    app.cli("ps:isolation", "web=osv")
+    eventually(lambda: isolations(app) == {"osv"}, "the unikernel", 120)
+    app.assert_serves("Node /app")
+    assert "told to end" in app.log(), "by the container that was"
+    before = app.log()
+    app.cli("ps:restart")
+    eventually(lambda: app.log().count("Process exited with status 7") > before.count("Process exited with status 7"), "its end", 120)
+    assert app.log().count("told to end") > before.count("told to end")
+    app.assert_serves("Node /app")

@@ -140,6 +140,7 @@ async def main():
     assert await reader.read() == b""
     await asyncio.sleep(0.05)
 asyncio.run(main())
+assert sys.stdin.read() == ""
 print("shims hold", sys.version_info[:2], flush=True)
 """
 

@@ -95,6 +95,18 @@ def test_what_a_package_holds_arrives(value: str) -> None:
         assert (environment, commands[0][0]) == ({b"A": value.encode()}, b"/app/x")
 
 
+def test_a_script_is_named_by_its_whole_path_for_capstan_starts_it_elsewhere() -> None:
+    files = {"/app/server.js", "/app/build/app.jar", "/app/start"}.__contains__
+    for runtime, argv, made in (
+        ("node", ("/app/node", "--trace", "./server.js", "start"), ("/app/node", "--trace", "/app/server.js", "start")),
+        ("java", ("/app/java", "-jar", "build/app.jar"), ("/app/java", "-jar", "/app/build/app.jar")),
+        ("python", ("/usr/bin/python3", "start"), ("/usr/bin/python3", "start")),
+        ("native", ("/app/server", "start"), ("/app/server", "start")),
+    ):
+        launch = capstan.from_anywhere(Launch(runtime, argv), files)
+        assert (launch.argv, capstan.needs_its_directory(launch)) == (made, runtime in ("java", "native"))
+
+
 class FakeUploadServer:
     """Says it is one: reads cpio "newc" as cpio(5) describes it, and hangs up when it has all."""
 

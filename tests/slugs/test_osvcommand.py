@@ -114,6 +114,17 @@ def test_a_node_app_gets_the_module_that_takes_signals(view: View) -> None:
     assert launch.environment["NODE_OPTIONS"] == "--require=/etc/davit/node/davit_signals.cjs --max-old-space-size=99"
 
 
+def test_java_is_the_one_that_the_buildpack_has_put_into_the_slug(view: View, tmp_path: Path) -> None:
+    put(tmp_path / "app/.jdk/bin/java", Path("/bin/true").read_bytes())
+    java = (LOADER, "--library-path", f"/app/.jdk/lib/server:/app/.jdk/lib:{LIBRARIES}", "/app/.jdk/bin/java")
+    launch = translate(View(view.stack, tmp_path / "app"), "java -jar app.jar")
+    assert launch.argv == (*java, "-Xint", "-XX:-UsePerfData", "-jar", "app.jar")
+    assert (launch.runtime, launch.environment["JAVA_HOME"]) == ("java", "/app/.jdk")
+    assert any("with -Xmixed in the command" in note for note in launch.notes)
+    compiling = translate(View(view.stack, tmp_path / "app"), "java -Xmixed -jar app.jar")
+    assert (compiling.argv, compiling.notes) == ((*java, "-XX:-UsePerfData", "-Xmixed", "-jar", "app.jar"), ())
+
+
 def test_people_are_told_what_is_done_otherwise(view: View) -> None:
     notes = translate(view, "gunicorn app:app").notes
     assert any("gunicorn forks workers, which OSv cannot" in note for note in notes)

@@ -62,6 +62,23 @@ def test_the_root_is_a_disk_whose_second_partition_osv_finds(stack: Path, tmp_pa
     assert (tmp_path / "again.img").read_bytes() == (tmp_path / "root.img").read_bytes()
 
 
+def test_the_stacks_java_comes_with_its_settings(stack: Path, tmp_path: Path) -> None:
+    """Debian's has them in /etc, and symlinks to there."""
+    put(tmp_path / "stack/usr/lib/jvm/java-21/bin/java", b"java")
+    put(tmp_path / "stack/etc/java-21/security/java.security", b"settings")
+    put(tmp_path / "stack/etc/ssl/certs/java/cacerts", b"certificates")
+    (tmp_path / "stack/usr/lib/jvm/java-21/conf").symlink_to("/etc/java-21")
+    (tmp_path / "stack/etc/java-out").symlink_to("/etc")
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6"):
+        put(tmp_path / "stack" / LIBRARIES.relative_to("/") / name, (LIBRARIES / name).read_bytes())
+    osvimage.write_root(osvimage.base(tmp_path / "stack", "java"), tmp_path / "root.img")
+    image = rofs.Image(io.BytesIO((tmp_path / "root.img").read_bytes()), 512)
+    assert image.target(b"/usr/lib/jvm/java-21/conf") == b"/etc/java-21"
+    assert image.read(b"/etc/java-21/security/java.security") == b"settings"
+    assert image.read(b"/etc/ssl/certs/java/cacerts") == b"certificates"
+    assert b"/etc/java-out" not in image.paths()
+
+
 def test_a_stack_without_a_loader_or_python_is_refused(stack: Path, tmp_path: Path) -> None:
     with pytest.raises(osvimage.ImageFailed, match="needs its loader"):
         osvimage.base(tmp_path, "native")
