@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 import yaml
 
 from foundation.settings import from_environment
-from hosts.plan import Host
+from hosts.plan import LISTENING, SSH_PORT, Host
 from hosts.vocabulary import check
 
 SETUP = "/usr/local/sbin/davit-host-setup"
 CHECKOUT = "/opt/davit"
 ENVIRONMENT = "/etc/davit/davit.env"
-SSH_PORT = 22
-"""Of the host's own SSH server."""
 
 _SYSCTL = """\
 # many dynos, each with processes, files and connections of its own
@@ -268,7 +266,7 @@ def _files(host: Host) -> list[dict[str, Any]]:
 def ports(host: Host) -> list[int]:
     """What the host's firewall lets in: its SSH server, and all at which Davit listens (apps, API, git over SSH)."""
     settings = from_environment(host.environment)
-    addresses = [one for one in (settings.http, settings.https, settings.api, settings.ssh, settings.exec) if one is not None]
+    addresses = [one for name in LISTENING if (one := getattr(settings, name)) is not None]
     return sorted({SSH_PORT, *(one.port for one in addresses if one.port and not _is_loopback(one.host))})
 
 

@@ -37,6 +37,10 @@ SECRETS = frozenset(("DATABASE_URL", "REDIS_URL"))
 
 
 STACKS = "/var/cache/davit/stacks"
+SSH_PORT = 22
+"""Of the host's own SSH server."""
+LISTENING = ("http", "https", "api", "ssh", "exec")
+"""Settings that say where Davit listens."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,11 @@ class Host:
             settings = from_environment(self.environment)
         except SettingError as error:
             raise InvalidParams(error.message) from None
+        for name in LISTENING:
+            if (address := getattr(settings, name)) is not None and address.port == SSH_PORT:
+                raise InvalidParams(
+                    f"DAVIT_{name.upper()} is “{address}”; it must be another port than {SSH_PORT}, where its own SSH server is."
+                )
         if settings.stacks.is_relative_to(settings.home):
             raise InvalidParams(
                 f"DAVIT_STACKS is “{settings.stacks}”; it must be outside of {settings.home}, which would be root's when the"

@@ -241,6 +241,7 @@ WRONG = {
     "an unknown setting": ({"settings": {"PATH": "/tmp"}}, "PATH is no setting of Davit's"),
     "a setting that there is not": ({"settings": {"DAVIT_BUILDSLOTS": "2"}}, "is no setting of Davit's; did you mean DAVIT_BUILD_SLOTS?"),
     "a setting's value": ({"settings": {"DAVIT_BUILD_SLOTS": "many"}}, "DAVIT_BUILD_SLOTS is “many”; it must be a whole number"),
+    "a port that is taken": ({"settings": {"DAVIT_SSH": "0.0.0.0:22"}}, "DAVIT_SSH is “0.0.0.0:22”; it must be another port than 22"),
     "stacks that make Davit's home root's": ({"settings": {"DAVIT_STACKS": "/var/lib/davit/stacks"}}, "it must be outside of"),
     "a setting's list": ({"settings": {"DAVIT_NAMES": "http://x"}}, "DAVIT_NAMES has “http://x”; it must be host names"),
     "a setting of two lines": ({"settings": {"DAVIT_MIRROR": "a\nDAVIT_HOME=/x"}}, "has control characters"),
