@@ -48,7 +48,7 @@ test-compose: ## the slow proof that docker-compose.yml works (its own Docker da
 	@MAKE_TARGET=test-compose scripts/setup run test compose
 	$(PYTHON) -m pytest -m slow tests/compose
 
-test-hosts: ## the slow proof that a blank Debian becomes a Davit host by cloud-init (in QEMU; up to half an hour)
+test-hosts: ## the slow proof that blank Debian 12 and 13 and Ubuntu 24.04 become Davit hosts by cloud-init (in QEMU; a quarter of an hour each where nothing else runs, and much longer beside other work)
 	@MAKE_TARGET=test-hosts scripts/setup run test hosts
 	$(PYTHON) -m pytest -m slow -s tests/hosts
 

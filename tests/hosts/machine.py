@@ -1,4 +1,4 @@
-"""A virtual machine with a blank Debian, as a cloud would give one, and what tests say to it."""
+"""A virtual machine with a blank Debian or Ubuntu, as a cloud would give one, and what tests say to it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.stack_builder import OWN_KEYS
+from runtime.microvm.kernel_builder import apt_words
+from runtime.stack_builder import OWN_KEYS, keyring, os_release, reachable, sources_for
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("DAVIT_CACHE", "/var/cache/davit")) / "host-image"
 PACKAGES = (
-    "linux-image-cloud-amd64,systemd-sysv,udev,dbus,cloud-init,cloud-guest-utils,openssh-server,sudo,libpam-systemd,polkitd,"
+    "systemd-sysv,udev,dbus,cloud-init,cloud-guest-utils,openssh-server,sudo,libpam-systemd,polkitd,"
     "systemd-resolved,libnss-resolve,libnss-myhostname,netplan.io,systemd-timesyncd,unattended-upgrades,apparmor,zstd,apt-utils,"
     "iptables,iputils-ping,netbase,whiptail,ca-certificates,curl,ethtool,uuid-runtime,xz-utils"
 )
-"""What Debian puts into its genericcloud images (the lists SYSTEM_BOOT, CLOUD and EXTRAS that those are built from), without what
-is for people at a terminal: editors, manuals, network tools."""
+"""What Debian puts into its genericcloud images (the lists SYSTEM_BOOT, CLOUD and EXTRAS that those are built from), and Ubuntu into
+its own, too, without what is for people at a terminal: editors, manuals, network tools."""
 MAC = "52:54:00:da:71:01"
 NETWORK = f"version: 2\nethernets:\n  wan:\n    match: {{macaddress: '{MAC}'}}\n    dhcp4: true\n"
 TELLING = re.compile(r"davit|-----> |Cloud-init v|Kernel panic|emergency|login:")
@@ -40,30 +42,112 @@ QUIET = 60.0
 """Seconds without news after which it is told that there is none."""
 
 
-def blank_debian() -> Path:
-    """The root directory of a Debian 13 cloud image, made once by mmdebstrap."""
-    tree = CACHE / f"debian-13-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
+@dataclass(frozen=True)
+class Distribution:
+    """One whose blank cloud image becomes a host.
+
+    Attributes:
+        title: what people call it.
+        packages: beside PACKAGES.
+        components: of its archive.
+        mirrored: whether the host is told which mirror to use; the image's own list holds otherwise.
+    """
+
+    title: str
+    packages: str
+    components: str
+    mirrored: bool
+
+
+DISTRIBUTIONS = {
+    "bookworm": Distribution("Debian 12", "linux-image-cloud-amd64", "main", mirrored=True),
+    "trixie": Distribution("Debian 13", "linux-image-cloud-amd64", "main", mirrored=False),
+    "noble": Distribution("Ubuntu 24.04", "linux-image-virtual,initramfs-tools,needrestart", "main,universe", mirrored=True),
+}
+SOURCES = """\
+Types: deb deb-src
+URIs: mirror+file:///etc/apt/mirrors/debian.list
+Suites: {suite} {suite}-updates {suite}-backports
+Components: main
+
+Types: deb deb-src
+URIs: mirror+file:///etc/apt/mirrors/debian-security.list
+Suites: {suite}-security
+Components: main
+"""
+"""Where packages come from in Debian's cloud images; cloud-init writes the lists that it names."""
+CLOUD = "apt:\n  generate_mirrorlists: true\n"
+
+
+def blank(suite: str) -> Path:
+    """The root directory of a cloud image as its distribution makes them, made once by mmdebstrap."""
+    about = DISTRIBUTIONS[suite]
+    packages = f"{about.packages},{PACKAGES}"
+    tree = CACHE / f"{suite}-{hashlib.sha256(f'{packages} {about.components} {SOURCES} {CLOUD}'.encode()).hexdigest()[:8]}"
     if not tree.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         fresh = tree.with_name(f"{tree.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         exclude = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
-        words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--keyring={OWN_KEYS}"]
-        say("making a blank Debian 13")
+        words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--components={about.components}"]
+        say(f"making a blank {about.title}")
         subprocess.run(
-            [*words, f"--include={PACKAGES}", *exclude, "trixie", fresh], check=True, stdout=subprocess.DEVNULL, timeout=1200
-        )
-        # as Debian's cloud images have it (networkd is not enabled by the package)
-        subprocess.run(
-            ["systemctl", f"--root={fresh}", "enable", "systemd-networkd", "systemd-resolved"], check=True, capture_output=True
-        )
-        (fresh / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
-        for name in ("etc/machine-id", "etc/hostname", "etc/resolv.conf"):
-            (fresh / name).unlink(missing_ok=True)
-        (fresh / "etc/machine-id").touch()
-        (fresh / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
+            [*words, f"--keyring={keys(suite)}", f"--include={packages}", *exclude, suite, fresh],
+            check=True, stdout=subprocess.DEVNULL, timeout=3600,
+        )  # fmt: skip
+        _finish(fresh, suite)
         fresh.rename(tree)
     return tree
+
+
+def mirror(tree: Path) -> str:
+    """The mirror of an image's own list, which is the one that mmdebstrap took."""
+    lists = [tree / "etc/apt/mirrors/debian.list", tree / "etc/apt/sources.list"]
+    (text,) = [path.read_text() for path in lists if path.exists()]
+    found = re.search(r"http\S+", text)
+    assert found, text
+    return found[0]
+
+
+def keys(suite: str) -> Path:
+    """What signs its archive; Ubuntu's keys are those that Debian's package has, which Debian's own keys vouch for."""
+    if suite in ("bookworm", "trixie"):
+        return OWN_KEYS
+    place = CACHE / "ubuntu-keyring"
+    if not place.exists():
+        work = CACHE / ".fetching-keys"
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "apt").mkdir(parents=True)
+        release = os_release(Path("/etc/os-release"))
+        lines = sources_for(os.environ.get("DAVIT_MIRROR"), Path("/etc/apt"), release, None, reachable)
+        (work / "apt/sources.list").write_text("".join(f"{line}\n" for line in lines))
+        for command in (["update"], ["download", "ubuntu-keyring"]):
+            words = ["apt-get", "-q", *apt_words(work / "apt", keyring()), *command]
+            subprocess.run(words, cwd=work, check=True, capture_output=True, timeout=300)
+        (package,) = work.glob("ubuntu-keyring_*.deb")
+        subprocess.run(["dpkg-deb", "-x", package, work / "tree"], check=True, timeout=60)
+        (work / "tree/usr/share/keyrings").rename(place)
+        shutil.rmtree(work)
+    return place / "ubuntu-archive-keyring.gpg"
+
+
+def _finish(tree: Path, suite: str) -> None:
+    """What cloud images have beside their packages."""
+    if suite in ("bookworm", "trixie"):
+        # networkd is not enabled by the package
+        subprocess.run(
+            ["systemctl", f"--root={tree}", "enable", "systemd-networkd", "systemd-resolved"], check=True, capture_output=True
+        )
+        (tree / "etc/apt/mirrors").mkdir()
+        (tree / "etc/apt/mirrors/debian.list").write_text(f"{mirror(tree)}\n")
+        (tree / "etc/apt/sources.list").unlink()
+        (tree / "etc/apt/sources.list.d/debian.sources").write_text(SOURCES.format(suite=suite))
+        (tree / "etc/cloud/cloud.cfg.d/01_debian_cloud.cfg").write_text(CLOUD)
+    (tree / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
+    for name in ("etc/machine-id", "etc/hostname", "etc/resolv.conf"):
+        (tree / name).unlink(missing_ok=True)
+    (tree / "etc/machine-id").touch()
+    (tree / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
 
 
 def say(text: str) -> None:
@@ -100,10 +184,11 @@ class Machine:
     Args:
         directory: for its disk and logs.
         seed: its second disk.
+        suite: which of DISTRIBUTIONS it has.
     """
 
-    def __init__(self, directory: Path, seed: Path) -> None:
-        self.directory, self.seed = directory, seed
+    def __init__(self, directory: Path, seed: Path, suite: str) -> None:
+        self.directory, self.seed, self.suite = directory, seed, suite
         self.http, self.api, self.ssh_port = free_port(), free_port(), free_port()
         self.console = directory / "console"
         self.key = directory / "key"
@@ -113,7 +198,7 @@ class Machine:
 
     def start(self) -> None:
         """Switch it on."""
-        tree, disk = blank_debian(), self.directory / "disk.img"
+        tree, disk = blank(self.suite), self.directory / "disk.img"
         subprocess.run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", tree, disk, "14G"], check=True, timeout=600)
         (kernel,) = (tree / "boot").glob("vmlinuz-*")
         (initrd,) = (tree / "boot").glob("initrd.img-*")
@@ -125,7 +210,7 @@ class Machine:
                 "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR, "-smp", "2", "-m", "3072",
                 "-kernel", kernel, "-initrd", initrd, "-append", KERNEL,
                 "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe", "-drive", f"file={self.seed},if=virtio,format=raw",
-                "-device", "virtio-rng-pci", "-netdev", net, "-device", f"virtio-net-pci,netdev=wan,mac={MAC}", "-display", "none", "-no-reboot",
+                "-device", "virtio-rng-pci", "-netdev", net, "-device", f"virtio-net-pci,netdev=wan,mac={MAC}", "-display", "none",
                 "-serial", f"file:{self.console}", "-monitor", "none", "-sandbox", "on",
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(self.directory / "qemu.log").open("wb"),
