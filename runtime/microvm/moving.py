@@ -51,6 +51,8 @@ STILL_SECONDS = 20.0
 begin an answer, and the router holds whoever came since for no more than seventy-five, of which its own ways take some."""
 RUN_ON_SECONDS = 30.0
 """For QEMU to let a machine run on, here or there, while requests are held."""
+WAKE_SECONDS = 25.0
+"""For a guest that wakes to take in where it is. One that does not is started anew, while the router still holds who woke it."""
 DOWNTIME_MS = 100
 """QEMU stops the machine when it can send the rest within this."""
 LITTLE_MS = 1
@@ -716,7 +718,7 @@ async def _wake(driver: MicroVmDriver, launch: Launch) -> MicroVm:
     if launch.agent.state.state != "running":
         raise MoveFailed("The sleeping dyno had ended when it was put aside; it is started anew.")
     names = driver.host.names_since
-    await introduce(driver, launch.record, launch.agent)
+    await introduce(driver, launch.record, launch.agent, WAKE_SECONDS)
     launch.record = replace(launch.record, facts={**launch.record.facts, "waking": False})
     dyno = driver.dyno(launch)
     dyno.knows(names)
@@ -725,9 +727,12 @@ async def _wake(driver: MicroVmDriver, launch: Launch) -> MicroVm:
     return dyno
 
 
-async def introduce(driver: MicroVmDriver, record: Record, agent: Agent) -> None:
+async def introduce(driver: MicroVmDriver, record: Record, agent: Agent, seconds: float | None = None) -> None:
     """Tell a guest that wakes its new address, its new name server, and what time it is: until then it has those with which it
     fell asleep, and nobody is routed to it.
+
+    Args:
+        seconds: for its answer; as long as a guest may be silent by default.
 
     Raises:
         GuestFailed: it does not answer.
@@ -736,4 +741,5 @@ async def introduce(driver: MicroVmDriver, record: Record, agent: Agent) -> None
     order = Order(
         hosts=known.hosts, resolv=known.resolv, address=known.address, gateway=known.gateway, mac=known.mac, clock=time.time_ns()
     )
-    await agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), SILENCE[record.facts["kvm"]])
+    limit = SILENCE[record.facts["kvm"]] if seconds is None else seconds
+    await agent.ask(lambda number: protocol.order(protocol.APPLY, number, order), limit)

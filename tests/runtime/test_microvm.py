@@ -31,7 +31,7 @@ from runtime.microvm.driver import QEMU, MicroVmDriver
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.moving import MoveFailed
 from runtime.microvm.protocol import Order
-from tests.conftest import wait_until
+from tests.conftest import PATIENCE, wait_until
 from tests.e2e.errors_page import assert_says
 from tests.runtime.bench_of_driver import ENV, LIMITS, MIB
 from tests.runtime.bench_of_microvm import MicroVmBench, require, stacks
@@ -268,10 +268,10 @@ class TestLife:
         assert not (own.home / "cut-off").exists() and not own.vm.running
         introduce, waking = moving.introduce, list[bool]()
 
-        async def look(driver: MicroVmDriver, record: Record, agent: Agent) -> None:
+        async def look(driver: MicroVmDriver, record: Record, agent: Agent, seconds: float) -> None:
             known = DynoDirectory(own.host.dynos / record.id).read()
             waking.append(known is not None and known.slot == record.slot and known.facts["waking"])
-            await introduce(driver, record, agent)
+            await introduce(driver, record, agent, PATIENCE * seconds)
 
         monkeypatch.setattr(moving, "introduce", look)
         woken = own.run(own.vm.resume(own.spec("/usr/bin/python3", "-c", _COUNT), snapshot))

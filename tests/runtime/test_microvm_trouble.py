@@ -575,6 +575,30 @@ def test_one_that_had_grown_before_it_slept_has_room_for_that_when_it_wakes(tmp_
     assert driver.limited == [736 * MIB]
 
 
+def test_one_that_wakes_and_does_not_say_so_is_given_up_while_its_request_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started anew then; a guest that only works may be silent for far longer."""
+    assert Timeouts.hold > moving.WAKE_SECONDS + moving.RUN_ON_SECONDS
+    monkeypatch.setattr(moving, "WAKE_SECONDS", 0.1)
+
+    async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+        monkeypatch.setattr(driver, "order", lambda record, name, limits: Order(address="198.18.0.2/16"))
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        deaf = Agent(ours)
+        deaf.state = protocol.State(protocol.VERSION, "running", None, False)
+        directory = DynoDirectory(driver.host.dynos / "dyno")
+        launch = Launch(dyno.record, directory, LIMITS, moving.described(driver, dyno.record, incoming=True), tmp_path, None)
+        launch.agent = deaf
+        with pytest.raises(GuestFailed, match=r"does not answer within 0\.1 seconds"):
+            await asyncio.wait_for(moving._wake(driver, launch), 30)
+        deaf.close()
+        theirs.close()
+
+    play(tmp_path, story)
+
+
 @pytest.mark.row("no-tap")
 def test_one_that_gets_no_tap_is_not_started_and_leaves_nothing(tmp_path: Path) -> None:
     driver, stack = ImitationDriver(tmp_path), tmp_path / "stack"
