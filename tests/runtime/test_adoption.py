@@ -157,7 +157,7 @@ def test_before_all_is_taken_away_dynos_are_asked_to_end_and_have_their_time(oth
     other.up(listens)
     other.up(ignores)
     drivers.adopt = lambda: asyncio.sleep(0, [listens, ignores])  # type: ignore[method-assign,assignment,return-value]
-    other.run(drivers.end(0.2))
+    other.run(drivers.end(5))
     assert other.output(listens) == "up\nbye\n"
     assert not ignores.ended
 
