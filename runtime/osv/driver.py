@@ -177,8 +177,7 @@ class OsvDriver:
     def _plan(self, spec: DynoSpec) -> _Launch:
         slot = self.host.pool.reserve()
         facts = {
-            "memory": spec.limits.memory, "port": spec.port, "agent": False,
-            "managed": False,
+            "memory": spec.limits.memory, "port": spec.port, "agent": False, "managed": False,
         }  # fmt: skip
         record = Record(
             spec.id, spec.app_id, spec.name, slot, f"{self.host.instance.cgroup}/{spec.app_id}/{spec.id}", boot_id(),
@@ -209,7 +208,7 @@ class OsvDriver:
         # without one it could not be told when the server is ready, and would be started too early
         facts = {"agent": spec.network and (own or agent is not None), "managed": managed and agent is not None}
         launch.record = record = replace(record, facts={**record.facts, **facts})
-        boot = self._compose(launch, sources, agent, own)
+        boot = self._compose(launch, sources)
         launch.line = boot.line
         launch.fds[machine.CONFIG] = self._configuration(place / "config", launch, boot, agent)
         if spec.network:
@@ -228,7 +227,7 @@ class OsvDriver:
         launch.fds[machine.KEPT_OUT], launch.fds[machine.KEPT_ERR] = (os.dup(fd) for fd in launch.fifos)
         launch.target = os.open(launch.directory.path / "stdout", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def _compose(self, launch: _Launch, sources: Sources, agent: Path | None, own: bool) -> osvline.Boot:
+    def _compose(self, launch: _Launch, sources: Sources) -> osvline.Boot:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
         program, before = f"{osvimage.CONFIG}/{signals.NAME}", []
@@ -237,9 +236,9 @@ class OsvDriver:
             before.append(osvline.Command([program, "wait", str(management.PORT)], beside=False))
         if wanted:
             before += self._cloud_init(launch, wanted)
-        if launch.record.facts["agent"] and own:
+        if launch.record.facts["agent"] and _takes_signals(sources):
             environment[osvline.SIGNALS] = str(signals.PORT)
-        elif agent is not None:
+        elif launch.agent is not None:
             before.append(osvline.Command([program, str(signals.PORT)]))
         return osvline.compose(
             machine.options(self._network(launch.record), launch.machine.slug),

@@ -86,6 +86,12 @@ async def begin_move(driver: ImitationDriver, dyno: MicroVm, monkeypatch: pytest
     return twin
 
 
+async def is_told_to_end(machine: Imitation) -> None:
+    """Return once its guest has been told a signal."""
+    while bytes([protocol.SIGNAL]) not in machine.told:
+        await asyncio.sleep(0.01)
+
+
 def holding(events: list[str]) -> Callable[[], Any]:
     """A hold that writes down when it began and ended."""
 
@@ -252,8 +258,7 @@ class TestMoving:
             assert await dyno.migrate(hold) >= 0
             await dyno.look()  # it answers
             await dyno.signal(signal.SIGTERM)
-            while bytes([protocol.SIGNAL]) not in twin.told:
-                await asyncio.sleep(0.01)
+            await is_told_to_end(twin)
 
         play(tmp_path, story)
 
@@ -269,8 +274,7 @@ class TestMoving:
                 yield
 
             await dyno.migrate(hold)
-            while bytes([protocol.SIGNAL]) not in twin.told:
-                await asyncio.sleep(0.01)
+            await is_told_to_end(twin)
             assert bytes([protocol.SIGNAL]) not in qemu.told
 
         play(tmp_path, story)
@@ -703,8 +707,7 @@ class TestFindingAgain:
             assert not again.ended and again.pid == qemu.process.pid
             await again.signal(signal.SIGTERM)
             says.set()
-            while bytes([protocol.SIGNAL]) not in twin.told:
-                await asyncio.sleep(0.01)
+            await is_told_to_end(twin)
             assert again.pid == twin.process.pid and not again.ended
             while not qemu.gone:
                 await asyncio.sleep(0.01)
