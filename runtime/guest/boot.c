@@ -187,11 +187,11 @@ static int set_address(int s, const char *name, unsigned long request, uint32_t 
     return ioctl(s, request, &ifr);
 }
 
-static int set_up(int s, const char *name, int up) {
+static int set_up(int s, const char *name) {
     struct ifreq ifr = {0};
     strncpy(ifr.ifr_name, name, IFNAMSIZ - 1);
     if (ioctl(s, SIOCGIFFLAGS, &ifr)) return -1;
-    ifr.ifr_flags = (short)(up ? ifr.ifr_flags | IFF_UP : ifr.ifr_flags & ~IFF_UP);
+    ifr.ifr_flags = (short)(ifr.ifr_flags | IFF_UP);
     return ioctl(s, SIOCSIFFLAGS, &ifr);
 }
 
@@ -216,7 +216,7 @@ static int set_route(int s, const char *gateway) {
 /* `spec->address` is 198.18.0.5/20. */
 const char *boot_network(const struct spec *spec) {
     int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    set_up(s, "lo", 1);
+    set_up(s, "lo");
     if (!spec->address || !spec->gateway) {
         close(s);
         return NULL;
@@ -229,12 +229,9 @@ const char *boot_network(const struct spec *spec) {
     uint32_t address = 0, mask = htonl(bits ? ~0u << (32 - bits) : 0);
     inet_pton(AF_INET, text, &address);
     const char *problem = NULL;
-    if (spec->has_mac) {
-        set_up(s, "eth0", 0);
-        set_mac(s, spec->mac);
-    }
+    if (spec->has_mac) set_mac(s, spec->mac); /* virtio's may change while it is up */
     if (set_address(s, "eth0", SIOCSIFADDR, address) || set_address(s, "eth0", SIOCSIFNETMASK, mask) ||
-        set_up(s, "eth0", 1) || (set_route(s, spec->gateway) && errno != EEXIST))
+        set_up(s, "eth0") || (set_route(s, spec->gateway) && errno != EEXIST))
         problem = failed("the network");
     close(s);
     return problem;

@@ -458,7 +458,7 @@ def test_a_machine_is_composed_of_its_parts() -> None:
     whole = machine.Machine("app/web.1", 608 * MIB, 1024 * MIB, 1, 4, mac="02:00:00:00:00:01")
     words = machine.command("qemu", whole)
     assert words[words.index("-m") + 1] == "size=608M,maxmem=1632M"
-    assert any(word.startswith("virtio-net-pci") and "02:00:00:00:00:01" in word for word in words)
+    assert any(word.startswith("virtio-net-pci") and "02:00:00:00:00:01" in word and "guest_announce=off" in word for word in words)
     assert "tap,id=net,fd=8,vhost=off" in words
     assert words[words.index("-sandbox") + 1].startswith("on,")
     assert {"dump-guest-core=off", "mem-merge=off"} <= set(words[words.index("-M") + 1].split(","))
