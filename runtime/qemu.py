@@ -111,8 +111,8 @@ def network(mac: str | None, tap: int) -> list[str]:
     """A network card with the address ``mac`` at the tap of that descriptor; None for no network."""
     if mac is None:
         return []
-    # A guest that has been moved is not told to announce itself: QEMU does that with the address of this card, while the guest has
-    # that of another place as yet; and Linux's driver waits for itself for good when its card is put down just then.
+    # A guest that has been moved is not told to announce itself: it has the address of another place as yet, and QEMU does
+    # it with that of this card; and Linux's driver waits for itself for good when its card is put down just then.
     card = f"virtio-net-pci,netdev=net,mac={mac},romfile=,guest_announce=off"
     return ["-netdev", f"tap,id=net,fd={tap},vhost=off", "-device", card]
 

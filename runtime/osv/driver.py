@@ -230,16 +230,19 @@ class OsvDriver:
     def _compose(self, launch: _Launch, sources: Sources) -> osvline.Boot:
         environment = {**launch.spec.env, **sources.launch.environment}
         wanted = environment.pop(management.CLOUD_INIT_VARIABLE, "")
-        program, before = f"{osvimage.CONFIG}/{signals.NAME}", []
-        if launch.record.facts["managed"]:
-            before.append(osvline.Command([f"/{management.SERVER}"]))
-            before.append(osvline.Command([program, "wait", str(management.PORT)], beside=False))
-        if wanted:
-            before += self._cloud_init(launch, wanted)
+        program, before, ports = f"{osvimage.CONFIG}/{signals.NAME}", [], []
         if launch.record.facts["agent"] and _takes_signals(sources):
             environment[osvline.SIGNALS] = str(signals.PORT)
         elif launch.agent is not None:
             before.append(osvline.Command([program, str(signals.PORT)]))
+            ports.append(str(signals.PORT))
+        if launch.record.facts["managed"]:
+            before.append(osvline.Command([program, "begin", str(signals.BEGINS), f"/{management.SERVER}"]))
+            ports += [str(signals.BEGINS), str(management.PORT)]
+        if ports:  # one after the other: see agent.c
+            before.append(osvline.Command([program, "wait", *ports], beside=False))
+        if wanted:
+            before += self._cloud_init(launch, wanted)
         return osvline.compose(
             machine.options(self._network(launch.record), launch.machine.slug),
             environment,

@@ -23,6 +23,8 @@ log = logging.getLogger("runtime")
 
 PORT = 65077
 """Where it listens in the guest; only this host's root reaches it (:data:`runtime.firewall.OF_ROOT`)."""
+BEGINS = 65078
+"""Where it listens within the guest until a program is to begin that runs beside the app."""
 NAME = "agent.so"
 _SOURCE = Path(__file__).with_name("agent.c")
 _SECONDS = 60

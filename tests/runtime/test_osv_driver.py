@@ -35,6 +35,7 @@ from runtime.qmp import Monitor, MonitorFailed
 from slugs import image, osvcommand, rofs
 from slugs.osvcommand import CommandRefused
 from tests.e2e.errors_page import assert_says
+from tests.ports import free_port
 from tests.runtime import imitation_guest
 from tests.runtime.bench_of_driver import ENV, MIB
 from tests.runtime.bench_of_osv import LIMITS, OsvBench
@@ -436,11 +437,7 @@ def groups_of_builders() -> list[Path]:
 
 def test_the_agent_for_signals_is_built_and_passes_them_on(tmp_path: Path) -> None:
     """Built by this machine's compiler here (the build stack's in life), and run as the program that it is, too."""
-    program = tmp_path / "agent"
-    subprocess.run(["gcc", "-Wall", "-Werror", "-O2", "-o", program, Path(signals.__file__).with_name("agent.c")], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    program, port = _agent(tmp_path), free_port()
     process = subprocess.Popen([program, str(port)])
     try:
 
@@ -459,3 +456,32 @@ def test_the_agent_for_signals_is_built_and_passes_them_on(tmp_path: Path) -> No
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_program_beside_the_app_begins_when_whoever_waits_for_it_is_there(tmp_path: Path) -> None:
+    """By the agent, run as the program that it is; one that cannot be begun is told to nobody and keeps nobody waiting for good."""
+    program, port, further, beside = _agent(tmp_path), free_port(), free_port(), tmp_path / "beside.so"
+    source = "int puts(const char *); int main(int count, char **words) { return puts(words[count - 1]) < 0; }"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-xc", "-o", beside, "-"], input=source.encode(), check=True)
+    waiting = subprocess.Popen([program, "wait", str(port), str(further)])
+    begins = subprocess.Popen([program, "begin", str(port), beside], stdout=subprocess.PIPE)
+    try:
+        said, _ = begins.communicate(timeout=20)
+        assert (said, begins.returncode) == (f"{beside}\n".encode(), 0)
+        with socket.create_server(("127.0.0.1", further)) as listening:
+            assert waiting.wait(20) == 0
+            listening.settimeout(1)
+            listening.accept()[0].close()
+    finally:
+        for process in (waiting, begins):
+            process.kill()
+            process.wait()
+    missing = subprocess.Popen([program, "begin", str(port), "/nonexistent"])
+    assert subprocess.run([program, "wait", str(port)], timeout=20, check=False).returncode == missing.wait(20) == 0
+
+
+def _agent(directory: Path) -> Path:
+    program = directory / "agent"
+    source = Path(signals.__file__).with_name("agent.c")
+    subprocess.run(["gcc", "-Wall", "-Werror", "-O2", "-o", program, source], check=True)
+    return program
