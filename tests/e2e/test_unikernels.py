@@ -67,7 +67,7 @@ def test_node_serves_in_a_unikernel_and_hears_of_its_end(osv_davit: Davit) -> No
     app.cli("ps:isolation", "web=osv")
     eventually(lambda: isolations(app) == {"osv"}, "the unikernel", 120)
     app.assert_serves("Node /app")
-    assert "told to end" in app.log(), "by the container that was"
+    eventually(lambda: "told to end" in app.log(), "the container that was hears of its end", 60)
     before = app.log()
     app.cli("ps:restart")
     eventually(lambda: app.log().count("Process exited with status 7") > before.count("Process exited with status 7"), "its end", 120)

@@ -481,7 +481,8 @@ print(json.dumps([os.listdir('/sys'), *map(refused, places)]))
         gateway = bench.host.instance.gateway
         with socket.create_server(("0.0.0.0", 0)) as server:
             port = server.getsockname()[1]
-            own = [address for address in _host_addresses() if address != gateway]
+            # Linux says it to one address six times at once, then once a second (net.ipv4.icmp_ratelimit); the rest waits
+            own = [address for address in _host_addresses() if address != gateway][:5]
             targets = [(address, port) for address in (gateway, *own)]
             results = bench.result(CONNECT.format(targets=targets))
         there = {gateway, *_host_addresses()}  # another Davit's bridge may have gone meanwhile
