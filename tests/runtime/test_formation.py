@@ -414,7 +414,8 @@ def test_one_that_cannot_be_told_to_end_is_ended_after_the_grace_period_all_the_
         world.driver.dynos[0].behaviour = "cannot be told"
         (life,) = world.manager.lives.values()
         await asyncio.wait_for(life.stop(grace=0.1), 60)
-        assert world.events[-3:] == ["signal 15 web.1", "signal 9 web.1", "removed web.1"]
+        ended = [event for event in world.events if event.startswith(("signal", "removed"))]  # another one may have begun since
+        assert ended == ["signal 15 web.1", "signal 9 web.1", "removed web.1"]
 
     play(world, story)
 
