@@ -191,7 +191,7 @@ def upgrades_come_and_disturb_nobody(machine: Machine) -> None:
 def running_it_twice_changes_nothing(machine: Machine) -> None:
     """The set-up, run again: same processes, same files."""
     look = (
-        "systemctl show -p MainPID 'davit-*.service'; sudo sha256sum /var/lib/dpkg/status; sudo nft list table inet davit_host; "
+        "systemctl show -p Id,MainPID 'davit-*.service' | grep . | paste -d' ' - - | sort; sudo sha256sum /var/lib/dpkg/status; sudo nft list table inet davit_host; "
         "sudo find /etc /opt/davit /usr/local -newer /run/again -not -path '*/__pycache__*'"
     )
     machine.ssh("sudo touch /run/again")
