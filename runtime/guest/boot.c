@@ -244,7 +244,7 @@ void boot_apply(const struct spec *spec) {
     }
     if (spec->hosts) put("/n/etc/hosts", spec->hosts); /* what the dyno sees is this very file */
     if (spec->resolv) put("/n/etc/resolv.conf", spec->resolv);
-    if (spec->address) boot_network(spec);
+    if (spec->address) boot_network(spec), connections_end();
 }
 
 void boot_cgroup(uint64_t memory, uint64_t pids) {

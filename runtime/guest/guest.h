@@ -63,6 +63,10 @@ void boot_cgroup(uint64_t memory, uint64_t pids);
 void boot_processors(uint32_t count);
 int put(const char *path, const char *text);
 
+/* ---- connections (connections.c) */
+
+void connections_end(void); /* all that the dyno has with others than itself */
+
 /* ---- processes (run.c) */
 
 struct streams {

@@ -257,6 +257,8 @@ class TestLife:
         assert dyno.pid != before
         assert ask(dyno) == "3"
 
+        # it serves one at a time: before this one has ended nobody else is answered
+        held = socket.create_connection((dyno.address or "", 5000), 60)
         snapshot = own.home / "snapshot"
         monkeypatch.setattr(moving, "_held_layer", None)  # nothing of its disk is copied, now or the next time
         own.run(dyno.suspend(snapshot))
@@ -278,7 +280,8 @@ class TestLife:
         assert waking == [True] and not woken.record.facts["waking"], "whoever finds it before it knows where it is has to tell it"
         assert not snapshot.exists() and own.vm.layer(woken.record.id).exists()
         assert woken.address != dyno.address
-        assert ask(woken) == "4"
+        assert ask(woken) == "4", "what it was connected with when it fell asleep has not ended for it"
+        held.close()
         facts = woken.record.facts
         assert facts["plugged_memory"] > 0 and _limit(woken) > facts["memory"] + facts["plugged_memory"]
         own.run(woken.update(LIMITS))
