@@ -71,8 +71,10 @@ class Images:
             return point
 
     def done(self, point: Path) -> None:
-        """One user less of what :meth:`use` has given."""
+        """One user less of what :meth:`use` has given, and :meth:`close` may have taken away."""
         with self._lock:
+            if point not in self._users:
+                return
             self._users[point] -= 1
             if self._users[point] == 0:
                 (file,) = (file for file, at in self._points.items() if at == point)
@@ -80,7 +82,7 @@ class Images:
                 self._drop_idle()
 
     def close(self) -> None:
-        """Unmount everything."""
+        """Unmount everything, also what somebody still reads: they find nothing there any more."""
         with self._lock:
             for file in list(self._points):
                 self._drop(file)

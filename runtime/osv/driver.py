@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from foundation.errors import DavitError
 from runtime import applog, cgroups, oci, qemu
+from runtime.apart import apart
 from runtime.children import Process, start_time
 from runtime.driver import DynoSpec, Exit, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record, boot_id
@@ -149,7 +150,7 @@ class OsvDriver:
         raise Unsupported("Only microVMs can be woken as they were; a unikernel is started anew.")
 
     async def _start(self, spec: DynoSpec) -> Unikernel:
-        sources = await self.host.in_thread(self._sources, spec)
+        sources = await apart(self._sources, spec)
         if sources.launch.notes:
             await self.host.in_thread(applog.say, spec.app_id, spec.name, *sources.launch.notes)
         launch = self._plan(spec)

@@ -21,6 +21,8 @@ from slugs.view import View
 VERSION = "3"
 """Changes when the same sources give other images."""
 KEPT_BASES = 4
+TOGETHER = 4
+"""So many images are made at once; who has theirs waits for none."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _SLUG = re.compile(r"[0-9a-f]{64}")
 _LARGEST_MODULE = 64 << 20
@@ -64,6 +66,7 @@ class OsvImages:
         self.directory, self._mounted, self._slugs, self._modules = directory, mounted, slugs, modules
         self._lock = threading.Lock()
         self._making: dict[Path, _Turn] = {}
+        self._makers = threading.Semaphore(TOGETHER)
 
     def prepare(self) -> None:
         """Make the directories, and remove what nobody needs any more."""
@@ -150,7 +153,8 @@ class OsvImages:
         try:
             with turn.lock:
                 if not path.exists():
-                    make()
+                    with self._makers:
+                        make()
         finally:
             with self._lock:
                 turn.wanted -= 1

@@ -83,3 +83,6 @@ def test_a_few_that_nobody_uses_stay_for_the_next_start(tmp_path: Path, loop: as
     assert images.use(slugs[1]) == points[1] and said(points[1]) == "1.img"
     images.close()
     assert list(work.iterdir()) == []
+    images.done(points[1])  # whoever still read it
+    assert said(images.use(slugs[1])) == "1.img"
+    images.close()

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,9 @@ from runtime.osv.driver import QEMU, OsvDriver, StartFailed
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
 from runtime.qmp import Monitor, MonitorFailed
-from slugs import image, osvcommand, rofs
+from slugs import image, osvcommand, osvimage, rofs
 from slugs.osvcommand import CommandRefused
+from tests.conftest import PATIENCE
 from tests.e2e.errors_page import assert_says
 from tests.ports import free_port
 from tests.runtime import imitation_guest
@@ -238,6 +240,39 @@ def test_one_that_is_found_while_it_boots_is_found_again_by_every_later_runtime(
     assert dyno.console.booted and not dyno.ended
     bench.run(dyno.signal(signal.SIGKILL))
     assert bench.output(dyno) == "before\n"
+
+
+def test_all_others_start_and_end_while_an_image_is_made(
+    bench: OsvBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, write = threading.Event(), osvimage.write_plain
+
+    def slow(tree: Any, path: Path, **options: Any) -> Any:
+        if path.suffix != ".rofs":
+            return write(tree, path, **options)
+        assert go.wait(60)
+        raise osvimage.ImageFailed("It cannot be made.")
+
+    new = tmp_path / "new"
+    new.write_bytes(bench.slug.read_bytes())
+    monkeypatch.setattr(osvimage, "write_plain", slow)
+
+    async def story() -> None:
+        # more than the driver has threads
+        starting = [asyncio.ensure_future(bench.osv.start(bench.says("", slug=new))) for _ in range(6)]
+        while sum(turn.wanted for turn in bench.osv.images._making.values()) < 4:
+            await asyncio.sleep(0.01)
+        try:
+            dyno = await asyncio.wait_for(bench.osv.start(bench.says(f"meanwhile\n{POWER_OFF}")), 40 * PATIENCE)
+            await dyno.wait()
+            await dyno.remove()
+            assert not any(start.done() for start in starting)
+        finally:
+            go.set()
+            told = await asyncio.gather(*starting, return_exceptions=True)
+        assert [type(error) for error in told] == [osvimage.ImageFailed] * 6
+
+    bench.run(story())
 
 
 # -- refused, and nothing is left
