@@ -8,6 +8,7 @@ Servers that fork workers are replaced by one process that serves the same appli
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -435,18 +436,22 @@ class _Translation:
             raise CommandRefused("The command starts Python without a script; a unikernel has no terminal to type into.")
         python = self._interpreter()
         home, version = python.rsplit("/bin/", 1)[0], re.sub(r"^.*python", "", python)
-        path = [SHIMS, *(place for place in self._given.get("PYTHONPATH", "/app").split(":") if place)]
         environment = {
             "PYTHONHOME": home,
-            "PYTHONPATH": ":".join(dict.fromkeys(path)),
+            "PYTHONPATH": ":".join(dict.fromkeys([SHIMS, *self._python_path()])),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHON_COLORS": "0",  # every file says that it is a terminal
             osvline.SITE: self._site(version),
-            "LANG": self._given.get("LANG", "C.UTF-8"),
+            "LANG": self._environment.get("LANG") or "C.UTF-8",
         }
         words = ["-m", module, *rest] if module else list(rest)
         return Launch("python", (*_by_loader(self._libraries()), python, *options, "-m", "davit_launch", *words), environment)
+
+    def _python_path(self) -> list[str]:
+        """PYTHONPATH as seen from /app, for Capstan starts Python elsewhere; without one it is the buildpack's."""
+        path = self._environment.get("PYTHONPATH") or "/app"
+        return [posixpath.normpath(posixpath.join("/app", place)) for place in path.split(":")]
 
     def _interpreter(self) -> str:
         for name in ("python3", "python"):
@@ -465,7 +470,7 @@ class _Translation:
 
     def _sites(self) -> list[str]:
         python = re.sub(r"^.*python", "", self._interpreter())
-        return [place for place in (self._site(python), *self._environment.get("PYTHONPATH", "/app").split(":")) if place]
+        return [place for place in (self._site(python), *self._python_path()) if place]
 
     def _gunicorn(self, arguments: Sequence[str]) -> Launch:
         """gunicorn forks its workers; here one process serves the application with threads."""
@@ -499,7 +504,6 @@ class _Translation:
 
     def _static_site(self) -> Launch:
         self._own["PYTHONPATH"] = "/app/.heroku/static/packages:/app/.heroku/static"
-        self._given = {**self._given, "PYTHONPATH": self._own["PYTHONPATH"]}
         return self._gunicorn(["site_server:application"])
 
 

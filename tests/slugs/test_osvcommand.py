@@ -108,6 +108,31 @@ def test_a_python_app_finds_its_packages_and_the_shims(view: View) -> None:
     assert launch.environment["PATH"].startswith("/app/.heroku/python/bin:/app/.heroku/node/bin:")
 
 
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("PYTHONPATH=src gunicorn app:app", ["/app/src"]),
+        ("PYTHONPATH=/app/src:$PYTHONPATH python app.py", ["/app/src", "/app"]),
+        ("PYTHONPATH=./src/:../lib:/x exec env LANG=de_DE.UTF-8 ./manage.py", ["/app/src", "/lib", "/x"]),
+        ("PYTHONPATH= LANG= python app.py", ["/app"]),
+        (".heroku/static/serve", ["/app/.heroku/static/packages", "/app/.heroku/static"]),
+    ],
+)
+def test_what_is_assigned_before_a_python_command_reaches_it(view: View, line: str, path: list[str]) -> None:
+    """An entry is seen from /app, as in a container, and an empty one is /app."""
+    environment = translate(view, line).environment
+    assert environment["PYTHONPATH"].split(":") == ["/etc/davit/python", *path]
+    assert environment["LANG"] == ("de_DE.UTF-8" if "de_DE" in line else "C.UTF-8")
+
+
+def test_uvicorn_is_found_where_an_assignment_says(view: View, tmp_path: Path) -> None:
+    put(tmp_path / "vendor/uvicorn/__init__.py", b"")
+    put(tmp_path / "gunicorn", b"#!/usr/bin/python3\n")
+    launch = translate(View(view.stack, tmp_path), "PATH=/app:$PATH PYTHONPATH=vendor gunicorn -k uvicorn.workers.UvicornWorker app:app")
+    assert launch.argv[4:8] == ("-m", "davit_launch", "-m", "uvicorn")
+    assert launch.environment["PYTHONPATH"] == "/etc/davit/python:/app/vendor"
+
+
 def test_a_node_app_gets_the_module_that_takes_signals(view: View) -> None:
     launch = osvcommand.translate("node server.js", {**ENVIRONMENT, "NODE_OPTIONS": "--max-old-space-size=99"}, view)
     assert launch.runtime == "node"
