@@ -21,7 +21,6 @@ that last words survive a restart of this process) the runtime until the FIFOs a
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foundation import fifo
 from logs import inotify, stream
 from logs.budget import Budget
 from logs.control import Control
@@ -60,7 +60,6 @@ RESCAN = 10.0
 LAST_WORDS = 4 << 20
 """Bytes that are read at the most from the FIFO of a dyno that has ended."""
 
-_SIZES = (1 << 20, 1 << 18)  # of a FIFO; without privilege the kernel may refuse the larger
 _NEWS = inotify.CREATE | inotify.MOVED_TO | inotify.CLOSE_WRITE | inotify.ATTRIB  # root makes it, then lets us in
 _GONE = inotify.DELETE | inotify.MOVED_FROM
 
@@ -242,7 +241,7 @@ class Collector:
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.close(fd)
             return
-        _enlarge(fd)
+        fifo.enlarge(fd)
         dyno.sources[stem] = self._sources[fd] = Source(fd, dyno)
         self._epoll.register(fd, select.EPOLLIN)
 
@@ -406,12 +405,3 @@ class Collector:
                     self._look_at(event.name)
             elif event.name in ("meta.json", "stdout", "stderr", "ended"):
                 self._look_at(self._watches.get(event.watch, ""))
-
-
-def _enlarge(fd: int) -> None:
-    for size in _SIZES:
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
-            return
-        except OSError:
-            continue

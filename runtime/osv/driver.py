@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+from foundation import fifo
 from foundation.errors import DavitError
 from runtime import applog, cgroups, oci, qemu
 from runtime.apart import apart
@@ -218,7 +219,7 @@ class OsvDriver:
     def _open_streams(self, launch: _Launch, place: Path) -> None:
         """The serial port's FIFO, and the dyno's: QEMU holds all of them open, so that nobody's death loses a line."""
         os.mkfifo(place / "console", 0o600)
-        launch.console = os.open(place / "console", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        launch.console = _console(place)
         launch.fds[machine.KEPT_CONSOLE] = os.open(place / "console", os.O_RDWR | os.O_CLOEXEC)
         launch.fds[machine.CONSOLE] = os.open(place / "console", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if launch.spec.stdio is not None:
@@ -445,7 +446,7 @@ class OsvDriver:
         fifos = directory.open_fifos() if record.fifos else []
         if process is not None:
             with suppress(OSError):
-                console = os.open(self.directory / record.id / "console", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                console = _console(self.directory / record.id)
         with suppress(OSError):
             target = os.open(directory.path / "stdout", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if target < 0:
@@ -474,6 +475,13 @@ class OsvDriver:
         for dyno in self.running.values():
             dyno.let_go()
         self.running.clear()
+
+
+def _console(place: Path) -> int:
+    """The end that is read of the serial port's FIFO, in which what the app says waits while no runtime process is there."""
+    fd = os.open(place / "console", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fifo.enlarge(fd)
+    return fd
 
 
 def refuse(spec: DynoSpec) -> None:

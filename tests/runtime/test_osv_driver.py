@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import io
 import os
 import re
@@ -222,7 +223,7 @@ def test_what_is_done_otherwise_is_said_in_the_apps_log(bench: OsvBench, monkeyp
 def test_one_that_is_found_while_it_boots_is_found_again_by_every_later_runtime(
     bench: OsvBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its console says when it has booted is read once."""
+    """What its console says when it has booted is read once; until it is read there is as much room as in any dyno's FIFO."""
 
     async def line_only(driver: OsvDriver, launch: Any, dyno: Unikernel) -> None:
         dyno.monitor = await Monitor.connect(driver.directory / dyno.spec_id / "monitor", 60)
@@ -233,8 +234,11 @@ def test_one_that_is_found_while_it_boots_is_found_again_by_every_later_runtime(
         ended_early.setattr(Unikernel, "_readable", lambda dyno: None)
         dyno = bench.begin(f"before\n{STAND_STILL}")
         assert not dyno.console.booted
+    assert fcntl.fcntl(dyno._console_fd, fcntl.F_GETPIPE_SZ) == 1 << 20
+    fcntl.fcntl(dyno._console_fd, fcntl.F_SETPIPE_SZ, 1 << 16)  # as one that an older Davit has started
     dyno = bench.restart_the_runtime(dyno)  # type: ignore[assignment, arg-type]
     assert dyno.console.booted and not dyno.ended
+    assert fcntl.fcntl(dyno._console_fd, fcntl.F_GETPIPE_SZ) == 1 << 20
     monkeypatch.setattr("runtime.osv.driver.BOOT_SECONDS", {True: 0.0, False: 0.0})
     dyno = bench.restart_the_runtime(dyno)  # type: ignore[assignment, arg-type]
     assert dyno.console.booted and not dyno.ended
