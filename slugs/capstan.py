@@ -4,7 +4,8 @@ A package (``.mpm``) is a gzipped tar of what is to be the root, and of these tw
 management" and "Configuration files"). Config vars are not in it: they are secrets, and a package is passed on.
 
 Capstan writes each configuration as a runscript, unquoted: ``--env=NAME?=VALUE … COMMAND``; and the program starts in ``/``, for
-only the kernel's own line can say another directory. Davit's modules in Python and Node.js go to /app by themselves.
+only the kernel's own line can say another directory. Davit's modules in Python and Node.js go to /app by themselves, before
+almost anything else (:func:`needs_its_directory`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -33,6 +34,22 @@ CREATED = "1970-01-01 00:00"
 CANNOT_HOLD = "a blank, a quote, one of $ \\ ; & ! or what is no printable ASCII in its value, which Capstan cannot pass on"
 """What is wrong with a variable's value for which :func:`can_hold` is false."""
 _PLAIN = re.compile(r"[^\x00-\x20\x7f-\U0010ffff\"'$\\;&!]*")
+
+_NODE_CODE = frozenset(("-e", "--eval", "-p", "--print", "-pe", "-"))
+_NODE_REQUIRES = frozenset(("-r", "--require"))
+_NODE_READS = frozenset(("--env-file", "--env-file-if-exists"))
+_NODE_VALUES = _NODE_REQUIRES | _NODE_READS | {
+    "-C", "--conditions", "--cpu-prof-dir", "--cpu-prof-interval", "--cpu-prof-name", "--diagnostic-dir", "--disable-proto",
+    "--disable-warning", "--dns-result-order", "--experimental-default-type", "--experimental-loader", "--heap-prof-dir",
+    "--heap-prof-interval", "--heap-prof-name", "--heapsnapshot-near-heap-limit", "--heapsnapshot-signal", "--icu-data-dir",
+    "--import", "--input-type", "--loader", "--localstorage-file", "--max-http-header-size",
+    "--network-family-autoselection-attempt-timeout", "--openssl-config", "--redirect-warnings", "--report-dir",
+    "--report-directory", "--report-filename", "--report-signal", "--secure-heap", "--secure-heap-min", "--snapshot-blob",
+    "--title", "--tls-cipher-list", "--tls-keylog", "--trace-event-categories",
+    "--trace-event-file-pattern", "--trace-require-module", "--unhandled-rejections", "--use-largepages", "--v8-pool-size",
+    "--watch-path",
+}  # fmt: skip
+"""Node.js' options whose value may be a word of its own (``node --help``)."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +99,62 @@ def can_hold(value: str) -> bool:
 def from_anywhere(launch: Launch, is_file: Callable[[str], bool]) -> Launch:
     """``launch`` for a start in ``/``: the script or archive that it names in the slug, by its whole path.
 
+    Node.js makes its script's path absolute before Davit's module takes it to /app, whether there is such a file (it may be a
+    directory, or have no ending) or not.
+
     Args:
         is_file: whether a path is a file's.
     """
-    if launch.runtime not in ("node", "java"):
-        return launch
     words = list(launch.argv)
-    for number, word in enumerate(words):
-        if not word.startswith(("/", "-")) and is_file(whole := posixpath.normpath(f"{APP}/{word}")):
-            words[number] = whole
-            break
+    if launch.runtime == "node":
+        number = _node_script(words)
+    elif launch.runtime == "java":
+        number = next((at for at, word in enumerate(words) if not word.startswith(("/", "-")) and is_file(_whole(word))), None)
+    else:
+        number = None
+    if number is not None:
+        words[number] = _whole(words[number])
     return replace(launch, argv=tuple(words))
 
 
 def needs_its_directory(launch: Launch) -> bool:
-    """Whether nothing of Davit's takes the program to /app."""
-    return launch.runtime in ("native", "java")
+    """Whether nothing of Davit's takes the program to /app before it looks for files there."""
+    return launch.runtime in ("native", "java") or (launch.runtime == "node" and _looks_for_files_early(launch.argv))
+
+
+def _whole(path: str) -> str:
+    return posixpath.normpath(posixpath.join(APP, path))
+
+
+def _node_words(words: Sequence[str]) -> int:
+    """Where the words behind ``node`` begin."""
+    return next((at for at, word in enumerate(words, 1) if word.rsplit("/", 1)[-1] == "node"), len(words))
+
+
+def _node_script(words: Sequence[str]) -> int | None:
+    """Where Node.js' script is; None when it is given code."""
+    at = _node_words(words)
+    while at < len(words) and words[at].startswith("-"):
+        if words[at].partition("=")[0] in _NODE_CODE:
+            return None
+        if words[at] == "--":
+            return at + 1 if at + 1 < len(words) else None
+        at += 2 if words[at] in _NODE_VALUES else 1
+    return at if at < len(words) else None
+
+
+def _looks_for_files_early(words: Sequence[str]) -> bool:
+    """Node.js reads ``--env-file`` before any module, and looks for packages of ``-r`` from where it began."""
+    script = _node_script(words)
+    options = list(words[_node_words(words) : script])
+    for option, following in zip(options, [*options[1:], ""], strict=False):
+        name, equals, value = option.partition("=")
+        value = value if equals else following
+        if name in _NODE_READS and not value.startswith("/"):
+            return True
+        if name in _NODE_REQUIRES and not value.startswith(("/", "./", "../")):
+            return True
+    return False
 
 
 def _config_set(name: str, launch: Launch, defaults: Mapping[str, str], port: int) -> dict[str, object]:

@@ -107,6 +107,38 @@ def test_a_script_is_named_by_its_whole_path_for_capstan_starts_it_elsewhere() -
         assert (launch.argv, capstan.needs_its_directory(launch)) == (made, runtime in ("java", "native"))
 
 
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ("build", "/app/build"),
+        (".", "/app"),
+        ("dist/ start", "/app/dist start"),
+        ("/app/server.js start", "/app/server.js start"),
+        ("--import ./x.mjs --trace-warnings server start", "--import ./x.mjs --trace-warnings /app/server start"),
+        ("--conditions x --title=y -r ./x.js -- ../app/server.js", "--conditions x --title=y -r ./x.js -- /app/server.js"),
+        ("-e code start", "-e code start"),
+        ("-r", "-r"),
+    ],
+)
+def test_nodes_script_is_named_by_its_whole_path_whatever_it_is(words: str, made: str) -> None:
+    begin = (LOADER, "--library-path", LIBRARIES, "/app/.heroku/node/bin/node")
+    launch = capstan.from_anywhere(Launch("node", (*begin, *words.split())), {"/app/start", "/app/x.mjs"}.__contains__)
+    assert launch.argv == (*begin, *made.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "needs"),
+    [
+        ("-r dotenv/config server.js", True), ("--require=dotenv/config server.js", True), ("-r ./x.js -r tracing .", True),
+        ("--env-file .env server.js", True), ("--env-file-if-exists=.env server.js", True), ("--env-file=/app/.env server.js", False),
+        ("-r ./x.js --import tracing server.js", False), ("server.js -r x --env-file .env", False),
+    ],
+)  # fmt: skip
+def test_node_needs_its_directory_for_what_it_reads_before_any_module(words: str, needs: bool) -> None:
+    """Seen with Node.js 20: ``--import``, and paths of ``-r``, are looked up after Davit's module has gone to /app."""
+    assert capstan.needs_its_directory(Launch("node", (LOADER, "/usr/bin/node", *words.split()))) is needs
+
+
 class FakeUploadServer:
     """Says it is one: reads cpio "newc" as cpio(5) describes it, and hangs up when it has all."""
 
