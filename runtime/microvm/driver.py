@@ -461,7 +461,11 @@ class MicroVmDriver:
                 raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
             if status in ("paused", "postmigrate"):
                 await dyno.monitor.execute("cont")  # its runtime was killed while it put the machine aside
-            dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), SILENCE[dyno.record.facts["kvm"]])
+            writing = asyncio.ensure_future(dyno.keep_writing())  # on a full disk it stands still again and again
+            try:
+                dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), SILENCE[dyno.record.facts["kvm"]])
+            finally:
+                writing.cancel()
             if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
                 raise GuestFailed("it was never told what to run")
             if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now

@@ -18,7 +18,7 @@ from signal import SIGABRT, SIGKILL
 from typing import TYPE_CHECKING
 
 from foundation.errors import DavitError
-from runtime import cgroups, reach
+from runtime import applog, cgroups, reach
 from runtime.children import Process
 from runtime.driver import DynoSpec, Exit, Hold, Limits, Listener, Stats, Unsupported
 from runtime.dynodir import Record
@@ -47,6 +47,12 @@ SILENCE = {True: 60.0, False: 180.0}
 """Seconds without a word after which a guest is asked for one: with and without acceleration."""
 FOUND_SECONDS = 10.0
 """For which Davit's start waits for a guest that an earlier runtime process started."""
+FULL = (
+    "Error R99 (Platform error) -> "
+    "The host's disk is full: the dyno stands still at what it writes, loses nothing, and goes on when there is room"
+)
+FULL_SECONDS = 600.0
+"""For which it is not said once more that the host's disk is full."""
 _MOST_CPU = 1e10
 """Seconds of processor time that no dyno has ever used."""
 NOTHING = Stats(0, 0, 0.0, 0, 0)
@@ -87,6 +93,7 @@ class MicroVm:
         self._why = ""
         self._names_told: int | None = None
         self._clock_told: tuple[float, float] | None = None
+        self._disk_full, self._wrote_on, self._said_full = False, 0.0, -FULL_SECONDS
         self._arrived = asyncio.Event()
         self._arrived.set()
         self._found = asyncio.Event()
@@ -181,7 +188,7 @@ class MicroVm:
             await asyncio.sleep(WATCH_SECONDS)
             if not self.moving.locked() and (trouble := await self._trouble()) and not self.moving.locked():
                 return self.give_up(trouble)
-            if not self.moving.locked() and self._has_news():
+            if not self.moving.locked() and not self._disk_full and self._has_news():
                 async with self.moving:
                     await self.tell()
 
@@ -242,13 +249,17 @@ class MicroVm:
         """Why there is nothing to be hoped for any more; empty while there is."""
         if self.agent is None:
             return "Nobody is connected to its guest" if self._found.is_set() else ""
-        silent = time.monotonic() - self.agent.heard
-        if silent < 2 * WATCH_SECONDS:
+        silent = time.monotonic() - max(self.agent.heard, self._wrote_on)
+        if silent < 2 * WATCH_SECONDS and not self._disk_full:
             return ""
-        status = "unknown"
-        with contextlib.suppress(DavitError):
-            assert self.monitor is not None
-            status = await self.monitor.status()
+        status = await self._status()
+        if status == "io-error":
+            async with self.moving:  # one that moves may not run on where it was
+                await self.write_on()
+            return ""
+        if status == "running" and self._disk_full:
+            self._disk_full = False
+            self.stood_still()
         if status in ("internal-error", "guest-panicked", "shutdown"):
             return f"QEMU has stopped it ({status})"
         if silent < SILENCE[self.record.facts["kvm"]]:
@@ -256,8 +267,34 @@ class MicroVm:
         try:
             await self.look()
         except DavitError:
-            return f"Its guest has not answered for {silent:.0f} seconds"
+            return f"Its guest has not answered for {silent:.0f} seconds" if await self._status() != "io-error" else ""
         return ""
+
+    async def _status(self) -> str:
+        """What QEMU says that it does; ``unknown`` when it says nothing."""
+        with contextlib.suppress(DavitError):
+            assert self.monitor is not None
+            return await self.monitor.status()
+        return "unknown"
+
+    async def write_on(self) -> None:
+        """When QEMU has stopped it because the host's disk is full, have it try once more what it could not write: nothing is
+        lost so, however long it takes until there is room. Whoever has ``moving`` calls this."""
+        if self.monitor is None or await self._status() != "io-error":
+            return
+        with contextlib.suppress(DavitError):
+            await self.monitor.execute("cont")
+        self._disk_full, self._wrote_on = True, time.monotonic()
+        if self._wrote_on - self._said_full >= FULL_SECONDS:
+            self._said_full = self._wrote_on
+            log.warning("a microVM stands still: the disk with its writable layer is full", extra={"dyno": self.spec_id})
+            await self.driver.host.in_thread(applog.say, self.record.app_id, self.record.name, FULL)
+
+    async def keep_writing(self) -> None:
+        """:meth:`write_on` now and then, for ever."""
+        while True:
+            await self.write_on()
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _end_machine(self) -> None:
         self._last = self.stats()

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from router.config import Timeouts
-from runtime import cgroups, scratch
+from runtime import applog, cgroups, scratch
 from runtime.apart import apart
 from runtime.children import start_time
 from runtime.driver import DynoSpec, Exit, Limits, Unsupported
@@ -754,6 +754,28 @@ class TestFindingAgain:
 
         play(tmp_path, story)
 
+    def test_one_that_stands_still_because_the_hosts_disk_is_full_is_found_also_while_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.05)
+        said: list[str] = []
+        monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            qemu.status, qemu.agent_answers = "io-error", False
+
+            def tries(_: dict[str, Any]) -> dict[str, Any]:
+                qemu.agent_answers = qemu.asked.count("cont") > 3
+                return {}
+
+            qemu.answers["cont"] = tries
+            again = await asyncio.wait_for(driver._adopt(record, True), 60)
+            assert not again.ended and again.agent is not None and len(said) == 1
+            again.let_go()
+
+        play(tmp_path, story)
+
     @pytest.mark.parametrize("moved", [False, True], ids=["as ever", "in the middle of a move"])
     @pytest.mark.parametrize("answer", [None, [], {"status": {}}], ids=["null", "a list", "a table"])
     def test_one_whose_qemu_answers_nonsense_is_ended_and_keeps_davit_from_nothing(
@@ -878,6 +900,53 @@ class TestWatchdog:
         async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
             qemu.status = "internal-error"
             assert "internal-error" in (await dyno.wait()).why
+
+        play(tmp_path, story)
+
+    @pytest.mark.row("microvm-disk-full")
+    @pytest.mark.code("R99")
+    def test_one_that_stands_still_because_the_hosts_disk_is_full_tries_again_until_there_is_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(microvm, "ANSWER_SECONDS", 60)
+        said: list[str] = []
+        monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.status, qemu.agent_answers = "io-error", False
+            qemu.answers["cont"] = lambda _: {}  # it writes, and stands still again
+            while qemu.asked.count("cont") < 12:  # for far longer than any other may be silent
+                await asyncio.sleep(0.01)
+            assert not dyno.ended and len(said) == 1
+            assert_says("microvm-disk-full", said[0])
+            async with dyno.moving:  # nothing may run on where it is while it moves
+                tried = qemu.asked.count("cont")
+                for _ in range(5):
+                    await asyncio.sleep(0.05)
+                assert qemu.asked.count("cont") == tried
+            qemu.answers.clear()
+            qemu.agent_answers = True
+            while not qemu.orders:  # its clock stood still, too
+                await asyncio.sleep(0.01)
+            assert qemu.status == "running" and not dyno.ended and "t" in qemu.orders[0]
+
+        play(tmp_path, story)
+
+    def test_one_that_stands_still_again_while_it_is_asked_is_not_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: None)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            looked: list[bool] = []
+
+            async def look() -> None:
+                looked.append(True)
+                qemu.status = "io-error"
+                raise GuestFailed("It does not answer.")
+
+            monkeypatch.setattr(dyno, "look", look)
+            assert dyno.agent is not None
+            dyno.agent.heard = -600.0
+            assert await dyno._trouble() == "" and looked
 
         play(tmp_path, story)
 
