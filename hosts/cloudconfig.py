@@ -20,6 +20,8 @@ from hosts.vocabulary import check
 SETUP = "/usr/local/sbin/davit-host-setup"
 CHECKOUT = "/opt/davit"
 ENVIRONMENT = "/etc/davit/davit.env"
+ENDED = "davit: cloud-init ended after"
+"""How the console's last line begins."""
 
 _SYSCTL = """\
 # many dynos, each with processes, files and connections of its own
@@ -209,7 +211,7 @@ def compose(host: Host) -> dict[str, Any]:
         "locale": "C.UTF-8",
         "write_files": _files(host),
         "runcmd": [[SETUP]],
-        "final_message": "davit: this host was ready after $UPTIME seconds",
+        "final_message": f"{ENDED} $UPTIME seconds; `cloud-init status --long` says how",  # said of a set-up that failed, too
     }
     if host.hostname:
         document["hostname"] = host.hostname

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from cli.host import machines  # noqa: F401 - the command under test, imported early so that a typing error fails at once
+from hosts import cloudconfig
 from tests.e2e.world import DAVIT, STACKS, TINY
 from tests.hosts.machine import DISTRIBUTIONS, NETWORK, ROOT, Machine, blank, mirror, say, served, sha256
 from tests.hosts.test_user_data import unknown
@@ -75,7 +76,7 @@ def machine(suite: str, tmp_path: Path) -> Iterator[Machine]:
 @pytest.mark.parametrize("suite", DISTRIBUTIONS)
 def test_a_blank_image_becomes_a_davit_host_and_takes_a_push(suite: str, machine: Machine, tmp_path: Path) -> None:
     begun = time.monotonic()
-    machine.until_said("davit: this host was ready after", begun + BOUND)
+    machine.until_said(cloudconfig.ENDED, begun + BOUND)
     say(f"cloud-init finished {time.monotonic() - begun:.0f} s after power-on")
     told = machine.ssh("cloud-init status --long", check=False)
     assert "status: done" in told and "degraded" not in told, f"{told}\n{machine.told()}"

@@ -52,6 +52,14 @@ def test_cloud_inits_own_schema_accepts_it(host: Host, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_page_has_the_consoles_last_line_and_the_newest_cloud_init_whose_keys_are_known() -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs/hosts.md").read_text().split())
+    said, command = document(HOST)["final_message"].replace("$UPTIME", "…").split("; ")
+    assert f"`{said}`" in page and command.split("`")[1] in page
+    newest = (vocabulary.__doc__ or "").partition("(Debian 12) to ")[2].partition(";")[0]
+    assert newest and f"the keys of cloud-init from 22.4 to {newest}." in page
+
+
 def test_it_is_the_same_every_time() -> None:
     assert cloudconfig.user_data(EVERYTHING) == cloudconfig.user_data(EVERYTHING)
 
