@@ -516,17 +516,42 @@ def _shown(path: str) -> str:
 
 
 def _python_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Python's own options, and what follows them: a script, or -m or -c with what belongs to it."""
+    """Python's own options, each for itself, and what follows them: a script, or -m or -c with what belongs to it.
+
+    Raises:
+        CommandRefused: an option lacks its value, or would keep Davit's modules from Python.
+    """
     options: list[str] = []
     rest = list(arguments)
-    while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c", "-"):
+
+    def value(option: str, attached: str = "") -> str:
+        if not attached and not rest:
+            raise CommandRefused(f"Python's option {option} has no value.")
+        return attached or rest.pop(0)
+
+    while rest and rest[0].startswith("-") and rest[0] != "-":
         word = rest.pop(0)
-        options.append(word)
-        if word in ("-W", "-X") and rest:
-            options.append(rest.pop(0))
+        if word == "--":
+            break
+        if word.startswith("--"):
+            options += [word, value(word)] if word == "--check-hash-based-pycs" else [word]
+            continue
+        for place, letter in enumerate(word[1:], 2):
+            if letter in "cm":
+                return options, [f"-{letter}", value(f"-{letter}", word[place:]), *rest]
+            if letter in "WX":
+                options += [f"-{letter}", value(f"-{letter}", word[place:])]
+                break
+            if letter in "EIS":
+                raise CommandRefused(
+                    f"Python's option -{letter} keeps Davit's modules from it, without which it does not run in a unikernel."
+                    f" Leave it out, or {_ADVICE}."
+                )
+            if letter not in "iu":
+                options.append(f"-{letter}")
     if rest[:1] == ["-"]:
         raise CommandRefused("The command feeds Python a script by its standard input, which a unikernel has not.")
-    return [word for word in options if word not in ("-u", "-i")], rest
+    return options, rest
 
 
 _GUNICORN_FLAGS = {

@@ -17,16 +17,22 @@ def main(words: list[str]) -> None:
         os.chdir("/app")  # Capstan has no word for the directory
     if words[:1] == ["-m"]:
         sys.argv[:] = words[1:]
-        sys.path[0] = os.getcwd()  # noqa: PTH109
+        _first(os.getcwd())  # noqa: PTH109
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[:1] == ["-c"]:
         sys.argv[:] = ["-c", *words[2:]]
-        sys.path[0] = ""
+        _first("")
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102
     else:
         sys.argv[:] = words
-        sys.path[0] = os.path.dirname(os.path.realpath(words[0]))  # noqa: PTH120
+        _first(os.path.dirname(os.path.realpath(words[0])))  # noqa: PTH120
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _first(place: str) -> None:
+    """What Python looks into first, in this module's place; with -P or PYTHONSAFEPATH it has none."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = place
 
 
 if __name__ == "__main__":

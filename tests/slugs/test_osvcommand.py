@@ -78,6 +78,10 @@ PYTHON = (*BY_LOADER, "/usr/bin/python3.13")
         ("python app.py", (*PYTHON, "-m", "davit_launch", "app.py")),
         ("python3 -u -m http.server $PORT", (*PYTHON, "-m", "davit_launch", "-m", "http.server", "8080")),
         ("python -W ignore -c 'print(1)'", (*PYTHON, "-W", "ignore", "-m", "davit_launch", "-c", "print(1)")),
+        ("python -OuWdefault -Xdev --check-hash-based-pycs never app.py -E", (*PYTHON, "-O", "-W", "default", "-X", "dev", "--check-hash-based-pycs", "never", "-m", "davit_launch", "app.py", "-E")),
+        ("python -um http.server -I", (*PYTHON, "-m", "davit_launch", "-m", "http.server", "-I")),
+        ("python -mhttp.server", (*PYTHON, "-m", "davit_launch", "-m", "http.server")),
+        ("python -W error -bc '' x", (*PYTHON, "-W", "error", "-b", "-m", "davit_launch", "-c", "", "x")),
         ("./manage.py runserver", (*PYTHON, "-m", "davit_launch", "/app/manage.py", "runserver")),
         ("gunicorn app:app -w 4", (*PYTHON, "-m", "davit_launch", "-m", "davit_wsgi", "app:app", "-w", "4")),
         ("uvicorn app:app --workers 4", (*PYTHON, "-m", "davit_launch", "-m", "uvicorn", "app:app", "--port", "8080", "--loop", "asyncio")),
@@ -198,7 +202,9 @@ def test_npm_start_is_what_package_json_says(view: View, tmp_path: Path) -> None
         ("sh start.sh", "starts the shell sh"), ("bash -c x", "starts the shell bash"), ("cd web && x", "&&"), ("cd web", "a shell's own command"),
         ("./script.sh", "is a script of sh"), ("honcho start", "further processes"), ("npx serve", "further processes"),
         ("celery worker", "celery's workers fork"), ("nothing-there", "no program “nothing-there”"), ("./text", "neither ELF nor"),
-        ("python", "without a script"), ("python -", "standard input"), ("./circle", "no program"), ("", "names no program"), ("java -jar x", "no program “java”"),
+        ("python", "without a script"), ("python -I app.py", "option -I keeps Davit's modules"), ("python -uEs app.py", "option -E .* as microvm"), ("python -W error -Sm x", "option -S "),
+        ("python -m", "option -m has no value"), ("python -uX", "option -X has no value"), ("python -u --", "without a script"),
+        ("python -", "standard input"), ("./circle", "no program"), ("", "names no program"), ("java -jar x", "no program “java”"),
     ],
 )  # fmt: skip
 def test_what_needs_a_shell_or_a_fork_is_refused_with_a_sentence(view: View, line: str, why: str) -> None:

@@ -163,6 +163,8 @@ def test_scripts_modules_and_code_run_as_python_would_run_them(tmp_path: Path) -
     assert shimmed("bin/x.py", "a b", cwd=tmp_path).communicate()[0] == "['bin/x.py', 'a b'] __main__ helper\n"
     assert shimmed("-m", "mod", "c", cwd=tmp_path).communicate()[0] == "['c'] __main__\n"
     assert shimmed("-c", "import sys; print(sys.argv)", "d", cwd=tmp_path).communicate()[0] == "['-c', 'd']\n"
+    paths = "import sys; print(sys.path[0])"
+    assert shimmed("-c", paths, cwd=tmp_path, PYTHONSAFEPATH="1").communicate()[0] == f"{SHIMS}\n", "as with Python's -P"
     failing = shimmed("-c", "raise SystemExit(3)", cwd=tmp_path)
     assert (failing.communicate()[0], failing.returncode) == ("", 3)
 
