@@ -2,7 +2,7 @@
  *
  *   PORT               brings signals in, where nothing from outside can send any: for each number that a connection to this TCP port
  *                      sends as a line it raises that signal in the one process that there is
- *   wait PORT...       is over once somebody listens at each of them in turn, or after ten seconds
+ *   wait PORT...       is over once somebody listens at each of them in turn, or after half a minute
  *   begin PORT OBJECT  runs a further program once somebody has connected to PORT
  *
  * OSv makes a program ready (its list of constructors) in that program's own thread, and keeps only one such list: a second one that
@@ -16,6 +16,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#ifndef TRIES
+#define TRIES 3000
+#endif
 
 static struct sockaddr_in at(in_addr_t address, const char *port)
 {
@@ -46,7 +50,7 @@ static int wait_for(char **ports)
 {
     int tries = 0;
 
-    while (*ports && tries++ < 1000) {
+    while (*ports && tries++ < TRIES) {
         struct sockaddr_in place = at(INADDR_LOOPBACK, *ports);
         int connection = socket(AF_INET, SOCK_STREAM, 0);
         int there = connection >= 0 && connect(connection, (struct sockaddr *)&place, sizeof place) == 0;

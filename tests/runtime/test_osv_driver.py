@@ -30,7 +30,7 @@ from runtime import cgroups, qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
 from runtime.osv import kernel, management, signals, zfs
-from runtime.osv.driver import QEMU, OsvDriver, StartFailed
+from runtime.osv.driver import BOOT_SECONDS, QEMU, OsvDriver, StartFailed
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
 from runtime.qmp import Monitor, MonitorFailed
@@ -519,8 +519,16 @@ def test_a_program_beside_the_app_begins_when_whoever_waits_for_it_is_there(tmp_
     assert subprocess.run([program, "wait", str(port)], timeout=20, check=False).returncode == missing.wait(20) == 0
 
 
-def _agent(directory: Path) -> Path:
+def test_who_waits_for_what_does_not_come_goes_on_before_the_start_is_given_up(tmp_path: Path) -> None:
+    found = re.search(r"#define TRIES (\d+)\n", _SOURCE.read_text())
+    assert found and 30 <= int(found[1]) / 100 < BOOT_SECONDS[True] < BOOT_SECONDS[False]
+    assert subprocess.run([_agent(tmp_path, "-DTRIES=3"), "wait", str(free_port())], timeout=20, check=False).returncode == 0
+
+
+_SOURCE = Path(signals.__file__).with_name("agent.c")
+
+
+def _agent(directory: Path, *options: str) -> Path:
     program = directory / "agent"
-    source = Path(signals.__file__).with_name("agent.c")
-    subprocess.run(["gcc", "-Wall", "-Werror", "-O2", "-o", program, source], check=True)
+    subprocess.run(["gcc", "-Wall", "-Werror", "-O2", *options, "-o", program, _SOURCE], check=True)
     return program
