@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foundation import disk
 from runtime.images import Images
 from slugs import osvcommand, osvimage, rofs
 from slugs.elf import bound_at_once
@@ -19,7 +20,7 @@ from slugs.rofs import Disk, File, Folder, ImageFull, Node, RofsFailed
 from slugs.view import View
 
 VERSION = "3"
-"""Changes when the same sources give other images."""
+"""Changes when the same sources give other images: none is used that another version has made."""
 KEPT_BASES = 4
 TOGETHER = 4
 """So many images are made at once; who has theirs waits for none."""
@@ -72,7 +73,20 @@ class OsvImages:
         """Make the directories, and remove what nobody needs any more."""
         for name in ("base", "slugs", "kernels"):
             (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._forget_older()
         self.tidy()
+
+    def _forget_older(self) -> None:
+        """A slug's image has the slug's name, so whose it is is written down beside: once no other version's is left."""
+        written, images = self.directory / "version", self.directory / "slugs"
+        with suppress(OSError):
+            if written.read_text() == VERSION:
+                return
+        for path in images.iterdir():
+            path.unlink(missing_ok=True)
+        disk.sync(images)
+        with suppress(OSError):  # a full disk: they are made once more
+            disk.write(written, VERSION.encode())
 
     def tidy(self) -> None:
         """Images of slugs that are gone, drafts of processes that were killed, roots of older stacks."""

@@ -207,6 +207,34 @@ def test_images_are_made_once_and_again_when_their_sources_change(cache: OsvImag
     assert cache.sources(tmp_path / "stack", None, "true", {}, 64 * MIB).slug is None
 
 
+def test_an_image_that_another_version_has_made_is_made_anew(
+    cache: OsvImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Path:
+        found = cache.sources(tmp_path / "stack", tmp_path / "slug", "true", {}, 64 * MIB).slug
+        assert found is not None
+        return found
+
+    def killed(path: Path, data: bytes) -> None:
+        assert not image.exists(), "a version is written down before the other's images are gone"
+        raise KeyboardInterrupt
+
+    cache.prepare()
+    image = made()
+    cache.prepare()
+    assert image.exists()
+    monkeypatch.setattr(images, "VERSION", "another")
+    with monkeypatch.context() as ends, pytest.raises(KeyboardInterrupt):
+        ends.setattr("foundation.disk.write", killed)
+        cache.prepare()
+    image.write_bytes(b"of the version before")  # which was started once more
+    cache.prepare()
+    assert not image.exists()
+    made()
+    cache.prepare()
+    assert image.exists()
+
+
 def test_a_slug_beyond_the_guests_memory_is_refused(cache: OsvImages, tmp_path: Path) -> None:
     cache.prepare()
     with pytest.raises(TooLargeForMemory, match="more than the dyno's 0 MB of memory"):
