@@ -37,8 +37,8 @@ from slugs.osvcommand import CommandRefused
 log = logging.getLogger("runtime")
 
 QEMU = qemu.Need("Unikernels", (6, 0))
-BOOT_SECONDS = {True: 60.0, False: 120.0}
-"""From QEMU's start until the kernel starts the app, which may wait half a minute (agent.c): with and without acceleration."""
+BOOT_SECONDS = {True: 30.0, False: 120.0}
+"""From QEMU's start until the kernel has read its commands: with and without acceleration. It may run others before the app."""
 MONITOR_SECONDS = 60.0
 """Until QEMU itself answers, on a busy host."""
 LAST_WORDS_SECONDS = 10.0

@@ -30,7 +30,7 @@ from runtime import cgroups, qemu
 from runtime.driver import Bind, Exit, Unsupported
 from runtime.network import NetworkFailed
 from runtime.osv import kernel, management, signals, zfs
-from runtime.osv.driver import BOOT_SECONDS, QEMU, OsvDriver, StartFailed
+from runtime.osv.driver import QEMU, OsvDriver, StartFailed
 from runtime.osv.dyno import Unikernel
 from runtime.osv.images import TooLargeForMemory
 from runtime.qmp import Monitor, MonitorFailed
@@ -519,9 +519,7 @@ def test_a_program_beside_the_app_begins_when_whoever_waits_for_it_is_there(tmp_
     assert subprocess.run([program, "wait", str(port)], timeout=20, check=False).returncode == missing.wait(20) == 0
 
 
-def test_who_waits_for_what_does_not_come_goes_on_before_the_start_is_given_up(tmp_path: Path) -> None:
-    found = re.search(r"#define TRIES (\d+)\n", _SOURCE.read_text())
-    assert found and 30 <= int(found[1]) / 100 < BOOT_SECONDS[True] < BOOT_SECONDS[False]
+def test_who_waits_for_what_does_not_come_goes_on(tmp_path: Path) -> None:
     assert subprocess.run([_agent(tmp_path, "-DTRIES=3"), "wait", str(free_port())], timeout=20, check=False).returncode == 0
 
 
