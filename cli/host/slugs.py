@@ -113,15 +113,14 @@ def export(
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        draft.touch(mode=0o644, exist_ok=False)
-        yield draft
-        draft.replace(target)
+        with scratch(target.parent) as place:
+            draft = place / "draft"
+            draft.touch(mode=0o644, exist_ok=False)
+            yield draft
+            draft.replace(target)
     except OSError as error:
         raise DavitError(f"{target} cannot be written: {error.strerror}.") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _stack(settings: Settings, what: Export) -> Path:
@@ -137,8 +136,8 @@ def _opened(stack: Path, slug: Path) -> Iterator[View]:
         raise DavitError("Unikernels are made of the stack's files, which only root can mount: use sudo.")
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    with tempfile.TemporaryDirectory(prefix="davit-export-") as place:
-        stack_at, slug_at = Path(place, "stack"), Path(place, "slug")
+    with scratch(Path(tempfile.gettempdir())) as place:
+        stack_at, slug_at = place / "stack", place / "slug"
         for point, sealed in ((stack_at, stack), (slug_at, slug)):
             point.mkdir()
             image.mount(sealed, point)
@@ -203,6 +202,7 @@ def _boot(what: Export, launch: Launch) -> osvline.Boot:
 
 
 def _bootable(what: Export, view: View, target: Path, process: str, loader: Path | None, form: str, say: Say) -> None:
+    """``target`` is in a directory of this process's own."""
     if loader is None:
         raise InvalidParams(
             "A disk that boots by itself needs OSv's boot disk: --loader PATH (loader.img, or osv-loader from OSv's releases)."
@@ -212,19 +212,17 @@ def _bootable(what: Export, view: View, target: Path, process: str, loader: Path
     launch = _launch(what, view, process, say)
     boot = _boot(what, launch)
     tree = _tree(view, launch.runtime, osvimage.configuration(boot.script))
-    with scratch(target.parent) as place:
-        raw, disk = _raw(loader, place / "loader"), place / "disk"
-        osvimage.write_bootable(raw, boot.line, tree, disk)
-        if form == "qcow2":
-            _qemu_img("convert", "-f", "raw", "-O", "qcow2", "-c", str(disk), str(target))
-        else:
-            disk.replace(target)
+    raw = _raw(loader, target.with_name("loader"))
+    disk = target.with_name("disk") if form == "qcow2" else target
+    osvimage.write_bootable(raw, boot.line, tree, disk)
+    if form == "qcow2":
+        _qemu_img("convert", "-f", "raw", "-O", "qcow2", "-c", str(disk), str(target))
 
 
 @contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """A directory of this process's own in ``directory``, locked for as long as it is at work: what killed exports left there, a
-    disk as large as the slug, is removed by the next."""
+    """A directory of this process's own in ``directory``, locked for as long as it is at work: what killed exports left there,
+    files as large as the slug, is removed by the next."""
     for left in directory.glob(f"{_SCRATCH}????????"):
         with suppress(OSError):
             if left.stat().st_mtime < time.time() - _LEFT_OVER_SECONDS:

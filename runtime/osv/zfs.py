@@ -99,7 +99,7 @@ def _size(tree: Folder | Disk, where: Path) -> int:
     free = shutil.disk_usage(where).free
     if content > free:
         needed, there = (f"{number / 1e9:.1f} GB" for number in (content, free))
-        raise BuilderFailed(f"The files of the image take {needed}, and {where} has {there} free.")
+        raise BuilderFailed(f"The files of the image take {needed}, and the disk for it has {there} free.")
     return max(LEAST_SIZE, -(-2 * content // osvimage.ALIGNMENT) * osvimage.ALIGNMENT)
 
 

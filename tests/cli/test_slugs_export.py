@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -25,7 +26,7 @@ from tests.state.conftest import forget_caches
 
 pytestmark = [pytest.mark.root]
 _EXPORT = """
-import sys
+import signal, sys
 from pathlib import Path
 from cli.host import slugs
 from foundation.errors import DavitError
@@ -175,3 +176,26 @@ def test_what_a_killed_export_left_beside_its_target_is_removed_by_the_next(tmp_
         with slugs.scratch(tmp_path) as place:
             assert sorted(tmp_path.iterdir()) == sorted([others, at_work, place])
     assert list(tmp_path.iterdir()) == [others]
+
+
+def test_what_an_export_had_made_when_it_was_killed_is_removed_by_the_next(
+    place: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    """Whatever its format, beside the target and where it mounts."""
+    home, stack, digest = place
+    out, mounts = tmp_path / "out", tmp_path / "mounts"
+    for directory in (out, mounts):
+        directory.mkdir()
+    environment = {**os.environ, "DAVIT_HOME": str(home), "TMPDIR": str(mounts)}
+
+    def run(code: str, form: str) -> int:
+        argv = [sys.executable, "-c", code, home, stack, digest, form, out / "slug", "", ""]
+        return subprocess.run(argv, env=environment, capture_output=True, timeout=200).returncode
+
+    assert run(_EXPORT.replace("say=print", "say=lambda _: signal.raise_signal(signal.SIGKILL)"), "capstan") == -signal.SIGKILL
+    left = [*out.iterdir(), *mounts.iterdir()]
+    assert len(left) == 2
+    for directory in left:
+        os.utime(directory, (0, 0))
+    assert run(_EXPORT, "capstan") == 0
+    assert (list(out.iterdir()), list(mounts.iterdir())) == ([out / "slug"], [])
