@@ -28,7 +28,7 @@ from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.microvm import acceleration, kernel, machine, moving, resize
 from runtime.microvm.agent import Agent, GuestFailed, Streams
-from runtime.microvm.dyno import SILENCE, MicroVm, StartFailed, order_of
+from runtime.microvm.dyno import FOR_GOOD, SILENCE, MicroVm, StartFailed, order_of
 from runtime.microvm.machine import Machine
 from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
@@ -457,10 +457,10 @@ class MicroVmDriver:
             await moving.settle(self, dyno)
             dyno.monitor = await Monitor.connect(self.socket(dyno.record, "monitor"))
             status = await dyno.monitor.status()
-            if status in ("shutdown", "guest-panicked", "internal-error"):
+            if status in FOR_GOOD:
                 raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
-            if status in ("paused", "postmigrate"):
-                await dyno.monitor.execute("cont")  # its runtime was killed while it put the machine aside
+            if status not in ("running", "io-error"):
+                await moving.run_on(dyno.monitor)  # its runtime was killed while it put the machine aside
             writing = asyncio.ensure_future(dyno.keep_writing())  # on a full disk it stands still again and again
             try:
                 dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), SILENCE[dyno.record.facts["kvm"]])

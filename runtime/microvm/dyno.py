@@ -47,6 +47,8 @@ SILENCE = {True: 60.0, False: 180.0}
 """Seconds without a word after which a guest is asked for one: with and without acceleration."""
 FOUND_SECONDS = 10.0
 """For which Davit's start waits for a guest that an earlier runtime process started."""
+FOR_GOOD = ("internal-error", "guest-panicked", "shutdown")
+"""What QEMU says of a machine that will not run any more."""
 FULL = (
     "Error R99 (Platform error) -> "
     "The host's disk is full: the dyno stands still at what it writes, loses nothing, and goes on when there is room"
@@ -260,7 +262,7 @@ class MicroVm:
         if status == "running" and self._disk_full:
             self._disk_full = False
             self.stood_still()
-        if status in ("internal-error", "guest-panicked", "shutdown"):
+        if status in FOR_GOOD:
             return f"QEMU has stopped it ({status})"
         if silent < SILENCE[self.record.facts["kvm"]]:
             return ""

@@ -34,7 +34,7 @@ from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
 from runtime.microvm import machine, protocol, pump
 from runtime.microvm.agent import Agent
-from runtime.microvm.dyno import ANSWER_SECONDS, SILENCE, MicroVm
+from runtime.microvm.dyno import ANSWER_SECONDS, FOR_GOOD, SILENCE, MicroVm
 from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Order
 from runtime.qmp import Monitor, MonitorFailed, figure
@@ -117,6 +117,7 @@ async def _move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
             try:
                 target = await driver.host.in_thread(_twin, driver, dyno, os.dup(theirs.fileno()))
                 await driver.launch(target)
+                theirs.close()  # it has its own: when it ends, who sends to it is told at once
                 assert target.monitor is not None and target.process is not None
                 _note(driver, dyno, moving_to=[target.process.pid, start_time(target.process.pid), target.generation])
                 await _hand_over(dyno.record.facts["kvm"], source, target.monitor, ours.fileno(), hold_back)
@@ -417,17 +418,24 @@ async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> 
         _note(driver, dyno, moving_to=None)
     dyno.stood_still()
     if dyno.monitor is not None:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_run_here(dyno.monitor), RUN_ON_SECONDS)
+        await run_on(dyno.monitor)
     await _limit_one(driver, dyno)
 
 
-async def _run_here(monitor: Monitor) -> None:
+async def run_on(monitor: Monitor) -> None:
+    """Have a machine that stands still run where it is. QEMU refuses that while it still finishes what it was just told to do, so
+    it is told again until it runs, has stopped for good or gone, or RUN_ON_SECONDS are over."""
     with suppress(DavitError):
         await monitor.execute("migrate_cancel")
-    with suppress(DavitError):
-        if await monitor.status() != "running":
+    with suppress(DavitError, asyncio.TimeoutError):
+        await asyncio.wait_for(_until_it_runs(monitor), RUN_ON_SECONDS)
+
+
+async def _until_it_runs(monitor: Monitor) -> None:
+    while await monitor.status() not in ("running", *FOR_GOOD):
+        with suppress(DavitError):
             await monitor.execute("cont")
+        await asyncio.sleep(0.05)
 
 
 async def _limit_one(driver: MicroVmDriver, dyno: MicroVm) -> None:
@@ -458,6 +466,7 @@ async def settle(driver: MicroVmDriver, dyno: MicroVm) -> None:
     if going := record.facts.get("moving_to"):
         pid, started, generation = going
         there = replace(record, pid=pid, started=started, facts={**record.facts, "generation": generation, "moving_to": None})
+        ended = False
         if group.holds(pid) and start_time(pid) == started and await _left(driver, record):
             if dyno.pid != pid:
                 driver.host.watch(pid)
@@ -467,10 +476,12 @@ async def settle(driver: MicroVmDriver, dyno: MicroVm) -> None:
             if not group.holds(pid) and record.pid is not None and await _left(driver, record):
                 # the other one may have run, and written to the disk, before it ended: this one must not go on upon that
                 log.warning("a microVM that was moving is ended: nobody knows whether it ran", extra={"dyno": record.id})
+                ended = True
                 with suppress(ProcessLookupError):
                     os.kill(record.pid, SIGKILL)
             dyno.record = replace(record, facts={**record.facts, "moving_to": None})
-        await _go_on(driver, dyno.record)
+        if not ended:
+            await _go_on(driver, dyno.record)
         with suppress(OSError):  # a full disk: the next one settles it once more
             await driver.host.in_thread(DynoDirectory(driver.host.dynos / record.id).write, dyno.record)
     for pid in group.pids():
@@ -496,11 +507,7 @@ async def _left(driver: MicroVmDriver, record: Record) -> bool:
 async def _go_on(driver: MicroVmDriver, record: Record) -> None:
     with suppress(DavitError):
         monitor = await Monitor.connect(driver.socket(record, "monitor"))
-        with suppress(DavitError):
-            await monitor.execute("migrate_cancel")
-        with suppress(DavitError):
-            if await monitor.status() == "paused":
-                await monitor.execute("cont")
+        await run_on(monitor)
         monitor.close()
 
 
@@ -522,8 +529,7 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     except (DavitError, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
         dyno.stood_still()
-        with suppress(DavitError):
-            await dyno.monitor.execute("cont")
+        await run_on(dyno.monitor)
         reason = error.message if isinstance(error, DavitError) else error.strerror
         raise MoveFailed(f"The dyno {dyno.record.name} could not be put aside and runs on: {reason}.") from None
     finally:

@@ -220,6 +220,73 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_one_whose_other_end_dies_meanwhile_is_told_at_once_and_runs_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As long as anybody else held that end open, what is sent there would wait for ever."""
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        pair = socket.socketpair
+        monkeypatch.setattr(moving, "socket", SimpleNamespace(socketpair=lambda: (pairs.append(pair()), pairs[-1])[1]))
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            await begin_move(driver, dyno, monkeypatch)  # its own copy is closed, as if it had ended
+
+            def sends(_: dict[str, Any]) -> dict[str, Any]:
+                try:
+                    with suppress(BlockingIOError):
+                        pairs[0][0].send(b"its memory", socket.MSG_DONTWAIT)
+                except BrokenPipeError as error:
+                    return {"status": "failed", "error-desc": error.strerror}
+                return {"status": "active"}
+
+            qemu.answers["query-migrate"] = sends
+            with pytest.raises(MoveFailed, match=r"runs on where it was: its memory could not be sent: Broken pipe"):
+                await dyno.migrate(holding([]))
+            assert qemu.status == "running" and not dyno.ended and dyno.pid == qemu.process.pid
+
+        play(tmp_path, story)
+
+    @pytest.mark.parametrize("what", ["moved", "put aside"])
+    def test_one_that_qemu_does_not_let_run_on_at_once_is_told_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            await begin_move(driver, dyno, monkeypatch)
+
+            def begins(_: dict[str, Any]) -> None:
+                qemu.status = "finish-migrate"
+                raise RuntimeError("no way")
+
+            def goes_on(_: dict[str, Any]) -> dict[str, Any]:
+                if qemu.asked.count("cont") < 3:
+                    raise RuntimeError("Migration is not finalized yet")
+                qemu.status = "running"
+                return {}
+
+            qemu.answers.update({"migrate": begins, "cont": goes_on})
+            with pytest.raises(MoveFailed, match=r"runs on.*no way"):
+                await (dyno.migrate(holding([])) if what == "moved" else dyno.suspend(tmp_path / "aside"))
+            assert qemu.status == "running" and qemu.asked.count("cont") == 3 and not dyno.ended
+
+        play(tmp_path, story)
+
+    @pytest.mark.parametrize("status", ["internal-error", "gone"])
+    def test_one_that_will_never_run_again_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+    ) -> None:
+        monkeypatch.setattr(moving, "RUN_ON_SECONDS", 200)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.status = status
+            qemu.answers["cont"] = no("Resetting the Virtual Machine is required")
+            if status == "gone":
+                qemu.answers["query-status"] = no("it has gone")
+            assert dyno.monitor is not None
+            await moving.run_on(dyno.monitor)
+            assert "cont" not in qemu.asked
+
+        play(tmp_path, story)
+
     def test_one_whose_requests_cannot_be_held_runs_on_before_it_gets_any(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -228,7 +295,7 @@ class TestMoving:
             twin = await begin_move(driver, dyno, monkeypatch)
             events: list[str] = []
             qemu.answers["query-migrate"] = lambda _: {"status": "pre-switchover"}
-            qemu.answers["cont"] = lambda _: (events.append("cont"), {})[1]
+            qemu.answers["cont"] = lambda _: (events.append("cont"), setattr(qemu, "status", "running"), {})[2]
 
             @asynccontextmanager
             async def hold() -> AsyncIterator[str]:
@@ -682,6 +749,26 @@ class TestFindingAgain:
             assert known is not None and qemu.gone and lives(known)
             again = await driver._adopt(known, True)
             assert again.pid == twin.process.pid and not again.ended
+            again.let_go()
+
+        play(tmp_path, story)
+
+    @pytest.mark.parametrize("moved", [False, True], ids=["put aside", "moved"])
+    def test_one_that_was_just_going_is_told_to_run_on_until_qemu_lets_it(self, tmp_path: Path, moved: bool) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            record = self.left(driver, dyno)
+            record.facts["moving_to"] = [1 << 22, 0, 2] if moved else None
+            qemu.status = "finish-migrate"
+
+            def goes_on(_: dict[str, Any]) -> dict[str, Any]:
+                if qemu.asked.count("cont") < 3:
+                    raise RuntimeError("Migration is not finalized yet")
+                qemu.status = "running"
+                return {}
+
+            qemu.answers["cont"] = goes_on
+            again = await driver._adopt(record, True)
+            assert qemu.status == "running" and again.agent is not None and not again.ended
             again.let_go()
 
         play(tmp_path, story)
