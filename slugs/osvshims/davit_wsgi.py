@@ -6,6 +6,7 @@ by waitress where the slug has it, else by the standard library's server.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from typing import Any
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
@@ -78,19 +80,41 @@ class Server(socketserver.ThreadingMixIn, WSGIServer):
 
 def serve(application: Any, host: str, port: int, threads: int) -> None:
     """Serve until SIGTERM or SIGINT, then let requests end."""
-    ServerHandler.server_software = "davit"
-    try:
-        from waitress import serve as waitress  # type: ignore[import-untyped,unused-ignore,import-not-found]
-    except ImportError:
-        pass
-    else:
-        waitress(application, host=host, port=port, threads=max(threads, 4), ident=None)
-        return
-    asleep, awake = socket.socketpair()
-    awake.setblocking(False)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _frame: stopping.append(got))
+    try:
+        import waitress  # type: ignore[import-untyped,unused-ignore,import-not-found]
+    except ImportError:
+        _serve_by_the_standard_library(application, host, port, threads, stopping)
+    else:
+        _serve_by_waitress(waitress.create_server, application, host, port, max(threads, 4), stopping)
+    sys.stdout.flush()
+
+
+def _serve_by_waitress(create_server: Any, application: Any, host: str, port: int, threads: int, stopping: list[int]) -> None:
+    """waitress' own end gives requests five seconds, and does not send what it holds of their answers."""
+    logging.basicConfig()
+    parts: dict[int, Any] = {}
+    server = create_server(application, parts, host=host, port=port, threads=threads, ident=None)
+    print(f"Listening at http://{host}:{port} (waitress, one process, {threads} threads)", flush=True)
+    while not stopping:
+        server.asyncore.loop(timeout=1, map=parts, count=1)
+    for listener in [part for part in parts.values() if part.accepting]:
+        server.asyncore.dispatcher.close(listener)  # not its own close(), which takes from connections what wakes the loop
+    until = time.monotonic() + GRACE
+    while any(_under_way(part) for part in list(parts.values())) and time.monotonic() < until:
+        server.asyncore.loop(timeout=0.05, map=parts, count=1)
+
+
+def _under_way(connection: Any) -> bool:
+    return bool(getattr(connection, "requests", None) or getattr(connection, "total_outbufs_len", 0))
+
+
+def _serve_by_the_standard_library(application: Any, host: str, port: int, threads: int, stopping: list[int]) -> None:
+    ServerHandler.server_software = "davit"
+    asleep, awake = socket.socketpair()
+    awake.setblocking(False)
     signal.set_wakeup_fd(awake.fileno(), warn_on_full_buffer=False)
     server = Server((host, port), application, threads)
     print(f"Listening at http://{host}:{port} (one process, {threads} threads)", flush=True)
@@ -106,7 +130,6 @@ def serve(application: Any, host: str, port: int, threads: int) -> None:
         if not server.busy:
             break
         select.select([], [], [], 0.05)
-    sys.stdout.flush()
 
 
 def main() -> None:

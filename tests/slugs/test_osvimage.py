@@ -238,7 +238,11 @@ def test_signals_come_over_tcp_to_nodes_own_handlers(tmp_path: Path) -> None:
     assert run(wait) == ("", 143)
 
 
-def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served", ["one process, 3 threads", "waitress, one process, 4 threads"])
+def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_path: Path, served: str) -> None:
+    if "waitress" in served:
+        uv = Path(sys.executable).parent / "uv"
+        subprocess.run([uv, "pip", "install", "--quiet", "--target", tmp_path, "waitress==3.0.2"], check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -247,10 +251,11 @@ def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_p
         tmp_path / "web.py",
         b"""
 import time
-def create_app(word):
+def create_app(greeting):
     def app(environ, start):
+        word = greeting
         if environ['PATH_INFO'] == '/slow':
-            open('slow', 'w').close(); time.sleep(1)
+            open('slow', 'w').close(); time.sleep(1); word = '.' * (16 << 20) + word
         body = f"{word} {environ['wsgi.url_scheme']} {environ['REQUEST_METHOD']}".encode()
         start('200 OK', [('Content-Length', str(len(body)))])
         return [body]
@@ -263,14 +268,15 @@ def create_app(word):
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
-        assert line == f"Listening at http://0.0.0.0:{port} (one process, 3 threads)\n", line + server.stdout.read()
+        assert line == f"Listening at http://0.0.0.0:{port} ({served})\n", line + server.stdout.read()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-Proto": "https"})
-        assert urllib.request.urlopen(request, timeout=20).read() == b"hi https GET"
+        assert urllib.request.urlopen(request, timeout=20).read() == (b"hi http GET" if "waitress" in served else b"hi https GET")
         with socket.create_connection(("127.0.0.1", port), 20) as slow:
             slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
             wait_until((tmp_path / "slow").exists, "the slow request")
             server.send_signal(signal.SIGTERM)
-            assert slow.makefile().read().endswith("hi http GET")
+            answer = slow.makefile("rb").read()
+            assert answer.endswith(b"hi http GET") and len(answer) > 16 << 20
         assert server.wait(20) == 0
     finally:
         server.kill()
