@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.errors import DavitError
 from runtime import qemu
@@ -43,8 +43,7 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
     if dyno.ended or dyno.monitor is None or dyno.agent is None:
         raise Unsupported(f"The dyno {dyno.record.name} has ended.")
     wanted = machine.rounded(limits.memory) + machine.RESERVE
-    before = facts["memory"] + facts["plugged_memory"]
-    more = max(0, wanted - facts["memory"])
+    more = _beside(facts, limits)
     processors = qemu.processors(limits, facts["most_processors"])
     if more > facts["pluggable"]:
         raise Unsupported(f"The dyno {dyno.record.name} cannot get that much memory while it runs; restart it with the new size.")
@@ -54,12 +53,13 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
         raise Unsupported(
             f"The dyno {dyno.record.name} uses {used // MIB} MB, more than the {limits.memory // MIB} MB of the new size."
         )
-    held, plugged = Limits(**facts["limits"]), facts["plugged_memory"]
+    held = Limits(**facts["limits"])
+    facts["plugged_memory"] = await _plugged(dyno, facts["plugged_memory"])  # a guest may have been giving it away until now
+    before = facts["memory"] + facts["plugged_memory"]
     try:
         await driver.limit_running(dyno, limits, max(before, wanted))
         if limits.memory > held.memory:
-            if wanted > before:
-                await _memory(dyno, more)
+            await _memory(dyno, more)  # also when it has as much: it may still be told to give it away
             await _balloon(dyno, min(facts["memory"], wanted), grows=True)
             await _tell(dyno, limits, processors)
         else:
@@ -73,7 +73,7 @@ async def resize(driver: MicroVmDriver, dyno: MicroVm, limits: Limits) -> None:
         await driver.host.in_thread(_write, driver, dyno)
     except (DavitError, OSError):
         facts["limits"] = dict(vars(held))
-        await _as_before(driver, dyno, held, plugged, back=limits.memory < held.memory)
+        await _as_before(driver, dyno, held, back=limits.memory < held.memory)
         raise
 
 
@@ -91,7 +91,7 @@ def _write(driver: MicroVmDriver, dyno: MicroVm) -> None:
         ) from None
 
 
-async def _as_before(driver: MicroVmDriver, dyno: MicroVm, held: Limits, plugged: int, *, back: bool) -> None:
+async def _as_before(driver: MicroVmDriver, dyno: MicroVm, held: Limits, *, back: bool) -> None:
     """What was begun is undone, each step whether or not another can be.
 
     Args:
@@ -102,13 +102,27 @@ async def _as_before(driver: MicroVmDriver, dyno: MicroVm, held: Limits, plugged
     steps: list[Callable[[], Awaitable[None]]] = [
         lambda: _tell(dyno, held, qemu.processors(held, facts["most_processors"])),
         lambda: _balloon(dyno, booted, grows=back),
-        lambda: _memory(dyno, plugged),
+        lambda: _memory(dyno, _beside(facts, held)),
     ]
     for step in reversed(steps) if back else steps:
         with suppress(DavitError):
             await step()
     with suppress(OSError):
         await driver.limit_running(dyno, held, facts["memory"] + facts["plugged_memory"])
+
+
+def _beside(facts: dict[str, Any], limits: Limits) -> int:
+    """Bytes that a machine needs for ``limits`` beside those that it booted with."""
+    return max(0, machine.rounded(limits.memory) + machine.RESERVE - int(facts["memory"]))
+
+
+async def _plugged(dyno: MicroVm, most: int) -> int:
+    """Bytes that are plugged in now. Whatever QEMU says, not more than ``most``: the control group's limit goes by it."""
+    assert dyno.monitor is not None
+    if not dyno.record.facts["pluggable"]:
+        return 0
+    told = int(figure(await dyno.monitor.execute("qom-get", {"path": "plugged", "property": "size"})))
+    return min(max(0, told), most)
 
 
 async def _tell(dyno: MicroVm, limits: Limits, processors: int) -> None:
@@ -123,13 +137,11 @@ async def _memory(dyno: MicroVm, size: int) -> None:
     if not dyno.record.facts["pluggable"]:
         return
     before = dyno.record.facts["plugged_memory"]
-    path = {"path": "plugged"}
-    await dyno.monitor.execute("qom-set", {**path, "property": "requested-size", "value": size})
+    await dyno.monitor.execute("qom-set", {"path": "plugged", "property": "requested-size", "value": size})
     end = time.monotonic() + SECONDS
     plugged = before
     while time.monotonic() < end:
-        told = int(figure(await dyno.monitor.execute("qom-get", {**path, "property": "size"})))
-        plugged = min(max(0, told), max(before, size))  # whatever it says: the cgroup's limit goes by it
+        plugged = await _plugged(dyno, max(before, size))
         if plugged == size or (size < before and time.monotonic() > end - SECONDS + PULL_SECONDS):
             break
         await asyncio.sleep(0.05)

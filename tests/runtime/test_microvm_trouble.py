@@ -1187,6 +1187,52 @@ class TestResize:
         play(tmp_path, story)
 
 
+    @pytest.mark.parametrize("left", [128 * MIB, 384 * MIB], ids=["most of it", "nothing yet"])
+    def test_one_that_was_still_giving_memory_away_when_it_grows_again_is_told_to_stop_and_has_what_it_gave_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+    ) -> None:
+        """A shrink does not wait for a guest that gives memory away slowly."""
+        monkeypatch.setattr(resize, "PULL_SECONDS", 0.1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            asked, plugged = [0], [0]
+
+            def sets(arguments: dict[str, Any]) -> dict[str, Any]:
+                asked.append(arguments["value"])
+                plugged[0] = max(plugged[0], asked[-1])  # it takes at once, and gives nothing yet
+                return {}
+
+            qemu.answers.update({"qom-set": sets, "qom-get": lambda _: plugged[0]})
+            for size in (512, 128):
+                await dyno.update(replace(LIMITS, memory=size * MIB, memory_max=size * MIB))
+            assert asked[-1] == 0 and dyno.record.facts["plugged_memory"] == plugged[0] == 384 * MIB
+            plugged[0] = left  # after what it has given away since
+            await dyno.update(replace(LIMITS, memory=384 * MIB, memory_max=384 * MIB))
+            has = max(left, 256 * MIB)
+            assert asked[-1] == 256 * MIB and dyno.record.facts["plugged_memory"] == plugged[0] == has
+            assert driver.limited[-1] == 224 * MIB + has
+
+        play(tmp_path, story)
+
+    def test_a_grow_that_fails_leaves_one_giving_away_what_it_was_giving_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(resize, "PULL_SECONDS", 0.1)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            asked = [0]
+            qemu.answers["qom-set"] = lambda arguments: (asked.append(arguments["value"]), {})[1]
+            qemu.answers["qom-get"] = lambda _: 384 * MIB
+            for size in (512, 128):
+                await dyno.update(replace(LIMITS, memory=size * MIB, memory_max=size * MIB))
+            qemu.answers["balloon"] = no("no way")
+            with pytest.raises(MonitorFailed, match="no way"):
+                await dyno.update(replace(LIMITS, memory=384 * MIB, memory_max=384 * MIB))
+            assert asked[-1] == 0 and dyno.record.facts["plugged_memory"] == 384 * MIB
+            assert dyno.record.facts["limits"]["memory"] == 128 * MIB
+
+        play(tmp_path, story)
+
     def test_what_qemu_says_is_plugged_in_is_believed_as_far_as_it_can_be(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
