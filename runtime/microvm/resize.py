@@ -162,7 +162,7 @@ async def _balloon(dyno: MicroVm, size: int, grows: bool = False) -> None:
     assert dyno.monitor is not None
     await dyno.monitor.execute("balloon", {"value": size})
     end = time.monotonic() + SECONDS
-    while grows and (actual := int((await dyno.monitor.execute("query-balloon"))["actual"])) < size:
+    while grows and (actual := int(figure(await dyno.monitor.execute("query-balloon"), "actual"))) < size:
         if time.monotonic() > end:
             raise MonitorFailed(f"The guest took only {actual // MIB} of the {size // MIB} MB that it booted with.")
         await asyncio.sleep(0.05)

@@ -1187,6 +1187,23 @@ class TestResize:
         play(tmp_path, story)
 
 
+    @pytest.mark.parametrize("answer", [None, [], {}, {"actual": "all"}], ids=["null", "a list", "nothing", "a word"])
+    def test_one_whose_qemu_answers_nonsense_when_it_grows_has_the_size_that_it_had(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+    ) -> None:
+        """An app has broken out into it."""
+        monkeypatch.setattr(resize, "SECONDS", 0.1)
+        small = replace(LIMITS, memory=64 * MIB, memory_max=64 * MIB)
+
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            await dyno.update(small)
+            qemu.answers["query-balloon"] = lambda _: answer
+            with pytest.raises(MonitorFailed, match=r"took only 0 of the 224 MB that it booted with"):
+                await dyno.update(LIMITS)
+            assert dyno.record.facts["limits"] == vars(small) and not dyno.ended
+
+        play(tmp_path, story)
+
     @pytest.mark.parametrize("left", [128 * MIB, 384 * MIB], ids=["most of it", "nothing yet"])
     def test_one_that_was_still_giving_memory_away_when_it_grows_again_is_told_to_stop_and_has_what_it_gave_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
