@@ -96,7 +96,10 @@ def _serve_by_waitress(create_server: Any, application: Any, host: str, port: in
     """waitress' own end gives requests five seconds, and does not send what it holds of their answers."""
     logging.basicConfig()
     parts: dict[int, Any] = {}
-    server = create_server(application, parts, host=host, port=port, threads=threads, ident=None)
+    router: dict[str, Any] = {
+        "trusted_proxy": "*", "trusted_proxy_headers": {"x-forwarded-proto"}, "clear_untrusted_proxy_headers": False,
+    }  # fmt: skip
+    server = create_server(application, parts, host=host, port=port, threads=threads, ident=None, **router)
     print(f"Listening at http://{host}:{port} (waitress, one process, {threads} threads)", flush=True)
     while not stopping:
         server.asyncore.loop(timeout=1, map=parts, count=1)

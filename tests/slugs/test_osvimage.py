@@ -256,7 +256,7 @@ def create_app(greeting):
         word = greeting
         if environ['PATH_INFO'] == '/slow':
             open('slow', 'w').close(); time.sleep(1); word = '.' * (16 << 20) + word
-        body = f"{word} {environ['wsgi.url_scheme']} {environ['REQUEST_METHOD']}".encode()
+        body = f"{word} {environ['wsgi.url_scheme']} for {environ.get('HTTP_X_FORWARDED_FOR')}".encode()
         start('200 OK', [('Content-Length', str(len(body)))])
         return [body]
     return app
@@ -269,14 +269,14 @@ def create_app(greeting):
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line == f"Listening at http://0.0.0.0:{port} ({served})\n", line + server.stdout.read()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-Proto": "https"})
-        assert urllib.request.urlopen(request, timeout=20).read() == (b"hi http GET" if "waitress" in served else b"hi https GET")
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "9.8.7.6"})
+        assert urllib.request.urlopen(request, timeout=20).read() == b"hi https for 9.8.7.6"
         with socket.create_connection(("127.0.0.1", port), 20) as slow:
             slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
             wait_until((tmp_path / "slow").exists, "the slow request")
             server.send_signal(signal.SIGTERM)
             answer = slow.makefile("rb").read()
-            assert answer.endswith(b"hi http GET") and len(answer) > 16 << 20
+            assert answer.endswith(b"hi http for None") and len(answer) > 16 << 20
         assert server.wait(20) == 0
     finally:
         server.kill()
