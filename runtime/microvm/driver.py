@@ -296,10 +296,18 @@ class MicroVmDriver:
         if not launch.machine.incoming:
             await self.reach(launch)
 
-    async def reach(self, launch: Launch) -> None:
-        """Connect to the guest agent; ends early when its machine or QEMU does."""
+    async def reach(self, launch: Launch, seconds: float | None = None) -> None:
+        """Connect to the guest agent; ends early when its machine or QEMU does.
+
+        Args:
+            seconds: for its answer; as long as a boot may take by default.
+
+        Raises:
+            GuestFailed: it does not answer.
+        """
         assert launch.process is not None and launch.monitor is not None
-        booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), BOOT_SECONDS[launch.machine.kvm]))
+        limit = BOOT_SECONDS[launch.machine.kvm] if seconds is None else seconds
+        booting = asyncio.ensure_future(Agent.connect(self.socket(launch.record, "agent"), limit))
         gone = asyncio.ensure_future(launch.process.wait())
         stopped = asyncio.ensure_future(launch.monitor.event("SHUTDOWN", "GUEST_PANICKED", timeout=None))
         waiting: set[asyncio.Future[Any]] = {booting, gone, stopped}

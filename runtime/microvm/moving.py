@@ -52,7 +52,8 @@ begin an answer, and the router holds whoever came since for no more than sevent
 RUN_ON_SECONDS = 30.0
 """For QEMU to let a machine run on, here or there, while requests are held."""
 WAKE_SECONDS = 25.0
-"""For a guest that wakes to take in where it is. One that does not is started anew, while the router still holds who woke it."""
+"""For a guest that wakes, once all its memory is there, to answer and take in where it is. One that does not is started anew,
+while the router still holds who woke it."""
 DOWNTIME_MS = 100
 """QEMU stops the machine when it can send the rest within this."""
 LITTLE_MS = 1
@@ -667,9 +668,10 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         await driver.launch(launch)
         assert launch.monitor is not None
         await _until_read(launch.monitor)
-        await launch.monitor.execute("cont")
-        await driver.reach(launch)
-        return await _wake(driver, launch)
+        end = time.monotonic() + WAKE_SECONDS
+        await launch.monitor.execute("cont", timeout=WAKE_SECONDS)
+        await driver.reach(launch, WAKE_SECONDS)
+        return await _wake(driver, launch, max(0.1, round(end - time.monotonic(), 1)))
     except BaseException as error:
         failure = await driver.failed(launch, spec.name, error)
         raise failure from error
@@ -718,13 +720,17 @@ def _open_snapshot(driver: MicroVmDriver, launch: Launch, snapshot: Path) -> Non
             os.link(snapshot / _SCRATCH, driver.layer(launch.record.id))
 
 
-async def _wake(driver: MicroVmDriver, launch: Launch) -> MicroVm:
-    """The guest runs where it stopped, and learns where it is now."""
+async def _wake(driver: MicroVmDriver, launch: Launch, seconds: float) -> MicroVm:
+    """The guest runs where it stopped, and learns where it is now.
+
+    Args:
+        seconds: for its answer.
+    """
     assert launch.agent is not None
     if launch.agent.state.state != "running":
         raise MoveFailed("The sleeping dyno had ended when it was put aside; it is started anew.")
     names = driver.host.names_since
-    await introduce(driver, launch.record, launch.agent, WAKE_SECONDS)
+    await introduce(driver, launch.record, launch.agent, seconds)
     launch.record = replace(launch.record, facts={**launch.record.facts, "waking": False})
     dyno = driver.dyno(launch)
     dyno.knows(names)

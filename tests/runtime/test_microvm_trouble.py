@@ -650,8 +650,6 @@ def test_one_that_wakes_and_does_not_say_so_is_given_up_while_its_request_is_hel
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is started anew then; a guest that only works may be silent for far longer."""
-    assert Timeouts.hold > moving.WAKE_SECONDS + moving.RUN_ON_SECONDS
-    monkeypatch.setattr(moving, "WAKE_SECONDS", 0.1)
 
     async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
         monkeypatch.setattr(driver, "order", lambda record, name, limits: Order(address="198.18.0.2/16"))
@@ -663,9 +661,38 @@ def test_one_that_wakes_and_does_not_say_so_is_given_up_while_its_request_is_hel
         launch = Launch(dyno.record, directory, LIMITS, moving.described(driver, dyno.record, incoming=True), tmp_path, None)
         launch.agent = deaf
         with pytest.raises(GuestFailed, match=r"does not answer within 0\.1 seconds"):
-            await asyncio.wait_for(moving._wake(driver, launch), 30)
+            await asyncio.wait_for(moving._wake(driver, launch, 0.1), 30)
         deaf.close()
         theirs.close()
+
+    play(tmp_path, story)
+
+
+def test_one_that_wakes_and_whose_agent_does_not_answer_is_given_up_while_its_request_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Timeouts.hold > 2 * moving.WAKE_SECONDS
+    monkeypatch.setattr(moving, "WAKE_SECONDS", 0.3)
+
+    async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+        (driver.directory / "woken").mkdir()
+        asleep = Imitation(driver.directory / "woken", 1, "paused")
+        asleep.agent_answers = False
+        await asleep.open()
+        driver.others[1] = asleep
+        (tmp_path / "memory").touch()
+        pid = asleep.process.pid
+        record = replace(dyno.record, id="woken", pid=pid, started=start_time(pid), cgroup="/none/woken")
+        incoming = moving.described(driver, record, incoming=True)
+        launch = Launch(record, DynoDirectory(driver.host.dynos / "woken"), LIMITS, incoming, tmp_path, None)
+        launch.directory.create(record)
+        monkeypatch.setattr(moving, "_read", lambda *_: dict(record.facts))
+        monkeypatch.setattr(moving, "_open_snapshot", lambda *_: None)
+        monkeypatch.setattr(driver, "plan", lambda spec, incoming: launch)
+        spec: Any = SimpleNamespace(name="web.1", network=False)
+        with pytest.raises(StartFailed, match=r"its guest does not answer within 0\.3 seconds"):
+            await asyncio.wait_for(moving.resume(driver, spec, tmp_path), 60)
+        assert "cont" in asleep.asked and asleep.gone and not launch.directory.path.exists()
 
     play(tmp_path, story)
 
