@@ -219,7 +219,7 @@ class MicroVmDriver:
             incoming=incoming,
         )
         facts = {
-            "generation": 1, "memory": memory, "plugged_memory": 0, "pluggable": wanted.pluggable,
+            "form": machine.FORM, "generation": 1, "memory": memory, "plugged_memory": 0, "pluggable": wanted.pluggable,
             "processors": wanted.processors, "most_processors": cores, "kernel": self.kernel.version,
             "qemu": list(self.qemu_version), "kvm": self.kvm, "app": spec.app, "limits": dict(vars(spec.limits)),
             "slug": wanted.slug, "scratch": wanted.scratch, "images": moving.images(spec),

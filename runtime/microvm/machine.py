@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from runtime import confine, qemu
 
 MIB = 1 << 20
+FORM = 2
+"""What a guest finds in the machine that is composed here: raised with whatever changes that, for a machine that runs or sleeps
+can go on in no other. 2: nobody tells its network card to announce itself."""
 RESERVE = 96 * MIB
 """What the guest's kernel and agent take: a dyno has its size's memory for itself."""
 LARGEST = 16 << 30

@@ -89,11 +89,11 @@ async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
         seconds for which it stood still.
 
     Raises:
-        Unsupported: this host's QEMU is another one by now; it runs on where it was.
+        Unsupported: this host's QEMU is another one by now, or Davit composes another machine; it runs on where it was.
         MoveFailed: it could not be moved and runs on where it was; or it ran at the other end, and does not answer there: then
             it has ended.
     """
-    await _refuse_another_qemu(driver, dyno)
+    await _refuse_another_machine(driver, dyno)
     await driver.host.in_thread(_promise_memory, driver, dyno)
     try:
         return await _move(driver, dyno, hold)
@@ -144,8 +144,13 @@ async def _move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
     return pause
 
 
-async def _refuse_another_qemu(driver: MicroVmDriver, dyno: MicroVm) -> None:
-    """The machine that a QEMU emulates changes with its version."""
+async def _refuse_another_machine(driver: MicroVmDriver, dyno: MicroVm) -> None:
+    """The machine that a QEMU emulates changes with its version, and with what Davit composes."""
+    if dyno.record.facts.get("form") != machine.FORM:
+        raise Unsupported(
+            f"The dyno {dyno.record.name} runs as another version of Davit composed it, which is another machine; "
+            "`davit ps:restart` starts it anew."
+        )
     await driver.open()
     now, then = await driver.current_qemu(), tuple(dyno.record.facts["qemu"])
     if now != then:
@@ -698,14 +703,15 @@ def _read(driver: MicroVmDriver, snapshot: Path, spec: DynoSpec, qemu: tuple[int
         whole = (snapshot / _MEMORY).stat().st_size == meta["size"] and pump.digest_of(snapshot / _MEMORY) == meta["digest"]
         whole = whole and (not facts["scratch"] or (snapshot / _SCRATCH).exists())
         same = tuple(facts["qemu"]) == qemu and facts["kernel"] == driver.kernel.version
-        same = same and facts["kvm"] == driver.kvm and facts.get("images") == images(spec)
+        same = same and facts["kvm"] == driver.kvm and facts.get("images") == images(spec) and facts.get("form") == machine.FORM
     except (OSError, ValueError, KeyError, TypeError):
         whole, same, facts = False, False, {}
     if not whole:
         raise MoveFailed("What was written of the sleeping dyno is damaged; it is started anew.")
     if not same:
         raise MoveFailed(
-            "The sleeping dyno was put aside by another version of QEMU or kernel, or on another stack; it is started anew."
+            "The sleeping dyno was put aside by another version of Davit, QEMU or kernel, or on another stack; "
+            "it is started anew."
         )
     return facts
 

@@ -183,8 +183,8 @@ class ImitationDriver(MicroVmDriver):
         qemu = Imitation(self.directory / id, 1)
         await qemu.open()
         facts = {
-            "generation": 1, "memory": 224 * MIB, "plugged_memory": 0, "pluggable": 1024 * MIB, "processors": 1, "most_processors": 2,
-            "kernel": "1", "qemu": list(self.qemu_version), "kvm": False, "app": "app", "limits": dict(vars(LIMITS)), "slug": False,
+            "form": machine.FORM, "generation": 1, "memory": 224 * MIB, "plugged_memory": 0, "pluggable": 1024 * MIB,
+            "processors": 1, "most_processors": 2, "kernel": "1", "qemu": list(self.qemu_version), "kvm": False, "app": "app", "limits": dict(vars(LIMITS)), "slug": False,
             "scratch": False,
         }  # fmt: skip
         pid = qemu.process.pid

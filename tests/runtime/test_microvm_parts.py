@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,10 @@ from runtime.dynodir import DynoDirectory, Record
 from runtime.host import Host
 from runtime.instance import Instance
 from runtime.library import Library
-from runtime.microvm import kernel, kernel_builder, protocol
+from runtime.microvm import kernel, kernel_builder, machine, protocol
 from runtime.microvm.allowance import Allowance
 from runtime.microvm.kernel import KernelMissing
+from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Frame, Hunter, Order, Reader
 from runtime.stacks import digest_of, locked
 
@@ -86,6 +89,13 @@ def test_a_large_order_goes_in_many_frames() -> None:
     frames = list(Reader().feed(protocol.order(protocol.START, 0, order)))
     assert [frame.type for frame in frames] == [protocol.SPEC] * 4 + [protocol.START]
     assert b"".join(frame.payload for frame in frames) == order.encode()
+
+
+def test_what_a_machine_is_composed_of_has_a_version() -> None:
+    """Whoever changes what a guest finds in its machine raises FORM: one that runs or sleeps can go on in no other."""
+    wanted = Machine("app/web.1", 224 * machine.MIB, 1 << 30, 1, 2, mac="02:00:00:00:00:02")
+    composed = [machine.command("qemu", replace(wanted, kvm=kvm)) for kvm in (False, True)]
+    assert (machine.FORM, hashlib.sha256(json.dumps(composed).encode()).hexdigest()[:16]) == (2, "24acdc77fa1fa13e")
 
 
 def _module(*needs: str) -> bytes:

@@ -36,7 +36,7 @@ from runtime.microvm.agent import Agent, GuestFailed, Streams
 from runtime.microvm.driver import Launch
 from runtime.microvm.dyno import MicroVm, StartFailed
 from runtime.microvm.kernel import Kernel
-from runtime.microvm.machine import MIB, Machine
+from runtime.microvm.machine import FORM, MIB, Machine
 from runtime.microvm.moving import MoveFailed
 from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
@@ -522,6 +522,18 @@ class TestMoving:
             driver.qemu_version = (8, 0, 1)
             with pytest.raises(Unsupported, match=r"runs in QEMU 7\.2\.0, and this host has 8\.0\.1"):
                 await dyno.migrate(holding([]))
+
+        play(tmp_path, story)
+
+    @pytest.mark.row("microvm-move")
+    @pytest.mark.parametrize("form", [None, FORM - 1], ids=["before there were any", "another"])
+    def test_a_machine_that_another_davit_composed_is_told_before_anything_happens(self, tmp_path: Path, form: int | None) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            dyno.record.facts["form"] = form
+            with pytest.raises(Unsupported, match=r"web\.1 runs as another version of Davit composed it") as refused:
+                await dyno.migrate(holding([]))
+            assert_says("microvm-move", refused.value.message)
+            assert qemu.asked == ["qmp_capabilities"] and not dyno.ended
 
         play(tmp_path, story)
 
@@ -1540,7 +1552,7 @@ class TestHostileGuest:
 class TestSnapshots:
     """What was written of a sleeping dyno, and may have changed since."""
 
-    FACTS = {"qemu": [7, 2, 0], "kernel": "1", "kvm": False, "scratch": True, "images": ["/stack/1", "/slug"]}
+    FACTS = {"form": FORM, "qemu": [7, 2, 0], "kernel": "1", "kvm": False, "scratch": True, "images": ["/stack/1", "/slug"]}
 
     def written(self, home: Path, **changes: object) -> Path:
         snapshot = home / "snapshot"
@@ -1563,10 +1575,11 @@ class TestSnapshots:
         ("name", "value"),
         [
             ("qemu", [7, 2, 1]), ("kernel", "2"), ("kvm", True), ("images", ["/stack/2", "/slug"]), ("images", ["/stack/1", "/other"]),
+            ("form", FORM - 1), ("form", None),
         ],
     )  # fmt: skip
     def test_another_qemu_kernel_stack_or_slug_wakes_nothing(self, tmp_path: Path, name: str, value: object) -> None:
-        with pytest.raises(MoveFailed, match="another version of QEMU or kernel, or on another stack"):
+        with pytest.raises(MoveFailed, match="another version of Davit, QEMU or kernel, or on another stack"):
             self.read(self.written(tmp_path, **{name: value}))
 
     @pytest.mark.row("microvm-snapshot")
