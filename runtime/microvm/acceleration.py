@@ -61,6 +61,7 @@ async def _try(qemu: str, kernel: Kernel, place: Path) -> str | None:
 
 async def _boots(directory: Path) -> str | None:
     monitor: Monitor | None = None
+    booting: asyncio.Future[Agent] | None = None
     end = time.monotonic() + SECONDS
     try:
         monitor = await Monitor.connect(directory / "monitor", SECONDS)
@@ -68,16 +69,19 @@ async def _boots(directory: Path) -> str | None:
         while time.monotonic() < end and not booting.done():
             await asyncio.wait({booting}, timeout=0.3)
             if await monitor.status() in ("internal-error", "shutdown"):
-                booting.cancel()
                 return "a guest stops with an internal error, or gives up, under this host's KVM"
         if not booting.done():
-            booting.cancel()
             return f"a guest does not boot within {SECONDS:g} seconds under this host's KVM"
-        booting.result().close()
+        booting.result()
         return None
     except DavitError as error:
         return f"a guest does not boot under this host's KVM ({error.message})"
     finally:
+        if booting is not None:
+            booting.cancel()
+            for agent in await asyncio.gather(booting, return_exceptions=True):
+                if isinstance(agent, Agent):
+                    agent.close()
         if monitor is not None:
             with suppress(DavitError):
                 await monitor.execute("quit", timeout=2)

@@ -184,8 +184,8 @@ class ImitationDriver(MicroVmDriver):
         await qemu.open()
         facts = {
             "form": machine.FORM, "generation": 1, "memory": 224 * MIB, "plugged_memory": 0, "pluggable": 1024 * MIB,
-            "processors": 1, "most_processors": 2, "kernel": "1", "qemu": list(self.qemu_version), "kvm": False, "app": "app", "limits": dict(vars(LIMITS)), "slug": False,
-            "scratch": False,
+            "processors": 1, "most_processors": 2, "kernel": "1", "qemu": list(self.qemu_version), "kvm": False, "app": "app",
+            "limits": dict(vars(LIMITS)), "slug": False, "scratch": False,
         }  # fmt: skip
         pid = qemu.process.pid
         record = Record(id, "app-id", "web.1", 1, f"/none/{id}", boot_id(), pid, start_time(pid), isolation="microvm", facts=facts)

@@ -1379,6 +1379,25 @@ def test_kvm_under_which_no_guest_answers_is_not_used(tmp_path: Path, monkeypatc
     assert "a guest does not boot" in asyncio.run(found).reason
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["it stops", "it dies"])
+def test_nobody_waits_any_more_for_a_guest_whose_test_boot_is_over(tmp_path: Path, dies: bool) -> None:
+    async def whole() -> None:
+        tried = Imitation(tmp_path, 1, "internal-error")
+        with ended(tried):
+            await tried.open()
+            for name in ("agent", "monitor"):
+                (tmp_path / name).symlink_to(f"{name}.1")
+            tried.agent_answers = False
+            if dies:
+                tried.answers["query-status"] = no("it has gone")
+            said = await acceleration._boots(tmp_path)
+            assert said is not None and said.startswith("a guest does not boot" if dies else "a guest stops")
+            waits = [task for task in asyncio.all_tasks() if "Agent.connect" in str(task.get_coro())]
+            assert waits == []
+
+    asyncio.run(asyncio.wait_for(whole(), 120))
+
+
 class TestHostileGuest:
     def test_one_that_sends_more_than_its_window_holds_is_hung_up_on(self) -> None:
         async def story() -> None:
