@@ -7,7 +7,12 @@
  *
  * OSv makes a program ready (its list of constructors) in that program's own thread, and keeps only one such list: a second one that
  * is loaded meanwhile gets the first one's. So a program with constructors that runs beside the app is begun by `begin`, while `wait`
- * holds everything else back: by then `wait` is ready, and dlopen makes the program ready under OSv's lock. This one has none. */
+ * holds everything else back: by then `wait` is ready, and dlopen makes the program ready under OSv's lock. This one has none.
+ *
+ * When the main of an app that OSv's loader runs has returned, OSv asks everything beside it to end, and waits for that before it
+ * powers off. It is not kept waiting, least of all by what `begin` runs, which may crash when it ends: the first that is asked
+ * shuts down as exit(3) does, whatever runs then. A kernel that shows no way to do that is waited for by nobody here: the thread that
+ * asks wakes whoever waits. (All that runs of this file is one object, loaded once.) */
 #include <dlfcn.h>
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -20,6 +25,12 @@
 #ifndef TRIES
 #define TRIES 3000
 #endif
+
+void osv_current_app_on_termination_request(void (*)(void)) __attribute__((weak));
+void osv_shutdown(void) __asm__("_ZN3osv8shutdownEv") __attribute__((weak));
+
+static const char *volatile awaited[2];
+static volatile int over;
 
 static struct sockaddr_in at(in_addr_t address, const char *port)
 {
@@ -46,18 +57,59 @@ static int listen_at(in_addr_t address, const char *port)
     return -1;
 }
 
+static int knock(const char *port)
+{
+    struct sockaddr_in place = at(INADDR_LOOPBACK, port);
+    int connection = socket(AF_INET, SOCK_STREAM, 0);
+    int there = connection >= 0 && connect(connection, (struct sockaddr *)&place, sizeof place) == 0;
+
+    if (connection >= 0)
+        close(connection);
+    return there;
+}
+
+static void end(void)
+{
+    int one;
+
+    if (osv_shutdown)
+        osv_shutdown();
+    over = 1;
+    for (one = 0; one < 2; one++)
+        if (awaited[one])
+            knock(awaited[one]);
+}
+
+/* Who comes next, or -1: it is over. */
+static int next(int listener)
+{
+    while (!over) {
+        int connection = accept(listener, 0, 0);
+
+        if (connection < 0) {
+            usleep(10000);
+            continue;
+        }
+        if (!over)
+            return connection;
+        close(connection);
+    }
+    return -1;
+}
+
+static void until_it_is_over(int one, const char *port)
+{
+    awaited[one] = port;
+    if (osv_current_app_on_termination_request)
+        osv_current_app_on_termination_request(end);
+}
+
 static int wait_for(char **ports)
 {
     int tries = 0;
 
     while (*ports && tries++ < TRIES) {
-        struct sockaddr_in place = at(INADDR_LOOPBACK, *ports);
-        int connection = socket(AF_INET, SOCK_STREAM, 0);
-        int there = connection >= 0 && connect(connection, (struct sockaddr *)&place, sizeof place) == 0;
-
-        if (connection >= 0)
-            close(connection);
-        if (there)
+        if (knock(*ports))
             ports++;
         else
             usleep(10000);
@@ -74,10 +126,13 @@ static int begin(const char *port, char *object)
 
     if (listener < 0)
         return 0;
-    while ((connection = accept(listener, 0, 0)) < 0)
-        usleep(10000);
-    close(connection);
+    until_it_is_over(0, port);
+    connection = next(listener);
+    awaited[0] = 0;
     close(listener);
+    if (connection < 0)
+        return 0;
+    close(connection);
     opened = dlopen(object, RTLD_NOW);
     if (opened)
         *(void **)&program = dlsym(opened, "main");
@@ -86,7 +141,7 @@ static int begin(const char *port, char *object)
 
 int main(int argc, char **argv)
 {
-    int listener;
+    int listener, connection;
 
     if (argc > 2 && strcmp(argv[1], "wait") == 0)
         return wait_for(argv + 2);
@@ -95,13 +150,12 @@ int main(int argc, char **argv)
     listener = argc == 2 ? listen_at(INADDR_ANY, argv[1]) : -1;
     if (listener < 0)
         return 0;
-    for (;;) {
+    until_it_is_over(1, argv[1]);
+    while ((connection = next(listener)) >= 0) {
         char text[16];
         ssize_t size;
-        int number, connection = accept(listener, 0, 0);
+        int number;
 
-        if (connection < 0)
-            continue;
         size = recv(connection, text, sizeof text - 1, 0);
         text[size > 0 ? size : 0] = 0;
         number = atoi(text);
@@ -110,4 +164,7 @@ int main(int argc, char **argv)
         if (number > 0 && number < 65)
             kill(getpid(), number);
     }
+    awaited[1] = 0;
+    close(listener);
+    return 0;
 }

@@ -26,6 +26,7 @@ _KERNEL = re.compile(
     rb"|random: (<.*> initialized|device unblocked\.|blocking on read\.|.* registered as a source\.)"
     rb"|syscall\(\): unimplemented system call \d+|Requested termination of .*, waiting\.\.\."
     rb"|Powering off\.|Chdir to: .*|chdir done"
+    rb"|Rest API server running on port \d+"  # it listens before it says so, and a short program may be over meanwhile
 )
 _AMIDST = re.compile(
     rb"(?:VFS: unmounting /\S*|random: (?:<[^<>]*> initialized|device unblocked\.|blocking on read\.)"

@@ -91,6 +91,7 @@ def test_a_flood_before_the_marker_does_not_stay_in_memory() -> None:
         (b"program exited with status 0\r\n", Exit(0)),
         (b"program exited with status 42\r\n", Exit(42)),
         (b"program /app/server returned 3\r\n", Exit(3)),
+        (b"program /app/server returned 3\r\nRest API server running on port 8000\r\n", Exit(3)),
         (b"program exited with status -1\r\n", Exit(255)),
         (b'Uncaught signal 15 ("Terminated"). Powering off.\r\n', Exit(143)),
         (b"Aborted\r\n\n[backtrace]\r\n0x000000004021 <abort+19>\r\n", Exit(134)),

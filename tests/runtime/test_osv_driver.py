@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -517,6 +518,34 @@ def test_a_program_beside_the_app_begins_when_whoever_waits_for_it_is_there(tmp_
             process.wait()
     missing = subprocess.Popen([program, "begin", str(port), "/nonexistent"])
     assert subprocess.run([program, "wait", str(port)], timeout=20, check=False).returncode == missing.wait(20) == 0
+
+
+ASKS = """
+#include <pthread.h>
+#include <unistd.h>
+static void *ask(void *handler) { char said; while (read(0, &said, 1) > 0) ; ((void (*)(void))handler)(); return 0; }
+void osv_current_app_on_termination_request(void (*handler)(void)) { pthread_t one; pthread_create(&one, 0, ask, handler); }
+"""
+"""OSv's way to ask a program to end, imitated: when its standard input is over."""
+
+
+@pytest.mark.parametrize("words", [[], ["begin"]])
+def test_the_agent_ends_when_osv_asks_it_to(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "asks.c").write_text(ASKS)
+    program, port = _agent(tmp_path, "-pthread", str(tmp_path / "asks.c")), str(free_port())
+    argv = [program, *words, port, *(["/nonexistent"] if words else [])]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    try:
+        listens = Path("/proc/net/tcp")
+        for _ in range(2000):
+            if f":{int(port):04X} 00000000:0000 0A" in listens.read_text():
+                break
+            time.sleep(0.01)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_who_waits_for_what_does_not_come_goes_on(tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ int main(int argc, char **argv)
     exit(argc > 1 && !strcmp(argv[1], "fail") ? 42 : 0);
 }
 """
+RETURNS = r"""
+#include <stdio.h>
+int main(int argc, char **argv) { puts("returning"); return argc > 1 ? 7 : 0; }
+"""
+BY_OSV = ["-pie", "-fPIE", "-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"]
+"""For a program that OSv's own loader runs: musl's programs are, and OSv brings what they need of a libc."""
 WEB = """
 import os, signal, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +109,7 @@ def kernel_bench(loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempP
     tree.mkdir(parents=True)
     for name, options in (("say", ["-pie", "-fPIE"]), ("say-static", ["-static"])):
         subprocess.run(["gcc", "-O1", *options, "-o", tree / name, directory / "say.c"], check=True)
+    subprocess.run(["gcc", "-xc", "-O1", *BY_OSV, "-o", tree / "returns", "-"], input=RETURNS.encode(), check=True)
     slug = rootfs.app_image(directory, {"web.py": WEB, "wsgi.py": WSGI, "pause.py": PAUSE, "crash.py": CRASH, "shims.py": SHIMS})
     bench = KernelBench(loop, stacks.current(STACKS).run, slug, DAVIT_OSV_KERNEL=os.environ["DAVIT_OSV_KERNEL"])
     bench.open()
@@ -205,6 +212,14 @@ def test_native_programs_and_their_status(bench: KernelBench, program: str) -> N
     assert bench.run(dyno.wait(), 60) == Exit(42)
     assert decoded(bench.output(dyno))[1] == ["fail"]
     assert bench.run(bench.started(program).wait(), 60) == Exit(0)
+
+
+@pytest.mark.parametrize(("line", "status"), [("./returns", 0), ("./returns fail", 7)])
+def test_what_osvs_own_loader_runs_is_over_when_its_main_returns(bench: KernelBench, line: str, status: int) -> None:
+    """OSv asks what runs beside it to end, and waits for that."""
+    dyno = bench.started(line)
+    assert bench.run(dyno.wait(), 60) == Exit(status)
+    assert bench.output(dyno) == "returning\n"
 
 
 def test_a_last_line_without_an_end_hides_no_status(bench: KernelBench) -> None:

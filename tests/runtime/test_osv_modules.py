@@ -17,7 +17,7 @@ from runtime.driver import Exit
 from runtime.osv.dyno import Unikernel
 from tests.runtime import rootfs
 from tests.runtime.bench_of_driver import MIB
-from tests.runtime.test_osv_kernel import ENV, LIMITS, SAY, STACKS, KernelBench
+from tests.runtime.test_osv_kernel import BY_OSV, ENV, LIMITS, RETURNS, SAY, STACKS, KernelBench
 
 pytestmark = [pytest.mark.root, pytest.mark.osv, pytest.mark.timeout(600)]
 TELL = """
@@ -45,8 +45,9 @@ def bench(loop: asyncio.AbstractEventLoop, tmp_path_factory: pytest.TempPathFact
         pytest.skip(f"there are no OSv modules in {modules}: its REST server and cloud-init were not tried")
     directory = tmp_path_factory.mktemp("slug")
     (directory / "slug/app").mkdir(parents=True)
-    compiler = ["gcc", "-x", "c", "-O1", "-pie", "-fPIE", "-o", str(directory / "slug/app/say"), "-"]
-    subprocess.run(compiler, input=SAY, text=True, check=True)
+    for name, source, options in (("say", SAY, ["-pie", "-fPIE"]), ("returns", RETURNS, BY_OSV)):
+        compiler = ["gcc", "-x", "c", "-O1", *options, "-o", str(directory / "slug/app" / name), "-"]
+        subprocess.run(compiler, input=source, text=True, check=True)
     slug = rootfs.app_image(directory, {"tell.py": TELL})
     made = KernelBench(loop, stacks.current(STACKS).run, slug, DAVIT_OSV_KERNEL=str(kernel), DAVIT_OSV_MODULES=str(modules))
     made.open()
@@ -85,3 +86,9 @@ def test_a_file_that_cannot_be_written_keeps_no_app_from_beginning(bench: Kernel
 
 def test_a_native_program_beside_the_rest_server(bench: KernelBench) -> None:
     assert bench.printed(bench.started("./say one")).endswith("A6f6e65\n")
+
+
+def test_the_rest_server_ends_with_a_program_whose_main_returns(bench: KernelBench) -> None:
+    dyno = bench.started("./returns fail")
+    ended, said = bench.run(dyno.wait(), 60), bench.output(dyno)
+    assert ended == Exit(7) and "returning\n" in said, said
