@@ -28,6 +28,8 @@ static void end(int s) {
     socklen_t size = sizeof info, named = sizeof name;
     if (getsockopt(s, IPPROTO_TCP, TCP_INFO, &info, &size) || getsockname(s, (struct sockaddr *)&name, &named)) return;
     if (info.tcpi_state == STATE_CLOSE || info.tcpi_state == STATE_LISTEN || is_loopback(&name)) return;
+    struct linger none = {0, 0}; /* if this process is the last that closes it, it must not wait for an answer */
+    setsockopt(s, SOL_SOCKET, SO_LINGER, &none, sizeof none);
     shutdown(s, SHUT_RDWR); /* whoever reads is told that it is over, whoever writes gets EPIPE */
 }
 

@@ -28,7 +28,7 @@ from runtime.dynodir import DynoDirectory, Record, boot_id
 from runtime.host import Host
 from runtime.microvm import acceleration, kernel, machine, moving, resize
 from runtime.microvm.agent import Agent, GuestFailed, Streams
-from runtime.microvm.dyno import FOR_GOOD, SILENCE, MicroVm, StartFailed, order_of
+from runtime.microvm.dyno import DISK_FULL, FOR_GOOD, SILENCE, MicroVm, StartFailed, order_of
 from runtime.microvm.machine import Machine
 from runtime.microvm.promises import Promises
 from runtime.microvm.protocol import Order
@@ -467,17 +467,15 @@ class MicroVmDriver:
             status = await dyno.monitor.status()
             if status in FOR_GOOD:
                 raise GuestFailed(f"its machine gave up or powered off{await self.last_line(dyno.spec_id, dyno.monitor)}")
-            if status not in ("running", "io-error"):
+            if status not in ("running", DISK_FULL):
                 await moving.run_on(dyno.monitor)  # its runtime was killed while it put the machine aside
-            writing = asyncio.ensure_future(dyno.keep_writing())  # on a full disk it stands still again and again
-            try:
-                dyno.agent = await Agent.connect(self.socket(dyno.record, "agent"), SILENCE[dyno.record.facts["kvm"]])
-            finally:
-                writing.cancel()
-            if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
-                raise GuestFailed("it was never told what to run")
-            if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now
-                await moving.introduce(self, dyno.record, dyno.agent)
+            async with dyno.kept_writing():  # on a full disk it stands still again and again
+                dyno.agent = await dyno.find_guest(SILENCE[dyno.record.facts["kvm"]])
+                if dyno.agent.state.state == "waiting":  # its runtime was killed before it could say what is to run
+                    raise GuestFailed("it was never told what to run")
+                if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now
+                    await moving.introduce(self, dyno.record, dyno.agent)
+            if dyno.record.facts.get("waking"):
                 dyno.record.facts["waking"] = False
                 with suppress(OSError):  # a full disk: it is told once more by the next
                     await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)

@@ -11,7 +11,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGABRT, SIGKILL
@@ -49,6 +49,8 @@ FOUND_SECONDS = 10.0
 """For which Davit's start waits for a guest that an earlier runtime process started."""
 FOR_GOOD = ("internal-error", "guest-panicked", "shutdown")
 """What QEMU says of a machine that will not run any more."""
+DISK_FULL = "io-error"
+"""What it says of one that it has stopped because there was no room on the host's disk for what it wrote."""
 FULL = (
     "Error R99 (Platform error) -> "
     "The host's disk is full: the dyno stands still at what it writes, loses nothing, and goes on when there is room"
@@ -255,7 +257,7 @@ class MicroVm:
         if silent < 2 * WATCH_SECONDS and not self._disk_full:
             return ""
         status = await self._status()
-        if status == "io-error":
+        if status == DISK_FULL:
             async with self.moving:  # one that moves may not run on where it was
                 await self.write_on()
             return ""
@@ -269,7 +271,7 @@ class MicroVm:
         try:
             await self.look()
         except DavitError:
-            return f"Its guest has not answered for {silent:.0f} seconds" if await self._status() != "io-error" else ""
+            return f"Its guest has not answered for {silent:.0f} seconds" if await self._status() != DISK_FULL else ""
         return ""
 
     async def _status(self) -> str:
@@ -282,7 +284,7 @@ class MicroVm:
     async def write_on(self) -> None:
         """When QEMU has stopped it because the host's disk is full, have it try once more what it could not write: nothing is
         lost so, however long it takes until there is room. Whoever has ``moving`` calls this."""
-        if self.monitor is None or await self._status() != "io-error":
+        if self.monitor is None or await self._status() != DISK_FULL:
             return
         with contextlib.suppress(DavitError):
             await self.monitor.execute("cont")
@@ -292,11 +294,36 @@ class MicroVm:
             log.warning("a microVM stands still: the disk with its writable layer is full", extra={"dyno": self.spec_id})
             await self.driver.host.in_thread(applog.say, self.record.app_id, self.record.name, FULL)
 
-    async def keep_writing(self) -> None:
-        """:meth:`write_on` now and then, for ever."""
+    @contextlib.asynccontextmanager
+    async def kept_writing(self) -> AsyncIterator[None]:
+        """:meth:`write_on` now and then meanwhile."""
+
+        async def keep_writing() -> None:
+            while True:
+                await self.write_on()
+                await asyncio.sleep(WATCH_SECONDS)
+
+        writing = asyncio.ensure_future(keep_writing())
+        try:
+            yield
+        finally:
+            writing.cancel()
+
+    async def find_guest(self, seconds: float) -> Agent:
+        """Connect to the guest's agent. One that stands still on a full disk is waited for, however long that takes.
+
+        Args:
+            seconds: for its answer.
+
+        Raises:
+            GuestFailed: it does not answer.
+        """
         while True:
-            await self.write_on()
-            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                return await Agent.connect(self.driver.socket(self.record, "agent"), seconds)
+            except DavitError:
+                if await self._status() != DISK_FULL:
+                    raise
 
     async def _end_machine(self) -> None:
         self._last = self.stats()
@@ -334,7 +361,7 @@ class MicroVm:
         if self.ended or self.process is None or self.process.ended:
             return
         try:
-            self.talk_to(await Agent.connect(self.driver.socket(self.record, "agent"), ANSWER_SECONDS))
+            self.talk_to(await self.find_guest(ANSWER_SECONDS))
         except (DavitError, OSError):
             self.give_up("Its guest does not answer any more")
 

@@ -34,7 +34,7 @@ from runtime.driver import DynoSpec, Hold, Limits, Unsupported
 from runtime.dynodir import DynoDirectory, Record
 from runtime.microvm import machine, protocol, pump
 from runtime.microvm.agent import Agent
-from runtime.microvm.dyno import ANSWER_SECONDS, FOR_GOOD, SILENCE, MicroVm
+from runtime.microvm.dyno import ANSWER_SECONDS, DISK_FULL, FOR_GOOD, SILENCE, MicroVm
 from runtime.microvm.machine import Machine
 from runtime.microvm.protocol import Order
 from runtime.qmp import Monitor, MonitorFailed, figure
@@ -96,6 +96,11 @@ async def move(driver: MicroVmDriver, dyno: MicroVm, hold: Hold) -> float:
     await _refuse_another_machine(driver, dyno)
     await driver.host.in_thread(_promise_memory, driver, dyno)
     try:
+        if dyno.monitor is not None and await dyno.monitor.status() == DISK_FULL:
+            raise Unsupported(
+                f"The dyno {dyno.record.name} cannot be moved now. It stands still because the disk with its writable layer is "
+                "full; make room there, and it goes on by itself."
+            )
         return await _move(driver, dyno, hold)
     finally:
         driver.memory.take_back(dyno)
@@ -280,9 +285,10 @@ async def _reach(driver: MicroVmDriver, dyno: MicroVm) -> None:
     """It runs at the other end; one that does not answer there has crashed."""
     assert dyno.process is not None
     try:
-        dyno.talk_to(await Agent.connect(driver.socket(dyno.record, "agent"), ANSWER_SECONDS))
-        dyno.stood_still()
-        await dyno.tell()
+        async with dyno.kept_writing():
+            dyno.talk_to(await dyno.find_guest(ANSWER_SECONDS))
+            dyno.stood_still()
+            await dyno.tell()
     except (DavitError, OSError):
         dyno.give_up("Its guest does not answer any more since it was moved")
         raise MoveFailed(f"The dyno {dyno.record.name} was moved, and does not answer any more; it is ended.") from None
@@ -430,15 +436,16 @@ async def _stay(driver: MicroVmDriver, dyno: MicroVm, target: Launch | None) -> 
 
 async def run_on(monitor: Monitor) -> None:
     """Have a machine that stands still run where it is. QEMU refuses that while it still finishes what it was just told to do, so
-    it is told again until it runs, has stopped for good or gone, or RUN_ON_SECONDS are over."""
-    with suppress(DavitError):
-        await monitor.execute("migrate_cancel")
+    it is told again until it runs, has stopped for good or gone, or RUN_ON_SECONDS are over. One on a full disk is
+    :meth:`MicroVm.write_on`'s."""
     with suppress(DavitError, asyncio.TimeoutError):
         await asyncio.wait_for(_until_it_runs(monitor), RUN_ON_SECONDS)
 
 
 async def _until_it_runs(monitor: Monitor) -> None:
-    while await monitor.status() not in ("running", *FOR_GOOD):
+    with suppress(DavitError):
+        await monitor.execute("migrate_cancel")
+    while await monitor.status() not in ("running", DISK_FULL, *FOR_GOOD):
         with suppress(DavitError):
             await monitor.execute("cont")
         await asyncio.sleep(0.05)
@@ -524,9 +531,11 @@ async def put_aside(driver: MicroVmDriver, dyno: MicroVm, to: Path) -> None:
     """Write all that a microVM is into the new directory ``to``, and end it.
 
     Raises:
+        Unsupported: it could not be woken in the machine that this host has by now; it runs on.
         MoveFailed: it could not be written; it runs on, and ``to`` is gone.
     """
     assert dyno.monitor is not None and dyno.process is not None
+    await _refuse_another_machine(driver, dyno)
     await driver.host.in_thread(_promise_disk, driver, dyno, to)
     try:
         await dyno.monitor.execute("stop")
@@ -674,9 +683,13 @@ async def resume(driver: MicroVmDriver, spec: DynoSpec, snapshot: Path) -> Micro
         assert launch.monitor is not None
         await _until_read(launch.monitor)
         end = time.monotonic() + WAKE_SECONDS
+
+        def left() -> float:
+            return max(0.1, round(end - time.monotonic(), 1))
+
         await launch.monitor.execute("cont", timeout=WAKE_SECONDS)
-        await driver.reach(launch, WAKE_SECONDS)
-        return await _wake(driver, launch, max(0.1, round(end - time.monotonic(), 1)))
+        await driver.reach(launch, left())
+        return await _wake(driver, launch, left())
     except BaseException as error:
         failure = await driver.failed(launch, spec.name, error)
         raise failure from error

@@ -99,7 +99,11 @@ def _serve_by_waitress(create_server: Any, application: Any, host: str, port: in
     router: dict[str, Any] = {
         "trusted_proxy": "*", "trusted_proxy_headers": {"x-forwarded-proto"}, "clear_untrusted_proxy_headers": False,
     }  # fmt: skip
-    server = create_server(application, parts, host=host, port=port, threads=threads, ident=None, **router)
+    words: dict[str, Any] = {"host": host, "port": port, "threads": threads, "ident": None}
+    try:
+        server = create_server(application, parts, **words, **router)
+    except ValueError:  # before waitress 1.2, which passes on all that the router says by itself
+        server = create_server(application, parts, **words)
     print(f"Listening at http://{host}:{port} (waitress, one process, {threads} threads)", flush=True)
     while not stopping:
         server.asyncore.loop(timeout=1, map=parts, count=1)
@@ -111,7 +115,8 @@ def _serve_by_waitress(create_server: Any, application: Any, host: str, port: in
 
 
 def _under_way(connection: Any) -> bool:
-    return bool(getattr(connection, "requests", None) or getattr(connection, "total_outbufs_len", 0))
+    coming = getattr(connection, "request", None) is not None  # its body is not all here
+    return coming or bool(getattr(connection, "requests", None) or getattr(connection, "total_outbufs_len", 0))
 
 
 def _serve_by_the_standard_library(application: Any, host: str, port: int, threads: int, stopping: list[int]) -> None:

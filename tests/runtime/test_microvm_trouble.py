@@ -388,6 +388,16 @@ class TestMoving:
 
         play(tmp_path, story)
 
+    def test_one_that_stands_still_on_a_full_disk_stays_where_it_is(self, tmp_path: Path) -> None:
+        async def story(driver: ImitationDriver, dyno: MicroVm, qemu: Imitation) -> None:
+            qemu.status = "io-error"
+            async with dyno.moving:  # nobody else has it write on
+                with pytest.raises(Unsupported, match=r"stands still because the disk .* is full"):
+                    await moving.move(driver, dyno, holding([]))
+            assert "migrate" not in qemu.asked and not dyno.ended
+
+        play(tmp_path, story)
+
     def test_of_two_at_the_same_time_the_one_for_which_there_is_no_room_beside_the_other_stays(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -533,7 +543,9 @@ class TestMoving:
             with pytest.raises(Unsupported, match=r"web\.1 runs as another version of Davit composed it") as refused:
                 await dyno.migrate(holding([]))
             assert_says("microvm-move", refused.value.message)
-            assert qemu.asked == ["qmp_capabilities"] and not dyno.ended
+            with pytest.raises(Unsupported, match="another machine"):  # it could not be woken: whoever asked stops it, then
+                await dyno.suspend(tmp_path / "snapshot")
+            assert qemu.asked == ["qmp_capabilities"] and not dyno.ended and not (tmp_path / "snapshot").exists()
 
         play(tmp_path, story)
 
@@ -883,7 +895,9 @@ class TestFindingAgain:
     def test_one_that_stands_still_because_the_hosts_disk_is_full_is_found_also_while_it_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """For longer than any other may be silent."""
         monkeypatch.setattr(microvm, "WATCH_SECONDS", 0.05)
+        monkeypatch.setattr(microvm_driver, "SILENCE", {False: 0.1})
         said: list[str] = []
         monkeypatch.setattr(applog, "say", lambda app_id, process, *texts: said.extend(texts))
 
@@ -892,7 +906,7 @@ class TestFindingAgain:
             qemu.status, qemu.agent_answers = "io-error", False
 
             def tries(_: dict[str, Any]) -> dict[str, Any]:
-                qemu.agent_answers = qemu.asked.count("cont") > 3
+                qemu.agent_answers = qemu.asked.count("cont") > 12
                 return {}
 
             qemu.answers["cont"] = tries

@@ -271,12 +271,17 @@ def create_app(greeting):
         assert line == f"Listening at http://0.0.0.0:{port} ({served})\n", line + server.stdout.read()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "9.8.7.6"})
         assert urllib.request.urlopen(request, timeout=20).read() == b"hi https for 9.8.7.6"
-        with socket.create_connection(("127.0.0.1", port), 20) as slow:
+        with socket.create_connection(("127.0.0.1", port), 20) as upload, socket.create_connection(("127.0.0.1", port), 20) as slow:
+            if "waitress" in served:  # which asks the app only when it has all of it
+                upload.sendall(b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\na")
             slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
             wait_until((tmp_path / "slow").exists, "the slow request")
             server.send_signal(signal.SIGTERM)
             answer = slow.makefile("rb").read()
             assert answer.endswith(b"hi http for None") and len(answer) > 16 << 20
+            if "waitress" in served:
+                upload.sendall(b"b")
+                assert upload.makefile("rb").read().endswith(b"hi http for None")
         assert server.wait(20) == 0
     finally:
         server.kill()
