@@ -64,14 +64,16 @@ class Generation:
             pass
 
     async def ended(self) -> None:
-        """Wait until the process has ended."""
+        """Wait until the process has ended; who does so may be told to stop after :meth:`release`."""
         loop = asyncio.get_running_loop()
         end = loop.create_future()
-        loop.add_reader(self.pidfd, lambda: None if end.done() else end.set_result(None))
+        own = os.dup(self.pidfd)  # the other's number may be another file's by then
+        loop.add_reader(own, lambda: None if end.done() else end.set_result(None))
         try:
             await end
         finally:
-            loop.remove_reader(self.pidfd)
+            loop.remove_reader(own)
+            os.close(own)
 
     def trim_messages(self) -> None:
         """Empty the file of HAProxy's remarks when it has grown (it notes every server that comes and goes)."""

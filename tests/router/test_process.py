@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from foundation.errors import DavitError, Unavailable
 from router import generation, listeners, service
 from router.collector import Collector, open_fifo
 from router.config import Frame, Timeouts, compose
+from router.control import Control
 from router.generation import HaproxyFailed
 from router.routes import AppRows
 from router.service import find_program
@@ -485,3 +487,22 @@ def test_an_haproxy_that_lacks_what_is_configured_is_refused(told: str, good: bo
     else:
         with pytest.raises(generation.HaproxyFailed, match=r"needs HAProxy 2\.4\.13 or newer; this is: HAProxy version 2"):
             service.program_version(program)
+
+
+def test_who_waits_for_an_old_haproxys_end_may_be_told_to_stop_when_its_descriptor_is_another_files(tmp_path: Path) -> None:
+    async def story() -> None:
+        here, there = socket.socketpair()
+        number = os.pidfd_open(os.getpid())
+        old = generation.Generation(1, tmp_path, os.getpid(), {}, Control(tmp_path / "none"), number)
+        waiting = asyncio.ensure_future(old.ended())
+        await asyncio.sleep(0)
+        old.release()
+        os.dup2(here.fileno(), number)
+        _, writer = await asyncio.open_connection(sock=socket.socket(fileno=number))
+        waiting.cancel()
+        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
+        writer.close()
+        here.close()
+        there.close()
+
+    asyncio.run(story())

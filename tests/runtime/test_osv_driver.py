@@ -402,9 +402,7 @@ def test_the_doctor_tells_how_the_kernel_boots_and_whether_with_kvm(loader: Path
     assert point.level == "ok" and re.fullmatch(words, point.message)
 
 
-def test_kvm_under_which_the_kernel_does_not_boot_is_not_used(
-    loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kvm_that_lies_is_not_used(loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "KVM_SECONDS", 1.0)
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kvm").touch()
