@@ -475,10 +475,9 @@ class MicroVmDriver:
                     raise GuestFailed("it was never told what to run")
                 if dyno.record.facts.get("waking"):  # its runtime was killed before it could say where it is now
                     await moving.introduce(self, dyno.record, dyno.agent)
-            if dyno.record.facts.get("waking"):
-                dyno.record.facts["waking"] = False
-                with suppress(OSError):  # a full disk: it is told once more by the next
-                    await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)
+                    dyno.record.facts["waking"] = False
+                    with suppress(OSError):  # a full disk: it is told once more by the next
+                        await self.host.in_thread(DynoDirectory(self.host.dynos / dyno.spec_id).write, dyno.record)
             dyno.talk_to(dyno.agent)
         except Exception as error:  # whatever it was: nobody would look after it
             foreseen = isinstance(error, DavitError | OSError)
