@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from runtime import stacks
 from slugs import osvimage, rofs
 from slugs.store import Store
 from tests.conftest import PATIENCE, wait_until
+from tests.ports import free_port
 from tests.runtime import rootfs
 from tests.runtime.test_osv_kernel import SAY, STACKS, WEB
 
@@ -107,9 +107,7 @@ class Guest:
 
 @contextmanager
 def booted(disk: Path, *more: str, form: str = "raw", bus: str = "bootindex=0") -> Iterator[Guest]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
         "-drive", f"file={disk},if=none,id=hd0,format={form}", "-device", f"virtio-blk-pci,id=blk0,drive=hd0,{bus}",

@@ -18,6 +18,7 @@ import pytest
 
 from slugs import osvimage, rofs
 from tests.conftest import wait_until
+from tests.ports import free_port
 
 SHIMS = Path(osvimage.__file__).with_name("osvshims")
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
@@ -192,9 +193,7 @@ print(asyncio.run(main()))
 
 
 def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def send(number: int) -> bytes:
         with socket.create_connection(("127.0.0.1", port), 20) as connection:
@@ -214,9 +213,7 @@ def test_signals_come_over_tcp_to_pythons_own_handlers(tmp_path: Path) -> None:
 
 
 def test_signals_come_over_tcp_to_nodes_own_handlers(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def run(code: str) -> tuple[str, int]:
         env = {
@@ -243,9 +240,7 @@ def test_gunicorns_command_is_served_by_one_process_that_lets_requests_end(tmp_p
     if "waitress" in served:
         uv = Path(sys.executable).parent / "uv"
         subprocess.run([uv, "pip", "install", "--quiet", "--target", tmp_path, "waitress==3.0.2"], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     put(tmp_path / "gunicorn.conf.py", b"threads = 3\nraw_env = []\n")
     put(
         tmp_path / "web.py",
